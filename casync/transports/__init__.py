@@ -1,0 +1,1 @@
+"""Transports: one file each, found by name (`base.py` has the contract)."""

@@ -1,0 +1,65 @@
+"""The transports' contract, and how they are found: `casync/transports/<name>.py` is the transport <name>.
+
+Such a module has `open(wire: Wire) -> Transport`: a collective call, made once a rank after the control
+plane stands, that returns when frames may be sent to every peer. (`loopback` has its own network instead.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Protocol
+
+import casync.transports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    import numpy as np
+
+    from casync.frames import Header
+
+    Body = bytes | bytearray | memoryview | np.ndarray
+    Receive = Callable[[int, Header, memoryview], None]
+
+
+class Transport(Protocol):
+    """Framed messages between two ranks; completion by callback. Messages may arrive in any order."""
+
+    name: str
+    rank: int
+    size: int
+
+    def start(self, receive: Receive) -> None:
+        """Deliver frames from now on, each by `receive(peer, header, body)`.
+
+        `receive` runs in the transport's I/O thread and only enqueues; `body` (uint8, one dimension, read
+        only) stays valid as long as it is referenced. Its checksum is for the receiver to verify.
+        """
+
+    def send(
+        self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
+    ) -> None:
+        """Send one frame to `peer`. Thread-safe, never blocks.
+
+        `header.nbytes` is the size of `body` in bytes (0 for None); `body` is C-contiguous and must not
+        change before `done()`, which is called once, in any thread, when the buffer may be reused.
+        After the job has failed `done` may never be called.
+        """
+
+    def close(self) -> None:
+        """Send what is queued (unless the job has failed), then close. Idempotent, in any order of ranks."""
+
+
+def names() -> list[str]:
+    """Return the names of all transports, found by file name."""
+    found = (module.name for module in pkgutil.iter_modules(casync.transports.__path__))
+    return sorted(name for name in found if name != "base")
+
+
+def load(name: str) -> ModuleType:
+    """Return the module of transport `name`; raise ValueError that lists the names when there is none."""
+    if name not in names():
+        raise ValueError(f"no transport {name!r}; there are: {', '.join(names())} (casync/transports/)")
+    return importlib.import_module(f"casync.transports.{name}")
