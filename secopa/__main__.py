@@ -1,0 +1,5 @@
+"""`python -m secopa`."""
+
+from secopa.cli import main
+
+main()
