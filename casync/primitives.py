@@ -1,0 +1,171 @@
+"""The five tasks of gradient synchronization, and schedules as data.
+
+A schedule is one tuple of tasks a rank. A task names the tasks of its own rank that must be done before it
+(`after`) and, where it reads a payload, the `Encode` or `Recv` that made it. `casync.verify` executes a
+schedule symbolically, `casync.executor` with real gradients; neither knows which topology drew it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Role(IntEnum):
+    """Whose codec state an `Encode` uses; the numbers enter the seeds (LANGUAGE: seeds)."""
+
+    WORKER = 0
+    OWNER = 1
+    HOP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Make a payload: of the gradient, of the sum (`of_sum`), or of the gradient plus a received payload.
+
+    The last form (`received`, the id of a `Recv`) is the fused hop of a ring: decode, add and encode in one.
+    `final`: this is the payload that every rank applies; an average is scaled here, once.
+    """
+
+    id: int
+    partition: int
+    after: tuple[int, ...]
+    role: Role
+    hop: int = 0
+    of_sum: bool = False
+    received: int | None = None
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Write the decoded payload over the gradient: the result."""
+
+    id: int
+    partition: int
+    after: tuple[int, ...]
+    payload: int
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Add one rank's term to the sum: a received payload, or the own gradient exactly (`payload` is None)."""
+
+    id: int
+    partition: int
+    after: tuple[int, ...]
+    payload: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a payload unchanged; done as soon as the transport has taken it."""
+
+    id: int
+    partition: int
+    after: tuple[int, ...]
+    payload: int
+    peer: int
+    message: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recv:
+    """Wait for the payload with this message number from `peer`."""
+
+    id: int
+    partition: int
+    after: tuple[int, ...]
+    peer: int
+    message: int
+
+
+MESSAGES = 2
+"""Message numbers a partition, to its owner and back; between two ranks a number stands for one message."""
+
+Task: TypeAlias = Encode | Decode | Merge | Send | Recv
+Schedule: TypeAlias = tuple[tuple[Task, ...], ...]
+
+
+class Builder:
+    """Collects the tasks of all ranks while a topology draws its schedule; methods return the task's id."""
+
+    def __init__(self, nranks: int) -> None:
+        self._tasks: list[list[Task]] = [[] for _ in range(nranks)]
+
+    def _add(self, rank: int, task: Task) -> int:
+        self._tasks[rank].append(task)
+        return task.id
+
+    def encode(
+        self,
+        rank: int,
+        partition: int,
+        role: Role,
+        *,
+        hop: int = 0,
+        of_sum: int | None = None,
+        received: int | None = None,
+        final: bool = False,
+    ) -> int:
+        """Encode the gradient; the sum that the merge `of_sum` completed; or the gradient plus `received`."""
+        after = tuple(task for task in (of_sum, received) if task is not None)
+        return self._add(
+            rank,
+            Encode(self._next(rank), partition, after, role, hop, of_sum is not None, received, final),
+        )
+
+    def decode(self, rank: int, partition: int, payload: int, *, after: Sequence[int] = ()) -> int:
+        """Decode a payload into the result; `after` puts it behind sends that others wait for."""
+        return self._add(rank, Decode(self._next(rank), partition, (payload, *after), payload))
+
+    def merge(self, rank: int, partition: int, payload: int | None, *, previous: int | None) -> int:
+        """Merge one term behind the merge `previous`; the first one (None) stores instead of adding."""
+        after = tuple(task for task in (payload, previous) if task is not None)
+        return self._add(rank, Merge(self._next(rank), partition, after, payload))
+
+    def message(
+        self, source: int, target: int, partition: int, payload: int, message: int
+    ) -> tuple[int, int]:
+        """Send a payload of `source` to `target`: returns the ids of the send and of its receive."""
+        send = self._add(source, Send(self._next(source), partition, (payload,), payload, target, message))
+        return send, self._add(target, Recv(self._next(target), partition, (), source, message))
+
+    def _next(self, rank: int) -> int:
+        return len(self._tasks[rank])
+
+    def schedule(self) -> Schedule:
+        """The finished schedule."""
+        return tuple(tuple(tasks) for tasks in self._tasks)
+
+
+def join(first: Schedule, second: Schedule, partitions: int) -> Schedule:
+    """One schedule of two: the second's partitions follow the first's `partitions`, two messages a partition.
+
+    So that compressed and uncompressed gradients, in different topologies, run through one executor.
+    """
+
+    def shifted(task: Task, ids: int) -> Task:
+        moved = replace(
+            task,
+            id=task.id + ids,
+            partition=task.partition + partitions,
+            after=tuple(i + ids for i in task.after),
+        )
+        match moved:
+            case Encode(received=int(received)):
+                return replace(moved, received=received + ids)
+            case Decode(payload=payload) | Merge(payload=int(payload)):
+                return replace(moved, payload=payload + ids)
+            case Send(payload=payload, message=message):
+                return replace(moved, payload=payload + ids, message=message + MESSAGES * partitions)
+            case Recv(message=message):
+                return replace(moved, message=message + MESSAGES * partitions)
+            case _:
+                return moved
+
+    return tuple(a + tuple(shifted(task, len(a)) for task in b) for a, b in zip(first, second, strict=True))
