@@ -156,10 +156,15 @@ def _clear_errors() -> Iterator[None]:
     """Print what is the user's to mend as `error: ...` a line, and exit with 2; anything else is our bug."""
     try:
         yield
-    except (SecopaError, CompileError, ParameterError, BackendError, OSError) as error:
-        for line in str(error).splitlines():
-            typer.echo(f"error: {line}" if isinstance(error, SecopaError) else line, err=True)
-        raise typer.Exit(2) from None
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}; name a file that may be written"
+    except (SecopaError, CompileError, ParameterError, BackendError) as error:
+        text = str(error)
+    else:
+        return
+    for line in text.splitlines():
+        typer.echo(f"error: {line}", err=True)
+    raise typer.Exit(2)
 
 
 def _compile(name: str | None, params: list[str] | None) -> Codec:

@@ -31,6 +31,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from casync.frames import HEADER_BYTES
+from casync.plan import GRANULE
 from secopa.inputs import SecopaError
 
 if TYPE_CHECKING:
@@ -39,10 +41,6 @@ if TYPE_CHECKING:
 Cost = Callable[[float], float]
 """Milliseconds of a primitive on a partition, from the partition's float32 elements."""
 
-PARTITION_UNIT: Final = 4096
-"""Elements: the runtime cuts gradients at multiples of this (RUNTIME.md 5)."""
-FRAME_BYTES: Final = 32
-"""The header that the runtime puts before each message (RUNTIME.md 1)."""
 PUBLISHED_RATIO: Final = 1 / 16
 """Payload over gradient in the published model: 2 bits for 32, whatever the codec."""
 
@@ -109,14 +107,21 @@ class Model:
     costs: Costs
     unit: int
 
-    def candidates(self, elements: int) -> range:
-        """The partition counts to choose from: 1 to N, and no partition may be empty."""
+    def plain_candidates(self) -> range:
+        """Partition counts of a gradient left uncompressed: 1 to N, whatever its size.
+
+        It travels in a bucket with others, and the bucket has as many partitions as any of them asks for.
+        """
+        return range(1, self.nnodes + 1)
+
+    def compressed_candidates(self, elements: int) -> range:
+        """Partition counts of a compressed gradient: 1 to N, and no partition may be empty."""
         if self.unit == 0:
             return range(1, self.nnodes + 1)
         return range(1, min(self.nnodes, -(-elements // self.unit)) + 1)
 
     def size(self, elements: int, partitions: int) -> float:
-        """Elements of the largest of `partitions` partitions: the one that the others wait for."""
+        """Elements of the largest partition, the one that the others wait for (at most a unit too many)."""
         if self.unit == 0:
             return elements / partitions
         units = -(-elements // self.unit)
@@ -211,7 +216,7 @@ class Link:
 
     def ms(self, nbytes: float) -> float:
         """Milliseconds for one message with a body of nbytes: latency + 8 (32 + nbytes) / bandwidth."""
-        return 1e3 * (self.latency + 8 * (FRAME_BYTES + nbytes) / self.bandwidth)
+        return 1e3 * (self.latency + 8 * (HEADER_BYTES + nbytes) / self.bandwidth)
 
 
 def check_nnodes(nnodes: int) -> None:
@@ -255,4 +260,4 @@ def measured(
         decode=profile.decode,
         decode_add=profile.decode_add,
     )
-    return Model("measured", topology, nnodes, costs, unit=PARTITION_UNIT)
+    return Model("measured", topology, nnodes, costs, unit=GRANULE)

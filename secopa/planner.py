@@ -56,11 +56,10 @@ class Decision:
 def decide(gradient: Gradient, model: Model) -> Decision:
     """Search all candidate partition counts of one gradient, for plain and for compressed."""
     n = gradient.elements
-    candidates = model.candidates(n)
     return Decision(
         gradient,
-        plain=_best(candidates, lambda k: model.plain(n, k)),
-        compressed=_best(candidates, lambda k: model.compressed(n, k)),
+        plain=_best(model.plain_candidates(), lambda k: model.plain(n, k)),
+        compressed=_best(model.compressed_candidates(n), lambda k: model.compressed(n, k)),
     )
 
 
