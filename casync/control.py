@@ -6,6 +6,7 @@ by `casync/solo.py` (a job of one rank) and by the loopback network that tests u
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -111,6 +112,11 @@ def differences(topic: str, facts: Sequence[Mapping[str, str]]) -> str | None:
             "  start every rank with the same script, arguments, files and versions",
         ]
     )
+
+
+def report(rank: int, failure: RankFailure) -> None:
+    """Print the job's failure to standard error, in one write that no other rank's output can cut."""
+    os.write(2, f"casync: rank {rank} reports: {failure}\n".encode())
 
 
 def _ranks(ranks: list[int]) -> str:

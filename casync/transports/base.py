@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import casync.transports
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from casync.control import Control
     from casync.frames import Header
+    from casync.gate import Gate
 
+    Open = Callable[["Wire"], "Transport"]
     Body = bytes | bytearray | memoryview | np.ndarray
     Receive = Callable[[int, Header, memoryview], None]
 
@@ -34,8 +38,8 @@ class Transport(Protocol):
     def start(self, receive: Receive) -> None:
         """Deliver frames from now on, each by `receive(peer, header, body)`.
 
-        `receive` runs in the transport's I/O thread and only enqueues; `body` (uint8, one dimension, read
-        only) stays valid as long as it is referenced. Its checksum is for the receiver to verify.
+        `receive` runs in the transport's I/O thread and only enqueues; `body` (uint8, one dimension, not to
+        be written) stays valid as long as it is referenced. Its checksum is for the receiver to verify.
         """
 
     def send(
@@ -50,6 +54,21 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Send what is queued (unless the job has failed), then close. Idempotent, in any order of ranks."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What a transport is made from: its place, the peers' addresses, and the standing control plane.
+
+    addresses: one IPv4 address a rank, its own included, on the network that the launcher names.
+    gate: makes sockets that only the job's ranks can connect to.
+    """
+
+    rank: int
+    size: int
+    addresses: tuple[str, ...]
+    control: Control
+    gate: Gate
 
 
 def names() -> list[str]:

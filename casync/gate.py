@@ -1,0 +1,66 @@
+"""The gate: which connections a rank lets in.
+
+Every connection is one pair's own ZeroMQ PAIR socket, bound to one address. The ZMTP handshake (PLAIN)
+carries the connecting rank and the job secret, and the gate (ZAP, RFC 27) refuses it before it reaches
+the socket unless both are right. So a stranger neither takes a rank's place nor is ever read.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+import zmq
+
+Context = zmq.Context[zmq.Socket[bytes]]
+Socket = zmq.Socket[bytes]
+
+
+class Gate:
+    """Makes the sockets of one rank and answers the handshakes that arrive at them.
+
+    One a context. Made before anything is bound, so that early handshakes wait for `open` instead of failing.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._secret = ""
+        self.socket: Socket = context.socket(zmq.ROUTER)
+        self.socket.bind("inproc://zeromq.zap.01")
+
+    def open(self, secret: str) -> None:
+        """Let those in who know `secret`, from the next `answer` on."""
+        self._secret = secret
+
+    def listen(self, address: str, service: str, peer: int) -> tuple[Socket, int]:
+        """Return a socket that rank `peer` alone may connect to, and its port at `address` (IPv4)."""
+        socket = self._pair(service)
+        socket.plain_server = True
+        socket.zap_domain = f"{service}/{peer}".encode()
+        return socket, socket.bind_to_random_port(f"tcp://{address}")
+
+    def connect(self, address: str, port: int, service: str, rank: int) -> Socket:
+        """Return a socket that connects to the one that a peer made for `rank` by `listen`."""
+        socket = self._pair(service)
+        socket.plain_username = str(rank).encode()
+        socket.plain_password = self._secret.encode()
+        socket.connect(f"tcp://{address}:{port}")
+        return socket
+
+    def _pair(self, service: str) -> Socket:
+        socket = self._context.socket(zmq.PAIR)
+        socket.sndhwm = socket.rcvhwm = 0  # the plan bounds what is in flight
+        socket.linger = 0
+        socket.reconnect_ivl = -1  # a lost connection may have lost messages: it is a failure, not a pause
+        if self._context.get(zmq.IO_THREADS) > 1:
+            socket.affinity = 1 if service == "control" else 2  # no heartbeat queues behind gradients
+        return socket
+
+    def answer(self) -> None:
+        """Answer the handshakes that wait; the control thread calls it when `socket` is readable."""
+        while self.socket.poll(0):
+            route, _, version, request, domain, _, _, mechanism, *credentials = self.socket.recv_multipart()
+            user, secret = credentials if mechanism == b"PLAIN" and len(credentials) == 2 else (b"", b"")
+            right_rank = user == domain.rpartition(b"/")[2]
+            let_in = right_rank and bool(self._secret) and hmac.compare_digest(secret, self._secret.encode())
+            status = (b"200", b"welcome") if let_in else (b"400", b"not of this job")
+            self.socket.send_multipart([route, b"", version, request, *status, user, b""])

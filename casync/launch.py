@@ -1,0 +1,135 @@
+"""Who am I: rank, size and meeting point, from the environment that a launcher made.
+
+`CASYNC_*` comes first, then Horovod's. A process that no launcher started is a job of one rank.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casync import knobs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HOW_TO_START = (
+    "start with `horovodrun --gloo -np N python script.py`, or set CASYNC_RANK, CASYNC_SIZE and CASYNC_ADDR "
+    "(host:port where rank 0 listens) in each process"
+)
+
+
+class LaunchError(RuntimeError):
+    """The environment does not say who this process is; the message says what is missing and the mend."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Horovod's HTTP key-value store: the ranks meet there."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Rank0:
+    """The address that rank 0 binds: the ranks meet there."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process's place in the job.
+
+    local_rank, local_size: None where the launcher does not say (found at the rendezvous).
+    interface: the network interface that the launcher names, "" for none. meeting: None for a single rank.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int | None = None
+    local_size: int | None = None
+    meeting: Store | Rank0 | None = None
+    interface: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise LaunchError when rank and size do not fit, or several ranks have nowhere to meet."""
+        if not 0 <= self.rank < self.size:
+            raise LaunchError(f"rank {self.rank} of {self.size}: ranks count from 0 to size - 1")
+        if self.size > 1 and self.meeting is None:
+            raise LaunchError(f"{self.size} ranks need a place to meet: {HOW_TO_START}")
+
+
+def find(environ: Mapping[str, str] | None = None) -> Launch:
+    """Return this process's place in its job; raise LaunchError or KnobError when `environ` does not tell."""
+    env = os.environ if environ is None else environ
+    interface = knobs.IFACE.get(env)
+    if any(knob.is_set(env) for knob in (knobs.RANK, knobs.SIZE, knobs.ADDR)):
+        return _casync(env, interface)
+    if env.get("HOROVOD_RANK"):
+        return _horovod(env, interface)
+    _refuse_other_launchers(env)
+    return Launch()
+
+
+def _casync(env: Mapping[str, str], interface: str) -> Launch:
+    rank, size, address = knobs.RANK.get(env), knobs.SIZE.get(env), knobs.ADDR.get(env)
+    if rank is None or size is None or (address is None and size > 1):
+        needed = (knobs.RANK, knobs.SIZE, knobs.ADDR)
+        missing = " and ".join(knob.name for knob in needed if not knob.is_set(env))
+        raise LaunchError(f"{missing} not set, while another of the three is: {HOW_TO_START}")
+    meeting = Rank0(*address) if address else None
+    return Launch(rank, size, knobs.LOCAL_RANK.get(env), knobs.LOCAL_SIZE.get(env), meeting, interface)
+
+
+def _horovod(env: Mapping[str, str], interface: str) -> Launch:
+    def number(name: str) -> int:
+        text = env.get(name, "")
+        if not text.isdecimal():
+            raise LaunchError(
+                f"{name}={text!r}, but horovodrun sets it to a number: start with "
+                "`horovodrun --gloo -np N python script.py`, or unset HOROVOD_RANK to run a single rank"
+            )
+        return int(text)
+
+    size = number("HOROVOD_SIZE")
+    meeting = None
+    if size > 1:
+        host = env.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", "")
+        if not host:
+            raise LaunchError(
+                "HOROVOD_RANK is set, but HOROVOD_GLOO_RENDEZVOUS_ADDR is not: only Horovod's Gloo launcher "
+                f"has a rendezvous; {HOW_TO_START}"
+            )
+        meeting = Store(host, number("HOROVOD_GLOO_RENDEZVOUS_PORT"))
+    return Launch(
+        number("HOROVOD_RANK"),
+        size,
+        number("HOROVOD_LOCAL_RANK"),
+        number("HOROVOD_LOCAL_SIZE"),
+        meeting,
+        interface or env.get("HOROVOD_GLOO_IFACE", "").partition(",")[0],
+    )
+
+
+_OTHERS = (
+    ("torchrun", "RANK", "WORLD_SIZE"),
+    ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("mpiexec (MPICH, Intel MPI)", "PMI_RANK", "PMI_SIZE"),
+)
+
+
+def _refuse_other_launchers(env: Mapping[str, str]) -> None:
+    """Raise LaunchError under a launcher of several ranks that casync cannot join yet.
+
+    Without this each of its processes would train alone, as rank 0 of 1.
+    """
+    for launcher, rank, size in _OTHERS:
+        if env.get(rank) and env.get(size, "1") != "1":
+            raise LaunchError(
+                f"this process is rank {env[rank]} of {env.get(size)} under {launcher}, which casync does "
+                f"not join yet: {HOW_TO_START}"
+            )

@@ -1,0 +1,392 @@
+"""The control plane: one small ZeroMQ connection a pair, one thread a rank that owns them all.
+
+What travels (JSON, then a body in `gather`), both ways on each connection:
+
+    hello   rank, version, secret       first message of each side; nothing else is sent before the other's
+    beat    wait, idle, last            every second
+    gather  sequence number, topic      the one collective; `agree` is made of it
+    accuse  a failure                   to the arbiter, the lowest rank that is neither dead nor accused
+    abort   a failure                   the arbiter's decision: it takes the first accusation, and tells all
+    bye                                 what closes after this is no death
+
+The arbiter is there so that all ranks raise the same failure when several notice one at the same time.
+A rank that gets no decision within a second decides itself.
+
+Fork: a child must not use casync. Workers that a data loader forks do not; start them before `init`, or by
+spawn, all the same: a child that outlives its killed parent keeps the parent's connections open, and its
+death is then noticed by missing heartbeats, after T.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from casync import detect
+from casync.control import NO_STEP, MismatchError, RankFailure, Wait, differences, report
+from casync.detect import Beat
+from casync.machine import resume
+from casync.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from casync.gate import Gate, Socket
+    from casync.machine import Process
+
+VERSION = 1
+BEAT = 1.0
+"""Seconds between heartbeats."""
+TICK = 0.25
+"""Seconds between two looks at the detectors."""
+DECISION = 1.0
+"""Seconds that the arbiter has."""
+GATHER_LIMIT = 1 << 20
+"""Bytes of a value that `gather` takes."""
+
+
+class Peer:
+    """One connection of the control thread: its socket, and what is known of the rank at the other end."""
+
+    def __init__(self, rank: int, socket: Socket, dialled: bool, process: Process, now: float) -> None:
+        self.rank = rank
+        self.socket = socket
+        self.dialled = dialled  # this side connected; the other end's strangers are not ours
+        self.monitor: Socket = socket.get_monitor_socket(
+            zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        )
+        self.process = process
+        self.fd = -1  # of the connection that said hello
+        self.joined = self.departed = self.lost = False
+        self.held: list[list[bytes]] = []  # messages for after the hello
+        self.beat: tuple[Wait | None, float, Wait | None] = (None, 0.0, None)
+        self.heard = now
+
+    @property
+    def reachable(self) -> bool:
+        """Whether messages to it may arrive."""
+        return not (self.departed or self.lost)
+
+    def send(self, parts: list[bytes]) -> None:
+        """Send now, or when the peer has said hello; drop it when the peer has gone."""
+        if not self.reachable:
+            return
+        if not self.joined:
+            self.held.append(parts)
+            return
+        with contextlib.suppress(zmq.Again):  # disconnected; the monitor is about to say so
+            self.socket.send_multipart(parts, zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Close the connection; the context could not end with its monitor open."""
+        self.socket.disable_monitor()
+        self.monitor.close(0)
+        self.socket.close(500)
+
+
+class Plane:
+    """The control plane (`casync.control.Control`) over ZeroMQ. Thread-safe; the thread is a daemon."""
+
+    def __init__(
+        self,
+        rank: int,
+        sockets: Mapping[int, tuple[Socket, bool]],
+        processes: Sequence[Process],
+        gate: Gate,
+        secret: str,
+        timeout: float,
+    ) -> None:
+        """Take over `sockets` (peer -> socket, whether this side connects) and `gate`, and start the thread.
+
+        timeout: T in seconds.
+        """
+        now = time.monotonic()
+        self.rank, self.size, self.timeout = rank, len(sockets) + 1, timeout
+        self._gate, self._secret = gate, secret
+        self._peers = {
+            peer: Peer(peer, socket, dialled, processes[peer], now)
+            for peer, (socket, dialled) in sockets.items()
+        }
+        self._mail: Mailbox[Callable[[], None]] = Mailbox()
+        self._wait: tuple[Wait | None, float] = (None, now)  # of the executor: what, and since when
+        self._topic: tuple[Wait, float] | None = None  # of a running collective
+        self._last: Wait | None = None
+        self._accusation: tuple[RankFailure, float] | None = None  # given to the arbiter, and when
+        self._failure: RankFailure | None = None
+        self._calls: list[Callable[[RankFailure], None]] = []
+        self._changed = threading.Condition()  # of _failure, _calls, _gathered, _closed
+        self._collective = threading.Lock()
+        self._sequence = 0
+        self._gathered: defaultdict[int, dict[int, tuple[str, bytes]]] = defaultdict(dict)
+        self._closing = self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"casync control {rank}", daemon=True)
+        self._thread.start()
+
+    # --- the Control protocol, called by any thread ---------------------------------------------------------
+
+    def waits(self, wait: Wait | None) -> None:
+        """Say what this rank waits for now. Costs two assignments; the next heartbeat carries it."""
+        if wait is not None:
+            self._last = wait
+        self._wait = (wait, time.monotonic())
+
+    def abort(self, failure: RankFailure) -> None:
+        """Fail the job. Returns when it has failed, so that `check` raises: the first failure of any rank."""
+        self._mail.put(lambda: self._accuse(failure))
+        if threading.current_thread() is not self._thread:
+            with self._changed:
+                self._changed.wait_for(lambda: self._failure or self._closed, timeout=2 * DECISION)
+
+    def check(self) -> None:
+        """Raise the job's failure if there is one."""
+        if self._failure is not None:
+            raise RankFailure(*self._failure.args)
+
+    def on_failure(self, call: Callable[[RankFailure], None]) -> None:
+        """Have `call` called once, in the control thread; here and now if the job has already failed."""
+        with self._changed:
+            if self._failure is None:
+                self._calls.append(call)
+                return
+        call(self._failure)
+
+    def agree(self, topic: str, facts: Mapping[str, str]) -> None:
+        """Collective: raise MismatchError on every rank unless all hold equal `facts`."""
+        text = json.dumps(dict(facts), sort_keys=True).encode()
+        problem = differences(topic, [json.loads(held) for held in self.gather(topic, text)])
+        if problem:
+            raise MismatchError(problem)
+
+    def gather(self, topic: str, value: bytes) -> list[bytes]:
+        """Collective: return every rank's `value` in rank order.
+
+        Raises RankFailure when the job fails meanwhile, MismatchError when the ranks are in collectives on
+        other topics, ValueError above 1 MiB.
+        """
+        if len(value) > GATHER_LIMIT:
+            raise ValueError(f"gather({topic!r}) takes at most {GATHER_LIMIT} bytes, not {len(value)}")
+        with self._collective:
+            sequence, self._sequence = self._sequence, self._sequence + 1
+            self._mail.put(lambda: self._broadcast(_pack("gather", sequence, topic), value))
+            try:
+                with self._changed:
+                    while missing := self._peers.keys() - self._gathered[sequence].keys():
+                        self.check()
+                        if self._closed:
+                            raise RuntimeError("the casync session is closed")
+                        self._topic = (Wait(min(missing), topic, NO_STEP), time.monotonic())
+                        self._changed.wait()
+                    got = self._gathered.pop(sequence)
+            finally:
+                self._topic = None
+                self._wait = (self._wait[0], time.monotonic())
+        got[self.rank] = (topic, value)
+        problem = differences("the order of collectives", [{"now in": got[r][0]} for r in sorted(got)])
+        if problem:
+            raise MismatchError(problem)
+        return [got[r][1] for r in sorted(got)]
+
+    def close(self) -> None:
+        """Say goodbye and end the thread. Idempotent; returns within two seconds whatever the peers do."""
+        self._mail.put(self._stop)
+        self._thread.join(2)
+
+    # --- the control thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except Exception as error:  # a thread that died silently would look like a healthy rank
+            self._decide(RankFailure(self.rank, None, None, f"its control thread failed: {error!r}"))
+            raise
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+            for peer in self._peers.values():
+                peer.close()
+            self._gate.socket.close(0)
+            self._mail.close()
+
+    def _loop(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._mail, zmq.POLLIN)
+        poller.register(self._gate.socket, zmq.POLLIN)
+        by_socket: dict[Any, Peer] = {}
+        by_monitor: dict[Any, Peer] = {}
+        for peer in self._peers.values():
+            by_socket[peer.socket] = by_monitor[peer.monitor] = peer
+            poller.register(peer.socket, zmq.POLLIN)
+            poller.register(peer.monitor, zmq.POLLIN)
+            if peer.dialled:
+                peer.socket.send(self._hello())
+        next_beat = looked = time.monotonic()
+        while not self._closing:
+            ready = dict(poller.poll(int(1000 * TICK) if self._mail.sleep() else 0))
+            self._mail.awake()
+            self._excuse(time.monotonic() - looked)
+            while task := self._mail.take():
+                task()
+            if self._gate.socket in ready:
+                self._gate.answer()
+            for socket in ready.keys() & by_socket.keys():
+                self._receive(by_socket[socket])
+            for monitor in ready.keys() & by_monitor.keys():
+                self._watch(by_monitor[monitor])
+            looked = now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + BEAT
+                wait, since = self._topic or self._wait
+                self._broadcast(_pack("beat", _wait(wait), now - since, _wait(self._last)))
+            self._detect(now)
+
+    def _excuse(self, gap: float) -> None:
+        """Count no silence against the peers while this process itself was stopped, for `gap` seconds."""
+        if gap > 2 * BEAT:
+            for peer in self._peers.values():
+                peer.heard += gap
+
+    def _detect(self, now: float) -> None:
+        if self._failure is not None:
+            return
+        if self._accusation is None:
+            departed = {peer.rank for peer in self._peers.values() if peer.departed}
+            failure = detect.suspect(self.rank, self._beats(now), departed, self.timeout)
+            if failure is not None:
+                self._accuse(failure)
+        elif now - self._accusation[1] > DECISION:
+            self._decide(self._accusation[0])
+
+    def _beats(self, now: float) -> dict[int, Beat]:
+        wait, since = self._topic or self._wait
+        beats = {self.rank: Beat(wait, now - since, self._last, 0.0)}
+        for peer in self._peers.values():
+            beats[peer.rank] = Beat(*peer.beat, now - peer.heard)
+        return beats
+
+    def _receive(self, peer: Peer) -> None:
+        """Handle all that has come from `peer`."""
+        while int(peer.socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            head, *bodies = peer.socket.recv_multipart(copy=False)
+            try:
+                kind, *fields = json.loads(bytes(head.buffer))
+                if kind == "hello":
+                    rank, version, secret = fields
+                    self._welcome(peer, rank, version, secret)
+                    peer.fd = head.get(zmq.SRCFD)
+                elif peer.joined:
+                    self._handle(peer, kind, fields, [bytes(body.buffer) for body in bodies])
+            except (ValueError, TypeError, IndexError, AttributeError) as error:
+                self._accuse(RankFailure(peer.rank, None, None, f"it sent a broken control message: {error}"))
+
+    def _welcome(self, peer: Peer, rank: int, version: int, secret: str) -> None:
+        if (rank, secret) != (peer.rank, self._secret):
+            raise ValueError("another job's program answers at its address")
+        if version != VERSION:
+            raise ValueError(f"it speaks version {version}, this rank {VERSION}: install one release on all")
+        peer.joined, peer.heard = True, time.monotonic()
+        if not peer.dialled:
+            peer.send([self._hello()])
+        for parts in peer.held:
+            peer.send(parts)
+        peer.held.clear()
+
+    def _handle(self, peer: Peer, kind: str, fields: list[Any], bodies: list[bytes]) -> None:
+        peer.heard = time.monotonic()
+        match kind, fields:
+            case "beat", [wait, idle, last]:
+                peer.beat = (_unwait(wait), float(idle), _unwait(last))
+            case "gather", [sequence, topic]:
+                with self._changed:
+                    self._gathered[sequence][peer.rank] = (topic, bodies[0])
+                    self._changed.notify_all()
+            case "accuse", [failure]:
+                self._decide(RankFailure(*failure))
+            case "abort", [failure]:
+                self._fail(RankFailure(*failure))
+            case "bye", []:
+                peer.departed = True
+                peer.beat = (None, 0.0, peer.beat[2])
+            case _:
+                raise ValueError(f"unknown kind {kind!r}")
+
+    def _watch(self, peer: Peer) -> None:
+        """Handle what the monitor of `peer` says of its connection."""
+        while peer.monitor.poll(0):
+            event = recv_monitor_message(peer.monitor)
+            # At a bound socket strangers come and go; theirs is not the connection that said hello.
+            if not peer.dialled and not (
+                event["event"] == zmq.EVENT_DISCONNECTED and event["value"] == peer.fd
+            ):
+                continue
+            self._receive(peer)  # what it sent before, a goodbye or an abort, counts first
+            if peer.reachable:
+                peer.lost = True
+                reason = "its process has ended" if peer.joined else "its process ended before it joined"
+                beats = self._beats(time.monotonic())
+                self._accuse(detect.failure(peer.rank, self.rank, beats, f"{reason} (connection closed)"))
+
+    # --- failure --------------------------------------------------------------------------------------------
+
+    def _accuse(self, failure: RankFailure) -> None:
+        """Bring `failure` before the arbiter, which may be this rank."""
+        if self._failure is not None or self._accusation is not None:
+            return
+        judges = {peer.rank for peer in self._peers.values() if peer.joined and peer.reachable} | {self.rank}
+        arbiter = min(judges - {failure.rank}, default=self.rank)
+        if arbiter == self.rank:
+            self._decide(failure)
+        else:
+            self._accusation = (failure, time.monotonic())
+            self._peers[arbiter].send([_pack("accuse", failure.args)])
+
+    def _decide(self, failure: RankFailure) -> None:
+        """As the arbiter: tell all ranks, print, and fail here too."""
+        if self._failure is None:
+            self._broadcast(_pack("abort", failure.args))
+            report(self.rank, failure)
+            self._fail(failure)
+
+    def _fail(self, failure: RankFailure) -> None:
+        with self._changed:
+            if self._failure is not None:
+                return
+            self._failure = failure
+            calls, self._calls = self._calls, []
+            self._changed.notify_all()
+        for call in calls:
+            call(failure)
+        if failure.rank in self._peers:
+            resume(self._peers[failure.rank].process)
+
+    # --- small parts ----------------------------------------------------------------------------------------
+
+    def _hello(self) -> bytes:
+        return _pack("hello", self.rank, VERSION, self._secret)
+
+    def _broadcast(self, *parts: bytes) -> None:
+        for peer in self._peers.values():
+            peer.send(list(parts))
+
+    def _stop(self) -> None:
+        self._broadcast(_pack("bye"))
+        self._closing = True
+
+
+def _pack(kind: str, *fields: object) -> bytes:
+    return json.dumps([kind, *fields]).encode()
+
+
+def _wait(wait: Wait | None) -> list[object] | None:
+    return [wait.rank, wait.gradient, wait.step] if wait else None
+
+
+def _unwait(fields: list[Any] | None) -> Wait | None:
+    return Wait(*fields) if fields else None

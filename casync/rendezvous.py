@@ -1,0 +1,274 @@
+"""Rendezvous: every rank brings a record, every rank gets all records and the job secret, drawn by rank 0.
+
+    through Horovod's HTTP store      PUT /casync/<key>, GET /casync/<key> (404 until it is there)
+        rank r    PUT rank.r                      rank 0 reads all, PUT table;  rank r polls table
+    through the address of rank 0     ZeroMQ, rank 0 binds a ROUTER
+        rank r    "join" + record   ->            <-  table, when all have joined
+
+Who can reach the meeting point can join: it belongs on the cluster's own network, as with any launcher.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import secrets
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import zmq
+
+from casync.launch import Launch, Rank0, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casync.gate import Context
+
+POLL = 0.05
+"""Seconds between two looks at the store."""
+
+
+class RendezvousError(RuntimeError):
+    """The ranks did not meet: the message names the missing ones and what to look at."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the ranks know of each other once they have met: the job secret and a record a rank (JSON)."""
+
+    secret: str
+    records: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """Return the form that travels."""
+        return json.dumps([self.secret, *self.records])
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Table:
+        """Read what `to_json` wrote."""
+        secret, *records = json.loads(text)
+        return Table(secret, tuple(records))
+
+
+def meet(context: Context, launch: Launch, record: str, timeout: float) -> Table:
+    """Collective: give `record`, return the job's table.
+
+    Raises RendezvousError, naming the missing ranks, when not all of `launch.size` ranks have come within
+    `timeout` seconds, and at once when a rank or size is not the one that rank 0 expects.
+    """
+    deadline = time.monotonic() + timeout
+    match launch.meeting:
+        case Store(host, port):
+            return _through_store(
+                _Client(f"http://{host}:{port}/casync/", launch.rank), launch, record, deadline
+            )
+        case Rank0(host, port) if launch.rank == 0:
+            return _as_rank0(context, _resolve(host), port, launch, record, deadline)
+        case Rank0(host, port):
+            return _join(context, _resolve(host), port, launch, record, deadline)
+        case None:
+            return Table(_secret(), (record,))
+
+
+def own_address(context: Context, launch: Launch) -> str:
+    """Return the one IPv4 address at which this rank's sockets listen.
+
+    That of the launcher's interface; else, of the interface that leads to the meeting point. Raises
+    RendezvousError when there is no such interface or address.
+    """
+    if launch.interface:
+        probe = context.socket(zmq.PAIR)
+        try:
+            probe.bind(f"tcp://{launch.interface}:*")
+            return probe.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://").rpartition(":")[0]
+        except zmq.ZMQError as error:
+            there = ", ".join(name for _, name in socket.if_nameindex())
+            raise RendezvousError(
+                f"network interface {launch.interface!r} cannot be used ({error}); "
+                f"this machine has: {there}. Set CASYNC_IFACE to one that the other ranks reach"
+            ) from None
+        finally:
+            probe.close(0)
+    if launch.meeting is None:
+        return "127.0.0.1"
+    host = _resolve(launch.meeting.host)
+    if isinstance(launch.meeting, Rank0) and launch.rank == 0:
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_udp:
+        try:
+            probe_udp.connect((host, launch.meeting.port))  # sends nothing: only asks for the route
+        except OSError as error:
+            raise RendezvousError(
+                f"no route to the meeting point {host}: {error}; set CASYNC_IFACE"
+            ) from None
+        return str(probe_udp.getsockname()[0])
+
+
+def _secret() -> str:
+    return secrets.token_hex(16)
+
+
+def _resolve(host: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
+    except OSError as error:
+        raise RendezvousError(
+            f"{host!r} is no address of the meeting point ({error}); give a name or an IPv4 address"
+        ) from None
+
+
+def _absent(missing: list[int], size: int, what_to_do: str) -> RendezvousError:
+    names = ("rank " if len(missing) == 1 else "ranks ") + ", ".join(map(str, missing))
+    return RendezvousError(f"{names} of {size} did not join in time: {what_to_do}")
+
+
+# --- Horovod's store ---------------------------------------------------------------------------------------
+
+_sessions: defaultdict[tuple[str, int], Iterator[int]] = defaultdict(itertools.count)
+"""How many sessions each rank of this process has had at a store: a second session must not read the
+first one's table."""
+
+
+class _Client:
+    """The store's two verbs, for the keys of one session."""
+
+    def __init__(self, url: str, rank: int) -> None:
+        self._url = f"{url}{next(_sessions[url, rank])}."
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a web proxy
+
+    def put(self, key: str, value: str) -> None:
+        self._opener.open(
+            urllib.request.Request(self._url + key, data=value.encode(), method="PUT"), timeout=5
+        ).close()
+
+    def get(self, key: str) -> str | None:
+        try:
+            with self._opener.open(self._url + key, timeout=5) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+
+
+def _through_store(client: _Client, launch: Launch, record: str, deadline: float) -> Table:
+    assert isinstance(launch.meeting, Store)
+    place = f"{launch.meeting.host}:{launch.meeting.port}"
+    try:
+        client.put(f"rank.{launch.rank}", record)
+        if launch.rank == 0:
+            others = range(1, launch.size)
+            records = [_poll(client, f"rank.{rank}", deadline) for rank in others]
+            if None not in records:
+                table = Table(_secret(), (record, *(text for text in records if text is not None)))
+                client.put("table", table.to_json())
+                return table
+        elif text := _poll(client, "table", deadline):
+            return Table.from_json(text)
+        missing = [rank for rank in range(launch.size) if client.get(f"rank.{rank}") is None]
+    except OSError as error:
+        raise RendezvousError(
+            f"the launcher's rendezvous store at {place} does not answer ({error}): is horovodrun still "
+            "running, and does it reach this machine?"
+        ) from None
+    raise _absent(missing or [0], launch.size, "have their processes been started, and have they not ended?")
+
+
+def _poll(client: _Client, key: str, deadline: float) -> str | None:
+    while (found := client.get(key)) is None and time.monotonic() < deadline:
+        time.sleep(POLL)
+    return found
+
+
+# --- the address of rank 0 ---------------------------------------------------------------------------------
+
+_JOIN = b"casync join 1"
+
+
+def _as_rank0(context: Context, host: str, port: int, launch: Launch, record: str, deadline: float) -> Table:
+    router = context.socket(zmq.ROUTER)
+    router.linger = 2000  # the tables are on their way when it closes
+    try:
+        try:
+            router.bind(f"tcp://{host}:{port}")
+        except zmq.ZMQError as error:
+            raise RendezvousError(
+                f"rank 0 cannot listen at {host}:{port} ({error}): CASYNC_ADDR must be a free port of the "
+                "machine that runs rank 0"
+            ) from None
+        records: dict[int, tuple[bytes, str]] = {}
+        refused: dict[str, None] = {}
+        while len(records) < launch.size - 1 and (left := deadline - time.monotonic()) > 0:
+            if not router.poll(int(1000 * left)):
+                break
+            route, *message = router.recv_multipart()
+            match _read_join(message):
+                case None:
+                    continue  # not one of ours
+                case rank, size, theirs:
+                    reason = _refusal(rank, size, launch.size, records)
+                    if reason:
+                        refused[reason] = None
+                        router.send_multipart([route, b"refused", reason.encode()])
+                    else:
+                        records[rank] = (route, theirs)
+        missing = [rank for rank in range(1, launch.size) if rank not in records]
+        if missing:
+            absent = _absent(
+                missing,
+                launch.size,
+                f"are they started, with CASYNC_ADDR={host}:{port} and CASYNC_SIZE={launch.size}?"
+                + "".join(f" Refused: {reason}." for reason in refused),
+            )
+            for route, _ in records.values():
+                router.send_multipart([route, b"refused", str(absent).encode()])
+            raise absent
+        table = Table(_secret(), (record, *(records[rank][1] for rank in range(1, launch.size))))
+        for route, _ in records.values():
+            router.send_multipart([route, b"table", table.to_json().encode()])
+        return table
+    finally:
+        router.close()
+
+
+def _read_join(message: list[bytes]) -> tuple[int, int, str] | None:
+    try:
+        tag, rank, size, record = message
+        return (int(rank), int(size), record.decode()) if tag == _JOIN else None
+    except ValueError:
+        return None
+
+
+def _refusal(rank: int, size: int, expected: int, joined: dict[int, tuple[bytes, str]]) -> str | None:
+    if size != expected:
+        return f"a process says it is rank {rank} of {size}, but rank 0 was started with size {expected}"
+    if not 0 < rank < size:
+        return f"a process says it is rank {rank} of {size}; only ranks 1 to {size - 1} join rank 0"
+    if rank in joined:
+        return f"rank {rank} joined twice: each process needs its own CASYNC_RANK"
+    return None
+
+
+def _join(context: Context, host: str, port: int, launch: Launch, record: str, deadline: float) -> Table:
+    dealer = context.socket(zmq.DEALER)
+    dealer.linger = 0
+    try:
+        dealer.connect(f"tcp://{host}:{port}")
+        dealer.send_multipart([_JOIN, b"%d" % launch.rank, b"%d" % launch.size, record.encode()])
+        # A little longer than rank 0 waits, so that its answer, which names the missing ranks, comes first.
+        if not dealer.poll(int(1000 * (deadline - time.monotonic() + 2))):
+            raise _absent(
+                [0], launch.size, f"no answer from {host}:{port}; is it started, with this CASYNC_ADDR?"
+            )
+        answer, text = dealer.recv_multipart()
+        if answer != b"table":
+            raise RendezvousError(text.decode())
+        return Table.from_json(text)
+    finally:
+        dealer.close()

@@ -1,0 +1,158 @@
+"""A session: this process's membership in the job, from rendezvous to goodbye. No framework needed.
+
+with casync.session.connect() as session:
+    session.transport.start(receive)
+    ...
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import zmq
+
+from casync import knobs, launch, rendezvous
+from casync.control import RankFailure
+from casync.gate import Gate
+from casync.machine import Process, this_process
+from casync.plane import Plane
+from casync.solo import SoloControl, SoloTransport
+from casync.transports import base
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from casync.control import Control
+    from casync.gate import Context
+    from casync.transports.base import Transport
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A rank's place in the job, its control plane and its transport."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    control: Control
+    transport: Transport
+    context: Context | None = None
+    pid: int = field(default_factory=os.getpid)
+
+    def close(self) -> None:
+        """Send what is queued, say goodbye, close every socket. Idempotent; takes a few seconds at most."""
+        _open.discard(self)
+        self.transport.close()
+        self.control.close()
+        if self.context is not None:
+            self.context.term()
+
+    def __enter__(self) -> Session:
+        """Return the session; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; an exception that ends the block fails the job, so that no rank waits for this one."""
+        if error is not None:
+            _abort(self, error)
+        self.close()
+
+
+def connect(
+    transport: str | None = None, timeout: float | None = None, place: launch.Launch | None = None
+) -> Session:
+    """Join the job and return the session. Collective.
+
+    transport: the name of a file in casync/transports/ (default: CASYNC_TRANSPORT, "zmq").
+    timeout: T in seconds, at least 3 (default: CASYNC_TIMEOUT, 60): to join, silence, no progress.
+    place: this process's place in the job (default: from the environment, `casync.launch.find`).
+
+    Raises LaunchError, KnobError, RendezvousError (ranks that did not join), RankFailure, ValueError.
+    """
+    place = launch.find() if place is None else place
+    timeout = knobs.TIMEOUT.get() if timeout is None else timeout
+    if timeout < knobs.MIN_TIMEOUT:
+        raise ValueError(f"timeout {timeout:g} s: must be {knobs.MIN_TIMEOUT:g} s or more")
+    name = knobs.TRANSPORT.get() if transport is None else transport
+    module = base.load(name)
+    if not hasattr(module, "open"):
+        raise ValueError(f"transport {name!r} joins ranks of one process only; use another")
+    if place.size == 1:
+        return Session(0, 1, 0, 1, SoloControl(), SoloTransport())
+    session = _join(place, timeout, module.open)
+    _open.add(session)
+    return session
+
+
+def _join(place: launch.Launch, timeout: float, open_transport: base.Open) -> Session:
+    context: Context = zmq.Context(io_threads=2)
+    plane: Plane | None = None
+    gate = Gate(context)
+    listening = {}
+    try:
+        address = rendezvous.own_address(context, place)
+        listening = {
+            peer: gate.listen(address, "control", peer) for peer in range(place.rank + 1, place.size)
+        }
+        record = {
+            "address": address,
+            "ports": {peer: port for peer, (_, port) in listening.items()},
+            "process": asdict(this_process()),
+        }
+        table = rendezvous.meet(context, place, json.dumps(record), timeout)
+        gate.open(table.secret)
+        records = [json.loads(text) for text in table.records]
+        processes = [Process(**theirs["process"]) for theirs in records]
+        sockets = {peer: (socket, False) for peer, (socket, _) in listening.items()}
+        for peer in range(place.rank):
+            port = records[peer]["ports"][str(place.rank)]
+            sockets[peer] = (gate.connect(records[peer]["address"], port, "control", place.rank), True)
+        plane = Plane(place.rank, sockets, processes, gate, table.secret, timeout)
+        addresses = tuple(theirs["address"] for theirs in records)
+        transport = open_transport(base.Wire(place.rank, place.size, addresses, plane, gate))
+    except BaseException as error:
+        if plane is not None:
+            if not isinstance(error, RankFailure):
+                plane.abort(_ended_by(place.rank, error))
+            plane.close()
+        context.destroy(linger=0)
+        raise
+    local = [rank for rank, it in enumerate(processes) if it.machine == processes[place.rank].machine]
+    local_rank = local.index(place.rank) if place.local_rank is None else place.local_rank
+    local_size = len(local) if place.local_size is None else place.local_size
+    return Session(place.rank, place.size, local_rank, local_size, plane, transport, context)
+
+
+# --- the end of the process --------------------------------------------------------------------------------
+
+_open: set[Session] = set()
+
+
+def _ended_by(rank: int, error: BaseException) -> RankFailure:
+    text = str(error).strip().partition("\n")[0]
+    return RankFailure(rank, None, None, f"it was ended by {type(error).__name__}: {text}".removesuffix(": "))
+
+
+def _abort(session: Session, error: BaseException) -> None:
+    if not isinstance(error, RankFailure):
+        session.control.abort(_ended_by(session.rank, error))
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what the script left open. An uncaught exception is a failure of the job, not a goodbye."""
+    error = getattr(sys, "last_value", None)
+    for session in list(_open):
+        if session.pid != os.getpid():
+            continue  # this is a forked child, and the session its parent's
+        if error is not None:
+            _abort(session, error)
+        session.close()

@@ -1,0 +1,190 @@
+"""ZeroMQ: one stream connection a pair, header and body as two parts, one I/O thread that owns all sockets.
+
+A body of COPY_BELOW bytes or more is not copied: ZeroMQ reads it from the caller's buffer, and `done` is
+called when it has let go of it. Smaller ones are copied, which costs less than keeping count of the buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zmq
+
+from casync import frames
+from casync.control import RankFailure
+from casync.frames import FrameError, Header
+from casync.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casync.gate import Socket
+    from casync.transports.base import Body, Receive, Wire
+
+COPY_BELOW = 1 << 16
+"""Bytes."""
+TURN = 32
+"""Frames that are read from one peer before the next has its turn."""
+LINGER = 5000
+"""Milliseconds that frames may still take after `close`; peers that are alive read at once."""
+
+_HELLO = frames.pack(Header(0, 0, 0, 0, 0))
+"""The first frame of a connection, sent by the side that connects: the other may not send before it came."""
+
+
+def open(wire: Wire) -> ZmqTransport:  # noqa: A001  (the name that casync.transports.base asks for)
+    """Collective: connect every pair of ranks. Raises RankFailure when the job fails meanwhile."""
+    listening = {
+        peer: wire.gate.listen(wire.addresses[wire.rank], "data", peer)
+        for peer in range(wire.rank + 1, wire.size)
+    }
+    sockets = {peer: socket for peer, (socket, _) in listening.items()}
+    try:
+        ports = " ".join(str(listening[peer][1]) if peer in listening else "-" for peer in range(wire.size))
+        for peer, theirs in enumerate(wire.control.gather("data ports", ports.encode())):
+            if peer < wire.rank:
+                port = int(theirs.split()[wire.rank])
+                sockets[peer] = wire.gate.connect(wire.addresses[peer], port, "data", wire.rank)
+                sockets[peer].send_multipart([_HELLO, b""])
+        for socket, _ in listening.values():
+            while not socket.poll(100):
+                wire.control.check()
+            socket.recv_multipart()
+    except BaseException:
+        for socket in sockets.values():
+            socket.close(0)
+        raise
+    return ZmqTransport(wire, sockets)
+
+
+class ZmqTransport:
+    """The transport (`casync.transports.base.Transport`) over ZeroMQ."""
+
+    name = "zmq"
+
+    def __init__(self, wire: Wire, sockets: dict[int, Socket]) -> None:
+        """Take over `sockets`, one a peer, each connected."""
+        self.rank, self.size = wire.rank, wire.size
+        self._control = wire.control
+        self._sockets = sockets
+        self._mail: Mailbox[_Message] = Mailbox()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+
+    def start(self, receive: Receive) -> None:
+        """Start the I/O thread, which calls `receive` for every frame."""
+        self._thread = threading.Thread(
+            target=self._run, args=(receive,), name=f"casync zmq {self.rank}", daemon=True
+        )
+        self._thread.start()
+
+    def send(
+        self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
+    ) -> None:
+        """Queue one frame; raise ValueError on an unknown peer or a body of another size than announced."""
+        if peer not in self._sockets:
+            raise ValueError(f"rank {self.rank} has no connection to rank {peer} of {self.size}")
+        view = _bytes(body)
+        if view.nbytes != header.nbytes:
+            raise ValueError(f"the header announces {header.nbytes} bytes, the body has {view.nbytes}")
+        self._mail.put((peer, frames.pack(header), view, done))
+
+    def close(self) -> None:
+        """Send what is queued, at most for LINGER, or nothing more when the job has failed."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._thread is None:
+            self._close_sockets()
+        else:
+            self._mail.put((-1, b"", memoryview(b""), None))
+            if threading.current_thread() is not self._thread:
+                self._thread.join(LINGER / 1000)
+
+    # --- the I/O thread -------------------------------------------------------------------------------------
+
+    def _run(self, receive: Receive) -> None:
+        try:
+            self._loop(receive)
+        except Exception as error:
+            self._control.abort(RankFailure(self.rank, None, None, f"its I/O thread failed: {error!r}"))
+            raise
+        finally:
+            self._close_sockets()
+
+    def _loop(self, receive: Receive) -> None:
+        poller = zmq.Poller()
+        poller.register(self._mail, zmq.POLLIN)
+        peers: dict[Any, int] = {}
+        for peer, socket in self._sockets.items():
+            peers[socket] = peer
+            poller.register(socket, zmq.POLLIN)
+        while True:
+            ready = poller.poll(None if self._mail.sleep() else 0)
+            self._mail.awake()
+            while message := self._mail.take():
+                if message[0] < 0:
+                    return
+                self._send(*message)
+            for socket, _ in ready:
+                if socket in peers:
+                    self._receive(peers[socket], receive)
+
+    def _send(self, peer: int, header: bytes, body: memoryview, done: Callable[[], None] | None) -> None:
+        socket = self._sockets[peer]
+        # Again: the peer has gone. Whether that is a goodbye or a death is for the control plane to say.
+        with contextlib.suppress(zmq.Again):
+            socket.send(header, zmq.SNDMORE | zmq.NOBLOCK)
+            if body.nbytes < COPY_BELOW:
+                socket.send(body, zmq.NOBLOCK)
+            else:
+                # ZeroMQ keeps `lease` alive until it has read the buffer; a tracker would have to be polled.
+                lease = body[:]
+                if done is not None:
+                    weakref.finalize(lease, done).atexit = False
+                    done = None
+                socket.send(zmq.Frame(lease, track=False, copy=False), zmq.NOBLOCK, copy=False)
+        if done is not None:
+            done()
+
+    def _receive(self, peer: int, receive: Receive) -> None:
+        socket = self._sockets[peer]
+        for _ in range(TURN):
+            if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                return
+            try:
+                head, body = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                header = frames.unpack(head.buffer)
+                if len(body) != header.nbytes:
+                    raise FrameError(f"the header announces {header.nbytes} bytes, the body has {len(body)}")
+            except ValueError as error:
+                self._control.abort(RankFailure(peer, None, None, f"it sent a broken frame: {error}"))
+                return
+            receive(peer, header, body.buffer)
+
+    def _close_sockets(self) -> None:
+        linger = LINGER
+        try:
+            self._control.check()
+        except RankFailure:
+            linger = 0
+        for socket in self._sockets.values():
+            socket.close(linger)
+        self._mail.close()
+
+
+_Message = tuple[int, bytes, memoryview, "Callable[[], None] | None"]
+
+
+def _bytes(body: Body | None) -> memoryview:
+    """Return the bytes of `body` without a copy; raise ValueError when they are not contiguous."""
+    if isinstance(body, np.ndarray):
+        if not body.flags.c_contiguous:
+            raise ValueError("the body must be C-contiguous: send numpy.ascontiguousarray(body)")
+        body = body.reshape(-1).view(np.uint8).data
+    view = memoryview(b"" if body is None else body)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
