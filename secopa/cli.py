@@ -102,7 +102,14 @@ def plan_command(
             cost.check_nnodes(nnodes)
             compiled = _compile(codec, param)
             curves = _curves(compiled, profile_file, local_ranks)
-            model = cost.measured(conditions["topology"], nnodes, link, curves, compiled.max_bytes)
+            model = cost.measured(
+                conditions["topology"],
+                nnodes,
+                link,
+                curves,
+                compiled.max_bytes,
+                planner.bucket_elements(gradients),
+            )
             taken = curves.conditions
             conditions |= {"bandwidth": speed, "latency": delay, "codec": taken.title}
             link_text = (

@@ -22,7 +22,8 @@ with K = N each node encodes for the N-1 others and once as owner: N. Every node
 own too, so at K = N our runtime does one decode more than the published count, which we keep. RING: N encodes
 and N decodes lie on a partition's critical path, as published; the other decodes overlap with forwarding.
 
-All costs are of one gradient alone: overlap with the backward pass, other gradients and buckets are not seen.
+Our runtime lets uncompressed gradients share buckets, so in the `measured` model one that is smaller than a
+bucket costs its share of a full one. Overlap with the backward pass and other traffic are not seen.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from casync.frames import HEADER_BYTES
-from casync.plan import GRANULE
+from casync.plan import BUCKET_BYTES, GRANULE
 from secopa.inputs import SecopaError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Model:
     """The formulas for one topology and number of nodes, with every primitive's cost filled in.
 
     unit: partitions begin at multiples of so many elements; 0: a gradient is cut anywhere (as published).
+    bucket: elements that uncompressed gradients fill a bucket with; 0: each travels alone (as published).
     """
 
     name: str
@@ -106,6 +108,7 @@ class Model:
     nnodes: int
     costs: Costs
     unit: int
+    bucket: int
 
     def plain_candidates(self) -> range:
         """Partition counts of a gradient left uncompressed: 1 to N, whatever its size.
@@ -128,8 +131,10 @@ class Model:
         return min(elements, self.unit * -(-units // partitions))
 
     def plain(self, elements: int, partitions: int) -> float:
-        """Milliseconds to synchronise the gradient uncompressed."""
-        return plain_ms(self.topology, self.nnodes, self.size(elements, partitions), self.costs)
+        """Milliseconds to synchronise the gradient uncompressed: its share of the bucket that it is in."""
+        together = max(elements, self.bucket)
+        x = self.size(together, partitions)
+        return elements / together * plain_ms(self.topology, self.nnodes, x, self.costs)
 
     def compressed(self, elements: int, partitions: int) -> float:
         """Milliseconds to synchronise the gradient compressed."""
@@ -201,7 +206,7 @@ def published(topology: str, nnodes: int) -> Model:
         decode=of_payload(DECODE),
         decode_add=of_payload(DECODE),
     )
-    return Model("hipress", topology, nnodes, costs, unit=0)
+    return Model("hipress", topology, nnodes, costs, unit=0, bucket=0)
 
 
 # The default model -----------------------------------------------------------------------------------------
@@ -226,7 +231,12 @@ def check_nnodes(nnodes: int) -> None:
 
 
 def measured(
-    topology: str, nnodes: int, link: Link, profile: Profile, payload_bytes: Callable[[int], int]
+    topology: str,
+    nnodes: int,
+    link: Link,
+    profile: Profile,
+    payload_bytes: Callable[[int], int],
+    bucket: int = BUCKET_BYTES // 4,
 ) -> Model:
     """Return the default model: the same formulas for any N >= 1, a stated link and measured curves.
 
@@ -234,7 +244,8 @@ def measured(
     through the owner's link. The published constants have the same shape: from N = 4 to 16 their slopes are
     N-1 times the ring step's within 7 %, and their fixed parts grow with N. Encode, decode, decode_add and
     merge are costed by the elements that they read or write. `payload_bytes(n)`: the payload of n elements
-    (`Codec.max_bytes`: exact, or an upper limit where the codec's size is not exact).
+    (`Codec.max_bytes`: exact, or an upper limit where the codec's size is not exact). `bucket`: elements of a
+    bucket of uncompressed gradients; a model with fewer in all has a smaller one.
     Raises SecopaError for N < 1.
     """
     check_nnodes(nnodes)
@@ -260,4 +271,4 @@ def measured(
         decode=profile.decode,
         decode_add=profile.decode_add,
     )
-    return Model("measured", topology, nnodes, costs, unit=GRANULE)
+    return Model("measured", topology, nnodes, costs, unit=GRANULE, bucket=bucket)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from casync.plan import BUCKET_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -51,6 +53,11 @@ class Decision:
         if plain.ms == 0:
             return "nothing is sent"
         return f"{sides}: kernels and messages cost more than the bytes they save"
+
+
+def bucket_elements(gradients: Iterable[Gradient]) -> int:
+    """Return the elements of a bucket of uncompressed gradients: the runtime's limit, or all there are."""
+    return min(BUCKET_BYTES // 4, sum(gradient.elements for gradient in gradients))
 
 
 def decide(gradient: Gradient, model: Model) -> Decision:

@@ -31,9 +31,7 @@ def summary(decisions: Sequence[Decision]) -> str:
             f"Expected: {plain:.4g} ms a step without compression, {planned:.4g} ms with this plan "
             f"({plain / planned:.2f} times as fast)."
         )
-    lines.append(
-        "That is synchronisation alone, one gradient after the other: without overlap, without buckets."
-    )
+    lines.append("That is synchronisation alone, one gradient after the other, without overlap.")
     return "\n".join(lines)
 
 

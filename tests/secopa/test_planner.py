@@ -1,6 +1,6 @@
 """The plan is the cheapest of all candidates, and keeps to the runtime's partitions."""
 
-import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ from secopa_profiles import SIZES, elements, links, nodes, payload_bytes, profil
 from casync.plan import cut
 from secopa import cost
 from secopa.inputs import Gradient, SecopaError
-from secopa.planner import decide, plan
+from secopa.planner import bucket_elements, decide, plan
 
 
 def by_hand(topology, n, k, link, profile, elements, compressed):
     """The default model once more, in a straight line."""
-    blocks = -(-elements // 4096)
-    x = min(elements, 4096 * -(-blocks // k))
+    together = elements if compressed else max(elements, 2**18)
+    x = min(together, 4096 * math.ceil(math.ceil(together / 4096) / k))
 
     def at(curve):
         ms = np.maximum.accumulate([ms for _, ms in curve.points])
@@ -26,7 +26,7 @@ def by_hand(topology, n, k, link, profile, elements, compressed):
     nbytes = 32 + (payload_bytes(x) if compressed else 4 * x)
     total = 2 * (n - 1) * 1000 * (link.latency + nbytes * 8 / link.bandwidth)
     if not compressed:
-        return total + (n - 1) * at(profile.merge)
+        return elements / together * (total + (n - 1) * at(profile.merge))
     total += (n - 1) * at(profile.decode_add)
     if topology == "PS":
         return total + min(k + 1, n) * at(profile.encode) + min(k, n - 1) * at(profile.decode)
@@ -39,7 +39,8 @@ def test_the_choice_is_the_argmin_over_all_candidates(topology, n, link, profile
     most = min(n, -(-size // 4096))
     best = min(
         by_hand(topology, n, k, link, profile, size, compressed)
-        for k, compressed in itertools.product(range(1, most + 1), [False, True])
+        for compressed in (False, True)
+        for k in range(1, (most if compressed else n) + 1)
     )
     assert decision.chosen.ms == pytest.approx(best, rel=1e-9)
     at_choice = by_hand(topology, n, decision.chosen.partitions, link, profile, size, decision.pays)
@@ -103,10 +104,23 @@ def test_latency_counts_for_each_message():
     profile = profile_of(*[(0, 0, 0)] * 4)
     for topology in ("PS", "RING"):
         near, far = (
-            cost.measured(topology, 5, cost.Link(1e9, seconds), profile, payload_bytes).plain(10_000, 1)
+            cost.measured(topology, 5, cost.Link(1e9, seconds), profile, payload_bytes).plain(300_000, 1)
             for seconds in (0.0, 1e-3)
         )
         assert far - near == pytest.approx(2 * 4 * 1.0)
+
+
+def test_small_uncompressed_gradients_share_a_message():
+    profile = profile_of(*[(0, 0, 0)] * 4)
+    model = cost.measured("RING", 3, cost.Link(1e9, 1e-3), profile, payload_bytes, bucket=100_000)
+    alone, shared = model.plain(100_000, 3), model.plain(1_000, 3)
+    assert shared == pytest.approx(alone / 100)
+    assert model.compressed(1_000, 1) > 4 * 1.0, "compressed, it pays for messages of its own"
+
+
+def test_a_bucket_is_no_larger_than_the_model():
+    assert bucket_elements([Gradient("a", 100), Gradient("b", 200)]) == 300
+    assert bucket_elements([Gradient("a", 10**6)]) == 2**18
 
 
 def test_the_order_of_gradients_is_kept_and_equal_sizes_decide_alike():

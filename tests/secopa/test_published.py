@@ -115,7 +115,7 @@ def test_equal_costs_take_the_larger_number_of_partitions():
     floor = cost.Line(1e-9, 0.0, 1.0)
     free = cost.Line(1e-9, 0.0, 0.0)
     costs = cost.Costs(*[floor] * 6, merge=free, encode=free, decode=free, decode_add=free)
-    model = cost.Model("test", "RING", 6, costs, unit=0)
+    model = cost.Model("test", "RING", 6, costs, unit=0, bucket=0)
     assert decide(Gradient("g", 1000), model).plain.partitions == 6
 
 
