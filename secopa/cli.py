@@ -160,17 +160,18 @@ def main() -> None:
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    """Print what is the user's to mend as `error: ...` a line, and exit with 2; anything else is our bug."""
+    """Print what is the user's to mend, and exit with 2; any other exception is a bug of ours."""
     try:
         yield
-    except OSError as error:
-        text = f"{error.filename}: {error.strerror}; name a file that may be written"
-    except (SecopaError, CompileError, ParameterError, BackendError) as error:
+    except CompileError as error:
         text = str(error)
+    except OSError as error:
+        text = f"error: {error.filename}: {error.strerror}; name a file that may be written"
+    except (SecopaError, ParameterError, BackendError) as error:
+        text = "\n".join(f"error: {line}" for line in str(error).splitlines())
     else:
         return
-    for line in text.splitlines():
-        typer.echo(f"error: {line}", err=True)
+    typer.echo(text, err=True)
     raise typer.Exit(2)
 
 
