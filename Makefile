@@ -1,7 +1,7 @@
 # Thin: every target is one script or one tool in .venv.
 
-# The first Python that can make the environment; name another by `make setup PYTHON=...`.
-CANDIDATES := python3.11 python3.12 python3.13 python3
+# The Python that made the environment, else the first that can; name another by `make setup PYTHON=...`.
+CANDIDATES := .venv/bin/python python3.11 python3.12 python3.13 python3
 PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin

@@ -178,7 +178,7 @@ class Setup:
             ),
         )
         self.console = Console(len(self.steps))
-        self.lock: int | None = None
+        self.lock = -1
 
     def up_to_date(self) -> bool:
         """Whether nothing is to be done."""
@@ -191,6 +191,14 @@ class Setup:
             return
         CACHE.mkdir(parents=True, exist_ok=True)
         self.take_lock()
+        try:
+            self.run_steps()
+        finally:
+            os.close(self.lock)
+            self.lock = -1
+
+    def run_steps(self) -> None:
+        """Run what is not done; the caller holds the lock."""
         LOG.write_text("")
         shutil.rmtree(CACHE / "scratch", ignore_errors=True)
         if VENV.exists() and (not self.steps[0].done or CHANGING.exists() or not PYTHON.exists()):
@@ -328,7 +336,7 @@ class Setup:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=() if self.lock is None else (self.lock,),
+                pass_fds=() if self.lock < 0 else (self.lock,),
             )
             while True:
                 try:
