@@ -1,0 +1,298 @@
+"""What encode, merge and decode do to real gradients: codecs, state and seeds, segment by segment.
+
+A segment is absent (None) on a rank whose gradient did not fire. A compressed payload that is not finite has no
+body: nobody decodes it, and its partition ends as NaN on every rank. Uncompressed values pass as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from casync.bodies import BodyFormat
+from casync.buffers import Lease, Pool
+from casync.plain import Plain
+from casync.primitives import Role
+from casync.seeds import private_seed, shared_seed
+from compll.codec import Item
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from casync.feedback import Feedback
+    from casync.plan import Partition, Segment
+    from casync.primitives import Decode, Encode, Merge
+    from compll.codec import Result
+
+    Vector = NDArray[np.float32]
+    Bytes = NDArray[np.uint8]
+
+
+class CodecInfo(Protocol):
+    """The properties of a codec that the runtime uses; `compll.codec.Codec.info` has them."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def exact_size(self) -> bool: ...  # noqa: D102
+    @property
+    def stateful(self) -> bool: ...  # noqa: D102
+    @property
+    def random(self) -> bool: ...  # noqa: D102
+    @property
+    def keyed(self) -> bool: ...  # noqa: D102
+    @property
+    def feedback(self) -> bool: ...  # noqa: D102
+    @property
+    def hop(self) -> bool: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+
+class BatchCodec(Protocol):
+    """The part of `compll.codec.Codec` that the runtime uses."""
+
+    @property
+    def info(self) -> CodecInfo:
+        """The codec's properties."""
+
+    def max_bytes(self, n: int) -> int:
+        """The most bytes of a payload of n elements."""
+
+    def new_state(self, n: int) -> dict[str, Vector]:
+        """Zero state of n elements."""
+
+    def batch(self, op: str, items: Sequence[Item], threads: int | None = None) -> list[Result]:
+        """Run one operation on many items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A body on its way. absent: some segment is; finite: all that was merged into it is."""
+
+    body: Bytes
+    absent: bool
+    finite: bool
+    lease: Lease | None = None
+
+
+@dataclass(slots=True)
+class Sum:
+    """The terms merged so far of one partition, by segment; None where every term was absent."""
+
+    values: list[Vector | None]
+    finite: bool = True
+
+
+class Compute:
+    """Runs the computing tasks of one rank. `scale`: what the final encode multiplies by, 1/N for an average."""
+
+    def __init__(
+        self,
+        rank: int,
+        partitions: Sequence[Partition],
+        codec: BatchCodec | None,
+        feedback: Feedback,
+        *,
+        scale: float,
+        run_seed: int,
+        threads: int,
+    ) -> None:
+        self.rank = rank
+        self.partitions = partitions
+        self.feedback = feedback
+        self._codec = codec
+        self._plain = Plain()
+        self._scale = np.float32(scale)
+        self._run_seed = run_seed
+        self._threads = threads
+        self._pool = Pool()
+        self._formats = [
+            BodyFormat(
+                tuple(map(self._of(p).max_bytes, (s.elements for s in p.segments))),
+                self._of(p).info.exact_size,
+            )
+            for p in partitions
+        ]
+
+    def _of(self, partition: Partition) -> BatchCodec:
+        if not partition.compressed:
+            return self._plain
+        assert self._codec is not None
+        return self._codec
+
+    def encode(
+        self,
+        task: Encode,
+        step: int,
+        gradients: Mapping[str, Vector | None],
+        received: Payload | None,
+        total: Sum | None,
+        readers: int,
+    ) -> Payload:
+        """Encode the gradient, the sum, or gradient and received payload; `readers` tasks will read the result."""
+        partition, form = self.partitions[task.partition], self._formats[task.partition]
+        codec = self._of(partition)
+        before = total.finite if total else received.finite if received else True
+        if partition.compressed and not before:
+            return Payload(np.empty(0, np.uint8), False, False)
+        parts = form.split(received.body, received.absent) if received else [None] * len(partition.segments)
+        scale = self._scale if task.final else np.float32(1)
+        lease = Lease(self._pool, form.capacity, readers)
+        encodes: list[tuple[int, Item]] = []
+        hops: list[tuple[int, Item]] = []
+        for i, (segment, slot, part) in enumerate(
+            zip(partition.segments, form.slots(lease.buffer), parts, strict=True)
+        ):
+            own = total.values[i] if total else _slice(gradients, segment)
+            if own is None and part is None:
+                continue
+            common = self._common(codec, segment, task, step)
+            if part is not None:
+                own = np.zeros(segment.elements, np.float32) if own is None else own
+                hops.append((i, Item(grad=own, out=slot, payload=part, scale=float(scale), **common)))
+            else:
+                if scale != 1:
+                    own = np.multiply(own, scale, out=own if total else None)
+                encodes.append((i, Item(grad=own, out=slot, **common)))
+        payloads: list[Bytes | None] = [None] * len(parts)
+        finite = before
+        for op, chosen in (("encode", encodes), ("hop", hops)):
+            if chosen:
+                for (i, _), result in zip(chosen, self._batch(codec, op, chosen), strict=True):
+                    payloads[i] = result.value
+                    finite = finite and result.finite
+        if total:
+            self._give_back(total)
+        if partition.compressed and not finite:
+            self._pool.give(lease.buffer)
+            return Payload(np.empty(0, np.uint8), False, False)
+        return Payload(form.pack(lease.buffer, payloads), any(p is None for p in payloads), finite, lease)
+
+    def merge(
+        self,
+        task: Merge,
+        step: int,
+        gradients: Mapping[str, Vector | None],
+        received: Payload | None,
+        total: Sum | None,
+    ) -> Sum:
+        """Add a received payload, or the own gradient and what its worker role had left, to the sum."""
+        partition = self.partitions[task.partition]
+        codec = self._of(partition)
+        total = total or Sum([None] * len(partition.segments))
+        if received is None:
+            for i, segment in enumerate(partition.segments):
+                own = _slice(gradients, segment)
+                if own is not None:
+                    self._merge_own(total, i, own, segment, partition.compressed and codec.info.feedback)
+            return total
+        if partition.compressed and not received.finite:
+            total.finite = False
+            return total
+        total.finite = total.finite and received.finite
+        parts = self._formats[task.partition].split(received.body, received.absent)
+        stores: list[tuple[int, Item]] = []
+        adds: list[tuple[int, Item]] = []
+        for i, (segment, part) in enumerate(zip(partition.segments, parts, strict=True)):
+            if part is None:
+                continue
+            shared = self._shared(codec, segment, step)
+            value = total.values[i]
+            if value is None:
+                value = total.values[i] = self._vector(segment.elements)
+                stores.append((i, Item(payload=part, out=value, shared_seed=shared)))
+            else:
+                adds.append((i, Item(payload=part, out=value, shared_seed=shared)))
+        for op, chosen in (("decode", stores), ("decode_add", adds)):
+            if chosen:
+                self._batch(codec, op, chosen)
+        return total
+
+    def decode(
+        self, task: Decode, step: int, payload: Payload, results: MutableMapping[str, Vector | None]
+    ) -> None:
+        """Write the final payload over the gradient; one that was absent here gets its first value."""
+        partition = self.partitions[task.partition]
+        codec = self._of(partition)
+        if partition.compressed and not payload.finite:
+            for segment in partition.segments:
+                self._result(results, segment)[:] = np.nan
+            return
+        parts = self._formats[task.partition].split(payload.body, payload.absent)
+        items = [
+            (
+                i,
+                Item(
+                    payload=part,
+                    out=self._result(results, segment),
+                    shared_seed=self._shared(codec, segment, step),
+                ),
+            )
+            for i, (segment, part) in enumerate(zip(partition.segments, parts, strict=True))
+            if part is not None
+        ]
+        if items:
+            self._batch(codec, "decode", items)
+
+    def _batch(self, codec: BatchCodec, op: str, chosen: Sequence[tuple[int, Item]]) -> list[Result]:
+        return codec.batch(op, [item for _, item in chosen], threads=self._threads)
+
+    def _merge_own(self, total: Sum, i: int, own: Vector, segment: Segment, feedback: bool) -> None:
+        term = self._vector(segment.elements)
+        if feedback:
+            ((name, left),) = self.feedback.current(segment, Role.WORKER).items()
+            self.feedback.following(segment, Role.WORKER)[name][:] = 0
+            np.add(own, left, out=term)
+        else:
+            term[:] = own
+        value = total.values[i]
+        if value is None:
+            total.values[i] = term
+        else:
+            value += term
+            self._pool.give(term.view(np.uint8))
+
+    def _common(self, codec: BatchCodec, segment: Segment, task: Encode, step: int) -> dict[str, object]:
+        """The arguments that encode and hop share: seeds and state."""
+        common: dict[str, object] = {}
+        if codec.info.random or codec.info.keyed:
+            shared = shared_seed(self._run_seed, step, segment.gradient, segment.part)
+            common |= {"seed": private_seed(shared, self.rank, task.role, task.hop), "shared_seed": shared}
+        if codec.info.stateful:
+            common |= {
+                "state": self.feedback.current(segment, task.role),
+                "new_state": self.feedback.following(segment, task.role),
+            }
+        return common
+
+    def _shared(self, codec: BatchCodec, segment: Segment, step: int) -> int | None:
+        if not codec.info.keyed:
+            return None
+        return shared_seed(self._run_seed, step, segment.gradient, segment.part)
+
+    def _vector(self, elements: int) -> Vector:
+        return self._pool.take(4 * elements).view(np.float32)
+
+    def _give_back(self, total: Sum) -> None:
+        for value in total.values:
+            if value is not None:
+                self._pool.give(value.view(np.uint8))
+
+    def _result(self, results: MutableMapping[str, Vector | None], segment: Segment) -> Vector:
+        whole = results[segment.gradient]
+        if whole is None:
+            elements = max(
+                s.stop for p in self.partitions for s in p.segments if s.gradient == segment.gradient
+            )
+            whole = results[segment.gradient] = np.empty(elements, np.float32)
+        return whole[segment.start : segment.stop]
+
+
+def _slice(gradients: Mapping[str, Vector | None], segment: Segment) -> Vector | None:
+    whole = gradients[segment.gradient]
+    return None if whole is None else whole[segment.start : segment.stop]

@@ -1,0 +1,402 @@
+"""Runs a rank's schedule, step after step: one compute thread, fed by one queue of events.
+
+    hooks (training thread) --+
+                              +--> queue --> compute thread --> transport (its own I/O thread)
+    frames (I/O thread) ------+                    |
+    synchronize() <---- outcome of the step -------+
+
+A task is ready when the tasks before it are done and, if it reads the gradient, when that is known. Ready work
+runs first come, first served; sends leave at once. Frames of the next step may arrive early (a rank is at most
+one step ahead): they start what they can, and nothing of a step is mixed with another's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from casync.compute import Compute, Payload, Sum
+from casync.control import RankFailure, Wait
+from casync.frames import ABSENT, HEADER_BYTES, NOT_FINITE, FrameError, Header, verify
+from casync.metrics import Meter, Stats
+from casync.primitives import Decode, Encode, Merge, Recv, Send, Task
+from compll.codec import PayloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from casync.channels import Channel, Channels
+    from casync.control import Control
+    from casync.plan import Partition
+
+    Vector = NDArray[np.float32]
+
+log = logging.getLogger("casync")
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Event: a gradient of a step is known; None: it is absent on this rank."""
+
+    step: int
+    gradient: str
+    values: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Event: the training thread waits for the step; what is not known by now is absent."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Event: a frame."""
+
+    peer: int
+    header: Header
+    body: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Event: end the compute thread."""
+
+
+Event: TypeAlias = Ready | Close | Arrived | Stop
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A synchronized step: the result of each gradient, None where it was absent on all ranks."""
+
+    values: Mapping[str, NDArray[np.float32] | None]
+    finite: bool
+
+
+class Program:
+    """One rank's schedule, indexed for execution."""
+
+    def __init__(self, tasks: Sequence[Task], partitions: Sequence[Partition]) -> None:
+        self.tasks = tuple(tasks)
+        self.needs = [len(task.after) + _awaits(task) for task in tasks]
+        self.behind: list[list[int]] = [[] for _ in tasks]
+        self.gradient_tasks: list[list[int]] = [[] for _ in partitions]
+        self.recvs: dict[tuple[int, int], int] = {}
+        readers: Counter[int] = Counter()
+        for task in tasks:
+            for other in task.after:
+                self.behind[other].append(task.id)
+            if isinstance(task, Recv):
+                self.recvs[task.peer, task.message] = task.id
+            elif isinstance(task, Send | Decode):
+                readers[task.payload] += 1
+            if not isinstance(task, Recv) and _awaits(task):
+                self.gradient_tasks[task.partition].append(task.id)
+        self.readers = readers
+        names = [{segment.gradient for segment in p.segments} for p in partitions]
+        self.gradients_needed = [len(found) for found in names]
+        self.partitions_of: dict[str, list[int]] = defaultdict(list)
+        for number, found in enumerate(names):
+            for name in sorted(found):
+                self.partitions_of[name].append(number)
+
+
+def _awaits(task: Task) -> bool:
+    """Whether something besides tasks must come first: a frame, or the gradient."""
+    match task:
+        case Recv() | Merge(payload=None) | Encode(of_sum=False):
+            return True
+        case _:
+            return False
+
+
+@dataclass(slots=True)
+class Step:
+    """How far one step is."""
+
+    number: int
+    needs: list[int]
+    gradients_needed: list[int]
+    missing: dict[int, None]  # receives whose frame is not there, in the schedule's order
+    left: int
+    gradients: dict[str, Vector | None] = field(default_factory=dict)
+    results: dict[str, Vector | None] = field(default_factory=dict)
+    payloads: dict[int, Payload] = field(default_factory=dict)
+    sums: dict[int, Sum] = field(default_factory=dict)
+    closed: bool = False
+    finite: bool = True
+
+
+class Executor:
+    """Synchronizes gradients by a schedule. `submit` and `synchronize` belong to the training thread."""
+
+    def __init__(
+        self,
+        control: Control,
+        channels: Channels,
+        tasks: Sequence[Task],
+        compute: Compute,
+    ) -> None:
+        self._control = control
+        self._compute = compute
+        self._program = Program(tasks, compute.partitions)
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._outcomes: SimpleQueue[Outcome | None] = SimpleQueue()
+        self._ready: deque[tuple[Step, Task]] = deque()
+        self._running: tuple[Step, Task] | None = None
+        self._steps: dict[int, Step] = {}
+        self._next = 0  # the first step that is not finished; compute thread only
+        self._current = 0  # the step that is being filled; training thread only
+        self._meter = Meter()
+        self._waited = 0.0
+        self.first_step = 0
+        """Added to a step's number where seeds and reports need the optimizer's own count; set between steps."""
+        self._channel: Channel = channels.open(self._arrived)
+        self._thread = threading.Thread(target=self._run, name=f"casync-compute-{control.rank}", daemon=True)
+        self._thread.start()
+        control.on_failure(self._failed)
+
+    # The training thread
+
+    def submit(self, gradient: str, values: Vector) -> None:
+        """Hand over a flat, contiguous gradient; until `synchronize` returns its memory is ours to overwrite."""
+        self._events.put(Ready(self._current, gradient, values))
+
+    def synchronize(self) -> Outcome:
+        """Wait until all gradients of this step are synchronized; raise the job's RankFailure if it has failed."""
+        self._control.check()
+        begin = time.perf_counter()
+        self._events.put(Close(self._current))
+        outcome = self._outcomes.get()
+        self._waited += time.perf_counter() - begin
+        if outcome is None:
+            self._control.check()
+            raise RuntimeError("the executor was closed while a step was being synchronized")
+        self._current += 1
+        return outcome
+
+    @property
+    def step(self) -> int:
+        """The number of steps that this executor has synchronized."""
+        return self._current
+
+    def stats(self) -> Stats:
+        """The totals so far."""
+        self._meter.wait_seconds = self._waited
+        return self._meter.stats()
+
+    def close(self) -> None:
+        """End the compute thread. Idempotent."""
+        self._events.put(Stop())
+        self._outcomes.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # Other threads
+
+    def _arrived(self, peer: int, header: Header, body: memoryview) -> None:
+        self._events.put(Arrived(peer, header, body))
+
+    def _failed(self, failure: RankFailure) -> None:  # noqa: ARG002  (told to all by control.check)
+        self._events.put(Stop())
+        self._outcomes.put(None)
+
+    # The compute thread
+
+    def _run(self) -> None:
+        """Work until stopped; whatever is raised fails the job, naming the rank that is to blame."""
+        try:
+            self._loop()
+        except RankFailure as failure:
+            self._control.abort(failure)
+        except PayloadError as error:
+            source = self._source(self._running[1]) if self._running else None
+            rank = source.peer if isinstance(source, Recv) else self._control.rank
+            self._blame(rank, f"its payload cannot be decoded: {error}")
+        except Exception as error:
+            log.exception("casync: rank %d failed", self._control.rank)
+            self._blame(self._control.rank, f"{type(error).__name__}: {error}")
+
+    def _blame(self, rank: int, reason: str) -> None:
+        label = number = None
+        if self._running is not None:
+            step, task = self._running
+            label, number = self._label(task), self._number(step)
+        self._control.abort(RankFailure(rank, label, number, reason))
+
+    def _loop(self) -> None:
+        while True:
+            while self._ready:
+                self._running = step, task = self._ready.popleft()
+                self._execute(step, task)
+            self._running = None
+            if self._events.empty():
+                self._control.waits(self._waiting_for())
+            event = self._events.get()
+            if isinstance(event, Stop):
+                return
+            self._handle(event)
+
+    def _label(self, task: Task) -> str:
+        return self._compute.partitions[task.partition].label
+
+    def _source(self, task: Task) -> Task | None:
+        """The task that made the payload which `task` reads."""
+        payload = task.received if isinstance(task, Encode) else getattr(task, "payload", None)
+        return None if payload is None else self._program.tasks[payload]
+
+    def _number(self, step: Step) -> int:
+        return self.first_step + step.number
+
+    def _step(self, number: int) -> Step:
+        if number not in self._steps:
+            program = self._program
+            self._steps[number] = Step(
+                number,
+                list(program.needs),
+                list(program.gradients_needed),
+                dict.fromkeys(program.recvs.values()),
+                len(program.tasks),
+            )
+        return self._steps[number]
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Ready(number, gradient, values):
+                self._know(self._step(number), gradient, values)
+            case Close(number) if number >= self._next:
+                step = self._step(number)
+                step.closed = True
+                for gradient in self._program.partitions_of:
+                    if gradient not in step.gradients:
+                        self._know(step, gradient, None)
+                if not self._program.tasks:
+                    self._finish(step)
+            case Arrived(peer, header, body):
+                self._receive(peer, header, body)
+            case _:
+                pass
+
+    def _know(self, step: Step, gradient: str, values: Vector | None) -> None:
+        step.gradients[gradient] = step.results[gradient] = values
+        for partition in self._program.partitions_of[gradient]:
+            step.gradients_needed[partition] -= 1
+            if step.gradients_needed[partition] == 0:
+                for task in self._program.gradient_tasks[partition]:
+                    self._advance(step, task)
+
+    def _receive(self, peer: int, header: Header, body: memoryview) -> None:
+        task = self._program.recvs.get((peer, header.task))
+        label = None if task is None else self._label(self._program.tasks[task])
+        number = self.first_step + header.step
+        if task is None or header.step not in (self._next, self._next + 1):
+            at = self.first_step + self._next
+            raise RankFailure(peer, label, number, f"it sent message {header.task}, unexpected at step {at}")
+        step = self._step(header.step)
+        if task not in step.missing:
+            raise RankFailure(peer, label, number, f"it sent message {header.task} twice")
+        try:
+            verify(header, body)
+        except FrameError as error:
+            raise RankFailure(peer, label, number, str(error)) from None
+        del step.missing[task]
+        self._meter.messages_received += 1
+        self._meter.bytes_received += HEADER_BYTES + body.nbytes
+        step.payloads[task] = Payload(
+            np.frombuffer(body, np.uint8),
+            bool(header.flags & ABSENT),
+            not header.flags & NOT_FINITE,
+        )
+        self._advance(step, task)
+
+    def _advance(self, step: Step, number: int) -> None:
+        """One of the things that a task needs is there; if it was the last, the task is ready."""
+        step.needs[number] -= 1
+        if step.needs[number]:
+            return
+        task = self._program.tasks[number]
+        match task:
+            case Send():
+                self._send(step, task)
+                self._done(step, task)
+            case Recv():
+                self._done(step, task)
+            case _:
+                self._ready.append((step, task))
+
+    def _execute(self, step: Step, task: Task) -> None:
+        begin = time.perf_counter()
+        compute, number = self._compute, self._number(step)
+        match task:
+            case Encode():
+                received = None if task.received is None else step.payloads[task.received]
+                total = step.sums.pop(task.partition) if task.of_sum else None
+                step.payloads[task.id] = compute.encode(
+                    task, number, step.gradients, received, total, self._program.readers[task.id]
+                )
+            case Merge():
+                term = None if task.payload is None else step.payloads[task.payload]
+                step.sums[task.partition] = compute.merge(
+                    task, number, step.gradients, term, step.sums.get(task.partition)
+                )
+            case Decode():
+                payload = step.payloads[task.payload]
+                compute.decode(task, number, payload, step.results)
+                step.finite = step.finite and payload.finite
+                if payload.lease is not None:
+                    payload.lease.release()
+        seconds = time.perf_counter() - begin
+        if isinstance(task, Encode):
+            self._meter.encode_seconds += seconds
+        else:
+            self._meter.decode_seconds += seconds
+        self._done(step, task)
+
+    def _send(self, step: Step, task: Send) -> None:
+        payload = step.payloads[task.payload]
+        flags = (ABSENT if payload.absent else 0) | (0 if payload.finite else NOT_FINITE)
+        done = payload.lease.release if payload.lease is not None else None
+        self._channel.send(task.peer, step.number, task.message, flags, payload.body, done)
+        self._meter.messages_sent += 1
+        self._meter.bytes_sent += HEADER_BYTES + payload.body.nbytes
+        self._meter.raw_bytes_sent += HEADER_BYTES + 4 * self._compute.partitions[task.partition].elements
+
+    def _done(self, step: Step, task: Task) -> None:
+        self._meter.tasks += 1
+        step.left -= 1
+        for other in self._program.behind[task.id]:
+            self._advance(step, other)
+        if step.left == 0:
+            self._finish(step)
+
+    def _finish(self, step: Step) -> None:
+        """Every partition's final flag is known, the same on all ranks: take the new state, or drop it."""
+        if step.finite:
+            self._compute.feedback.commit()
+        else:
+            self._compute.feedback.drop()
+            self._meter.dropped_steps += 1
+        self._meter.steps += 1
+        del self._steps[step.number]
+        self._next = step.number + 1
+        self._outcomes.put(Outcome(step.results, step.finite))
+
+    def _waiting_for(self) -> Wait | None:
+        """The first frame that the training thread waits for; nobody while the backward pass still runs."""
+        step = self._steps.get(self._next)
+        if step is None or not step.closed or not step.missing:
+            return None
+        task = self._program.tasks[next(iter(step.missing))]
+        assert isinstance(task, Recv)
+        return Wait(task.peer, self._label(task), self._number(step))

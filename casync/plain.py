@@ -1,0 +1,81 @@
+"""Raw float32 with a codec's batch interface: uncompressed gradients go through the same executor, exactly.
+
+`hop` adds. A payload is the gradient's bytes, little-endian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compll.codec import Item, PayloadError, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class PlainInfo:
+    """The properties that the runtime asks of a codec, as of `Codec.info`."""
+
+    name: str = "float32"
+    exact_size: bool = True
+    stateful: bool = False
+    random: bool = False
+    keyed: bool = False
+    feedback: bool = False
+    hop: bool = True
+    fingerprint: str = "float32"
+
+
+class Plain:
+    """Encode copies, decode copies, hop adds: NaN and infinity pass element by element, as in an all-reduce."""
+
+    info = PlainInfo()
+
+    def max_bytes(self, n: int) -> int:
+        """Four bytes an element."""
+        return 4 * n
+
+    def new_state(self, n: int) -> dict[str, NDArray[np.float32]]:  # noqa: ARG002  (a codec's signature)
+        """Nothing is kept."""
+        return {}
+
+    def batch(self, op: str, items: Sequence[Item], threads: int | None = None) -> list[Result]:  # noqa: ARG002
+        """Run `encode`, `hop`, `decode` or `decode_add` on each item; PayloadError on a wrong length."""
+        return [getattr(self, f"_{op}")(item) for item in items]
+
+    def _encode(self, item: Item) -> Result:
+        written = item.out[: 4 * item.grad.size]
+        written.view(np.float32)[:] = item.grad
+        return Result(written, _finite(item.grad))
+
+    def _hop(self, item: Item) -> Result:
+        written = item.out[: 4 * item.grad.size]
+        total = written.view(np.float32)
+        np.add(item.grad, _values(item.payload, item.grad.size), out=total)
+        total *= np.float32(item.scale)
+        return Result(written, _finite(total))
+
+    def _decode(self, item: Item) -> Result:
+        item.out[:] = _values(item.payload, item.out.size)
+        return Result(item.out, True)
+
+    def _decode_add(self, item: Item) -> Result:
+        item.out += np.float32(item.scale) * _values(item.payload, item.out.size)
+        return Result(item.out, True)
+
+
+def _values(payload: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
+    if payload.nbytes != 4 * n:
+        raise PayloadError(f"a payload of {n} float32 has {4 * n} bytes, this one {payload.nbytes}")
+    return np.frombuffer(payload, np.float32)
+
+
+def _finite(values: NDArray[np.float32]) -> bool:
+    """Whether no element is NaN or infinite: both extremes are finite (NaN propagates into them)."""
+    return not values.size or bool(np.isfinite(values.min()) and np.isfinite(values.max()))

@@ -1,0 +1,295 @@
+"""The plan: which gradients are compressed, into how many partitions; and what follows from it.
+
+The file has one line a gradient, `name,y|n,K`, and `# key: value` lines with the conditions it was made for:
+
+    # topology: RING
+    # nnodes: 2
+    conv1.weight,n,1
+    fc1.weight,y,4
+
+`layout` turns a plan and the model's gradients into partitions, the unit of every task: a slice of a compressed
+gradient, or a slice of a bucket of uncompressed ones. It is a pure function, equal on all ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casync.primitives import Schedule, join
+from casync.topologies import topology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+GRANULE = 4096
+"""Partitions begin at multiples of so many elements, whole tiles of every kernel."""
+
+BUCKET_BYTES = 2**20
+"""A bucket of uncompressed gradients is closed before it outgrows this; a larger gradient is a bucket alone."""
+
+EXACT = "ring"
+"""The topology of uncompressed gradients, whatever that of the compressed ones."""
+
+
+class PlanError(ValueError):
+    """A plan that cannot be read or that is not for this run; says where, what, and how to mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A gradient of the model by its parameter's name and shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """The number of elements; an empty gradient takes no part in anything."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a plan: compress this gradient or not, into at most so many partitions."""
+
+    gradient: str
+    compressed: bool
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Elements `start` to `stop` of a gradient, encoded by themselves; `part` enters their seed."""
+
+    gradient: str
+    part: int
+    start: int
+    stop: int
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """What one task works on and one message carries: segments of one or more gradients, with one owner."""
+
+    compressed: bool
+    owner: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def label(self) -> str:
+        """The gradients, for people."""
+        first = self.segments[0].gradient
+        more = len({segment.gradient for segment in self.segments}) - 1
+        return f"{first} and {more} more" if more else first
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of all segments."""
+        return sum(segment.elements for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions, in the order of the file, and the conditions under which they were made."""
+
+    entries: tuple[Entry, ...]
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    source: str = "the plan"
+
+    @classmethod
+    def default(cls, gradients: Sequence[Gradient], nranks: int) -> Plan:
+        """Compress every gradient of two or more dimensions, in as many partitions as there are ranks."""
+        entries = tuple(Entry(g.name, len(g.shape) >= 2, nranks) for g in gradients)
+        return cls(entries, source="the default plan")
+
+    def uncompressed(self) -> Plan:
+        """The same plan with nothing compressed."""
+        return replace(self, entries=tuple(replace(e, compressed=False) for e in self.entries))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan; PlanError lists every bad line as `file:line: what; how to mend it`."""
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise PlanError(
+                f"{path}: cannot be read: {error.strerror}; write it with `secopa plan --output {path}`"
+            ) from None
+        except UnicodeDecodeError:
+            raise PlanError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, source: str = "the plan") -> Plan:
+        """Read a plan from text; `source` is what errors call it."""
+        entries: dict[str, Entry] = {}
+        lines: dict[str, int] = {}
+        conditions: dict[str, str] = {}
+        errors = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.lstrip().startswith("#"):
+                key, colon, value = line.lstrip().removeprefix("#").partition(":")
+                if colon:
+                    conditions[key.strip()] = value.strip()
+                continue
+            if not line.strip():
+                continue
+            try:
+                entry = _parse_entry(line)
+                if entry.gradient in entries:
+                    first = lines[entry.gradient]
+                    raise PlanError(f"`{entry.gradient}` stands in line {first} already; keep one of the two")
+            except PlanError as error:
+                errors.append(f"{source}:{number}: {error}")
+                continue
+            entries[entry.gradient], lines[entry.gradient] = entry, number
+        if errors:
+            raise PlanError("\n".join(errors))
+        return cls(tuple(entries.values()), conditions, source)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan so that `load` reads the same."""
+        Path(path).write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        """The plan as its file holds it."""
+        conditions = [f"# {key}: {value}" for key, value in self.conditions.items()]
+        return "".join(f"{line}\n" for line in [*conditions, *self._lines()])
+
+    def _lines(self) -> list[str]:
+        return [f"{e.gradient},{'y' if e.compressed else 'n'},{e.partitions}" for e in self.entries]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the decisions (not of conditions and source), equal on all ranks of a run."""
+        return hashlib.sha256("\n".join(self._lines()).encode()).hexdigest()
+
+    def check(self, gradients: Sequence[Gradient], topology_name: str, nranks: int) -> None:
+        """Raise PlanError unless the plan was made for this topology and number of ranks, and these gradients."""
+        run = {"topology": topology_name.upper(), "nnodes": str(nranks)}
+        for key, value in run.items():
+            made_for = self.conditions.get(key, value)
+            if made_for.upper() != value:
+                raise PlanError(
+                    f"{self.source}: made for {key} {made_for}, but this run has {key} {value}; plan anew with "
+                    f"`secopa plan --input input.txt --topology {run['topology']} --nnodes {nranks}`"
+                )
+        planned = {entry.gradient for entry in self.entries}
+        missing = [g.name for g in gradients if g.elements and g.name not in planned]
+        unknown = sorted(planned - {g.name for g in gradients})
+        faults = [
+            f"{what}: {', '.join(found[:4])}{f' and {len(found) - 4} more' if len(found) > 4 else ''}"
+            for what, found in (("no line for", missing), ("lines for what the model does not have", unknown))
+            if found
+        ]
+        if faults:
+            raise PlanError(
+                f"{self.source}: not a plan for this model's gradients ({'; '.join(faults)}); write the model's "
+                'gradients with casync.torch.write_gradients(model, "input.txt") and plan anew'
+            )
+
+
+def _parse_entry(line: str) -> Entry:
+    fields = [part.strip() for part in line.rsplit(",", 2)]
+    form = "write `name,y|n,partitions`, e.g. `conv1.weight,y,4`"
+    if len(fields) != 3 or not fields[0]:
+        raise PlanError(f"`{line.strip()}` is not a plan's line; {form}")
+    name, compressed, count = fields
+    if compressed not in ("y", "n"):
+        raise PlanError(f"`{compressed}` is neither y (compress) nor n; {form}")
+    if not (count.isascii() and count.isdigit() and int(count) >= 1):
+        raise PlanError(f"`{count}` is not a number of partitions, 1 or more; {form}")
+    return Entry(name, compressed == "y", int(count))
+
+
+def cut(elements: int, partitions: int) -> list[tuple[int, int]]:
+    """Cut a vector into at most `partitions` pieces, none empty, at multiples of the granule."""
+    granules = -(-elements // GRANULE)
+    pieces = min(partitions, granules)
+    starts = [GRANULE * (j * granules // pieces) for j in range(pieces)]
+    return list(zip(starts, [*starts[1:], elements], strict=True))
+
+
+def layout(
+    plan: Plan, gradients: Sequence[Gradient], topology_name: str, nranks: int
+) -> tuple[Partition, ...]:
+    """All partitions: of compressed gradients in parameter order, then of buckets of the others.
+
+    The first partition of a gradient or bucket goes to the rank that owns the fewest elements so far (ties: the
+    topology's order), the next ones to the ranks that follow.
+    """
+    entries = {entry.gradient: entry for entry in plan.entries}
+    present = [g for g in gradients if g.elements]
+    compressed = [
+        [(Segment(g.name, part, start, stop),) for part, (start, stop) in enumerate(cut(g.elements, k))]
+        for g in present
+        if entries[g.name].compressed
+        for k in (entries[g.name].partitions,)
+    ]
+    exact = [
+        list(_bucket_parts(bucket, max(entries[g.name].partitions for g in bucket)))
+        for bucket in _buckets([g for g in present if not entries[g.name].compressed])
+    ]
+    return (
+        *_owned(True, compressed, topology_name, nranks),
+        *_owned(False, exact, EXACT, nranks),
+    )
+
+
+def _buckets(gradients: Sequence[Gradient]) -> Iterator[list[Gradient]]:
+    bucket: list[Gradient] = []
+    for g in gradients:
+        if bucket and 4 * (sum(other.elements for other in bucket) + g.elements) > BUCKET_BYTES:
+            yield bucket
+            bucket = []
+        bucket.append(g)
+    if bucket:
+        yield bucket
+
+
+def _bucket_parts(bucket: Sequence[Gradient], partitions: int) -> Iterator[tuple[Segment, ...]]:
+    """Cut the bucket as one vector; a piece may hold the end of one gradient and the begin of the next."""
+    total = sum(g.elements for g in bucket)
+    for part, (start, stop) in enumerate(cut(total, partitions)):
+        segments = []
+        offset = 0
+        for g in bucket:
+            first, last = max(start - offset, 0), min(stop - offset, g.elements)
+            if first < last:
+                segments.append(Segment(g.name, part, first, last))
+            offset += g.elements
+        yield tuple(segments)
+
+
+def _owned(
+    compressed: bool, groups: Sequence[Sequence[tuple[Segment, ...]]], topology_name: str, nranks: int
+) -> Iterator[Partition]:
+    ranks = [topology(topology_name).owner(p, nranks) for p in range(nranks)]
+    load = [0] * nranks
+    for group in groups:
+        first = min(range(nranks), key=lambda place: load[ranks[place]])
+        for j, segments in enumerate(group):
+            owner = ranks[(first + j) % nranks]
+            partition = Partition(compressed, owner, segments)
+            load[owner] += partition.elements
+            yield partition
+
+
+def schedule(partitions: Sequence[Partition], topology_name: str, nranks: int) -> Schedule:
+    """The tasks of all ranks for a layout: the compressed partitions by the topology, the others exactly."""
+    compressed = [p.owner for p in partitions if p.compressed]
+    exact = [p.owner for p in partitions if not p.compressed]
+    return join(
+        topology(topology_name).schedule(nranks, compressed),
+        topology(EXACT).schedule(nranks, exact),
+        len(compressed),
+    )

@@ -1,0 +1,157 @@
+"""Opens the synchronization of a model's gradients: plan, layout, schedule, checks, executor. No framework."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from casync.compute import BatchCodec, Compute
+from casync.executor import Executor, Outcome
+from casync.feedback import Feedback, StateError, sites
+from casync.plan import Gradient, Partition, Plan, layout, schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from casync.channels import Channels
+    from casync.control import Control
+    from casync.feedback import State
+    from casync.metrics import Stats
+
+
+class Op(Enum):
+    """What the ranks' gradients become."""
+
+    AVERAGE = "average"
+    SUM = "sum"
+
+
+class CodecError(ValueError):
+    """A codec that cannot run in a topology; says why and what can."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What all ranks must hold alike. codec None: nothing is compressed. seed: the run's, for random codecs."""
+
+    gradients: tuple[Gradient, ...]
+    plan: Plan
+    codec: BatchCodec | None
+    topology: str
+    op: Op = Op.AVERAGE
+    seed: int = 0
+
+    def facts(self) -> dict[str, str]:
+        """The facts that ranks compare before the first step."""
+        return {
+            "casync": version("compll"),
+            "gradients": "; ".join(f"{g.name} {list(g.shape)}" for g in self.gradients),
+            "plan": self.plan.fingerprint,
+            "codec": f"{self.codec.info.name} {self.codec.info.fingerprint}" if self.codec else "none",
+            "parameters": ", ".join(f"{k}={v}" for k, v in _parameters(self.codec).items()),
+            "topology": self.topology,
+            "op": self.op.value,
+            "seed": str(self.seed),
+        }
+
+
+def _parameters(codec: BatchCodec | None) -> Mapping[str, object]:
+    return getattr(codec.info, "params", {}) if codec else {}
+
+
+def check_codec(codec: BatchCodec, topology: str) -> None:
+    """Raise CodecError if the codec's properties do not allow it in this topology (RUNTIME: which codec where)."""
+    info = codec.info
+    if topology == "ring" and not info.hop:
+        why = getattr(info, "why", {}).get("hop", "it has no hop")
+        raise CodecError(f"codec {info.name} cannot travel in a ring ({why}); use topology='ps'")
+    if info.stateful and not (info.feedback and len(codec.new_state(1)) == 1):
+        raise CodecError(
+            f"codec {info.name} keeps state besides error feedback, which has no meaning in {topology}'s second "
+            "encode; use a codec without state or with error feedback alone"
+        )
+
+
+class Synchronizer:
+    """The synchronization of one model's gradients on one rank."""
+
+    def __init__(
+        self, control: Control, channels: Channels, spec: Spec, *, threads: int | None = None
+    ) -> None:
+        """Collective: raises MismatchError on every rank if the ranks' specs differ.
+
+        Raises PlanError and CodecError for a plan or codec that does not fit the run.
+        threads: of each kernel; default: the cores that this process may use.
+        """
+        self.spec = spec
+        self._control = control
+        spec.plan.check(spec.gradients, spec.topology, control.size)
+        if spec.codec is not None:
+            check_codec(spec.codec, spec.topology)
+        plan = spec.plan if spec.codec is not None else spec.plan.uncompressed()
+        self.partitions: tuple[Partition, ...] = layout(plan, spec.gradients, spec.topology, control.size)
+        tasks = schedule(self.partitions, spec.topology, control.size)[control.rank]
+        average = spec.op is Op.AVERAGE
+        stateful = spec.codec is not None and spec.codec.info.stateful
+        self._feedback = Feedback(
+            sites(tasks, self.partitions, average) if stateful else [],
+            spec.codec.new_state if spec.codec is not None else _stateless,
+            spec.topology,
+            control.size,
+        )
+        compute = Compute(
+            control.rank,
+            self.partitions,
+            spec.codec,
+            self._feedback,
+            scale=1 / control.size if average else 1.0,
+            run_seed=spec.seed,
+            threads=threads or len(os.sched_getaffinity(0)),
+        )
+        self._executor = Executor(control, channels, tasks, compute)
+        control.agree("what is synchronized", spec.facts())
+
+    def submit(self, gradient: str, values: NDArray[np.float32]) -> None:
+        """Hand over a flat, contiguous float32 gradient; its memory is overwritten with the result."""
+        self._executor.submit(gradient, values)
+
+    def synchronize(self) -> Outcome:
+        """Wait for the step's results; gradients that were not submitted are absent on this rank."""
+        return self._executor.synchronize()
+
+    def stats(self) -> Stats:
+        """The totals so far."""
+        return self._executor.stats()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs on this rank, between steps: residuals, step and seed."""
+        return {
+            "step": self._executor.first_step + self._executor.step,
+            "seed": self.spec.seed,
+            "feedback": self._feedback.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Collective: continue from what `state_dict` returned on this rank; StateError if it does not fit."""
+        if saved["seed"] != self.spec.seed:
+            raise StateError(
+                f"the state was saved in a run with seed {saved['seed']}, this one has seed {self.spec.seed}; "
+                f"call casync.init(seed={saved['seed']}) to continue it"
+            )
+        self._feedback.load_state_dict(saved["feedback"])
+        self._executor.first_step = saved["step"] - self._executor.step
+        self._control.agree("the step to continue from", {"step": str(saved["step"])})
+
+    def close(self) -> None:
+        """End the compute thread. Idempotent."""
+        self._executor.close()
+
+
+def _stateless(n: int) -> State:  # noqa: ARG001  (a codec's signature)
+    return {}

@@ -1,0 +1,144 @@
+"""Jobs over the loopback network: each rank a thread that synchronizes gradients given step by step."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from casync.channels import Channels
+from casync.plan import Gradient, Plan
+from casync.synchronizer import Op, Spec, Synchronizer
+from casync.transports.loopback import LoopbackNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from casync.metrics import Stats
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float32]
+    Step = list[dict[str, Vector | None]]  # a rank's gradients, by rank
+
+
+def in_threads(size: int, work: Callable[[int], Any]) -> list[Any]:
+    """Run `work(rank)` in a thread a rank; returns the results, or the exceptions raised, by rank."""
+    results: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(rank)
+        except BaseException as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a rank hangs"
+    return results
+
+
+@dataclass
+class Ran:
+    """What a rank of a job ended with: results a step, its state, its counts."""
+
+    results: list[dict[str, Vector | None]] = field(default_factory=list)
+    finite: list[bool] = field(default_factory=list)
+    state: dict[str, Any] = field(default_factory=dict)
+    stats: Stats | None = None
+
+
+def spec_of(
+    shapes: dict[str, tuple[int, ...]],
+    codec: Any,
+    topology: str,
+    nranks: int,
+    *,
+    plan: Plan | None = None,
+    op: Op = Op.AVERAGE,
+    seed: int = 0,
+) -> Spec:
+    gradients = tuple(Gradient(name, shape) for name, shape in shapes.items())
+    return Spec(gradients, plan or Plan.default(gradients, nranks), codec, topology, op, seed)
+
+
+def run_job(
+    spec: Spec,
+    steps: Sequence[Step],
+    *,
+    order: Callable[[int, int, list[str]], list[str]] = lambda rank, step, names: names,  # noqa: ARG005
+    states: Sequence[dict[str, Any]] | None = None,
+    **network: Any,
+) -> list[Ran]:
+    """Synchronize `steps` on as many ranks as they have; raises what the first failing rank raised."""
+    ran = try_job(spec, steps, order=order, states=states, **network)
+    for result in ran:
+        if isinstance(result, BaseException):
+            raise result
+    return ran
+
+
+def try_job(
+    spec: Spec,
+    steps: Sequence[Step],
+    *,
+    order: Callable[[int, int, list[str]], list[str]] = lambda rank, step, names: names,  # noqa: ARG005
+    states: Sequence[dict[str, Any]] | None = None,
+    **network: Any,
+) -> list[Any]:
+    """As `run_job`; returns exceptions in the place of results."""
+    size = len(steps[0])
+    net = LoopbackNetwork(size, **network)
+
+    def rank_main(rank: int) -> Ran:
+        control = net.control(rank)
+        synchronizer = Synchronizer(control, Channels(net.transport(rank), checksums=True), spec, threads=1)
+        if states is not None:
+            synchronizer.load_state_dict(states[rank])
+        ran = Ran()
+        try:
+            for number, step in enumerate(steps):
+                mine = {name: None if g is None else g.copy() for name, g in step[rank].items()}
+                for name in order(rank, number, list(mine)):
+                    if (values := mine[name]) is not None and values.size:
+                        synchronizer.submit(name, values)
+                outcome = synchronizer.synchronize()
+                ran.results.append(
+                    {name: None if v is None else v.copy() for name, v in outcome.values.items()}
+                )
+                ran.finite.append(outcome.finite)
+            ran.state = synchronizer.state_dict()
+            ran.stats = synchronizer.stats()
+            control.gather("the end", b"")
+        finally:
+            synchronizer.close()
+        return ran
+
+    try:
+        return in_threads(size, rank_main)
+    finally:
+        net.close()
+
+
+def random_steps(
+    rng: np.random.Generator, shapes: dict[str, tuple[int, ...]], nranks: int, steps: int
+) -> list[Step]:
+    """Gradients of every rank and step."""
+    return [
+        [
+            {name: rng.standard_normal(int(np.prod(s))).astype(np.float32) for name, s in shapes.items()}
+            for _ in range(nranks)
+        ]
+        for _ in range(steps)
+    ]
+
+
+def same_bits(a: Vector | None, b: Vector | None) -> bool:
+    """Whether two results have the same bits (NaN equals NaN)."""
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())

@@ -1,0 +1,236 @@
+"""The executor computes, bit for bit, what the plain model of `ps` and `ring` says, whatever the timing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from casync_model import Model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loopback_jobs import random_steps, run_job, same_bits, spec_of
+from numpy_codecs import CODECS
+
+from casync.plan import Entry, Gradient, Plan, layout, schedule
+from casync.primitives import Role, Send
+from casync.synchronizer import Op, Spec
+
+if TYPE_CHECKING:
+    from loopback_jobs import Ran, Step
+
+SHAPES = {"conv": (90, 100), "bias": (10,), "dense": (17, 1000), "norm": (300,), "tail": (5, 5)}
+TOPOLOGIES = ("ps", "ring")
+
+
+def model_of(spec: Spec, nranks: int) -> Model:
+    plan = spec.plan if spec.codec else spec.plan.uncompressed()
+    partitions = layout(plan, spec.gradients, spec.topology, nranks)
+    return Model(nranks, spec.topology, spec.codec, partitions, spec.op is Op.AVERAGE, spec.seed)
+
+
+def check_against_model(spec: Spec, steps: list[Step], ran: list[Ran]) -> Model:
+    model = model_of(spec, len(steps[0]))
+    for number, step in enumerate(steps):
+        expected = model.step(number, step)
+        for rank, result in enumerate(ran):
+            for name in expected:
+                assert same_bits(expected[name], result.results[number][name]), (rank, number, name)
+    for rank, result in enumerate(ran):
+        for entry in result.state["feedback"]["entries"]:
+            key = (rank, entry["gradient"], entry["offset"], Role[entry["role"]])
+            kept = entry["values"]["residual"]
+            assert same_bits(kept, model.residuals.get(key, np.zeros_like(kept))), key
+    return model
+
+
+@pytest.mark.parametrize("op", Op)
+@pytest.mark.parametrize("nranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("codec", [*CODECS, None], ids=lambda c: c.info.name if c else "none")
+def test_execution_equals_the_model(codec: Any, topology: str, nranks: int, op: Op) -> None:
+    spec = spec_of(SHAPES, codec, topology, nranks, op=op, seed=11)
+    steps = random_steps(np.random.default_rng(nranks), SHAPES, nranks, 3)
+    check_against_model(spec, steps, run_job(spec, steps))
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> tuple[Spec, list[Step]]:
+    nranks = draw(st.integers(1, 4))
+    sizes = st.sampled_from([0, 1, 7, 4095, 4096, 4097, 9000, 20000])
+    shapes = {f"g{i}": (n, 1) for i, n in enumerate(draw(st.lists(sizes, min_size=1, max_size=4)))}
+    gradients = tuple(Gradient(name, shape) for name, shape in shapes.items())
+    entries = [Entry(g.name, draw(st.booleans()), draw(st.integers(1, nranks + 1))) for g in gradients]
+    codec = draw(st.sampled_from(CODECS))
+    spec = Spec(
+        gradients, Plan(tuple(entries)), codec, draw(st.sampled_from(TOPOLOGIES)), draw(st.sampled_from(Op))
+    )
+    steps = random_steps(np.random.default_rng(draw(st.integers(0, 99))), shapes, nranks, 2)
+    for step in steps:
+        for gradients_of_rank in step:
+            for name in gradients_of_rank:
+                if draw(st.integers(0, 4)) == 0:
+                    gradients_of_rank[name] = None
+    return spec, steps
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs())
+def test_any_sizes_partitions_and_absences_equal_the_model(job: tuple[Spec, list[Step]]) -> None:
+    spec, steps = job
+    check_against_model(spec, steps, run_job(spec, steps))
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("codec", [CODECS[0], CODECS[2]], ids=lambda c: c.info.name)
+@pytest.mark.parametrize("op", Op)
+def test_nothing_is_lost_to_compression(codec: Any, topology: str, op: Op) -> None:
+    """Conservation: what was applied and what the residuals hold add up to the gradients."""
+    nranks = 3
+    spec = spec_of(SHAPES, codec, topology, nranks, op=op)
+    steps = random_steps(np.random.default_rng(5), SHAPES, nranks, 20)
+    ran = run_job(spec, steps)
+    unit = {"sum": 1, "average": nranks}
+    for name in ("conv", "dense", "tail"):
+        given_sum = sum(g[name].astype(np.float64) for step in steps for g in step)
+        applied = sum(result[name].astype(np.float64) for result in ran[0].results)
+        kept = np.zeros_like(given_sum)
+        for rank in ran:
+            for entry in rank.state["feedback"]["entries"]:
+                if entry["gradient"] == name:
+                    values = entry["values"]["residual"]
+                    begin = entry["offset"]
+                    kept[begin : begin + values.size] += values * np.float64(unit[entry["unit"]])
+        total = applied * (nranks if op is Op.AVERAGE else 1) + kept
+        magnitude = sum(np.abs(g[name]) for step in steps for g in step).max() * 10
+        assert np.abs(total - given_sum).max() <= magnitude * 2**-22
+        assert np.abs(kept).max() > 0.01
+
+
+def test_uncompressed_is_exact_on_integers() -> None:
+    rng = np.random.default_rng(0)
+    steps = [
+        [
+            {n: rng.integers(-99, 99, int(np.prod(s))).astype(np.float32) for n, s in SHAPES.items()}
+            for _ in range(4)
+        ]
+    ]
+    ran = run_job(spec_of(SHAPES, None, "ps", 4, op=Op.SUM), steps)
+    for name in SHAPES:
+        assert same_bits(ran[2].results[0][name], sum(g[name] for g in steps[0]))
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.info.name)
+def test_timing_and_hook_order_change_no_bit(codec: Any, topology: str) -> None:
+    spec = spec_of(SHAPES, codec, topology, 3)
+    steps = random_steps(np.random.default_rng(8), SHAPES, 3, 6)
+    calm = run_job(spec, steps)
+
+    def shuffled(rank: int, step: int, names: list[str]) -> list[str]:
+        return list(np.random.default_rng([rank, step]).permutation(names))
+
+    for seed in (1, 2):
+        wild = run_job(spec, steps, order=shuffled, delay=0.01, reorder=True, seed=seed)
+        for a, b in zip(calm, wild, strict=True):
+            for before, after in zip(a.results, b.results, strict=True):
+                assert all(same_bits(before[name], after[name]) for name in SHAPES)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["dense", "bias"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.info.name)
+def test_one_value_that_is_not_finite_drops_the_step_s_residuals(
+    codec: Any, topology: str, name: str, value: float
+) -> None:
+    """Its partition ends as NaN on every rank, if compressed; no residual of the step changes anywhere."""
+    for bad in range(3):
+        spec = spec_of(SHAPES, codec, topology, 3)
+        steps = random_steps(np.random.default_rng(4), SHAPES, 3, 3)
+        steps[1][bad][name][3] = value
+        ran = run_job(spec, steps)
+        model = check_against_model(spec, steps, ran)
+        assert [result.finite for result in ran] == [[True, False, True]] * 3
+        assert model.finite
+        poisoned = ran[0].results[1][name]
+        hurt = np.flatnonzero(~np.isfinite(poisoned))
+        first = next(p.segments[0] for p in model.partitions if p.segments[0].gradient == name)
+        if name == "dense":
+            assert hurt.tolist() == list(range(first.start, first.stop))
+        else:
+            assert hurt.tolist() == [3]
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.info.name)
+def test_absent_gradients_take_part_and_stay_absent_where_no_rank_has_them(codec: Any, topology: str) -> None:
+    spec = spec_of(SHAPES, codec, topology, 3)
+    steps = random_steps(np.random.default_rng(4), SHAPES, 3, 4)
+    for rank in range(3):
+        steps[1][rank]["dense"] = steps[1][rank]["bias"] = None
+    steps[2][0]["conv"] = steps[2][1]["norm"] = None
+    steps[3][2]["conv"] = steps[3][0]["tail"] = None
+    ran = run_job(spec, steps)
+    check_against_model(spec, steps, ran)
+    for result in ran:
+        assert result.results[1]["dense"] is None
+        assert result.results[1]["bias"] is None
+        assert result.results[1]["norm"] is not None
+        assert result.results[2]["conv"] is not None
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.info.name)
+def test_a_resumed_run_equals_the_uninterrupted_one(codec: Any, topology: str) -> None:
+    spec = spec_of(SHAPES, codec, topology, 3, seed=7)
+    steps = random_steps(np.random.default_rng(4), SHAPES, 3, 6)
+    whole = run_job(spec, steps)
+    first = run_job(spec, steps[:3])
+    rest = run_job(spec, steps[3:], states=[result.state for result in first])
+    for a, b in zip(whole, rest, strict=True):
+        for before, after in zip(a.results[3:], b.results, strict=True):
+            assert all(same_bits(before[name], after[name]) for name in SHAPES)
+
+
+PLAN = Plan(
+    (
+        Entry("conv", True, 1),
+        Entry("bias", False, 1),
+        Entry("dense", True, 4),
+        Entry("norm", False, 1),
+        Entry("tail", False, 2),
+    )
+)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("codec", [CODECS[0], CODECS[1]], ids=lambda c: c.info.name)
+def test_messages_and_bytes_are_those_of_the_plan(codec: Any, topology: str) -> None:
+    """N - 1 messages up and N - 1 down a partition, each a header and a body at its true length."""
+    nranks, nsteps = 3, 2
+    spec = spec_of(SHAPES, codec, topology, nranks, plan=PLAN)
+    ran = run_job(spec, random_steps(np.random.default_rng(4), SHAPES, nranks, nsteps))
+    # conv whole, dense in four; bias, norm and tail are one bucket, each beginning at a multiple of 16 bytes
+    bodies = [codec.max_bytes(n) for n in (9000, 4096, 4096, 4096, 4712)] + [4 * (12 + 300 + 25)]
+    assert sum(r.stats.messages_sent for r in ran) == 2 * (nranks - 1) * nsteps * len(bodies)
+    assert sum(r.stats.bytes_sent for r in ran) == 2 * (nranks - 1) * nsteps * sum(32 + b for b in bodies)
+    assert sum(r.stats.bytes_received for r in ran) == sum(r.stats.bytes_sent for r in ran)
+    assert all(r.stats.steps == nsteps for r in ran)
+    partitions = layout(PLAN, spec.gradients, topology, nranks)
+    for rank, tasks in enumerate(schedule(partitions, topology, nranks)):
+        sends = [task.partition for task in tasks if isinstance(task, Send)]
+        assert ran[rank].stats.messages_sent == nsteps * len(sends)
+        assert ran[rank].stats.bytes_sent == nsteps * sum(32 + bodies[p] for p in sends)
+        assert ran[rank].stats.tasks == nsteps * len(tasks)
+
+
+def test_without_a_codec_everything_travels_uncompressed() -> None:
+    """One bucket of all that is small, cut by the largest K among its gradients."""
+    ran = run_job(
+        spec_of(SHAPES, None, "ps", 3, plan=PLAN), random_steps(np.random.default_rng(4), SHAPES, 3, 1)
+    )
+    assert sum(r.stats.messages_sent for r in ran) == 2 * 2 * 4
+    # 26335 elements; bias (10) and the end of dense (5530) are each followed by two elements of padding
+    assert sum(r.stats.bytes_sent for r in ran) == 2 * 2 * (4 * 32 + 4 * (26335 + 4))
+    assert all(r.stats.ratio == pytest.approx(1, abs=0.01) for r in ran)

@@ -1,0 +1,135 @@
+"""What `ps` and `ring` compute, written as plain loops over ranks: the meaning that the executor is compared with.
+
+No tasks, messages, threads or buffers. A gradient that is None is absent on that rank.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from casync.primitives import Role
+from casync.seeds import private_seed, shared_seed
+from compll.codec import Item
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from casync.plan import Partition, Segment
+
+    Vector = NDArray[np.float32]
+    Gradients = list[dict[str, Vector | None]]  # a rank
+
+
+@dataclass
+class Model:
+    """`residuals`: (rank, gradient, start, role) -> values. `encodes` and such of the codec are taken as given."""
+
+    nranks: int
+    topology: str
+    codec: Any
+    partitions: tuple[Partition, ...]
+    average: bool = True
+    run: int = 0
+    residuals: dict[tuple[int, str, int, Role], Vector] = field(default_factory=dict)
+
+    def step(self, number: int, gradients: Gradients) -> dict[str, Vector | None]:
+        """The result of one step; the residuals change only if every compressed value was finite."""
+        self.changed: dict[tuple[int, str, int, Role], Vector] = {}
+        self.finite = True
+        parts: dict[str, list[tuple[int, Vector | None]]] = defaultdict(list)
+        for p in self.partitions:
+            for s in p.segments:
+                terms = [g[s.gradient] for g in gradients]
+                terms = [None if t is None else t[s.start : s.stop].copy() for t in terms]
+                finite = all(t is None or np.isfinite(t).all() for t in terms)
+                self.finite &= finite
+                if all(t is None for t in terms):
+                    result = None
+                elif not p.compressed:
+                    result = self.exact(p, terms)
+                elif not finite:
+                    result = np.full(s.elements, np.nan, np.float32)
+                else:
+                    result = (self.ps if self.topology == "ps" else self.ring)(p, s, number, terms)
+                parts[s.gradient].append((s.start, result))
+        if self.finite:
+            self.residuals |= self.changed
+        return {name: join(pieces) for name, pieces in parts.items()}
+
+    def scale(self) -> np.float32:
+        return np.float32(1 / self.nranks if self.average else 1)
+
+    def exact(self, p: Partition, terms: list[Vector | None]) -> Vector:
+        """The sum in ring order from the rank behind the owner; an absent rank adds zero once it has begun."""
+        total = None
+        for i in range(self.nranks):
+            term = terms[(p.owner + 1 + i) % self.nranks]
+            if total is None:
+                total = term
+            else:
+                total = total + (np.zeros_like(total) if term is None else term)
+        assert total is not None
+        with np.errstate(invalid="ignore"):
+            return total * self.scale()
+
+    def ps(self, p: Partition, s: Segment, number: int, terms: list[Vector | None]) -> Vector:
+        total = None
+        for rank, term in enumerate(terms):
+            if term is None:
+                continue
+            if rank == p.owner:
+                key = (rank, s.gradient, s.start, Role.WORKER)
+                if self.codec.info.feedback:
+                    term = term + self.residuals.get(key, np.float32(0))
+                    self.changed[key] = np.zeros_like(term)
+            else:
+                term = self.decode(self.encode(term, s, number, rank, Role.WORKER, 0), s, number)
+            total = term if total is None else total + term
+        assert total is not None
+        final = self.encode(total * self.scale(), s, number, p.owner, Role.OWNER, 0)
+        return self.decode(final, s, number)
+
+    def ring(self, p: Partition, s: Segment, number: int, terms: list[Vector | None]) -> Vector:
+        payload = None
+        for hop in range(self.nranks):
+            rank = (p.owner + 1 + hop) % self.nranks
+            term = terms[rank]
+            if payload is not None:
+                term = self.decode(payload, s, number) + (0 if term is None else term)
+            if term is not None:
+                term = term * self.scale() if rank == p.owner else term
+                payload = self.encode(term, s, number, rank, Role.HOP, hop)
+        return self.decode(payload, s, number)
+
+    def encode(
+        self, x: Vector, s: Segment, number: int, rank: int, role: Role, hop: int
+    ) -> NDArray[np.uint8]:
+        shared = shared_seed(self.run, number, s.gradient, s.part)
+        key = (rank, s.gradient, s.start, role)
+        state = self.codec.new_state(x.size)
+        new = self.codec.new_state(x.size)
+        for name in state:
+            state[name][:] = self.residuals.get(key, 0)
+        out = np.zeros(self.codec.max_bytes(x.size), np.uint8)
+        seed = private_seed(shared, rank, role, hop)
+        item = Item(grad=x.copy(), out=out, seed=seed, shared_seed=shared, state=state, new_state=new)
+        (result,) = self.codec.batch("encode", [item])
+        for values in new.values():
+            self.changed[key] = values
+        return result.value.copy()
+
+    def decode(self, payload: Any, s: Segment, number: int) -> Vector:
+        out = np.empty(s.elements, np.float32)
+        shared = shared_seed(self.run, number, s.gradient, s.part)
+        self.codec.batch("decode", [Item(payload=payload, out=out, shared_seed=shared)])
+        return out
+
+
+def join(pieces: list[tuple[int, Vector | None]]) -> Vector | None:
+    """The whole of a gradient's pieces (start, values)."""
+    values = [v for _, v in sorted(pieces, key=lambda piece: piece[0]) if v is not None]
+    return np.concatenate(values) if values else None
