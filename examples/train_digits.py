@@ -70,11 +70,11 @@ class CasyncLink:
     def __init__(self, algorithm: str, topology: Topology, plan: Path | None, seed: int) -> None:
         import casync.torch as casync
 
-        casync.init()
+        casync.init(seed=seed)
         self.casync = casync
         self.rank, self.size, self.local_size = casync.rank(), casync.size(), casync.local_size()
         self.codec = None if algorithm == "none" else algorithm
-        self.topology, self.plan, self.seed = topology, plan, seed
+        self.topology, self.plan = topology, plan
 
     def distribute(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         self.casync.broadcast_parameters(model.state_dict(), root_rank=0)
@@ -84,7 +84,6 @@ class CasyncLink:
             codec=self.codec,
             topology=str(self.topology),
             plan=self.plan,
-            seed=self.seed,
         )
         return self.optimizer
 
