@@ -1,0 +1,58 @@
+"""Backends turn the functions of a codec into something that runs; each is one module of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from compll import ir
+from compll.types import Array
+
+OK, NOT_FINITE, OUT_OF_RANGE, REFUSED = 0, 1, -1, -2
+
+Values = Mapping[str, float | int | bool]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a backend compiles: the typed functions of one codec for given static parameters."""
+
+    codec: str
+    functions: tuple[ir.Function, ...]
+    params: tuple[ir.Parameter, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One item of a batch: buffers that the caller owns, checked and contiguous.
+
+    encode reads `gradient` and `state`, writes `payload` and `new_state`; decode and decode_add read
+    `payload` and write `gradient`.  Vectors are float32[n]; the payload is uint8 and long enough.
+    """
+
+    n: int
+    gradient: Array
+    payload: Array
+    seed: int = 0
+    shared_seed: int = 0
+    scale: float = 1.0
+    state: Mapping[str, Array] = field(default_factory=dict)
+    new_state: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a call did: OK, NOT_FINITE, OUT_OF_RANGE or REFUSED, and the payload's true length."""
+
+    status: int
+    length: int
+
+
+class Library(Protocol):
+    """A codec made ready by a backend."""
+
+    backend: str
+
+    def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
+        """Run one operation on every item of a batch."""

@@ -1,0 +1,151 @@
+"""The interpreter: NumPy over the IR, slow and plain.  It defines what a program means.
+
+It runs the typed form as well as the fused one; the tests compare the two after every pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compll import ir
+from compll.backends import NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
+from compll.evaluate import Environment, evaluate, host_int
+from compll.payload import Extent, extents, total_bytes
+from compll.rng import LANES, ROWS, TILE
+from compll.types import Array, canonical, dtype, from_bytes, to_bytes
+
+
+class Refused(Exception):  # noqa: N818 - a guard's answer, turned into a status by `run`
+    """A payload field does not equal the parameter that it must equal."""
+
+
+class InterpLibrary:
+    """A codec run by the interpreter."""
+
+    backend = "interp"
+
+    def __init__(self, unit: Unit) -> None:
+        """Keep the typed functions."""
+        self.functions = {f.op: f for f in unit.functions}
+
+    def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
+        """Run one operation on every item; `threads` changes nothing."""
+        del threads
+        return [interpret(self.functions[op], call, values) for call in calls]
+
+
+def build(unit: Unit) -> InterpLibrary:
+    """Return a library; there is nothing to build."""
+    return InterpLibrary(unit)
+
+
+def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
+    """Run one function, typed or fused, on one item."""
+    params = dict(values) | {"scale": call.scale}
+    places = extents(f.layout, call.n, values)
+    env = Environment(call.n, params, seed=call.seed)
+    finite = True
+    if f.op == "encode":
+        finite = bool(np.isfinite(call.gradient).all())
+        env.vectors = {"gradient": call.gradient, **call.state}
+        call.payload[: total_bytes(places)] = 0
+    else:
+        for place in places:
+            if place.count is not None:
+                raw = call.payload[place.offset : place.offset + place.size]
+                env.vectors[place.name] = from_bytes(raw, place.elem, place.count)
+        if f.op == "decode_add":
+            env.vectors["gradient"] = call.gradient
+    writes: list[tuple[Array, Array]] = []
+    try:
+        _run(f.body, env, {place.name: place for place in places}, call, writes)
+    except Refused:
+        return Outcome(REFUSED, 0)
+    if env.out_of_range:
+        return Outcome(OUT_OF_RANGE, 0)
+    for target, value in writes:
+        target[...] = value
+    return Outcome(OK if finite else NOT_FINITE, total_bytes(places))
+
+
+def _run(
+    body: Sequence[ir.Binding],
+    env: Environment,
+    places: dict[str, Extent],
+    call: Call,
+    writes: list[tuple[Array, Array]],
+) -> None:
+    """Run bindings in order; what they write outside the payload is done at the end, as `writes` says."""
+    for b in body:
+        match b:
+            case ir.Let(name, value):
+                env.scalars[name] = evaluate(value, env)
+            case ir.Map(name, _, length, value):
+                env.vectors[name] = elements(value, length, env)
+            case ir.Reduce(name):
+                env.scalars[name] = reduce(b, env)
+            case ir.Put(field, elem, value):
+                _put(places[field], to_bytes(evaluate(value, env), elem), call)
+            case ir.Get(name, field, elem):
+                place = places[field]
+                env.scalars[name] = from_bytes(call.payload[place.offset : place.offset + place.size], elem, 1)[0]
+            case ir.Guard(_, read, expected):
+                if evaluate(read, env) != evaluate(expected, env):
+                    raise Refused
+            case ir.Store(target, elem, length, value):
+                stored = elements(value, length, env)
+                if target.kind == "field":
+                    _put(places[target.name], to_bytes(stored, elem), call)
+                else:
+                    into = call.new_state[target.name] if target.kind == "state" else call.gradient
+                    writes.append((into, canonical(stored)))
+            case ir.Pass(_, sinks):
+                _run(sinks, env, places, call, writes)
+
+
+def _put(place: Extent, raw: Array, call: Call) -> None:
+    call.payload[place.offset : place.offset + place.size] = raw[: place.size]
+
+
+def elements(body: ir.Expr, length: ir.Expr, env: Environment) -> Array:
+    """Return `body` at the positions 0 .. length-1."""
+    count = max(0, host_int(length, env.n, env.params))
+    return evaluate(body, env, np.arange(count, dtype=np.int64))
+
+
+def reduce(b: ir.Reduce, env: Environment) -> Array:
+    """Return f(init, tree(v)), or init if v is empty (LANGUAGE: "The one order of reduction")."""
+    values = np.array(elements(b.body, b.length, env))
+    init = evaluate(b.init, env)
+    return combine(b.combine, env, init, tree(b.combine, values, env)) if len(values) else init
+
+
+def combine(f: ir.Combine, env: Environment, a: Array, b: Array) -> Array:
+    """Return f(a, b), element by element."""
+    x, y = np.broadcast_arrays(a, b)
+    inner = Environment(env.n, env.params, scalars=env.scalars | {"a": x, "b": y})
+    return np.asarray(evaluate(f.body, inner, np.zeros(x.shape, np.int64)), dtype(f.type))
+
+
+def tree(f: ir.Combine, values: Array, env: Environment) -> Array:
+    """Reduce a non-empty vector: tiles of 8 rows x 128 lanes, rows in order, lanes by halves, then again."""
+    while True:
+        tiles = -(-len(values) // TILE)
+        padded = np.zeros(tiles * TILE, values.dtype)
+        padded[: len(values)] = values
+        grid = padded.reshape(tiles, ROWS, LANES)
+        there = (np.arange(tiles * TILE) < len(values)).reshape(tiles, ROWS, LANES)
+        lanes, filled = grid[:, 0].copy(), there[:, 0].copy()
+        for row in range(1, ROWS):
+            lanes = np.where(there[:, row], combine(f, env, lanes, grid[:, row]), lanes)
+        width = LANES // 2
+        while width:
+            both = filled[:, width : 2 * width]
+            folded = combine(f, env, lanes[:, :width], lanes[:, width : 2 * width])
+            lanes, filled = np.where(both, folded, lanes[:, :width]), filled[:, :width]
+            width //= 2
+        values = lanes[:, 0]
+        if tiles == 1:
+            return np.asarray(values[0])

@@ -1,0 +1,211 @@
+"""The operators on vectors: map, reduce, range, and the random numbers."""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+from compll import ir
+from compll import syntax as s
+from compll.check.expressions import (
+    OPERATORS,
+    as_type,
+    element_type,
+    expression,
+    function,
+    lift,
+    operand,
+    operate,
+    scalar,
+)
+from compll.check.functions import Statements
+from compll.check.signature import Signature, random_sites
+from compll.check.values import Range, Reporter, ScalarValue, Scope, Value, VectorValue, describe, index, named
+from compll.errors import did_you_mean
+from compll.ops import COMBINES, FUNCTIONS, identity
+from compll.types import BOOL, FLOAT, INT, arithmetic
+
+GRADIENT = "gradient"  # its name in the IR, whatever the program calls it
+
+
+class Names:
+    """Names of the IR: each is given once; the states and the gradient keep theirs."""
+
+    def __init__(self, taken: Sequence[str]) -> None:
+        """Begin with names that are taken."""
+        self.taken = set(taken)
+
+    def fresh(self, wish: str) -> str:
+        """Return `wish`, or `wish_1`, `wish_2`, ..."""
+        name = next(n for n in itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1))) if n not in self.taken)
+        self.taken.add(name)
+        return name
+
+
+class Operators(Statements):
+    """Statements with the operators on vectors; collects the bindings of the IR."""
+
+    def __init__(
+        self,
+        sig: Signature,
+        report: Reporter,
+        static: Mapping[str, float | int | bool],
+        file_scope: Scope,
+        names: Names,
+    ) -> None:
+        """Begin without bindings."""
+        super().__init__(report, static, file_scope)
+        self.sig, self.names = sig, names
+        self.bindings: list[ir.Binding] = []
+        self.wish = "{}"
+        self.random = False
+        self.sites = random_sites(sig.program)
+
+    @abstractmethod
+    def payload_call(self, e: s.Call) -> Value:
+        """Type concat, extract or decode."""
+
+    def initial(self, name: str, e: s.Expr) -> Value:
+        """Type a variable's value; reductions inside it are named after the variable."""
+        whole = isinstance(e, s.Call) and e.name == "reduce"
+        self.wish = name if whole else f"{name}_{{}}"
+        try:
+            return super().initial(name, e)
+        finally:
+            self.wish = "{}"
+
+    def bind_scalar(self, name: str, value: ScalarValue) -> ScalarValue:
+        """Name a scalar by a `Let`, unless it is a constant, has a name, or belongs to a function or branch."""
+        if self.running or self.conditional or isinstance(value.expr, ir.Const | ir.Scalar | ir.Param | ir.Size):
+            return value
+        fresh = self.names.fresh(name)
+        self.bindings.append(ir.Let(fresh, value.expr))
+        return ScalarValue(ir.Scalar(fresh, value.expr.type), value.elem)
+
+    def bind_vector(self, name: str, value: VectorValue) -> VectorValue:
+        """Name a vector by a `Map`, unless it has a name already."""
+        if value.name is not None:
+            return value
+        fresh = self.names.fresh(name)
+        self.bindings.append(ir.Map(fresh, value.elem, value.length, value.body))
+        return named(fresh, value.elem, value.length)
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def call(self, e: s.Call) -> Value:
+        """Type a call of an operator, or run a function of the program."""
+        own = self.scope.find_function(e.name)
+        if own is not None:
+            args = [operand(self, a) for a in e.args]
+            return lift(self, e.span, lambda *x: self.apply_function(own, x, e.span), *args)
+        if e.name in ("random", "stochastic_round"):
+            return self._random(e)
+        if e.name not in OPERATORS:
+            known = {*OPERATORS, *FUNCTIONS, "random", *self.scope.visible()}
+            raise self.report.error(f"unknown function '{e.name}'", e.span, hint=did_you_mean(e.name, known))
+        if self.running and e.name != "range":
+            raise self.report.error(f"'{e.name}' cannot stand inside a function that is applied to elements", e.span)
+        if self.conditional:
+            raise self.report.error(
+                f"'{e.name}' cannot stand under an 'if' that depends on data",
+                e.span,
+                hint="compute it before the 'if', or use a condition of hyper-parameters only",
+            )
+        match e.name:
+            case "range":
+                return self._range(e)
+            case "map":
+                return self._map(e)
+            case "reduce":
+                return self._reduce(e)
+            case _:
+                return self.payload_call(e)
+
+    def args(self, e: s.Call, low: int, high: int, shape: str) -> tuple[s.Expr, ...]:
+        """Return the arguments of a call, or complain of their number."""
+        if not low <= len(e.args) <= high:
+            raise self.report.error(f"'{e.name}' is given {len(e.args)} arguments", e.span, hint=f"write {shape}")
+        return e.args
+
+    def _range(self, e: s.Call) -> Range:
+        (count,) = self.args(e, 1, 1, "range(n)")
+        n = scalar(self, count, "the length of a range")
+        if n.expr.type.kind == "float":
+            raise self.report.error("the length of a range is an integer", count.span, hint="write int(...) around it")
+        return Range(ir.as_elem(n.expr, INT))
+
+    def _vector(self, e: s.Expr) -> VectorValue:
+        value = expression(self, e)
+        if isinstance(value, Range):
+            return VectorValue(INT, value.length, index().expr)
+        if not isinstance(value, VectorValue):
+            raise self.report.error(f"here stands a vector, not {describe(value)}", e.span)
+        return value
+
+    def _map(self, e: s.Call) -> VectorValue:
+        over, f = self.args(e, 2, 2, "map(vector, function) or map(range(n), function)")
+        vector, g = self._vector(over), function(self, f)
+        element = ScalarValue(vector.body, vector.elem)
+        if g.node is None:
+            if g.name in COMBINES:
+                raise self.report.error(f"'{g.name}' combines two values and belongs to reduce", f.span)
+            result = operate(self, e.span, g.name, element)
+        else:
+            result = self.apply_function(g, [element], e.span)
+        return VectorValue(result.elem, vector.length, result.expr)
+
+    def _reduce(self, e: s.Call) -> ScalarValue:
+        args = self.args(e, 2, 3, "reduce(vector, init, function) or reduce(vector, add | smaller | greater)")
+        vector, f = self._vector(args[0]), function(self, args[-1])
+        init = scalar(self, args[1], "the start of a reduction") if len(args) == 3 else None
+        element = ScalarValue(vector.body, vector.elem)
+        if f.node is None and f.name not in COMBINES:
+            hint = did_you_mean(f.name, COMBINES) or "use add, smaller, greater or a function of two values"
+            raise self.report.error(f"'{f.name}' does not combine two values", args[-1].span, hint=hint)
+        if f.node is None:
+            kind = arithmetic(INT if vector.elem == BOOL else vector.elem)
+            a, b = ScalarValue(ir.Scalar("a", kind), kind), ScalarValue(ir.Scalar("b", kind), kind)
+            body = ir.apply(COMBINES[f.name], a.expr, b.expr)
+            if init is None:
+                init = ScalarValue(ir.const(identity(f.name, kind), kind), kind)
+        else:
+            formals = f.node.formals
+            types = [t[0] if isinstance(t, tuple) else t.type for t in formals]
+            if len(types) != 2 or init is None:
+                what = "a function of two values" if len(types) != 2 else "a value to start from"
+                raise self.report.error(f"this reduce needs {what}", e.span, hint="write reduce(vector, init, f)")
+            kind = arithmetic(element_type(self, types[0]))
+            pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
+            body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
+            if any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(body)):
+                raise self.report.error("a reduction cannot draw random numbers", args[-1].span)
+        label = args[-1].name if isinstance(args[-1], s.Name) else "combine"
+        name = self.names.fresh(self.wish.format(label))
+        combine = ir.Combine(label, body, kind)
+        value = ir.as_elem(as_type(element, kind).expr, kind)
+        self.bindings.append(ir.Reduce(name, combine, ir.as_elem(init.expr, kind), vector.length, value))
+        return ScalarValue(ir.Scalar(name, kind), kind)
+
+    def _random(self, e: s.Call) -> ScalarValue | VectorValue:
+        if self.sig.op == "decode":
+            raise self.report.error(f"'{e.name}' cannot stand in a Decode: it would not give the same twice", e.span)
+        self.random = True
+        site = self.sites[e.span]
+        if e.name == "stochastic_round":
+            (arg,) = self.args(e, 1, 1, "stochastic_round(x)")
+            return lift(
+                self,
+                e.span,
+                lambda x: ScalarValue(ir.StochasticRound(site, as_type(x, FLOAT).expr, FLOAT), FLOAT),
+                operand(self, arg),
+            )
+        if e.type is None:
+            raise self.report.error("random needs a type", e.span, hint="write random<float>(0, 1)")
+        low, high = self.args(e, 2, 2, "random<float>(low, high)")
+        elem = element_type(self, e.type)
+        kind = arithmetic(elem)
+        if kind not in (INT, FLOAT):
+            raise self.report.error(f"random<{elem}> is not there", e.span, hint="use random<float> or random<int>")
+        a, b = (as_type(scalar(self, x, "a bound of random"), kind).expr for x in (low, high))
+        return as_type(ScalarValue(ir.Random(site, a, b, kind), kind), elem)

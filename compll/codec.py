@@ -1,0 +1,369 @@
+"""A codec: what `compll.compile` returns, and all that the runtime sees of the compiler."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from compll import backends as b
+from compll import driver, payload
+from compll.arrays import aligned_empty, view
+from compll.check.signature import choose
+from compll.errors import BackendError, CompileError, ParameterError, PayloadError
+from compll.knobs import threads as default_threads
+from compll.properties import Info
+from compll.types import Array
+
+__all__ = [
+    "BackendError",
+    "Codec",
+    "CompileError",
+    "Info",
+    "Item",
+    "ParameterError",
+    "PayloadError",
+    "Result",
+    "algorithms",
+    "compile",
+]
+
+Operation = Literal["encode", "decode", "decode_add", "hop"]
+Source = str | Path | tuple[str | Path, str | Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One gradient of a batch; which fields an operation uses: see `Codec.batch`."""
+
+    grad: Any = None
+    out: Any = None
+    payload: Any = None
+    seed: int | None = None
+    shared_seed: int | None = None
+    state: Mapping[str, Any] | None = None
+    new_state: Mapping[str, Any] | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of an item: the payload (encode, hop) or the output, and whether the input was finite."""
+
+    value: Any
+    finite: bool
+
+
+def algorithms() -> dict[str, Path]:
+    """Return the shipped algorithms: name -> path of the `.pse` file."""
+    folder = importlib.resources.files("compll.algorithms")
+    paths = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".pse")]
+    return {p.stem: p for p in sorted(paths)}
+
+
+def compile(  # noqa: A001 - the API's name, as in re.compile
+    source: Source, backend: str = "auto", *, error_feedback: bool = False, **params: float | bool
+) -> Codec:
+    """Make a codec from a `.pse` program.
+
+    Args:
+        source: the name of a shipped algorithm; a path (or a string that ends in `.pse`) of a file with
+            both functions; or a pair of paths, one with Encode and one with Decode.
+        backend: `auto`, `cpp` or `interp`.
+        error_feedback: add a residual: what a payload loses is added to the next gradient.
+        params: values of the program's hyper-parameters.
+
+    Raises:
+        CompileError: the program is wrong; all errors at once.
+        ParameterError: an unknown algorithm or parameter, or a value that does not fit.
+        BackendError: the backend cannot be used here.
+
+    """
+    program = driver.load(find(source), params, error_feedback=error_feedback)
+    library = driver.build(program, backend)
+    return Codec(program, library)
+
+
+def find(source: Source) -> tuple[Path, ...]:
+    """Return the files that `compile`'s source means.
+
+    Raises:
+        ParameterError: there is no such algorithm or file.
+
+    """
+    if isinstance(source, tuple):
+        return tuple(path for part in source for path in find(Path(part)))
+    if isinstance(source, str) and not source.endswith(".pse"):
+        shipped = algorithms()
+        if source not in shipped:
+            hint = driver.did_you_mean(source, shipped)
+            raise ParameterError(
+                f"there is no algorithm '{source}' ({', '.join(shipped)}){'; ' + hint if hint else ''}; "
+                "a program of your own is named by its path, ending in .pse"
+            )
+        return (shipped[source],)
+    path = Path(source)
+    if not path.is_file():
+        raise ParameterError(f"there is no file '{path}'")
+    return (path,)
+
+
+class Codec:
+    """A compiled compressor.  Immutable: its methods may be called from several threads at once."""
+
+    def __init__(self, program: driver.Program, library: b.Library) -> None:
+        """Made by `compile`."""
+        self._program, self._library = program, library
+        self._values = program.checked.values
+        self._places: dict[int, tuple[payload.Extent, ...]] = {}
+        self.info: Info = program.info
+
+    def __repr__(self) -> str:
+        """Show name, parameters and backend."""
+        values = ", ".join(f"{k}={v}" for k, v in self._values.items())
+        return f"<Codec {self.info.name}({values}) on {self._library.backend}>"
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs it."""
+        return self._library.backend
+
+    # --- sizes, states, parameters ----------------------------------------------------------------
+
+    def max_bytes(self, n: int) -> int:
+        """Return the most bytes that a payload of n elements has; exactly so many if `info.exact_size`."""
+        return payload.total_bytes(self._extents(n))
+
+    def new_state(self, n: int, like: Any = None) -> dict[str, Any]:
+        """Return the zero state for n elements: name -> float32[n], of the array type of `like`."""
+        zeros = {name: np.zeros(n, np.float32) for name in self._program.encode.states}
+        if like is None:
+            return dict(zeros)
+        wrap = view(like, "like", "float32")[1]
+        return {name: wrap(z) for name, z in zeros.items()}
+
+    def with_params(self, **params: float | bool) -> Codec:
+        """Return this codec with other values of run-time parameters; nothing is compiled.
+
+        Raises:
+            ParameterError: a static parameter, an unknown name, or a value that does not fit.
+
+        """
+        for p in self._program.checked.params:
+            if p.static and p.name in params:
+                raise ParameterError(
+                    f"'{p.name}' is static: kernels are specialised to it; use compile(..., {p.name}=...)"
+                )
+        values = choose(self.info.name, self._program.checked.params, {**self._values, **params})
+        other = Codec(self._program, self._library)
+        other._values = values
+        infos = {name: replace(p, value=values[name]) for name, p in self.info.params.items()}
+        other.info = replace(self.info, params=infos)
+        return other
+
+    # --- operations -------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        grad: Any,
+        seed: int | None = None,
+        *,
+        shared_seed: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        new_state: Mapping[str, Any] | None = None,
+        out: Any = None,
+        threads: int | None = None,
+    ) -> Any:
+        """Compress a gradient.
+
+        Args:
+            grad: float32[n].
+            seed: 0..2^64-1; required if `info.random`.
+            shared_seed: the shared key's value; defaults to `seed`.
+            state: from `new_state(n)`; required if `info.stateful`; updated in place.
+            new_state: where to write the new state instead of `state`.
+            out: uint8 buffer of at least `max_bytes(n)`.
+            threads: how many to use.
+
+        Returns:
+            The payload, uint8; a view of `out` if that is given.
+
+        Raises:
+            ParameterError: an argument is missing or does not fit; nothing has been written.
+            IndexError: the program read a vector outside its range.
+
+        """
+        item = Item(grad, out, None, seed, shared_seed, state, new_state)
+        return self.batch("encode", [item], threads)[0].value
+
+    def decode(self, payload: Any, n: int, *, out: Any = None, shared_seed: int | None = None) -> Any:
+        """Return the n elements of a payload, or write them to `out` (float32[n]).
+
+        Raises:
+            PayloadError: these bytes are no payload of this codec for n elements.
+
+        """
+        if out is None:
+            out = np.empty(_length(n), np.float32)
+            out = view(payload, "payload", "uint8")[1](out)
+        elif len(out) != n:
+            raise ParameterError(f"out has {len(out)} elements, and n is {n}")
+        return self.batch("decode", [Item(payload=payload, out=out, shared_seed=shared_seed)])[0].value
+
+    def decode_add(self, payload: Any, out: Any, scale: float = 1.0, *, shared_seed: int | None = None) -> Any:
+        """Do out[i] = out[i] + (scale * decoded[i]) and return `out`."""
+        item = Item(payload=payload, out=out, scale=scale, shared_seed=shared_seed)
+        return self.batch("decode_add", [item])[0].value
+
+    def hop(
+        self,
+        payload: Any,
+        grad: Any,
+        seed: int | None = None,
+        *,
+        scale: float = 1.0,
+        shared_seed: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        new_state: Mapping[str, Any] | None = None,
+        out: Any = None,
+    ) -> Any:
+        """Return the payload of scale * (grad + decode(payload)): the inner step of a ring.
+
+        Raises:
+            ParameterError: this codec has no hop (`info.hop` is False; `info.why["hop"]` says why).
+
+        """
+        item = Item(grad, out, payload, seed, shared_seed, state, new_state, scale)
+        return self.batch("hop", [item])[0].value
+
+    def batch(self, op: Operation, items: Sequence[Item], threads: int | None = None) -> list[Result]:
+        """Run one operation on several gradients in one call.
+
+        encode: grad, seed, shared_seed, state, new_state, out -> payload.
+        decode: payload, out.   decode_add: payload, out, scale -> out.
+        hop: as encode, and payload, scale.
+
+        Raises:
+            ParameterError, PayloadError, IndexError: as the single operations do.  With several items,
+            those before the one that failed may have been written.
+
+        """
+        threads = default_threads() if threads is None else threads
+        if op == "hop":
+            return self._hop(items, threads)
+        prepare = {"encode": self._prepare_encode, "decode": self._prepare_decode, "decode_add": self._prepare_decode}
+        ready = [prepare[op](item) for item in items]
+        outcomes = self._library.run(op, [call for call, _ in ready], self._values, threads)
+        results = []
+        for (call, finish), outcome in zip(ready, outcomes, strict=True):
+            if outcome.status < 0:
+                raise self._failure(op, call, outcome)
+            results.append(Result(finish(outcome.length), outcome.status == b.OK))
+        return results
+
+    def _hop(self, items: Sequence[Item], threads: int) -> list[Result]:
+        if not self.info.hop:
+            raise ParameterError(f"{self.info.name} has no hop: {self.info.why['hop']}")
+        encodes = []
+        for item in items:
+            grad, wrap = view(item.grad, "grad", "float32")
+            total = np.empty(len(grad), np.float32)
+            self.batch("decode", [Item(payload=item.payload, out=wrap(total), shared_seed=item.shared_seed)], threads)
+            with np.errstate(all="ignore"):
+                np.add(grad, total, out=total)
+                np.multiply(total, np.float32(item.scale), out=total)
+            encodes.append(replace(item, grad=wrap(total), payload=None, scale=1.0))
+        return self.batch("encode", encodes, threads)
+
+    # --- preparation ------------------------------------------------------------------------------
+
+    def _extents(self, n: int) -> tuple[payload.Extent, ...]:
+        places = self._places.get(n)
+        if places is None:
+            places = self._places[n] = payload.extents(self._program.encode.layout, _length(n), self._values)
+        return places
+
+    def _prepare_encode(self, item: Item) -> tuple[b.Call, Any]:
+        grad, wrap = view(item.grad, "grad", "float32")
+        n = len(grad)
+        seed = self._seed(item.seed, "seed", required=self.info.random)
+        shared = self._seed(item.shared_seed, "shared_seed") if item.shared_seed is not None else seed
+        state = self._state(item.state, "state", n)
+        new_state = state if item.new_state is None else self._state(item.new_state, "new_state", n)
+        need = self.max_bytes(n)
+        out = buffer = aligned_empty(need)
+        if item.out is not None:
+            buffer, wrap = view(item.out, "out", "uint8")
+            if len(buffer) < need:
+                raise ParameterError(f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}")
+            out = buffer if _is_aligned(buffer) else aligned_empty(need)
+
+        def finish(length: int) -> Any:
+            if out is not buffer:
+                buffer[:length] = out[:length]
+            return wrap(buffer[:length])
+
+        return b.Call(n, grad, out, seed, shared, 1.0, state, new_state), finish
+
+    def _prepare_decode(self, item: Item) -> tuple[b.Call, Any]:
+        raw = view(item.payload, "payload", "uint8")[0]
+        out, wrap = view(item.out, "out", "float32")
+        if not out.flags.writeable:
+            raise ParameterError("out is read-only")
+        payload.check_length(self.info.name, raw, self._extents(len(out)), len(out))
+        if not _is_aligned(raw):
+            copy = aligned_empty(len(raw))
+            copy[:] = raw
+            raw = copy
+        shared = self._seed(item.shared_seed, "shared_seed", required=self.info.keyed)
+        call = b.Call(len(out), out, raw, 0, shared, float(np.float32(item.scale)))
+        return call, lambda _: wrap(out)
+
+    def _seed(self, seed: int | None, what: str, *, required: bool = False) -> int:
+        if seed is None:
+            if required:
+                raise ParameterError(f"{self.info.name} needs {what}=, an integer in 0..2^64-1")
+            return 0
+        value = int(seed)
+        if value != seed or not 0 <= value < 2**64:
+            raise ParameterError(f"{what} is {seed!r}; it must be an integer in 0..2^64-1")
+        return value
+
+    def _state(self, state: Mapping[str, Any] | None, what: str, n: int) -> dict[str, Array]:
+        names = self._program.encode.states
+        if state is None and names:
+            raise ParameterError(f"{self.info.name} keeps a state: give state=codec.new_state({n})")
+        if set(state or {}) != set(names):
+            have, want = sorted(state or {}), sorted(names)
+            raise ParameterError(f"{what} has {have}, and {self.info.name} keeps {want}: see codec.new_state(n)")
+        arrays = {}
+        for name, value in (state or {}).items():
+            arrays[name] = view(value, f"{what}['{name}']", "float32")[0]
+            if len(arrays[name]) != n:
+                raise ParameterError(f"{what}['{name}'] has {len(arrays[name])} elements, and the gradient {n}")
+        return arrays
+
+    def _failure(self, op: str, call: b.Call, outcome: b.Outcome) -> Exception:
+        name = self.info.name
+        if op == "encode":
+            return IndexError(f"{name}: Encode read a vector outside its range (gradient of {call.n} elements)")
+        if outcome.status == b.REFUSED:
+            return payload.explain_refusal(
+                name, self._program.decode, call.payload, self._extents(call.n), self._values
+            )
+        return PayloadError(f"{name}: Decode read a vector outside its range; the payload is corrupt")
+
+
+def _length(n: int) -> int:
+    if n < 0 or int(n) != n:
+        raise ParameterError(f"n is {n!r}; it must be an integer of at least 0")
+    return int(n)
+
+
+def _is_aligned(x: Array) -> bool:
+    return x.ctypes.data % 16 == 0
+

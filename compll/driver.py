@@ -1,0 +1,130 @@
+"""From files to a program and a library: the stages of the compiler in their order."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from compll import ir, knobs, passes
+from compll import syntax as s
+from compll.backends import Library, Unit, Values
+from compll.check import Checked, Header, check, header
+from compll.errors import BackendError, CompileError, ParameterError, did_you_mean
+from compll.parse import parse
+from compll.properties import Info, infer
+
+__all__ = ["Program", "build", "did_you_mean", "load", "parse_files", "program_of", "read_header"]
+
+BACKENDS = ("cpp", "interp")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A checked codec with both functions, its properties, and the operations derived from them."""
+
+    checked: Checked
+    info: Info
+
+    @property
+    def encode(self) -> ir.Function:
+        """The typed Encode."""
+        return cast("ir.Function", self.checked.encode)
+
+    @property
+    def decode(self) -> ir.Function:
+        """The typed Decode."""
+        return cast("ir.Function", self.checked.decode)
+
+
+def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]:
+    """Read and parse files; return their trees and their texts by name.
+
+    Raises:
+        CompileError: with the syntax errors of all files.
+        ParameterError: a file cannot be read as text.
+
+    """
+    sources, programs, errors = {}, [], []
+    for path in paths:
+        try:
+            sources[str(path)] = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise ParameterError(f"cannot read '{path}': {e}") from e
+        try:
+            programs.append(parse(sources[str(path)], str(path)))
+        except CompileError as e:
+            errors.extend(e.diagnostics)
+    if errors:
+        raise CompileError(errors, sources)
+    return programs, sources
+
+
+def read_header(paths: Sequence[Path]) -> Header:
+    """Return what the files hold, without values of parameters."""
+    programs, sources = parse_files(paths)
+    return header(programs, sources)
+
+
+def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False) -> Program:
+    """Parse, check and describe a codec that has both functions."""
+    programs, sources = parse_files(paths)
+    checked = check(programs, sources, params, error_feedback=error_feedback)
+    return program_of(checked, error_feedback=error_feedback)
+
+
+def program_of(checked: Checked, *, error_feedback: bool = False) -> Program:
+    """Return a program, if both functions are there.
+
+    Raises:
+        ParameterError: one of them is missing.
+
+    """
+    for op, f in (("Encode", checked.encode), ("Decode", checked.decode)):
+        if f is None:
+            raise ParameterError(
+                f"{checked.codec} has no {op}: add it to the file, or give two files, one with each function"
+            )
+    return Program(checked, infer(checked, error_feedback=error_feedback))
+
+
+def unit_of(checked: Checked) -> Unit:
+    """Return what a backend compiles: the typed functions and those derived from them."""
+    functions = [f for f in (checked.encode, checked.decode) if f is not None]
+    if checked.decode is not None:
+        functions.append(passes.decode_add(checked.decode))
+    return Unit(checked.codec, tuple(functions), checked.params)
+
+
+def build(program: Program, backend: str = "auto") -> Library:
+    """Compile a program by a backend.
+
+    Raises:
+        BackendError: the backend is unknown, or cannot be used here.
+
+    """
+    name = choose_backend(backend)
+    module = importlib.import_module(f"compll.backends.{name}")
+    return cast("Library", module.build(unit_of(program.checked)))
+
+
+def choose_backend(backend: str) -> str:
+    """Return the backend that `auto` means here, or check the name of another.
+
+    `auto` takes `cpp`; without a compiler that is an error, never a silently slow run.
+    """
+    name = knobs.backend() if backend == "auto" else backend
+    if name == "auto":
+        if shutil.which(knobs.compiler().split()[0]) is None:
+            raise BackendError(
+                f"the cpp backend needs a C++ compiler, and '{knobs.compiler()}' is not there: install g++, "
+                "name another by COMPLL_CXX, or take the slow reference by backend='interp'"
+            )
+        name = "cpp"
+    if name not in BACKENDS:
+        hint = did_you_mean(name, BACKENDS)
+        raise BackendError(f"there is no backend '{name}' ({', '.join(BACKENDS)}){'; ' + hint if hint else ''}")
+    return name

@@ -1,0 +1,85 @@
+"""Errors as data, and the one place that turns them into text.
+
+A diagnostic says what is wrong, where, and how to mend it.  The compiler collects all diagnostics of a
+file and raises them together as one `CompileError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of source text; lines and columns count from 1, the end column is exclusive."""
+
+    file: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One complaint: message and place, a label under the carets, a note and a hint that mends it."""
+
+    message: str
+    span: Span
+    label: str = ""
+    note: str = ""
+    hint: str = ""
+
+
+class CompileError(Exception):
+    """A `.pse` program is wrong.  `diagnostics` holds every error that was found, in source order."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic], sources: Mapping[str, str]) -> None:
+        """Keep the diagnostics sorted by place and without repetitions; `sources` maps file to text."""
+        ordered = sorted(set(diagnostics), key=lambda d: (d.span.file, d.span.line, d.span.column, d.message))
+        self.diagnostics = tuple(ordered)
+        self.sources = dict(sources)
+        super().__init__("\n".join(render(d, self.sources.get(d.span.file, "")) for d in ordered))
+
+
+class PayloadError(ValueError):
+    """Bytes that are no payload of this codec for this number of elements."""
+
+
+class ParameterError(ValueError):
+    """An argument of a codec that does not fit: a parameter, seed, state or buffer."""
+
+
+class BackendError(RuntimeError):
+    """A backend that cannot be used here, such as C++ without a compiler."""
+
+
+def render(diagnostic: Diagnostic, source: str) -> str:
+    """Format one diagnostic: `file:line:column: error: message`, the source line, carets, note and hint."""
+    span = diagnostic.span
+    out = [f"{span.file}:{span.line}:{span.column}: error: {diagnostic.message}"]
+    lines = source.splitlines()
+    if 1 <= span.line <= len(lines):
+        text = lines[span.line - 1].replace("\t", " ")
+        end = span.end_column if span.end_line == span.line else len(text) + 1
+        carets = "^" * max(1, min(end, len(text) + 1) - span.column)
+        gutter = str(span.line)
+        label = f" {diagnostic.label}" if diagnostic.label else ""
+        out.append(f" {gutter} | {text}")
+        out.append(f" {' ' * len(gutter)} | {' ' * (span.column - 1)}{carets}{label}")
+    if diagnostic.note:
+        out.append(f"  note: {diagnostic.note}")
+    if diagnostic.hint:
+        out.append(f"  hint: {diagnostic.hint}")
+    return "\n".join(out)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `did you mean 'x'?` for the known word nearest to `word`, or an empty string."""
+    near = difflib.get_close_matches(word, sorted(set(known)), n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else ""

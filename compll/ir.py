@@ -1,0 +1,377 @@
+"""The intermediate representation: frozen nodes, one grammar for the typed and the fused form.
+
+A function is a tuple of bindings in order.  The typed form has `Map` (named vectors) and free `Reduce` and
+`Store`; the fused form has neither maps nor free reductions and stores: they stand inside `Pass`, one loop
+over memory each.  An element expression is pure: it may be computed anywhere, and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from compll.ops import OPS
+from compll.types import BOOL, INT, Elem, arithmetic, convert, dtype
+
+# --- expressions ----------------------------------------------------------------------------------
+
+
+class Expr:
+    """A scalar expression; `type` is its arithmetic type or bool.  Nodes are equal by value."""
+
+    type: Elem
+
+    @cached_property
+    def key(self) -> int:
+        """Hash once a node: programs share subexpressions."""
+        return hash((type(self).__name__, *(getattr(self, f.name) for f in fields(self))))  # type: ignore[arg-type]
+
+    def __hash__(self) -> int:
+        """Return the cached hash."""
+        return self.key
+
+
+@dataclass(frozen=True, eq=True)
+class Const(Expr):
+    """A constant; `value` is a Python number that its type represents exactly."""
+
+    value: float | int | bool
+    type: Elem
+    __hash__ = Expr.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        """Tell zeros of different sign apart, and hold NaN equal to itself."""
+        return isinstance(other, Const) and self.type == other.type and self.bits == other.bits
+
+    @property
+    def bits(self) -> bytes:
+        """Return the value's bytes."""
+        return np.asarray(self.value, dtype(self.type)).tobytes()
+
+    @cached_property
+    def key(self) -> int:
+        """Hash by bytes, as equality compares."""
+        return hash((self.bits, self.type))
+
+
+@dataclass(frozen=True, eq=True)
+class Size(Expr):
+    """The number n of elements of the gradient."""
+
+    type: Elem = INT
+    __hash__ = Expr.__hash__
+
+
+@dataclass(frozen=True, eq=True)
+class Position(Expr):
+    """The position i of the element that a map, reduce or store works on."""
+
+    type: Elem = INT
+    __hash__ = Expr.__hash__
+
+
+@dataclass(frozen=True, eq=True)
+class Scalar(Expr):
+    """A named scalar: a `Let`, a `Reduce`, a field that was read, or an argument of a combine function."""
+
+    name: str
+    type: Elem
+    __hash__ = Expr.__hash__
+
+
+@dataclass(frozen=True, eq=True)
+class Param(Expr):
+    """A run-time hyper-parameter, or `scale` of the derived operations."""
+
+    name: str
+    type: Elem
+    __hash__ = Expr.__hash__
+
+
+@dataclass(frozen=True, eq=True)
+class Read(Expr):
+    """`vector[position]`, widened; out of range it reads 0 and sets the status."""
+
+    vector: str
+    position: Expr
+    type: Elem
+    __hash__ = Expr.__hash__
+
+
+@dataclass(frozen=True, eq=True)
+class Apply(Expr):
+    """An operator of `ops.OPS` on unified operands.  `select`, `&&` and `||` are lazy in what they read."""
+
+    op: str
+    args: tuple[Expr, ...]
+    type: Elem
+    __hash__ = Expr.__hash__
+
+
+@dataclass(frozen=True, eq=True)
+class Convert(Expr):
+    """The argument as element type `to` would store it, widened again."""
+
+    arg: Expr
+    to: Elem
+    type: Elem
+    __hash__ = Expr.__hash__
+
+
+@dataclass(frozen=True, eq=True)
+class Random(Expr):
+    """`random<T>(low, high)`: the word of this element at call site `site`."""
+
+    site: int
+    low: Expr
+    high: Expr
+    type: Elem
+    __hash__ = Expr.__hash__
+
+
+@dataclass(frozen=True, eq=True)
+class StochasticRound(Expr):
+    """`stochastic_round(x)` at call site `site`."""
+
+    site: int
+    arg: Expr
+    type: Elem
+    __hash__ = Expr.__hash__
+
+
+# --- bindings -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    """A named scalar."""
+
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A named vector: element i is `body` at i, converted to `elem`."""
+
+    name: str
+    elem: Elem
+    length: Expr
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    """What a reduction does to two values `a` and `b` (scalars of these names) of type `type`."""
+
+    name: str
+    body: Expr
+    type: Elem
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """A scalar: f(init, tree(body at 0 .. length-1)) in the language's one order of reduction."""
+
+    name: str
+    combine: Combine
+    init: Expr
+    length: Expr
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a vector is stored: kind "field" (of the payload), "state" or "output"."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write `body` at 0 .. length-1, as `elem`, to a payload field, a state or the output."""
+
+    target: Target
+    elem: Elem
+    length: Expr
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a scalar field of the payload."""
+
+    field: str
+    elem: Elem
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read a scalar field of the payload as the scalar `name`."""
+
+    name: str
+    field: str
+    elem: Elem
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The payload is refused unless a scalar that was read equals the parameter of the same name."""
+
+    param: str
+    read: Expr
+    expected: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One loop over memory: reductions and stores over the same positions."""
+
+    length: Expr
+    sinks: tuple[Reduce | Store, ...]
+
+
+Binding = Let | Map | Reduce | Store | Put | Get | Guard | Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of the payload; `length` is None for a scalar."""
+
+    name: str
+    elem: Elem
+    length: Expr | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A hyper-parameter: its element type, default, inclusive range, and whether kernels specialise to it."""
+
+    name: str
+    elem: Elem
+    default: float | int | bool | None
+    range: tuple[float, float] | None
+    static: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One operation (`encode`, `decode`, `decode_add`) of a codec, typed or fused.
+
+    `vectors` gives the element type of everything that `Read` may name besides maps: the gradient, states
+    and payload fields.  `decoded` names the map that holds `decode(compressed)` inside an encode.
+    """
+
+    codec: str
+    op: str
+    params: tuple[Parameter, ...]
+    states: tuple[str, ...]
+    layout: tuple[Field, ...]
+    vectors: tuple[tuple[str, Elem], ...]
+    body: tuple[Binding, ...]
+    random: bool = False
+    decoded: str = ""
+
+
+# --- construction and traversal -------------------------------------------------------------------
+
+
+def const(value: Any, elem: Elem) -> Const:
+    """Return a constant of an arithmetic type, converted by the rules of the language."""
+    kind = arithmetic(elem)
+    return Const(convert(np.asarray(value, dtype(kind)), elem).item(), kind)
+
+
+def apply(op: str, *args: Expr) -> Expr:
+    """Return `op` on operands of one type, folded if they are constants."""
+    entry = OPS[op]
+    kind = entry.gives or args[-1].type
+    if all(isinstance(a, Const) for a in args):
+        values = [np.asarray(a.value, dtype(a.type)) for a in args if isinstance(a, Const)]
+        return Const(entry.meaning(*values).item(), kind)
+    if op == "!=" and args[1] == Const(0, INT) and isinstance(args[0], Convert) and args[0].arg.type is BOOL:
+        return args[0].arg  # a bit that was made from a condition, asked whether it is set
+    return Apply(op, args, kind)
+
+
+def as_elem(value: Expr, elem: Elem) -> Expr:
+    """Return `value` as element type `elem` would hold it, widened; nothing to do for its own type."""
+    if elem == value.type or (isinstance(value, Convert) and value.to == elem):
+        return value
+    if isinstance(value, Const):
+        return const(convert(np.asarray(value.value, dtype(value.type)), elem).item(), elem)
+    return Convert(value, elem, arithmetic(elem))
+
+
+def children(e: Expr) -> tuple[Expr, ...]:
+    """Return the direct operands of an expression."""
+    if isinstance(e, Apply):
+        return e.args
+    if isinstance(e, Random):
+        return (e.low, e.high)
+    if isinstance(e, Read):
+        return (e.position,)
+    if isinstance(e, Convert | StochasticRound):
+        return (e.arg,)
+    return ()
+
+
+def walk(e: Expr) -> Iterator[Expr]:
+    """Yield every distinct node of an expression, operands first."""
+    seen: set[Expr] = set()
+
+    def visit(node: Expr) -> Iterator[Expr]:
+        if node not in seen:
+            seen.add(node)
+            for child in children(node):
+                yield from visit(child)
+            yield node
+
+    yield from visit(e)
+
+
+def rewrite(e: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
+    """Rebuild an expression bottom-up; `change` returns the new node, or None to keep it."""
+    done: dict[Expr, Expr] = {}
+
+    def visit(node: Expr) -> Expr:
+        if node not in done:
+            new = node
+            if isinstance(node, Apply):
+                new = apply(node.op, *(visit(a) for a in node.args))
+            elif isinstance(node, Random):
+                new = replace(node, low=visit(node.low), high=visit(node.high))
+            elif isinstance(node, Read):
+                new = replace(node, position=visit(node.position))
+            elif isinstance(node, Convert):
+                new = as_elem(visit(node.arg), node.to)
+            elif isinstance(node, StochasticRound):
+                new = replace(node, arg=visit(node.arg))
+            changed = change(new)
+            done[node] = new if changed is None else changed
+        return done[node]
+
+    return visit(e)
+
+
+def expressions(b: Binding) -> tuple[Expr, ...]:
+    """Return the expressions that stand in a binding."""
+    match b:
+        case Let(_, value) | Put(_, _, value):
+            return (value,)
+        case Map(_, _, length, body) | Store(_, _, length, body):
+            return (length, body)
+        case Reduce(_, combine, init, length, body):
+            return (combine.body, init, length, body)
+        case Guard(_, read, expected):
+            return (read, expected)
+        case Pass(length, sinks):
+            return (length, *(e for s in sinks for e in expressions(s)))
+        case Get():
+            return ()

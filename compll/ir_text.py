@@ -1,0 +1,85 @@
+"""The IR as text: one line a binding.  This text is also what a codec's fingerprint is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from compll import ir
+from compll.types import FLOAT
+
+INFIX = {"+", "-", "*", "/", "%", "&", "|", "^", "<<", ">>", "<", "<=", ">", ">=", "==", "!=", "&&", "||"}
+
+
+def function_text(f: ir.Function) -> str:
+    """Return a function with its parameters, states, payload and body."""
+    lines = [f"{f.op} {f.codec}"]
+    for p in f.params:
+        kind = "static " if p.static else ""
+        lines.append(f"  {kind}param {p.name}: {p.elem}")
+    lines += [f"  state {name}: float[n]" for name in f.states]
+    for field in f.layout:
+        lines.append(f"  field {field.name}: {field.elem}{_over(field.length) if field.length is not None else ''}")
+    for b in f.body:
+        lines.extend("  " + line for line in binding_lines(b))
+    return "\n".join(lines) + "\n"
+
+
+def binding_lines(b: ir.Binding) -> Iterator[str]:
+    """Yield the lines of one binding."""
+    match b:
+        case ir.Let(name, value):
+            yield f"{name}: {value.type} = {text(value)}"
+        case ir.Map(name, elem, length, body):
+            yield f"{name}: {elem}{_over(length)} = {text(body)}"
+        case ir.Reduce(name, combine, init, length, body):
+            yield f"{name}: {combine.type} = reduce{_over(length)} {text(body)} from {text(init)} by {combine.name}"
+            yield f"  where {combine.name}(a, b) = {text(combine.body)}"
+        case ir.Store(target, elem, length, body):
+            place = target.kind if target.kind == "output" else f"{target.kind} {target.name}"
+            yield f"store {place}: {elem}{_over(length)} = {text(body)}"
+        case ir.Put(field, elem, value):
+            yield f"put {field}: {elem} = {text(value)}"
+        case ir.Get(name, field, elem):
+            yield f"{name} = get {field}: {elem}"
+        case ir.Guard(param, read, expected):
+            yield f"guard {param}: {text(read)} == {text(expected)}"
+        case ir.Pass(length, sinks):
+            yield f"pass{_over(length)}"
+            for sink in sinks:
+                yield from ("  " + line for line in binding_lines(sink))
+
+
+def _over(length: ir.Expr) -> str:
+    return f"[{text(length)}]"
+
+
+def text(e: ir.Expr) -> str:
+    """Return an expression; `i` is the position, `n` the number of elements."""
+    match e:
+        case ir.Const(value, kind):
+            if kind == FLOAT and isinstance(value, float):
+                return value.hex() if value == value and abs(value) != float("inf") else str(value)  # noqa: PLR0124
+            return str(value).lower()
+        case ir.Size():
+            return "n"
+        case ir.Position():
+            return "i"
+        case ir.Scalar(name, _):
+            return name
+        case ir.Param(name, _):
+            return name
+        case ir.Read(vector, position, _):
+            return f"{vector}[{text(position)}]"
+        case ir.Convert(arg, to, _):
+            return f"{to}({text(arg)})"
+        case ir.Random(site, low, high, kind):
+            return f"random{site}<{kind}>({text(low)}, {text(high)})"
+        case ir.StochasticRound(site, arg, _):
+            return f"stochastic_round{site}({text(arg)})"
+        case ir.Apply("select", (c, a, b), _):
+            return f"({text(c)} ? {text(a)} : {text(b)})"
+        case ir.Apply(op, (a, b), _) if op in INFIX:
+            return f"({text(a)} {op} {text(b)})"
+        case ir.Apply(op, args, _):
+            return f"{op}({', '.join(text(a) for a in args)})"
+    raise AssertionError(e)

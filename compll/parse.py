@@ -1,0 +1,283 @@
+"""`.pse` text -> syntax tree, with every syntax error of the file at once.
+
+Lark's LALR parser runs step by step.  On an unexpected token the parser tries, on a copy, to insert one
+token before it: the first that lets the offending token through is the message ("missing ';' after ')'"),
+and parsing goes on from there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from typing import Any, cast
+
+from lark import Lark, Token, Transformer, Tree, UnexpectedCharacters, UnexpectedToken, v_args
+
+from compll import syntax as s
+from compll.errors import CompileError, Diagnostic, Span, did_you_mean
+from compll.types import NAMED
+
+REPAIRS = ("SEMICOLON", "RPAR", "RSQB", "RBRACE", "GT", "EQUAL", "COMMA", "LPAR", "LBRACE")
+MOST_ERRORS = 20
+LOOPS = ("for", "while", "do")
+
+
+def parse(text: str, file: str) -> s.Program:
+    """Parse one file.
+
+    Raises:
+        CompileError: with all syntax errors that were found.
+
+    """
+    tree, errors = _Parse(text, file).run()
+    if tree is None or errors:
+        raise CompileError(errors, {file: text})
+    return cast("s.Program", _Builder(file).transform(tree))
+
+
+@functools.cache
+def _lark() -> Lark:
+    grammar = importlib.resources.files("compll._grammar").joinpath("pse.lark").read_text("utf-8")
+    return Lark(grammar, parser="lalr", propagate_positions=True, maybe_placeholders=True)
+
+
+@functools.cache
+def _spellings() -> dict[str, str]:
+    """Map a terminal's name to what a person would write: `SEMICOLON` to `';'`."""
+    words = {"NAME": "a name", "INT": "a number", "FLOAT": "a number", "TYPE": "a type", "UINT": "a type"}
+    words |= {"$END": "end of file", "TYPED_CALL": "a call"}
+    for terminal in _lark().terminals:
+        if terminal.name not in words:
+            words[terminal.name] = "'" + terminal.pattern.value.replace("\\b", "").replace("\\", "") + "'"
+    return words
+
+
+class _Parse:
+    """One run of the interactive parser over one file."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self.text, self.file = text, file
+        self.errors: list[Diagnostic] = []
+        self.fed: list[Token] = []
+
+    def run(self) -> tuple[Tree[Any] | None, list[Diagnostic]]:
+        parser = _lark().parse_interactive(self.text)
+        while True:
+            try:
+                token = next(parser.lexer_thread.lex(parser.parser_state), None)
+            except UnexpectedCharacters as e:
+                span = Span(self.file, e.line, e.column, e.line, e.column + 1)
+                self.errors.append(Diagnostic(f"stray character {e.char!r}", span))
+                return None, self.errors
+            except UnexpectedToken as e:  # the lexer met a terminal that fits nowhere here
+                token = e.token
+            ended = token is None
+            if token is None:
+                token = Token.new_borrow_pos("$END", "", self.fed[-1]) if self.fed else Token("$END", "", 0, 1, 1)
+            try:
+                result = self.feed(parser, token)
+            except UnexpectedToken:
+                return None, self.errors
+            if ended:
+                return cast("Tree[Any]", result), self.errors
+            self.fed.append(token)
+
+    def feed(self, parser: Any, token: Token) -> Any:
+        """Give one token to the parser, mending the input if it does not fit; raise to give up."""
+        if token.type == "NAME" and token in LOOPS:
+            hint = "write what happens to one element and apply it with map or reduce"
+            self.errors.append(Diagnostic(f"'{token}': the language has no loops", self.span(token), hint=hint))
+            raise UnexpectedToken(token, set())
+        try:
+            return parser.feed_token(token)
+        except UnexpectedToken:
+            if len(self.errors) >= MOST_ERRORS:
+                raise
+            accepts = parser.accepts()
+            if token.type == "NAME" and "TYPE" in accepts and "NAME" not in accepts:
+                self.unknown_type(token)
+                return parser.feed_token(Token.new_borrow_pos("TYPE", "float", token))
+            if token.type == "NAME" and self.begins_statement():
+                self.unknown_type(self.fed[-1])
+                parser.feed_token(Token.new_borrow_pos("SEMICOLON", ";", token))
+                return parser.feed_token(token)
+            for repair in REPAIRS:
+                mended = parser.copy()
+                try:
+                    mended.feed_token(Token(repair, ""))
+                    mended.feed_token(token)
+                except UnexpectedToken:
+                    continue
+                what = _spellings()[repair]
+                where = f"after '{self.fed[-1]}'" if token.type != "$END" else "before end of file"
+                hint = f"insert {what} here"
+                self.errors.append(Diagnostic(f"missing {what} {where}", self.end(), hint=hint))
+                parser.feed_token(Token.new_borrow_pos(repair, what.strip("'"), token))
+                return parser.feed_token(token)
+            words = sorted({_spellings().get(a, a) for a in accepts})
+            note = "expected " + ", ".join(words) if 0 < len(words) <= 8 else ""
+            if token.type == "$END":
+                self.errors.append(Diagnostic("unexpected end of file", self.end(), note=note))
+            else:
+                self.errors.append(Diagnostic(f"unexpected '{token}'", self.span(token), note=note))
+            raise
+
+    def begins_statement(self) -> bool:
+        """Whether the last token is a name that stands where a statement or a declaration begins."""
+        if not self.fed or self.fed[-1].type != "NAME":
+            return False
+        return len(self.fed) == 1 or self.fed[-2].type in ("SEMICOLON", "LBRACE", "RBRACE")
+
+    def unknown_type(self, t: Token) -> None:
+        hint = did_you_mean(str(t), NAMED) or "the types are " + ", ".join(sorted(NAMED))
+        self.errors.append(Diagnostic(f"unknown type '{t}'", self.span(t), hint=hint))
+
+    def end(self) -> Span:
+        """Return the place right after the previous token, where something is missing."""
+        if not self.fed:
+            return Span(self.file, 1, 1, 1, 2)
+        span = self.span(self.fed[-1])
+        return Span(self.file, span.end_line, span.end_column, span.end_line, span.end_column + 1)
+
+    def span(self, t: Token) -> Span:
+        line, column = t.line or 1, t.column or 1
+        return Span(self.file, line, column, t.end_line or line, t.end_column or column + 1)
+
+
+def _kept(items: list[Any]) -> list[Any]:
+    return [i for i in items if i is not None]
+
+
+@v_args(meta=True)
+class _Builder(Transformer[Any, Any]):
+    """Lark tree -> frozen syntax nodes; one method a grammar rule."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = file
+
+    def at(self, meta: Any) -> Span:
+        if meta.empty:
+            return Span(self.file, 1, 1, 1, 1)
+        return Span(self.file, meta.line, meta.column, meta.end_line, meta.end_column)
+
+    def start(self, meta: Any, items: list[Any]) -> s.Program:
+        functions = tuple(i for i in items if isinstance(i, s.Function))
+        return s.Program(self.at(meta), functions, tuple(i for i in items if isinstance(i, s.Declaration)))
+
+    def function(self, meta: Any, items: list[Any]) -> s.Function:
+        items = _kept(items)
+        attributes = tuple(i for i in items if isinstance(i, s.Attribute))
+        formals = tuple(i for i in items if isinstance(i, s.Formal))
+        kind = next(i for i in items if isinstance(i, s.TypeName))
+        name = next(i for i in items if isinstance(i, Token))
+        span = self.at(meta)
+        head = Span(self.file, name.line or 1, name.column or 1, name.end_line or 1, name.end_column or 1)
+        return s.Function(head if span.file else span, attributes, kind, str(name), formals, items[-1])
+
+    def formal(self, meta: Any, items: list[Any]) -> s.Formal:
+        attributes = tuple(i for i in items if isinstance(i, s.Attribute))
+        role, kind, name, default = items[len(attributes) :]
+        return s.Formal(self.at(meta), attributes, str(role or ""), kind, str(name), default)
+
+    def attribute(self, meta: Any, items: list[Any]) -> s.Attribute:
+        name, *args = _kept(items)
+        return s.Attribute(self.at(meta), str(name), tuple(args))
+
+    def type(self, meta: Any, items: list[Any]) -> s.TypeName:
+        star = items[-1] is not None
+        width = next((i for i in items if isinstance(i, s.Expr)), None)
+        return s.TypeName(self.at(meta), str(items[0]), width, star)
+
+    def block(self, meta: Any, items: list[Any]) -> s.Block:
+        return s.Block(self.at(meta), tuple(_kept(items)))
+
+    def variable(self, meta: Any, items: list[Any]) -> s.Declaration:
+        return s.Declaration(self.at(meta), items[0], tuple(items[1:]))
+
+    declaration = variable
+
+    def declarator(self, meta: Any, items: list[Any]) -> s.Declarator:
+        return s.Declarator(self.at(meta), str(items[0]), items[1])
+
+    def lambda_declaration(self, meta: Any, items: list[Any]) -> s.LambdaDeclaration:
+        return s.LambdaDeclaration(self.at(meta), str(items[1]), items[2])
+
+    def assignment(self, meta: Any, items: list[Any]) -> s.Assignment:
+        return s.Assignment(self.at(meta), str(items[0]), items[1])
+
+    def expression_statement(self, meta: Any, items: list[Any]) -> s.ExpressionStatement:
+        return s.ExpressionStatement(self.at(meta), items[0])
+
+    def empty(self, meta: Any, items: list[Any]) -> None:  # noqa: ARG002
+        return None
+
+    def if_statement(self, meta: Any, items: list[Any]) -> s.If:
+        _, condition, then, _, otherwise = items
+        return s.If(self.at(meta), condition, _body(then), _body(otherwise))
+
+    def conditional(self, meta: Any, items: list[Any]) -> s.Conditional:
+        return s.Conditional(self.at(meta), *items)
+
+    def binary(self, meta: Any, items: list[Any]) -> s.Binary:
+        left, op, right = items
+        return s.Binary(self.at(meta), str(op), left, right)
+
+    def unary(self, meta: Any, items: list[Any]) -> s.Unary:
+        return s.Unary(self.at(meta), str(items[0]), items[1])
+
+    def index(self, meta: Any, items: list[Any]) -> s.Index:
+        return s.Index(self.at(meta), *items)
+
+    def member(self, meta: Any, items: list[Any]) -> s.Member:
+        return s.Member(self.at(meta), items[0], str(items[1]))
+
+    def integer(self, meta: Any, items: list[Any]) -> s.Integer:
+        return s.Integer(self.at(meta), int(str(items[0]), 0 if str(items[0])[:2] in ("0x", "0X") else 10))
+
+    def number(self, meta: Any, items: list[Any]) -> s.Number:
+        return s.Number(self.at(meta), str(items[0]).rstrip("f"))
+
+    def true(self, meta: Any, items: list[Any]) -> s.Truth:  # noqa: ARG002
+        return s.Truth(self.at(meta), True)
+
+    def false(self, meta: Any, items: list[Any]) -> s.Truth:  # noqa: ARG002
+        return s.Truth(self.at(meta), False)
+
+    def name(self, meta: Any, items: list[Any]) -> s.Name:
+        return s.Name(self.at(meta), str(items[0]))
+
+    def call(self, meta: Any, items: list[Any]) -> s.Call:
+        return s.Call(self.at(meta), str(items[0]), None, tuple(_kept(items[1:])))
+
+    def cast(self, meta: Any, items: list[Any]) -> s.Call:
+        kind = s.TypeName(self.at(meta), str(items[0]), None, False)
+        return s.Call(self.at(meta), "cast", kind, (items[1],))
+
+    def typed_call(self, meta: Any, items: list[Any]) -> s.Call:
+        name, _, kind, _, *args = items
+        return s.Call(self.at(meta), str(name), kind, tuple(_kept(args)))
+
+    def parameter(self, meta: Any, items: list[Any]) -> tuple[s.TypeName, str]:  # noqa: ARG002
+        return items[0], str(items[1])
+
+
+def _body(item: Any) -> tuple[s.Statement, ...]:
+    if item is None:
+        return ()
+    return item.body if isinstance(item, s.Block) else (item,)
+
+
+def _return(self: _Builder, meta: Any, items: list[Any]) -> s.Return:
+    return s.Return(self.at(meta), items[1])
+
+
+def _lambda(self: _Builder, meta: Any, items: list[Any]) -> s.Lambda:
+    items = _kept(items)
+    formals = tuple(i for i in items if isinstance(i, tuple))
+    return s.Lambda(self.at(meta), formals, items[-2], items[-1])
+
+
+# `return` and `lambda` are keywords of Python, so these two rules cannot be written as methods.
+setattr(_Builder, "return", v_args(meta=True)(_return))
+setattr(_Builder, "lambda", v_args(meta=True)(_lambda))

@@ -1,0 +1,80 @@
+"""Where the fields of a payload lie, and whether given bytes can be a payload.
+
+LANGUAGE, "Payload": fields in the order of concat, each at the next multiple of its alignment; a scalar's
+alignment is its size, a vector's 16; the length is the end of the last field.  All little-endian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compll import ir
+from compll.errors import PayloadError
+from compll.evaluate import host_int
+from compll.types import Array, Elem, alignment, from_bytes, scalar_bytes, vector_bytes
+
+WIRE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """One field in the payload for a given n: `count` elements (None: a scalar) in `size` bytes at `offset`."""
+
+    name: str
+    elem: Elem
+    count: int | None
+    offset: int
+    size: int
+
+
+def extents(layout: tuple[ir.Field, ...], n: int, params: Mapping[str, float | int | bool]) -> tuple[Extent, ...]:
+    """Return the place of every field of the payload of n elements."""
+    out: list[Extent] = []
+    end = 0
+    for field in layout:
+        count = None if field.length is None else max(0, host_int(field.length, n, params))
+        size = scalar_bytes(field.elem) if count is None else vector_bytes(field.elem, count)
+        align = alignment(field.elem, count is not None)
+        offset = -(-end // align) * align
+        out.append(Extent(field.name, field.elem, count, offset, size))
+        end = offset + size
+    return tuple(out)
+
+
+def total_bytes(places: tuple[Extent, ...]) -> int:
+    """Return the length of a payload."""
+    return places[-1].offset + places[-1].size if places else 0
+
+
+def check_length(codec: str, payload: Array, places: tuple[Extent, ...], n: int) -> None:
+    """Raise PayloadError unless the payload has exactly the length that n elements need."""
+    want = total_bytes(places)
+    if len(payload) != want:
+        what = "truncated" if len(payload) < want else "too long"
+        raise PayloadError(
+            f"{codec}: the payload is {what}: it has {len(payload)} bytes, and {n} elements take {want}; "
+            "give the payload's own bytes, and the n that it was encoded from"
+        )
+
+
+def explain_refusal(
+    codec: str,
+    decode: ir.Function,
+    payload: Array,
+    places: tuple[Extent, ...],
+    params: Mapping[str, float | int | bool],
+) -> PayloadError:
+    """Say which field a decoder refused; called after a kernel has reported that it did."""
+    read = {b.name: b.field for b in decode.body if isinstance(b, ir.Get)}
+    by_name = {place.name: place for place in places}
+    for b in decode.body:
+        if isinstance(b, ir.Guard) and isinstance(b.read, ir.Scalar):
+            place = by_name[read[b.read.name]]
+            have = from_bytes(payload[place.offset : place.offset + place.size], place.elem, 1)[0]
+            want = b.expected.value if isinstance(b.expected, ir.Const) else params[b.param]
+            if have != want:
+                return PayloadError(
+                    f"{codec}: the payload was made with {b.param} = {have}, and this codec has {b.param} = {want}"
+                )
+    return PayloadError(f"{codec}: the payload reads outside its own fields; it is corrupt")

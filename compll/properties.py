@@ -1,0 +1,115 @@
+"""What can be said of a codec before it runs: inferred from its IR, or declared by its author."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compll import ir
+from compll.check import Checked
+from compll.ir_text import function_text
+from compll.passes import has_feedback
+from compll.payload import WIRE_VERSION
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One hyper-parameter as `codec.info.params` shows it."""
+
+    type: str
+    value: float | int | bool
+    range: tuple[float, float] | None
+    static: bool
+
+
+@dataclass(frozen=True)
+class Info:
+    """The properties of a codec (LANGUAGE: "Parameters and properties").
+
+    `why` gives for a property that is False the reason, where the compiler found one.
+    """
+
+    name: str
+    params: Mapping[str, ParameterInfo]
+    exact_size: bool
+    summable: bool
+    unbiased: bool
+    stateful: bool
+    random: bool
+    keyed: bool
+    feedback: bool
+    hop: bool
+    sparse: bool
+    nonfinite: str
+    why: Mapping[str, str]
+    fingerprint: str
+
+
+def infer(checked: Checked, *, error_feedback: bool) -> Info:
+    """Return the properties of a codec that has both functions."""
+    encode, decode = checked.encode, checked.decode
+    assert encode is not None
+    assert decode is not None
+    feedback = has_feedback(encode)
+    why: dict[str, str] = {}
+    summable = _summable(decode)
+    if not summable:
+        why["summable"] = "payloads are not linear in the gradient: a sum of payloads is no payload of the sum"
+    if "unbiased" not in checked.declared:
+        why["unbiased"] = "the file does not declare [[unbiased]]"
+    if not feedback:
+        why["feedback"] = "no state is kept as x - decode(compressed) with x = gradient + state"
+    hop = True
+    if "no_hop" in checked.declared:
+        hop, why["hop"] = False, "the file declares [[no_hop]]"
+    elif encode.states and not (feedback and len(encode.states) == 1):
+        hop, why["hop"] = False, f"it keeps a state that is no error feedback: {', '.join(encode.states)}"
+    params = {
+        p.name: ParameterInfo(str(p.elem), checked.values[p.name], p.range, p.static) for p in checked.params
+    }
+    return Info(
+        name=checked.codec,
+        params=params,
+        exact_size=True,
+        summable=summable,
+        unbiased="unbiased" in checked.declared,
+        stateful=bool(encode.states),
+        random=encode.random,
+        keyed=checked.keyed,
+        feedback=feedback,
+        hop=hop,
+        sparse=False,
+        nonfinite="drops" if "drops" in checked.declared else "propagates",
+        why=why,
+        fingerprint=_fingerprint(checked, error_feedback=error_feedback),
+    )
+
+
+def _fingerprint(checked: Checked, *, error_feedback: bool) -> str:
+    """Hash what two ranks must agree on: both functions, static parameters, feedback, the wire's version."""
+    parts = [f"wire {WIRE_VERSION}", f"error_feedback {error_feedback}"]
+    parts += [f"{p.name} = {checked.values[p.name]!r}" for p in checked.params if p.static]
+    parts += [function_text(f) for f in (checked.encode, checked.decode) if f is not None]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _summable(decode: ir.Function) -> bool:
+    """Whether every field is a float vector and the output a linear function of them."""
+    if not all(f.elem.kind in ("float", "bfloat") and f.length is not None for f in decode.layout):
+        return False
+    maps = {b.name: b.body for b in decode.body if isinstance(b, ir.Map)}
+
+    def linear(e: ir.Expr) -> bool:
+        match e:
+            case ir.Read(vector, _, _):
+                return linear(maps[vector]) if vector in maps else True
+            case ir.Apply("+" | "-", (a, b), _):
+                return linear(a) and linear(b)
+            case ir.Apply("*", (a, b), _):
+                return (linear(a) and isinstance(b, ir.Const | ir.Param)) or (
+                    linear(b) and isinstance(a, ir.Const | ir.Param)
+                )
+        return False
+
+    return all(linear(b.body) for b in decode.body if isinstance(b, ir.Store))
