@@ -55,6 +55,9 @@ CodecOption = Annotated[
 ParamOption = Annotated[
     list[str] | None, typer.Option("--param", help="A parameter of the codec, name=value; may be repeated.")
 ]
+FeedbackOption = Annotated[
+    bool, typer.Option("--error-feedback", help="The codec is compiled with error_feedback=True.")
+]
 LocalRanksOption = Annotated[
     int, typer.Option("--local-ranks", min=1, help="Ranks that share this machine's cores while training.")
 ]
@@ -75,6 +78,7 @@ def plan_command(
     ] = None,
     codec: CodecOption = None,
     param: ParamOption = None,
+    error_feedback: FeedbackOption = False,
     profile_file: Annotated[
         Path | None,
         typer.Option("--profile", help="Curves of `secopa profile`. [default: measured now and cached]"),
@@ -83,7 +87,10 @@ def plan_command(
         CostModel, typer.Option("--cost", help="measured: on this machine, any N. hipress: as published.")
     ] = CostModel.measured,
     output: Annotated[Path, typer.Option("--output", help="The plan to write.")] = Path("SeCoPaPlan.txt"),
-    local_ranks: LocalRanksOption = 1,
+    local_ranks: FeedbackOption = Annotated[
+    bool, typer.Option("--error-feedback", help="The codec is compiled with error_feedback=True.")
+]
+LocalRanksOption = 1,
     reasons: Annotated[bool, typer.Option("--reasons", help="Print why, gradient by gradient.")] = False,
 ) -> None:
     """Write a plan: which gradients to compress, and into how many partitions to cut each."""
@@ -100,7 +107,7 @@ def plan_command(
             speed, delay = bandwidth or DEFAULT_BANDWIDTH, latency or DEFAULT_LATENCY
             link = cost.Link(parse_bandwidth(speed), parse_latency(delay))
             cost.check_nnodes(nnodes)
-            compiled = _compile(codec, param)
+            compiled = _compile(codec, param, error_feedback)
             curves = _curves(compiled, profile_file, local_ranks)
             model = cost.measured(
                 conditions["topology"],
@@ -135,19 +142,23 @@ def plan_command(
 def profile_command(
     codec: CodecOption = None,
     param: ParamOption = None,
+    error_feedback: FeedbackOption = False,
     sizes: Annotated[
         str | None, typer.Option("--sizes", help="Elements, three sizes or more. [default: 4096 to 4194304]")
     ] = None,
     output: Annotated[Path, typer.Option("--output", help="The profile to write.")] = Path(
         "secopa-profile.json"
     ),
-    local_ranks: LocalRanksOption = 1,
+    local_ranks: FeedbackOption = Annotated[
+    bool, typer.Option("--error-feedback", help="The codec is compiled with error_feedback=True.")
+]
+LocalRanksOption = 1,
 ) -> None:
     """Measure encode, decode, decode_add and merge on this machine, for `secopa plan --profile`."""
     with _clear_errors():
         elements = parse_sizes(sizes) if sizes else profile.SIZES
         _check_output(output)
-        curves = _measure(_compile(codec, param), elements, local_ranks, seconds=0.3)
+        curves = _measure(_compile(codec, param, error_feedback), elements, local_ranks, seconds=0.3)
         curves.save(output)
     Console().print(report.curves(curves))
     typer.echo(f"Wrote {output}")
@@ -175,8 +186,9 @@ def _clear_errors() -> Iterator[None]:
     raise typer.Exit(2)
 
 
-def _compile(name: str | None, params: list[str] | None) -> Codec:
-    return compll.compile(name or DEFAULT_CODEC, **parse_params(params or []))
+def _compile(name: str | None, params: list[str] | None, error_feedback: bool) -> Codec:
+    values = parse_params(params or [])
+    return compll.compile(name or DEFAULT_CODEC, "auto", error_feedback=error_feedback, **values)
 
 
 def _curves(codec: Codec, path: Path | None, local_ranks: int) -> profile.Profile:
@@ -187,7 +199,8 @@ def _curves(codec: Codec, path: Path | None, local_ranks: int) -> profile.Profil
         taken = curves.conditions
         if taken.fingerprint != now.fingerprint:
             raise SecopaError(
-                f"{path}: measured for the codec {taken.title}, which is not this {now.title}; "
+                f"{path}: measured for the codec {taken.title}, which is not this {now.title} "
+                "(or another program or error feedback by that name); "
                 f"measure it with: secopa profile --codec {now.codec} --output {path}"
             )
         if taken != now:

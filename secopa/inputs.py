@@ -141,25 +141,25 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def parse_params(texts: Sequence[str]) -> dict[str, bool | int | float | str]:
+def parse_params(texts: Sequence[str]) -> dict[str, bool | int | float]:
     """Return codec parameters of texts such as `bitwidth=4`. Raises SecopaError."""
-    params: dict[str, bool | int | float | str] = {}
+    params: dict[str, bool | int | float] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not name.isidentifier() or not equals or not value:
             raise SecopaError(f"--param {text}: not name=value; write e.g. --param bitwidth=4")
         if name in params:
             raise SecopaError(f"--param {text}: {name} is given twice; leave one out")
-        params[name] = _value(value)
+        try:
+            params[name] = _value(value)
+        except ValueError:
+            raise SecopaError(
+                f"--param {text}: {value} is no number, true or false; write e.g. --param bitwidth=4"
+            ) from None
     return params
 
 
-def _value(text: str) -> bool | int | float | str:
+def _value(text: str) -> bool | int | float:
     if text in ("true", "false"):
         return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    return int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text, re.ASCII) else float(text)

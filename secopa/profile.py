@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import math
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+import compll
 from compll import knobs
 from compll.codec import Item
 from secopa.inputs import SecopaError
@@ -161,7 +161,7 @@ def conditions(codec: Codec, local_ranks: int = 1) -> Conditions:
 
     Threads: the machine's cores over its local ranks, as the runtime divides them.
     """
-    params = ", ".join(f"{name}={value[1]}" for name, value in sorted(codec.info.params.items()))
+    params = ", ".join(f"{name}={param.value}" for name, param in sorted(codec.info.params.items()))
     return Conditions(
         codec=codec.info.name,
         params=params,
@@ -173,7 +173,7 @@ def conditions(codec: Codec, local_ranks: int = 1) -> Conditions:
         cores=len(os.sched_getaffinity(0)),
         python=platform.python_version(),
         numpy=np.__version__,
-        compll=importlib.metadata.version("compll"),
+        compll=compll.__version__,
     )
 
 

@@ -134,11 +134,12 @@ def test_a_profile_of_another_machine_is_used_and_told(folder):
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_profile_of_another_codec_is_refused():
-    result = plan(*MEASURED, "--codec", "onebit")
+@pytest.mark.parametrize("other", [["--codec", "onebit"], ["--param", "bitwidth=4"], ["--error-feedback"]])
+def test_a_profile_of_another_codec_is_refused(other):
+    result = plan(*MEASURED, *other)
     assert result.exit_code == 2
     assert "profile.json: measured for the codec terngrad(" in result.stderr
-    assert "secopa profile --codec onebit" in result.stderr
+    assert "measure it with: secopa profile --codec" in result.stderr
 
 
 BAD = [
