@@ -87,10 +87,7 @@ def plan_command(
         CostModel, typer.Option("--cost", help="measured: on this machine, any N. hipress: as published.")
     ] = CostModel.measured,
     output: Annotated[Path, typer.Option("--output", help="The plan to write.")] = Path("SeCoPaPlan.txt"),
-    local_ranks: FeedbackOption = Annotated[
-    bool, typer.Option("--error-feedback", help="The codec is compiled with error_feedback=True.")
-]
-LocalRanksOption = 1,
+    local_ranks: LocalRanksOption = 1,
     reasons: Annotated[bool, typer.Option("--reasons", help="Print why, gradient by gradient.")] = False,
 ) -> None:
     """Write a plan: which gradients to compress, and into how many partitions to cut each."""
@@ -149,10 +146,7 @@ def profile_command(
     output: Annotated[Path, typer.Option("--output", help="The profile to write.")] = Path(
         "secopa-profile.json"
     ),
-    local_ranks: FeedbackOption = Annotated[
-    bool, typer.Option("--error-feedback", help="The codec is compiled with error_feedback=True.")
-]
-LocalRanksOption = 1,
+    local_ranks: LocalRanksOption = 1,
 ) -> None:
     """Measure encode, decode, decode_add and merge on this machine, for `secopa plan --profile`."""
     with _clear_errors():
