@@ -209,7 +209,7 @@ def measure(
         for name in CURVES:
             progress(f"{name} {elements:,} elements")
             ms = _median_ms([rank[name] for rank in ranks], seconds)
-            points[name].append((elements, ms))
+            points[name].append((elements, float(f"{ms:.4g}")))  # more digits would be noise
     return Profile(taken, **{name: Curve(tuple(points[name])) for name in CURVES})
 
 

@@ -38,7 +38,7 @@ def summary(decisions: Sequence[Decision]) -> str:
 def _nothing_pays(decisions: Sequence[Decision], plain: float) -> str:
     if plain == 0:
         return "Nothing pays: a single node sends nothing."
-    nearest = min(decisions, key=lambda decision: decision.compressed.ms - decision.plain.ms)
+    nearest = min(decisions, key=lambda decision: decision.compressed.ms / decision.plain.ms)
     return (
         f"Nothing pays: {plain:.4g} ms a step without compression, and compressing any gradient costs more.\n"
         f"Nearest: {nearest.gradient.name} ({nearest.gradient.elements:,} elements): {nearest.reason}.\n"

@@ -78,6 +78,7 @@ def test_a_plan_in_which_nothing_pays_says_so(folder):
     result = plan("--profile", "profile.json", "--bandwidth", "1tbit")
     assert result.exit_code == 0
     assert "Nothing pays" in result.stdout
+    assert "Nearest: dense.weight" in result.stdout
     assert "Train without compression" in result.stdout
     assert "dense.weight,n,2\n" in (folder / "SeCoPaPlan.txt").read_text()
 
