@@ -50,7 +50,9 @@ class Gate:
         socket = self._context.socket(zmq.PAIR)
         socket.sndhwm = socket.rcvhwm = 0  # the plan bounds what is in flight
         socket.linger = 0
-        socket.reconnect_ivl = -1  # a lost connection may have lost messages: it is a failure, not a pause
+        # A lost connection may have lost messages: it is a failure, not a pause. (-1, never to reconnect,
+        # would also throw away what arrived before the loss and was not yet read.)
+        socket.reconnect_ivl = 3_600_000
         if self._context.get(zmq.IO_THREADS) > 1:
             socket.affinity = 1 if service == "control" else 2  # no heartbeat queues behind gradients
         return socket

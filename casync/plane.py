@@ -5,7 +5,7 @@ What travels (JSON, then a body in `gather`), both ways on each connection:
     hello   rank, version, secret       first message of each side; nothing else is sent before the other's
     beat    wait, idle, last            every second
     gather  sequence number, topic      the one collective; `agree` is made of it
-    accuse  a failure                   to the arbiter, the lowest rank that is neither dead nor accused
+    accuse  a failure                   to the arbiter, the lowest rank that is heard
     abort   a failure                   the arbiter's decision: it takes the first accusation, and tells all
     bye                                 what closes after this is no death
 
@@ -339,12 +339,13 @@ class Plane:
         """Bring `failure` before the arbiter, which may be this rank."""
         if self._failure is not None or self._accusation is not None:
             return
-        judges = {peer.rank for peer in self._peers.values() if peer.joined and peer.reachable} | {self.rank}
-        arbiter = min(judges - {failure.rank}, default=self.rank)
+        now = time.monotonic()
+        peers = [peer for peer in self._peers.values() if peer.joined and peer.reachable]
+        arbiter = min([self.rank, *(peer.rank for peer in peers if now - peer.heard < self.timeout)])
         if arbiter == self.rank:
             self._decide(failure)
         else:
-            self._accusation = (failure, time.monotonic())
+            self._accusation = (failure, now)
             self._peers[arbiter].send([_pack("accuse", failure.args)])
 
     def _decide(self, failure: RankFailure) -> None:

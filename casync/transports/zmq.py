@@ -157,7 +157,10 @@ class ZmqTransport:
             if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 return
             try:
-                head, body = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                if len(parts) != 2:
+                    raise FrameError(f"a frame has 2 parts, this one {len(parts)}")
+                head, body = parts
                 header = frames.unpack(head.buffer)
                 if len(body) != header.nbytes:
                     raise FrameError(f"the header announces {header.nbytes} bytes, the body has {len(body)}")

@@ -1,0 +1,177 @@
+"""Jobs for tests: ranks as threads of this process, and ranks as processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from casync.launch import Launch, Rank0
+from casync.session import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from casync.session import Session
+
+WORKER = Path(__file__).with_name("casync_worker.py")
+PATIENCE = 60.0
+"""Seconds after which a test gives up on a thread or process: only a failing test waits so long."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def places(size: int) -> list[Launch]:
+    """The places of a job whose ranks meet at a free port of this machine."""
+    meeting = Rank0("127.0.0.1", free_port())
+    return [Launch(rank, size, meeting=meeting) for rank in range(size)]
+
+
+def in_threads(size: int, call: Callable[[int], Any]) -> list[Any]:
+    """Call `call(rank)` in a thread a rank; return what each returned, or the exception that ended it."""
+    results: list[Any] = [TimeoutError("still running")] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = call(rank)
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return results
+
+
+@contextlib.contextmanager
+def sessions(size: int, timeout: float = 30.0) -> Iterator[list[Session]]:
+    """The sessions of a job of `size` ranks in this process; closed together, as collectives would be."""
+    where = places(size)
+    joined = in_threads(size, lambda rank: connect(timeout=timeout, place=where[rank]))
+    broken = [error for error in joined if isinstance(error, Exception)]
+    if broken:
+        raise broken[0]
+    try:
+        yield joined
+    finally:
+        in_threads(size, lambda rank: joined[rank].close())
+
+
+@dataclass
+class Ended:
+    """How a rank's process ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Job:
+    """Processes that run `casync_worker.py <task>`; on leaving the block none is left."""
+
+    size: int
+    task: str
+    timeout: float = 3.0
+    absent: tuple[int, ...] = ()
+    processes: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
+
+    def __enter__(self) -> Job:
+        address = f"127.0.0.1:{free_port()}"
+        for rank in range(self.size):
+            if rank not in self.absent:
+                environ = os.environ | {
+                    "CASYNC_RANK": str(rank),
+                    "CASYNC_SIZE": str(self.size),
+                    "CASYNC_ADDR": address,
+                    "CASYNC_TIMEOUT": str(self.timeout),
+                    "PYTHONUNBUFFERED": "1",
+                    "OMP_NUM_THREADS": "1",
+                }
+                self.processes[rank] = subprocess.Popen(
+                    [sys.executable, str(WORKER), self.task],
+                    env=environ,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+    def until(self, rank: int, line: str) -> None:
+        """Read the output of `rank` until it prints `line`."""
+        stdout = self.processes[rank].stdout
+        assert stdout is not None
+        seen = []
+        for text in stdout:
+            seen.append(text)
+            if text.strip() == line:
+                return
+        raise AssertionError(f"rank {rank} never printed {line!r}, but {seen}")
+
+    def signal(self, rank: int, number: int) -> None:
+        self.processes[rank].send_signal(number)
+
+    def ended(self, within: float = 30.0) -> dict[int, Ended]:
+        """Wait until every process has ended by itself, all within `within` seconds."""
+        deadline = time.monotonic() + within
+        result = {}
+        for rank, process in self.processes.items():
+            out, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            result[rank] = Ended(process.returncode, out, err)
+        return result
+
+
+class Store:
+    """A key-value store that speaks HTTP as Horovod's rendezvous does: PUT, GET, 404 until a key is there."""
+
+    def __init__(self) -> None:
+        held: dict[str, bytes] = {}
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                held[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                value = held.get(self.path)
+                self.send_response(404 if value is None else 200)
+                self.send_header("Content-Length", str(len(value or b"")))
+                self.end_headers()
+                self.wfile.write(value or b"")
+
+            def log_message(self, *_: object) -> None:
+                """Be quiet."""
+
+        self.held = held
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+
+    def __enter__(self) -> Store:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
