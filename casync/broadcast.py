@@ -1,0 +1,98 @@
+"""Broadcast of whole arrays from one rank, byte by byte: parameters before the first step."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from casync.control import NO_STEP, RankFailure, Wait
+from casync.frames import FrameError, Header, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from casync.channels import Channels
+    from casync.control import Control
+
+TOPIC = "broadcast"
+
+
+class Broadcaster:
+    """Broadcasts of one rank, one after the other, in the same order on all ranks."""
+
+    def __init__(self, control: Control, channels: Channels) -> None:
+        self._control = control
+        self._round = 0
+        self._frames: SimpleQueue[tuple[int, Header, memoryview] | None] = SimpleQueue()
+        self._early: list[tuple[int, Header, memoryview]] = []
+        self._sent: SimpleQueue[bool] = SimpleQueue()
+        self._channel = channels.open(lambda peer, header, body: self._frames.put((peer, header, body)))
+        control.on_failure(self._failed)
+
+    def broadcast(self, arrays: Sequence[NDArray[np.uint8]], root: int) -> None:
+        """Collective: overwrite `arrays` (flat, contiguous bytes, of equal sizes on all ranks) with root's.
+
+        Returns when the arrays may be changed again. Raises the job's RankFailure.
+        """
+        self._control.check()
+        if self._control.rank == root:
+            self._send(arrays)
+        else:
+            self._receive(arrays, root)
+        self._round += 1
+
+    def _send(self, arrays: Sequence[NDArray[np.uint8]]) -> None:
+        peers = [peer for peer in range(self._control.size) if peer != self._control.rank]
+        for message, array in enumerate(arrays):
+            for peer in peers:
+                self._channel.send(peer, self._round, message, 0, array, lambda: self._sent.put(True))
+        for _ in range(len(arrays) * len(peers)):
+            if not self._sent.get():
+                self._control.check()
+
+    def _receive(self, arrays: Sequence[NDArray[np.uint8]], root: int) -> None:
+        self._control.waits(Wait(root, TOPIC, NO_STEP))
+        early, self._early = self._early, []
+        missing = set(range(len(arrays)))
+        while missing:
+            frame = early.pop() if early else self._frames.get()
+            if frame is None:
+                self._control.check()
+                continue
+            peer, header, body = frame
+            if header.step > self._round:
+                self._early.append(frame)
+                continue
+            self._check(peer, header, body, arrays, root)
+            missing.remove(header.task)
+            arrays[header.task][:] = np.frombuffer(body, np.uint8)
+            self._control.waits(Wait(root, TOPIC, NO_STEP))
+        self._control.waits(None)
+
+    def _check(
+        self,
+        peer: int,
+        header: Header,
+        body: memoryview,
+        arrays: Sequence[NDArray[np.uint8]],
+        root: int,
+    ) -> None:
+        try:
+            verify(header, body)
+            if peer != root or header.step != self._round or header.task >= len(arrays):
+                raise FrameError(f"round {self._round} has no array {header.task} from this rank")
+            if header.nbytes != arrays[header.task].nbytes:
+                raise FrameError(
+                    f"array {header.task} has {header.nbytes} bytes there, {arrays[header.task].nbytes} here"
+                )
+        except FrameError as error:
+            self._control.abort(RankFailure(peer, TOPIC, None, str(error)))
+            self._control.check()
+
+    def _failed(self, failure: RankFailure) -> None:  # noqa: ARG002  (told to all by control.check)
+        self._frames.put(None)
+        self._sent.put(False)

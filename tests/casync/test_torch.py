@@ -1,0 +1,464 @@
+"""The PyTorch interface: replicas never drift, results are what training with all data gives, errors are clear."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from casync_jobs import in_threads
+from numpy_codecs import CODECS, OneBit
+
+import casync.torch as casync
+from casync.control import MismatchError
+from casync.plan import Entry, Plan, PlanError
+from casync.session import Session
+from casync.transports.loopback import LoopbackNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ONEBIT = CODECS[0]
+
+
+class Branches(torch.nn.Module):
+    """Four branches whose forward order, and so the order of the hooks, may differ without changing a bit."""
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        self.order = order
+        self.branches = torch.nn.ModuleList(torch.nn.Linear(40, 130) for _ in range(4))
+        self.head = torch.nn.Linear(520, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = {i: torch.relu(self.branches[i](x)) for i in self.order}
+        return self.head(torch.cat([outputs[i] for i in range(4)], 1))
+
+
+def model_hash(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def jobs(size: int, work: Callable[[int, casync.Job], Any], **network: Any) -> list[Any]:
+    """Run `work(rank, job)` on every rank over the loopback network; returns results or exceptions."""
+    torch.set_num_threads(1)
+    net = LoopbackNetwork(size, timeout=20, **network)
+
+    def run(rank: int) -> Any:
+        session = Session(rank, size, rank, size, net.control(rank), net.transport(rank))
+        job = casync.Job(session, seed=3, checksums=True)
+        try:
+            return work(rank, job)
+        finally:
+            for synchronizer in job.synchronizers:
+                synchronizer.close()
+
+    try:
+        return in_threads(size, run)
+    finally:
+        net.close()
+
+
+def good(results: list[Any]) -> list[Any]:
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def data(rank: int, step: int, n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng([rank, step])
+    x = torch.from_numpy(rng.standard_normal((n, 40)).astype(np.float32))
+    return x, torch.from_numpy(rng.integers(0, 10, n))
+
+
+def new_model(rank: int = 0, order: list[int] | None = None) -> Branches:
+    """A model of its own a rank; ranks are threads here, which torch's global generator does not serve alike."""
+    model = Branches(order or [0, 1, 2, 3])
+    rng = np.random.default_rng(rank)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.from_numpy(rng.uniform(-0.15, 0.15, tuple(p.shape)).astype(np.float32)))
+    return model
+
+
+def train(
+    rank: int, job: casync.Job, codec: Any, topology: str, steps: int, *, perturbed: bool = False
+) -> list[str]:
+    rng = np.random.default_rng([rank, 77])
+    model = new_model(rank)
+    casync.broadcast_parameters(model.state_dict(), job=job)
+    optimizer = casync.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        named_parameters=model.named_parameters(),
+        codec=codec,
+        topology=topology,
+        job=job,
+    )
+    hashes = []
+    for step in range(steps):
+        if perturbed:
+            model.order = rng.permutation(4).tolist()
+            time.sleep(rng.random() * 0.005)
+        x, y = data(rank, step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        hashes.append(model_hash(model))
+    return hashes
+
+
+@pytest.mark.parametrize("topology", ["ps", "ring"])
+@pytest.mark.parametrize("codec", [*CODECS, None], ids=lambda c: c.info.name if c else "none")
+def test_parameters_are_bit_identical_after_every_step_and_in_a_perturbed_run(
+    codec: Any, topology: str
+) -> None:
+    calm = good(jobs(3, lambda rank, job: train(rank, job, codec, topology, 50)))
+    assert calm[0] == calm[1] == calm[2]
+    assert len(set(calm[0])) == 50
+    wild = good(
+        jobs(
+            3,
+            lambda rank, job: train(rank, job, codec, topology, 50, perturbed=True),
+            delay=0.003,
+            reorder=True,
+            seed=9,
+        )
+    )
+    assert wild == calm
+
+
+def test_uncompressed_training_is_that_of_one_process_with_all_the_data() -> None:
+    def work(rank: int, job: casync.Job) -> torch.Tensor:
+        model = new_model()
+        optimizer = casync.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), job=job
+        )
+        for step in range(5):
+            x, y = data(rank, step)
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.head.weight.detach()
+
+    alone = new_model()
+    optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)
+    for step in range(5):
+        parts = [data(rank, step) for rank in range(2)]
+        optimizer.zero_grad()
+        x, y = (torch.cat(z) for z in zip(*parts, strict=True))
+        torch.nn.functional.cross_entropy(alone(x), y).backward()
+        optimizer.step()
+    for weight in good(jobs(2, work)):
+        torch.testing.assert_close(weight, alone.head.weight.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_accumulated_passes_travel_once_as_their_sum() -> None:
+    def work(passes: int) -> Callable[[int, casync.Job], Any]:
+        def run(rank: int, job: casync.Job) -> Any:
+            model = new_model()
+            optimizer = casync.DistributedOptimizer(
+                torch.optim.SGD(model.parameters(), lr=0.1),
+                model.named_parameters(),
+                backward_passes_per_step=passes,
+                op=casync.Sum,
+                job=job,
+            )
+            if passes == 1:
+                total = sum(
+                    torch.nn.functional.cross_entropy(model(x), y)
+                    for x, y in (data(rank, i) for i in range(3))
+                )
+                total.backward()
+            else:
+                for i in range(passes):
+                    x, y = data(rank, i)
+                    torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.synchronize()
+            return model.head.weight.grad.clone(), optimizer.stats().steps
+
+        return run
+
+    (many, steps), _ = good(jobs(2, work(3)))
+    (one, _), _ = good(jobs(2, work(1)))
+    assert steps == 1
+    torch.testing.assert_close(many, one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_parameter_used_on_some_ranks_gets_a_gradient_on_all_and_one_used_on_none_stays_none() -> None:
+    class Optional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(3))
+
+    def work(rank: int, job: casync.Job) -> Any:
+        model = Optional()
+        optimizer = casync.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), lr=1.0), model.named_parameters(), codec=ONEBIT, job=job
+        )
+        (model.a.sum() + (model.b.sum() * 2 if rank == 1 else 0)).backward()
+        optimizer.step()
+        return model.a.grad, model.b.grad, model.c.grad
+
+    for a, b, c in good(jobs(2, work)):
+        assert a.tolist() == [[1, 1]] * 3
+        assert b.tolist() == [[1, 1]] * 3
+        assert c is None
+
+
+def test_gradients_of_any_memory_layout_are_synchronized() -> None:
+    def work(rank: int, job: casync.Job) -> Any:
+        p = torch.nn.Parameter(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last))
+        optimizer = casync.DistributedOptimizer(
+            torch.optim.SGD([p], lr=1.0), [("p", p)], op=casync.Sum, job=job
+        )
+        values = torch.arange(120.0).view(2, 3, 4, 5).to(memory_format=torch.channels_last) * (rank + 1)
+        (p * values).sum().backward()
+        optimizer.step()
+        return p.detach()
+
+    for p in good(jobs(2, work)):
+        assert torch.equal(p, -3 * torch.arange(120.0).view(2, 3, 4, 5))
+
+
+def test_clipping_between_synchronize_and_step_sees_the_result_of_all_ranks() -> None:
+    def work(rank: int, job: casync.Job) -> Any:
+        p = torch.nn.Parameter(torch.zeros(4))
+        optimizer = casync.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), [("p", p)], job=job)
+        (p * (1 + 2 * rank)).sum().backward()
+        optimizer.synchronize()
+        assert p.grad is not None
+        assert p.grad.tolist() == [2] * 4
+        torch.nn.utils.clip_grad_norm_([p], 2.0)
+        with optimizer.skip_synchronize():
+            optimizer.step()
+        assert optimizer.stats().steps == 1
+        return p.detach()
+
+    for p in good(jobs(2, work)):
+        torch.testing.assert_close(p, torch.full((4,), -1.0))
+
+
+def test_a_learning_rate_scheduler_and_a_closure_work_as_usual() -> None:
+    def work(rank: int, job: casync.Job) -> Any:
+        p = torch.nn.Parameter(torch.zeros(4))
+        optimizer = casync.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), [("p", p)], job=job)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = (p * (rank + 1)).sum()
+            loss.backward()
+            return loss
+
+        losses = []
+        for _ in range(2):
+            losses.append(optimizer.step(closure).item())
+            scheduler.step()
+        return p.detach().tolist(), losses
+
+    first, second = good(jobs(2, work))
+    assert first == ([-2.25] * 4, [0.0, -6.0])
+    assert second == ([-2.25] * 4, [0.0, -12.0])
+
+
+@pytest.mark.parametrize("topology", ["ps", "ring"])
+def test_a_saved_and_loaded_run_continues_bit_for_bit(topology: str, tmp_path: Any) -> None:
+    def work(rank: int, job: casync.Job) -> tuple[list[str], list[str]]:
+        def start(job: casync.Job) -> tuple[Branches, Any]:
+            model = new_model()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            return model, casync.DistributedOptimizer(
+                optimizer, model.named_parameters(), codec=ONEBIT, topology=topology, job=job
+            )
+
+        def go(model: Branches, optimizer: Any, steps: range) -> list[str]:
+            hashes = []
+            for step in steps:
+                x, y = data(rank, step)
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                hashes.append(model_hash(model))
+            return hashes
+
+        model, optimizer = start(job)
+        go(model, optimizer, range(3))
+        torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / f"{rank}.pt")
+        whole = go(model, optimizer, range(3, 8))
+        model, optimizer = start(job)
+        parameters, state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        model.load_state_dict(parameters)
+        optimizer.load_state_dict(state)
+        return whole, go(model, optimizer, range(3, 8))
+
+    for whole, resumed in good(jobs(3, work)):
+        assert whole == resumed
+
+
+def test_tensors_of_every_dtype_are_broadcast_bit_for_bit() -> None:
+    dtypes = [
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+    ]
+
+    def work(rank: int, job: casync.Job) -> Any:
+        tensors = {str(d): (torch.arange(6).view(2, 3) * (rank + 1)).to(d) for d in dtypes}
+        tensors["scalar"] = torch.tensor(rank + 5)
+        tensors["empty"] = torch.zeros(0, 3)
+        tensors["transposed"] = torch.arange(6.0).view(2, 3).t() * (rank + 1)
+        casync.broadcast_parameters(tensors, root_rank=2, job=job)
+        casync.broadcast_parameters({"again": torch.zeros(1)}, job=job)
+        return tensors
+
+    results = good(jobs(3, work))
+    for name, value in results[2].items():
+        assert all(torch.equal(result[name], value) for result in results)
+    assert results[0]["scalar"] == 7
+
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+
+def one_rank(work: Callable[[casync.Job], Any]) -> Any:
+    (result,) = good(jobs(1, lambda _, job: work(job)))
+    return result
+
+
+def distributed(job: casync.Job, p: torch.nn.Parameter | None = None, **options: Any) -> tuple[Any, Any]:
+    p = torch.nn.Parameter(torch.zeros(4)) if p is None else p
+    return p, casync.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), [("p", p)], job=job, **options)
+
+
+def test_step_without_backward_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"step\(\) without a backward pass.*loss.backward\(\) first"):
+        one_rank(lambda job: distributed(job)[1].step())
+
+
+def test_zero_grad_while_gradients_travel_is_refused() -> None:
+    def work(job: casync.Job) -> None:
+        p, optimizer = distributed(job)
+        p.sum().backward()
+        optimizer.zero_grad()
+
+    with pytest.raises(RuntimeError, match=r"zero_grad\(\) between backward\(\) and step\(\)"):
+        one_rank(work)
+
+
+def test_too_many_backward_passes_are_refused() -> None:
+    def work(job: casync.Job) -> None:
+        p, _ = distributed(job)
+        p.sum().backward()
+        p.sum().backward()
+
+    with pytest.raises(RuntimeError, match="set backward_passes_per_step to their number"):
+        one_rank(work)
+
+
+def test_a_gradient_that_is_not_float32_is_named() -> None:
+    def work(job: casync.Job) -> None:
+        p, _ = distributed(job, torch.nn.Parameter(torch.zeros(4, dtype=torch.float64)))
+        p.sum().backward()
+
+    with pytest.raises(RuntimeError, match="the gradient of p has dtype torch.float64: keep parameters"):
+        one_rank(work)
+
+
+def test_a_sparse_gradient_is_named() -> None:
+    def work(job: casync.Job) -> None:
+        embedding = torch.nn.Embedding(5, 3, sparse=True)
+        distributed(job, embedding.weight)
+        embedding(torch.tensor([1])).sum().backward()
+
+    with pytest.raises(RuntimeError, match=r"the gradient of p is sparse: make it dense"):
+        one_rank(work)
+
+
+def test_parameters_must_have_names_of_their_own_and_all_be_there() -> None:
+    p, q = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+
+    def call(named: list[tuple[str, torch.nn.Parameter]]) -> Callable[[casync.Job], Any]:
+        return lambda job: casync.DistributedOptimizer(torch.optim.SGD([p, q], lr=1.0), named, job=job)
+
+    with pytest.raises(ValueError, match="two parameters are called 'a'"):
+        one_rank(call([("a", p), ("a", q)]))
+    with pytest.raises(ValueError, match="'b' and 'a' are the same tensor"):
+        one_rank(call([("a", p), ("b", p)]))
+    with pytest.raises(ValueError, match="no parameter to synchronize: pass named_parameters="):
+        one_rank(call([]))
+    with pytest.raises(ValueError, match="1 parameters of the optimizer have no name"):
+        one_rank(call([("a", p)]))
+
+
+def test_an_optimizer_is_distributed_once_and_before_its_scheduler() -> None:
+    def twice(job: casync.Job) -> None:
+        p, optimizer = distributed(job)
+        casync.DistributedOptimizer(optimizer, [("p", p)], job=job)
+
+    def late(job: casync.Job) -> None:
+        p = torch.nn.Parameter(torch.zeros(4))
+        optimizer = torch.optim.SGD([p], lr=1.0)
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        casync.DistributedOptimizer(optimizer, [("p", p)], job=job)
+
+    with pytest.raises(ValueError, match="distributed already"):
+        one_rank(twice)
+    with pytest.raises(ValueError, match="create the learning-rate scheduler after DistributedOptimizer"):
+        one_rank(late)
+
+
+def test_a_plan_for_other_gradients_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"no line for: p; lines for what the model does not have: q"):
+        one_rank(lambda job: distributed(job, plan=Plan((Entry("q", True, 1),))))
+
+
+def test_ranks_that_differ_are_told_in_what() -> None:
+    def told(change: Callable[[int], dict[str, Any]], shape: Callable[[int], int] = lambda _: 4) -> str:
+        results = jobs(
+            2,
+            lambda rank, job: distributed(
+                job, torch.nn.Parameter(torch.zeros(shape(rank), 2)), **change(rank)
+            ),
+        )
+        assert all(isinstance(result, MismatchError) for result in results)
+        return str(results[0])
+
+    other = OneBit()
+    other.info = SimpleNamespace(**(vars(ONEBIT.info) | {"fingerprint": "another"}))  # type: ignore[assignment]
+    assert "codec" in told(lambda rank: {"codec": [ONEBIT, other][rank]})
+    assert "topology: rank 0: ps; rank 1: ring" in told(lambda rank: {"topology": ["ps", "ring"][rank]})
+    assert "plan" in told(lambda rank: {"plan": Plan((Entry("p", True, 1 + rank),))})
+    assert "gradients: rank 0: p [4, 2]; rank 1: p [5, 2]" in told(lambda _: {}, lambda rank: 4 + rank)
+    assert "seed: rank 0: 0; rank 1: 1" in told(lambda rank: {"seed": rank})
+
+
+def test_a_codec_that_cannot_hop_is_refused_in_a_ring() -> None:
+    codec = OneBit()
+    codec.info = SimpleNamespace(**(vars(ONEBIT.info) | {"hop": False, "why": {"hop": "it votes"}}))  # type: ignore[assignment]
+    with pytest.raises(casync.CodecError, match=r"cannot travel in a ring \(it votes\); use topology='ps'"):
+        one_rank(lambda job: distributed(job, codec=codec, topology="ring"))
+
+
+def test_before_init_the_error_says_what_to_call() -> None:
+    with pytest.raises(RuntimeError, match=r"call casync.init\(\) first"):
+        casync.rank()
+
+
+def test_gradients_are_written_for_the_planner(tmp_path: Any) -> None:
+    model = torch.nn.Linear(3, 4)
+    model.bias.requires_grad_(False)
+    model.empty = torch.nn.Parameter(torch.zeros(0, 4))
+    casync.write_gradients(model, tmp_path / "input.txt")
+    assert (tmp_path / "input.txt").read_text() == "weight,12\n"
