@@ -87,8 +87,8 @@ def test_a_small_model_is_costed_as_the_one_bucket_that_it_fills(folder):
     (folder / "small.txt").write_text("a,1000\nb,3000\n")
     result = plan(*MEASURED, gradients="small.txt", topology="RING")
     # Two messages of 4000 elements and a header over 100 Mbit/s, 100 us each, and one merge of 0.01 ms.
-    assert 2 * (0.1 + 8 * (32 + 16_000) / 1e5) + 0.01 == pytest.approx(2.775, abs=5e-4)
-    assert "2.775 ms a step without compression" in result.stdout
+    expected = 2 * (0.1 + 8 * (32 + 16_000) / 1e5) + 0.01
+    assert f"{expected:.4g} ms a step without compression" in result.stdout
 
 
 @pytest.mark.usefixtures("folder")
