@@ -106,8 +106,9 @@ def execute(command: list[str], console: Console, progress: Progress | None = No
     output = "".join(lines)
     if child.returncode:
         mend = next((advice for pattern, advice in REMEDIES if re.search(pattern, output)), None)
+        ranks = [line for line in lines if re.match(r"\[\d+\]<", line)]  # the launcher's own trace says less
         raise DemoError(
-            f"exit code {child.returncode} of: {shlex.join(command)}\n\n{''.join(lines[-40:])}\n"
+            f"exit code {child.returncode} of: {shlex.join(command)}\n\n{''.join((ranks or lines)[-40:])}\n"
             f"how to mend it: {mend or 'run that command by itself, in .venv, and mend what it reports'}"
         )
     return output

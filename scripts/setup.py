@@ -37,9 +37,16 @@ LOG = CACHE / "setup.log"
 PYTHON = VENV / "bin" / "python"
 BASE_PYTHON = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
 
-# Horovod's build files ask for C++14 in a way that no flag overrides, and PyTorch's headers need C++20:
-# the last -std wins, so the compiler is called through a wrapper.
-CXX_WRAPPER = '#!/bin/sh\nexec {cxx} "$@" -std=c++20\n'
+# Horovod's build files ask for C++14, which no setting overrides, and PyTorch's headers need C++20, so the
+# compiler is called through a wrapper. Calls that ask for no standard, such as nvcc's, are left alone.
+CXX_WRAPPER = """#!/bin/sh
+for word; do
+    shift
+    case $word in -std=c++14 | -std=gnu++14) word=-std=c++20 ;; esac
+    set -- "$@" "$word"
+done
+exec {cxx} "$@"
+"""
 HOROVOD_OPTIONS = {
     "HOROVOD_WITH_PYTORCH": "1",
     "HOROVOD_WITH_MPI": "1",
