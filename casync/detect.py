@@ -76,19 +76,17 @@ def suspect(
 def failure(blamed: int, rank: int, beats: Mapping[int, Beat], reason: str) -> RankFailure:
     """Return the failure of `blamed` with the place that says most: who waits for what from it.
 
-    First what this `rank` waits for from it, then what others do, then what was last waited for by anybody.
+    First what this `rank` waits for from it, which is never out of date. Else the latest step that any rank
+    is known to wait in or to have waited in, and there a wait for `blamed` before others.
     """
-    order = [rank, *(r for r in sorted(beats) if r not in (rank, blamed)), blamed]
-    waits = [beats[r].wait for r in order]
-    on_blamed = [wait for wait in waits if wait is not None and wait.rank == blamed]
-    lasts = [wait for r in order for wait in (beats[r].wait, beats[r].last) if wait is not None]
-    latest = sorted((wait for wait in lasts if wait.step != NO_STEP), key=lambda wait: -wait.step)
-    place = next(iter([*on_blamed, *latest]), None)
-    return (
-        _failure(Wait(blamed, place.gradient, place.step), reason)
-        if place
-        else RankFailure(blamed, None, None, reason)
-    )
+    own = beats[rank].wait
+    if own is not None and own.rank == blamed:
+        return _failure(own, reason)
+    known = [wait for beat in beats.values() for wait in (beat.wait, beat.last) if wait is not None]
+    if not known:
+        return RankFailure(blamed, None, None, reason)
+    place = max(known, key=lambda wait: (wait.step, wait.rank == blamed))
+    return _failure(Wait(blamed, place.gradient, place.step), reason)
 
 
 def _failure(wait: Wait, reason: str) -> RankFailure:

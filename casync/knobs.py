@@ -57,11 +57,14 @@ def _at_least(least: int) -> Callable[[str], int | None]:
     return parse
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not MIN_TIMEOUT <= value < float("inf"):
-        raise ValueError
-    return value
+def _seconds(least: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not least <= value < float("inf"):
+            raise ValueError
+        return value
+
+    return parse
 
 
 def _host_port(text: str) -> tuple[str, int] | None:
@@ -105,8 +108,15 @@ TIMEOUT = Knob(
     "CASYNC_TIMEOUT",
     60.0,
     f"seconds, {MIN_TIMEOUT:g} or more",
-    "how long a rank may be silent, make no progress, or fail to join before the job fails and names it",
-    _seconds,
+    "how long a rank may be silent, or hold up others without progress, before the job fails and names it",
+    _seconds(MIN_TIMEOUT),
+)
+START_TIMEOUT = Knob(
+    "CASYNC_START_TIMEOUT",
+    60.0,
+    "seconds, 1 or more",
+    "how long the ranks that have started wait for those that have not",
+    _seconds(1),
 )
 TRANSPORT = Knob(
     "CASYNC_TRANSPORT",

@@ -67,13 +67,17 @@ class Session:
 
 
 def connect(
-    transport: str | None = None, timeout: float | None = None, place: launch.Launch | None = None
+    transport: str | None = None,
+    timeout: float | None = None,
+    place: launch.Launch | None = None,
+    start_timeout: float | None = None,
 ) -> Session:
     """Join the job and return the session. Collective.
 
     transport: the name of a file in casync/transports/ (default: CASYNC_TRANSPORT, "zmq").
-    timeout: T in seconds, at least 3 (default: CASYNC_TIMEOUT, 60): to join, silence, no progress.
+    timeout: T in seconds, at least 3 (default: CASYNC_TIMEOUT, 60): of silence, or of no progress.
     place: this process's place in the job (default: from the environment, `casync.launch.find`).
+    start_timeout: seconds that ranks wait for others to start (default: CASYNC_START_TIMEOUT, 60).
 
     Raises LaunchError, KnobError, RendezvousError (ranks that did not join), RankFailure, ValueError.
     """
@@ -87,12 +91,13 @@ def connect(
         raise ValueError(f"transport {name!r} joins ranks of one process only; use another")
     if place.size == 1:
         return Session(0, 1, 0, 1, SoloControl(), SoloTransport())
-    session = _join(place, timeout, module.open)
+    start_timeout = knobs.START_TIMEOUT.get() if start_timeout is None else start_timeout
+    session = _join(place, timeout, start_timeout, module.open)
     _open.add(session)
     return session
 
 
-def _join(place: launch.Launch, timeout: float, open_transport: base.Open) -> Session:
+def _join(place: launch.Launch, timeout: float, start_timeout: float, open_transport: base.Open) -> Session:
     context: Context = zmq.Context(io_threads=2)
     plane: Plane | None = None
     gate = Gate(context)
@@ -107,7 +112,7 @@ def _join(place: launch.Launch, timeout: float, open_transport: base.Open) -> Se
             "ports": {peer: port for peer, (_, port) in listening.items()},
             "process": asdict(this_process()),
         }
-        table = rendezvous.meet(context, place, json.dumps(record), timeout)
+        table = rendezvous.meet(context, place, json.dumps(record), start_timeout)
         gate.open(table.secret)
         records = [json.loads(text) for text in table.records]
         processes = [Process(**theirs["process"]) for theirs in records]

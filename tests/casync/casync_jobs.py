@@ -87,6 +87,7 @@ class Job:
     size: int
     task: str
     timeout: float = 3.0
+    start_timeout: float = 25.0
     absent: tuple[int, ...] = ()
     processes: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
 
@@ -99,6 +100,7 @@ class Job:
                     "CASYNC_SIZE": str(self.size),
                     "CASYNC_ADDR": address,
                     "CASYNC_TIMEOUT": str(self.timeout),
+                    "CASYNC_START_TIMEOUT": str(self.start_timeout),
                     "PYTHONUNBUFFERED": "1",
                     "OMP_NUM_THREADS": "1",
                 }
@@ -126,7 +128,8 @@ class Job:
             seen.append(text)
             if text.strip() == line:
                 return
-        raise AssertionError(f"rank {rank} never printed {line!r}, but {seen}")
+        err = self.processes[rank].communicate()[1]
+        raise AssertionError(f"rank {rank} never printed {line!r}, but {seen} and {err}")
 
     def signal(self, rank: int, number: int) -> None:
         self.processes[rank].send_signal(number)

@@ -43,6 +43,13 @@ def test_a_silent_rank_is_named_with_the_last_exchange_when_nobody_waits() -> No
     assert blamed(suspect(0, beats, (), T)) == (1, "u", 5)
 
 
+def test_an_old_heartbeat_does_not_hide_the_step() -> None:
+    """Rank 2's last heartbeat is from the start; rank 0 knows that training has begun."""
+    start = Beat(Wait(1, "plan", NO_STEP), 0.1, None, 0.9)
+    beats = {0: Beat(None, 0.1, Wait(2, "u", 5), 0.0), 1: Beat(None, 0.0, None, T), 2: start}
+    assert blamed(suspect(0, beats, (), T)) == (1, "u", 5)
+
+
 def test_the_longest_silent_rank_is_named() -> None:
     beats = {0: BUSY, 1: Beat(None, 0.0, None, T), 2: Beat(None, 0.0, None, T + 2)}
     assert blamed(suspect(0, beats, (), T))[0] == 2

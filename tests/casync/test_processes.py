@@ -86,7 +86,7 @@ def test_a_rank_that_leaves_while_others_go_on_is_named() -> None:
 
 @pytest.mark.parametrize("absent", [0, 1])
 def test_a_rank_that_never_starts_is_named_by_all_others(absent: int) -> None:
-    with Job(3, "train", absent=(absent,)) as job:
+    with Job(3, "train", start_timeout=3, absent=(absent,)) as job:
         ended = job.ended()
     for it in ended.values():
         assert it.code == 1
