@@ -214,7 +214,9 @@ class Codec:
             raise ParameterError(f"out has {len(out)} elements, and n is {n}")
         return self.batch("decode", [Item(payload=payload, out=out, shared_seed=shared_seed)])[0].value
 
-    def decode_add(self, payload: Any, out: Any, scale: float = 1.0, *, shared_seed: int | None = None) -> Any:
+    def decode_add(
+        self, payload: Any, out: Any, scale: float = 1.0, *, shared_seed: int | None = None
+    ) -> Any:
         """Do out[i] = out[i] + (scale * decoded[i]) and return `out`."""
         item = Item(payload=payload, out=out, scale=scale, shared_seed=shared_seed)
         return self.batch("decode_add", [item])[0].value
@@ -255,7 +257,11 @@ class Codec:
         threads = default_threads() if threads is None else threads
         if op == "hop":
             return self._hop(items, threads)
-        prepare = {"encode": self._prepare_encode, "decode": self._prepare_decode, "decode_add": self._prepare_decode}
+        prepare = {
+            "encode": self._prepare_encode,
+            "decode": self._prepare_decode,
+            "decode_add": self._prepare_decode,
+        }
         ready = [prepare[op](item) for item in items]
         outcomes = self._library.run(op, [call for call, _ in ready], self._values, threads)
         results = []
@@ -272,7 +278,9 @@ class Codec:
         for item in items:
             grad, wrap = view(item.grad, "grad", "float32")
             total = np.empty(len(grad), np.float32)
-            self.batch("decode", [Item(payload=item.payload, out=wrap(total), shared_seed=item.shared_seed)], threads)
+            self.batch(
+                "decode", [Item(payload=item.payload, out=wrap(total), shared_seed=item.shared_seed)], threads
+            )
             with np.errstate(all="ignore"):
                 np.add(grad, total, out=total)
                 np.multiply(total, np.float32(item.scale), out=total)
@@ -299,7 +307,9 @@ class Codec:
         if item.out is not None:
             buffer, wrap = view(item.out, "out", "uint8")
             if len(buffer) < need:
-                raise ParameterError(f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}")
+                raise ParameterError(
+                    f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}"
+                )
             out = buffer if _is_aligned(buffer) else aligned_empty(need)
 
         def finish(length: int) -> Any:
@@ -339,18 +349,24 @@ class Codec:
             raise ParameterError(f"{self.info.name} keeps a state: give state=codec.new_state({n})")
         if set(state or {}) != set(names):
             have, want = sorted(state or {}), sorted(names)
-            raise ParameterError(f"{what} has {have}, and {self.info.name} keeps {want}: see codec.new_state(n)")
+            raise ParameterError(
+                f"{what} has {have}, and {self.info.name} keeps {want}: see codec.new_state(n)"
+            )
         arrays = {}
         for name, value in (state or {}).items():
             arrays[name] = view(value, f"{what}['{name}']", "float32")[0]
             if len(arrays[name]) != n:
-                raise ParameterError(f"{what}['{name}'] has {len(arrays[name])} elements, and the gradient {n}")
+                raise ParameterError(
+                    f"{what}['{name}'] has {len(arrays[name])} elements, and the gradient {n}"
+                )
         return arrays
 
     def _failure(self, op: str, call: b.Call, outcome: b.Outcome) -> Exception:
         name = self.info.name
         if op == "encode":
-            return IndexError(f"{name}: Encode read a vector outside its range (gradient of {call.n} elements)")
+            return IndexError(
+                f"{name}: Encode read a vector outside its range (gradient of {call.n} elements)"
+            )
         if outcome.status == b.REFUSED:
             return payload.explain_refusal(
                 name, self._program.decode, call.payload, self._extents(call.n), self._values
@@ -366,4 +382,3 @@ def _length(n: int) -> int:
 
 def _is_aligned(x: Array) -> bool:
     return x.ctypes.data % 16 == 0
-

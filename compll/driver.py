@@ -126,5 +126,7 @@ def choose_backend(backend: str) -> str:
         name = "cpp"
     if name not in BACKENDS:
         hint = did_you_mean(name, BACKENDS)
-        raise BackendError(f"there is no backend '{name}' ({', '.join(BACKENDS)}){'; ' + hint if hint else ''}")
+        raise BackendError(
+            f"there is no backend '{name}' ({', '.join(BACKENDS)}){'; ' + hint if hint else ''}"
+        )
     return name

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
 import numpy as np
 
 from compll import ir, rng
@@ -114,5 +113,3 @@ class _Evaluator:
 def _reads(e: ir.Expr) -> bool:
     """Whether an expression reads at computed positions, where being asked for matters."""
     return any(isinstance(x, ir.Read) and x.position != ir.Position() for x in ir.walk(e))
-
-

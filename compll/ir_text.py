@@ -18,7 +18,9 @@ def function_text(f: ir.Function) -> str:
         lines.append(f"  {kind}param {p.name}: {p.elem}")
     lines += [f"  state {name}: float[n]" for name in f.states]
     for field in f.layout:
-        lines.append(f"  field {field.name}: {field.elem}{_over(field.length) if field.length is not None else ''}")
+        lines.append(
+            f"  field {field.name}: {field.elem}{_over(field.length) if field.length is not None else ''}"
+        )
     for b in f.body:
         lines.extend("  " + line for line in binding_lines(b))
     return "\n".join(lines) + "\n"
@@ -58,7 +60,7 @@ def text(e: ir.Expr) -> str:
     match e:
         case ir.Const(value, kind):
             if kind == FLOAT and isinstance(value, float):
-                return value.hex() if value == value and abs(value) != float("inf") else str(value)  # noqa: PLR0124
+                return value.hex() if value == value and abs(value) != float("inf") else str(value)
             return str(value).lower()
         case ir.Size():
             return "n"

@@ -96,6 +96,8 @@ class _Verifier:
                     self.need(len(args) == entry.arity, f"{op} has {len(args)} operands")
                     operands = args[1:] if op == "select" else args
                     self.need(op != "select" or args[0].type == BOOL, "select without a condition")
-                    same = all(a.type == operands[0].type for a in operands) and operands[0].type in entry.takes
+                    same = (
+                        all(a.type == operands[0].type for a in operands) and operands[0].type in entry.takes
+                    )
                     self.need(same, f"{op} on {[str(a.type) for a in args]}")
                     self.need(kind == (entry.gives or operands[0].type), f"{op} gives {kind}")

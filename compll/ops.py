@@ -42,11 +42,11 @@ def _wrap(f: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _greater(a: Array, b: Array) -> Array:
-    return np.where((a > b) | (a != a), a, b)  # noqa: PLR0124 - true for NaN alone
+    return np.where((a > b) | (a != a), a, b)
 
 
 def _smaller(a: Array, b: Array) -> Array:
-    return np.where((a < b) | (a != a), a, b)  # noqa: PLR0124
+    return np.where((a < b) | (a != a), a, b)
 
 
 def _divide(a: Array, b: Array) -> Array:

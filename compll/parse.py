@@ -73,7 +73,9 @@ class _Parse:
                 token = e.token
             ended = token is None
             if token is None:
-                token = Token.new_borrow_pos("$END", "", self.fed[-1]) if self.fed else Token("$END", "", 0, 1, 1)
+                token = (
+                    Token.new_borrow_pos("$END", "", self.fed[-1]) if self.fed else Token("$END", "", 0, 1, 1)
+                )
             try:
                 result = self.feed(parser, token)
             except UnexpectedToken:
@@ -86,7 +88,9 @@ class _Parse:
         """Give one token to the parser, mending the input if it does not fit; raise to give up."""
         if token.type == "NAME" and token in LOOPS:
             hint = "write what happens to one element and apply it with map or reduce"
-            self.errors.append(Diagnostic(f"'{token}': the language has no loops", self.span(token), hint=hint))
+            self.errors.append(
+                Diagnostic(f"'{token}': the language has no loops", self.span(token), hint=hint)
+            )
             raise UnexpectedToken(token, set())
         try:
             return parser.feed_token(token)

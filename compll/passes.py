@@ -129,7 +129,10 @@ def has_feedback(encode: ir.Function) -> bool:
                     case ir.Apply("-", (x, ir.Read(vector, _, _)), _) if vector == encode.decoded:
                         sides = {GRADIENT, b.target.name}
                         match resolve(x):
-                            case ir.Apply("+", (ir.Read(one, _, _), ir.Read(two, _, _)), _) if {one, two} == sides:
+                            case ir.Apply("+", (ir.Read(one, _, _), ir.Read(two, _, _)), _) if {
+                                one,
+                                two,
+                            } == sides:
                                 return True
     return False
 

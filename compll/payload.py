@@ -28,7 +28,9 @@ class Extent:
     size: int
 
 
-def extents(layout: tuple[ir.Field, ...], n: int, params: Mapping[str, float | int | bool]) -> tuple[Extent, ...]:
+def extents(
+    layout: tuple[ir.Field, ...], n: int, params: Mapping[str, float | int | bool]
+) -> tuple[Extent, ...]:
     """Return the place of every field of the payload of n elements."""
     out: list[Extent] = []
     end = 0

@@ -55,7 +55,9 @@ def infer(checked: Checked, *, error_feedback: bool) -> Info:
     why: dict[str, str] = {}
     summable = _summable(decode)
     if not summable:
-        why["summable"] = "payloads are not linear in the gradient: a sum of payloads is no payload of the sum"
+        why["summable"] = (
+            "payloads are not linear in the gradient: a sum of payloads is no payload of the sum"
+        )
     if "unbiased" not in checked.declared:
         why["unbiased"] = "the file does not declare [[unbiased]]"
     if not feedback:

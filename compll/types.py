@@ -41,10 +41,11 @@ FLOAT = Elem("float", "float", 32)
 HALF = Elem("half", "float", 16)
 BFLOAT16 = Elem("bfloat16", "bfloat", 16)
 
-NAMED: dict[str, Elem] = {
-    t.name: t
-    for t in (BOOL, INT8, INT16, INT32, INT, UINT8, UINT16, UINT32, UINT64, FLOAT, HALF, BFLOAT16)
-} | {"int64": INT} | {f"uint{w}": Elem(f"uint<{w}>", "uint", w) for w in (1, 2, 4)}
+NAMED: dict[str, Elem] = (
+    {t.name: t for t in (BOOL, INT8, INT16, INT32, INT, UINT8, UINT16, UINT32, UINT64, FLOAT, HALF, BFLOAT16)}
+    | {"int64": INT}
+    | {f"uint{w}": Elem(f"uint<{w}>", "uint", w) for w in (1, 2, 4)}
+)
 ARITHMETIC = (INT, UINT32, UINT64, FLOAT)
 
 
@@ -124,7 +125,11 @@ def bfloat16_value(bits: Array) -> Array:
 
 def canonical(x: Array) -> Array:
     """Replace every NaN of a float array by the one NaN that is ever written: 0x7fc00000 (half 0x7e00)."""
-    quiet = np.array(0x7E00, np.uint16).view(np.float16) if x.dtype == np.float16 else np.array(0x7FC00000, np.uint32).view(np.float32)
+    quiet = (
+        np.array(0x7E00, np.uint16).view(np.float16)
+        if x.dtype == np.float16
+        else np.array(0x7FC00000, np.uint32).view(np.float32)
+    )
     return np.where(np.isnan(x), quiet, x) if x.dtype.kind == "f" else x
 
 

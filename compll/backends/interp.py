@@ -90,7 +90,9 @@ def _run(
                 _put(places[field], to_bytes(evaluate(value, env), elem), call)
             case ir.Get(name, field, elem):
                 place = places[field]
-                env.scalars[name] = from_bytes(call.payload[place.offset : place.offset + place.size], elem, 1)[0]
+                env.scalars[name] = from_bytes(
+                    call.payload[place.offset : place.offset + place.size], elem, 1
+                )[0]
             case ir.Guard(_, read, expected):
                 if evaluate(read, env) != evaluate(expected, env):
                     raise Refused

@@ -105,7 +105,9 @@ class Body(Operators):
         """Assign the payload, the output or a state."""
         variable = self.scope.find(name)
         encode = self.sig.op == "encode"
-        if variable is None or (self.running or name not in {self.sig.compressed, self.sig.gradient, *self.sig.states}):
+        if variable is None or (
+            self.running or name not in {self.sig.compressed, self.sig.gradient, *self.sig.states}
+        ):
             return False
         if self.conditional:
             raise self.report.error(f"'{name}' cannot be assigned under an 'if' that depends on data", span)
@@ -168,12 +170,17 @@ class Body(Operators):
     def _extract(self, e: s.Call) -> Payload:
         source = expression(self, e.args[0]) if e.args else None
         if self.sig.op != "decode" or not isinstance(source, Payload):
-            raise self.report.error("'extract' reads the payload in a Decode", e.span, hint="extract(compressed, a, b)")
+            raise self.report.error(
+                "'extract' reads the payload in a Decode", e.span, hint="extract(compressed, a, b)"
+            )
         variables = [self._destination(a) for a in e.args[1:]]
-        if self.fields is None:  # a Decode without its Encode: vectors are taken to be as long as the gradient
+        if (
+            self.fields is None
+        ):  # a Decode without its Encode: vectors are taken to be as long as the gradient
             kinds = [(v.elem or FLOAT, ir.Size() if v.vector else None) for _, v in variables]
             self.fields = tuple(
-                ir.Field(name, elem, length) for (name, _), (elem, length) in zip(variables, kinds, strict=True)
+                ir.Field(name, elem, length)
+                for (name, _), (elem, length) in zip(variables, kinds, strict=True)
             )
             self.names.taken.update(f.name for f in self.fields)
         if len(variables) != len(self.fields):
@@ -188,14 +195,18 @@ class Body(Operators):
         for (name, v), field, value, arg in zip(variables, self.fields, given, e.args[1:], strict=True):
             if (v.elem, v.vector) != (field.elem, field.length is not None):
                 wants = f"{v.elem}{'*' if v.vector else ''}"
-                raise self.report.error(f"Encode writes {_kind(field)} here, and this reads it as {wants} {name}", arg.span)
+                raise self.report.error(
+                    f"Encode writes {_kind(field)} here, and this reads it as {wants} {name}", arg.span
+                )
             v.value = value if value is not None else self._field(name, v, field)
         return source
 
     def _destination(self, e: s.Expr) -> tuple[str, Variable]:
         variable = self.scope.find(e.name) if isinstance(e, s.Name) else None
         if variable is None or not isinstance(e, s.Name):
-            raise self.report.error("extract fills declared variables", e.span, hint="declare it first: float x;")
+            raise self.report.error(
+                "extract fills declared variables", e.span, hint="declare it first: float x;"
+            )
         if isinstance(variable.value, Broken):
             raise Abandon
         return e.name, variable
@@ -222,10 +233,18 @@ class Body(Operators):
         if payload.fields is None:
             raise self.report.error("'decode(compressed)' stands after 'compressed = concat(...)'", e.span)
         if self.decoder is None:
-            raise self.report.error("'decode(compressed)' needs the Decode, which this file does not have", e.span)
+            raise self.report.error(
+                "'decode(compressed)' needs the Decode, which this file does not have", e.span
+            )
         names = self.names
         inner = Body(
-            self.decoder, self.report, self.static, self.params, names=names, fields=self.fields, stored=payload
+            self.decoder,
+            self.report,
+            self.static,
+            self.params,
+            names=names,
+            fields=self.fields,
+            stored=payload,
         )
         inner.bindings = self.bindings
         inner.run(self.decoder.function.body.body)
@@ -271,7 +290,9 @@ class Body(Operators):
 
     def _add_feedback(self) -> None:
         """Keep what the payload loses: residual = x - decode(compressed) (Seide et al. 2014)."""
-        call = s.Call(self.sig.function.span, "decode", None, (s.Name(self.sig.function.span, self.sig.compressed),))
+        call = s.Call(
+            self.sig.function.span, "decode", None, (s.Name(self.sig.function.span, self.sig.compressed),)
+        )
         x = self.scope.names[self.sig.gradient].value
         try:
             decoded = self._decode(call)
@@ -286,5 +307,3 @@ class Body(Operators):
 
 def _kind(field: ir.Field) -> str:
     return f"{field.elem}{'*' if field.length is not None else ''} {field.name}"
-
-

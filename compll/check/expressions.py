@@ -30,7 +30,20 @@ from compll.ops import COMBINES, FUNCTIONS, OPS
 from compll.types import BOOL, FLOAT, INT, NAMED, UINT32, UINT64, Elem, arithmetic, limits, uint
 
 OPERATORS = ("map", "reduce", "range", "concat", "extract", "decode", "stochastic_round")
-NOT_BUILT = ("filter", "sort", "topk", "sample", "gather", "scatter", "search", "chunk", "exp", "exp2", "log", "log2")
+NOT_BUILT = (
+    "filter",
+    "sort",
+    "topk",
+    "sample",
+    "gather",
+    "scatter",
+    "search",
+    "chunk",
+    "exp",
+    "exp2",
+    "log",
+    "log2",
+)
 
 
 class Context(Protocol):
@@ -221,7 +234,9 @@ def _name(c: Context, e: s.Name) -> Value:
         if e.name in ("nan", "inf"):
             return real(float(e.name))
         if c.scope.find_function(e.name) or e.name in FUNCTIONS or e.name in COMBINES:
-            raise c.report.error(f"the function '{e.name}' is no value", e.span, hint=f"call it: {e.name}(...)")
+            raise c.report.error(
+                f"the function '{e.name}' is no value", e.span, hint=f"call it: {e.name}(...)"
+            )
         raise c.report.error(f"unknown name '{e.name}'", e.span, hint=did_you_mean(e.name, c.scope.visible()))
     if isinstance(variable.value, Unset):
         raise c.report.error(f"'{e.name}' is used before it is assigned", e.span)
@@ -263,7 +278,12 @@ def _binary(c: Context, e: s.Binary) -> Value:
 
 def _member(c: Context, e: s.Member) -> Value:
     output = c.scope.find(e.value.name) if isinstance(e.value, s.Name) else None
-    if output is not None and isinstance(output.value, Unset) and output.value.length is not None and e.name == "size":
+    if (
+        output is not None
+        and isinstance(output.value, Unset)
+        and output.value.length is not None
+        and e.name == "size"
+    ):
         return ScalarValue(output.value.length, INT)
     value = expression(c, e.value)
     if e.name != "size" or not isinstance(value, VectorValue):
@@ -286,7 +306,9 @@ def _call(c: Context, e: s.Call) -> Value:
     if e.name == "cast" and e.type is not None:
         _arity(c, e, 1)
         if e.type.vector:
-            raise c.report.error("a cast names the type of one element", e.type.span, hint="leave the '*' away")
+            raise c.report.error(
+                "a cast names the type of one element", e.type.span, hint="leave the '*' away"
+            )
         elem = element_type(c, e.type)
         return lift(c, e.span, lambda x: as_type(x, elem), operand(c, e.args[0]))
     if e.name == "bitcast" and e.type is not None:
@@ -305,7 +327,8 @@ def _call(c: Context, e: s.Call) -> Value:
         return lift(c, e.span, lambda *x: operate(c, e.span, e.name, *x), *(operand(c, a) for a in e.args))
     if e.name in NOT_BUILT:
         raise c.report.error(
-            f"'{e.name}' is part of the language, and this version of the compiler does not build it yet", e.span
+            f"'{e.name}' is part of the language, and this version of the compiler does not build it yet",
+            e.span,
         )
     return c.call(e)
 
@@ -328,5 +351,3 @@ def _arity(c: Context, e: s.Call, count: int) -> None:
     if len(e.args) != count:
         some = "1 argument" if count == 1 else f"{count} arguments"
         raise c.report.error(f"'{e.name}' takes {some}, not {len(e.args)}", e.span)
-
-

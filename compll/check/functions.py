@@ -141,7 +141,9 @@ class Statements(ABC):
         if isinstance(value, VectorValue) != variable.vector:
             kind = f"{elem}*" if variable.vector else str(elem)
             hint = f"declare it as {value.elem}* {name}" if not variable.vector else ""
-            raise self.report.error(f"'{name}' is a {kind} and cannot hold {describe(value)}", span, hint=hint)
+            raise self.report.error(
+                f"'{name}' is a {kind} and cannot hold {describe(value)}", span, hint=hint
+            )
         if isinstance(value, ScalarValue):
             return self.bind_scalar(name, as_type(value, elem))
         converted = VectorValue(elem, value.length, ir.as_elem(value.body, elem))
@@ -182,7 +184,9 @@ class Statements(ABC):
             if not isinstance(a, ScalarValue) or not isinstance(b, ScalarValue) or v.elem is None:
                 hint = "give it a value before the 'if'" if Unset in (type(a), type(b)) else ""
                 raise self.report.error(
-                    f"after this 'if' it is not certain that '{name}' is a scalar with a value", statement.span, hint=hint
+                    f"after this 'if' it is not certain that '{name}' is a scalar with a value",
+                    statement.span,
+                    hint=hint,
                 )
             chosen = select(self, statement.span, ScalarValue(condition, condition.type), a, b)
             v.value = self.bind_scalar(name, as_type(chosen, v.elem))
@@ -207,7 +211,9 @@ class Statements(ABC):
 
     def _return(self, statement: s.Return) -> ScalarValue | None:
         if not self.running:
-            raise self.report.error("Encode and Decode return nothing", statement.span, hint="leave the return away")
+            raise self.report.error(
+                "Encode and Decode return nothing", statement.span, hint="leave the return away"
+            )
         if statement.value is None:
             raise self.report.error("here a value must be returned", statement.span)
         return scalar(self, statement.value, "what a function returns")
@@ -221,7 +227,9 @@ class Statements(ABC):
             raise self.report.error(f"'{f.name}' cannot be called here", span)
         if any(n is node for n in self.running):
             raise self.report.error(f"'{f.name}' calls itself: the language has no recursion", span)
-        formals = node.formals if isinstance(node, s.Lambda) else tuple((a.type, a.name) for a in node.formals)
+        formals = (
+            node.formals if isinstance(node, s.Lambda) else tuple((a.type, a.name) for a in node.formals)
+        )
         if len(formals) != len(args):
             some = "1 argument" if len(formals) == 1 else f"{len(formals)} arguments"
             message = f"'{f.name}' takes {some} and is given {len(args)}"

@@ -21,7 +21,17 @@ from compll.check.expressions import (
 )
 from compll.check.functions import Statements
 from compll.check.signature import Signature, random_sites
-from compll.check.values import Range, Reporter, ScalarValue, Scope, Value, VectorValue, describe, index, named
+from compll.check.values import (
+    Range,
+    Reporter,
+    ScalarValue,
+    Scope,
+    Value,
+    VectorValue,
+    describe,
+    index,
+    named,
+)
 from compll.errors import did_you_mean
 from compll.ops import COMBINES, FUNCTIONS, identity
 from compll.types import BOOL, FLOAT, INT, arithmetic
@@ -38,7 +48,11 @@ class Names:
 
     def fresh(self, wish: str) -> str:
         """Return `wish`, or `wish_1`, `wish_2`, ..."""
-        name = next(n for n in itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1))) if n not in self.taken)
+        name = next(
+            n
+            for n in itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1)))
+            if n not in self.taken
+        )
         self.taken.add(name)
         return name
 
@@ -77,7 +91,11 @@ class Operators(Statements):
 
     def bind_scalar(self, name: str, value: ScalarValue) -> ScalarValue:
         """Name a scalar by a `Let`, unless it is a constant, has a name, or belongs to a function or branch."""
-        if self.running or self.conditional or isinstance(value.expr, ir.Const | ir.Scalar | ir.Param | ir.Size):
+        if (
+            self.running
+            or self.conditional
+            or isinstance(value.expr, ir.Const | ir.Scalar | ir.Param | ir.Size)
+        ):
             return value
         fresh = self.names.fresh(name)
         self.bindings.append(ir.Let(fresh, value.expr))
@@ -105,7 +123,9 @@ class Operators(Statements):
             known = {*OPERATORS, *FUNCTIONS, "random", *self.scope.visible()}
             raise self.report.error(f"unknown function '{e.name}'", e.span, hint=did_you_mean(e.name, known))
         if self.running and e.name != "range":
-            raise self.report.error(f"'{e.name}' cannot stand inside a function that is applied to elements", e.span)
+            raise self.report.error(
+                f"'{e.name}' cannot stand inside a function that is applied to elements", e.span
+            )
         if self.conditional:
             raise self.report.error(
                 f"'{e.name}' cannot stand under an 'if' that depends on data",
@@ -125,14 +145,18 @@ class Operators(Statements):
     def args(self, e: s.Call, low: int, high: int, shape: str) -> tuple[s.Expr, ...]:
         """Return the arguments of a call, or complain of their number."""
         if not low <= len(e.args) <= high:
-            raise self.report.error(f"'{e.name}' is given {len(e.args)} arguments", e.span, hint=f"write {shape}")
+            raise self.report.error(
+                f"'{e.name}' is given {len(e.args)} arguments", e.span, hint=f"write {shape}"
+            )
         return e.args
 
     def _range(self, e: s.Call) -> Range:
         (count,) = self.args(e, 1, 1, "range(n)")
         n = scalar(self, count, "the length of a range")
         if n.expr.type.kind == "float":
-            raise self.report.error("the length of a range is an integer", count.span, hint="write int(...) around it")
+            raise self.report.error(
+                "the length of a range is an integer", count.span, hint="write int(...) around it"
+            )
         return Range(ir.as_elem(n.expr, INT))
 
     def _vector(self, e: s.Expr) -> VectorValue:
@@ -174,7 +198,9 @@ class Operators(Statements):
             types = [t[0] if isinstance(t, tuple) else t.type for t in formals]
             if len(types) != 2 or init is None:
                 what = "a function of two values" if len(types) != 2 else "a value to start from"
-                raise self.report.error(f"this reduce needs {what}", e.span, hint="write reduce(vector, init, f)")
+                raise self.report.error(
+                    f"this reduce needs {what}", e.span, hint="write reduce(vector, init, f)"
+                )
             kind = arithmetic(element_type(self, types[0]))
             pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
@@ -189,7 +215,9 @@ class Operators(Statements):
 
     def _random(self, e: s.Call) -> ScalarValue | VectorValue:
         if self.sig.op == "decode":
-            raise self.report.error(f"'{e.name}' cannot stand in a Decode: it would not give the same twice", e.span)
+            raise self.report.error(
+                f"'{e.name}' cannot stand in a Decode: it would not give the same twice", e.span
+            )
         self.random = True
         site = self.sites[e.span]
         if e.name == "stochastic_round":
@@ -206,6 +234,8 @@ class Operators(Statements):
         elem = element_type(self, e.type)
         kind = arithmetic(elem)
         if kind not in (INT, FLOAT):
-            raise self.report.error(f"random<{elem}> is not there", e.span, hint="use random<float> or random<int>")
+            raise self.report.error(
+                f"random<{elem}> is not there", e.span, hint="use random<float> or random<int>"
+            )
         a, b = (as_type(scalar(self, x, "a bound of random"), kind).expr for x in (low, high))
         return as_type(ScalarValue(ir.Random(site, a, b, kind), kind), elem)

@@ -64,7 +64,9 @@ def find_codec(programs: Sequence[s.Program], report: Reporter) -> tuple[Signatu
         )
     if encode and decode and encode.codec != decode.codec:
         a, b = encode.function.name, decode.function.name
-        report.error(f"'{a}' and '{b}' are not a pair", decode.function.span, hint=f"name it '{a[:-6]}Decode'")
+        report.error(
+            f"'{a}' and '{b}' are not a pair", decode.function.span, hint=f"name it '{a[:-6]}Decode'"
+        )
     return encode, decode
 
 
@@ -88,7 +90,9 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
     for a in f.attributes:
         if a.name not in DECLARED or op == "Decode":
             where = "before a Decode" if a.name in DECLARED else ""
-            hint = did_you_mean(a.name, DECLARED) or "before an Encode stand [[unbiased]], [[no_hop]], [[drops]]"
+            hint = (
+                did_you_mean(a.name, DECLARED) or "before an Encode stand [[unbiased]], [[no_hop]], [[drops]]"
+            )
             report.error(f"unknown attribute '{a.name}' {where}".rstrip(), a.span, hint=hint)
         declared.add(a.name)
     params = []
@@ -111,7 +115,16 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
     key = next((a.name for a in rest if a.role == "shared"), "")
     name = f.name[: -len(op)].lower()
     return Signature(
-        program, f, name, op.lower(), gradient.name, compressed.name, states, key, tuple(params), frozenset(declared)
+        program,
+        f,
+        name,
+        op.lower(),
+        gradient.name,
+        compressed.name,
+        states,
+        key,
+        tuple(params),
+        frozenset(declared),
     )
 
 
@@ -176,11 +189,15 @@ def check_value(p: ir.Parameter, value: object) -> float | int | bool:
 
     """
     if isinstance(value, bool) != (p.elem.kind == "bool") or not isinstance(value, int | float):
-        raise ParameterError(f"{p.name} = {value!r}: it must be {'a' if p.elem.kind == 'float' else 'an'} {p.elem}")
+        raise ParameterError(
+            f"{p.name} = {value!r}: it must be {'a' if p.elem.kind == 'float' else 'an'} {p.elem}"
+        )
     if p.elem.kind in ("int", "uint"):
         low, high = limits(p.elem)
         if int(value) != value or not low <= value <= high:
-            raise ParameterError(f"{p.name} = {value!r}: the type {p.elem} holds the integers {low} to {high}")
+            raise ParameterError(
+                f"{p.name} = {value!r}: the type {p.elem} holds the integers {low} to {high}"
+            )
         value = int(value)
     if p.range is not None and not p.range[0] <= value <= p.range[1]:
         raise ParameterError(f"{p.name} = {value!r}: it must be from {p.range[0]} to {p.range[1]}")
@@ -199,7 +216,9 @@ def choose(codec: str, params: Sequence[ir.Parameter], given: Values) -> dict[st
         if name not in names:
             known = ", ".join(names) or "none"
             hint = did_you_mean(name, names)
-            raise ParameterError(f"{codec} has no parameter '{name}' (it has: {known}){'; ' + hint if hint else ''}")
+            raise ParameterError(
+                f"{codec} has no parameter '{name}' (it has: {known}){'; ' + hint if hint else ''}"
+            )
     chosen = {}
     for p in params:
         value = given.get(p.name, p.default)

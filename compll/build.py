@@ -1,0 +1,102 @@
+"""Source text -> loaded library, through a cache in the user's cache folder.
+
+A build is keyed by everything that it depends on: source, header, flags, compiler and CPU.  A lock keeps
+two processes from building the same thing; the library appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import filelock
+
+from compll import knobs
+from compll.errors import BackendError
+
+FLAGS = (
+    "-std=c++17 -O3 -march=native -fopenmp -fPIC -shared -fvisibility=hidden -fwrapv "
+    "-fno-math-errno -fno-trapping-math -ffp-contract=off -fno-semantic-interposition -Wno-psabi"
+).split()
+
+
+@functools.cache
+def compiler_version(command: str) -> str:
+    """Return what the compiler says of itself.
+
+    Raises:
+        BackendError: it is not there.
+
+    """
+    program = shlex.split(command)
+    if not program or shutil.which(program[0]) is None:
+        raise BackendError(
+            f"the cpp backend needs a C++ compiler, and '{command}' is not there: install g++, "
+            "name another by COMPLL_CXX, or take the slow reference by backend='interp'"
+        )
+    done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0]
+
+
+@functools.cache
+def cpu() -> str:
+    """Return what `-march=native` depends on: the CPU's model and features."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        import platform  # noqa: PLC0415 - only where there is no /proc
+
+        return platform.processor()
+    block = text.partition("\n\n")[0].splitlines()
+    return "\n".join(line for line in block if line.startswith(("model name", "flags", "Features", "cpu family", "model")))
+
+
+def library(name: str, source: str, header: str) -> ctypes.CDLL:
+    """Build (or find) and load the library of one generated source.
+
+    Raises:
+        BackendError: no compiler, or it refused the source (a bug of ours; its output is in the message).
+
+    """
+    return ctypes.CDLL(str(library_path(name, source, header)))
+
+
+def library_path(name: str, source: str, header: str) -> Path:
+    """Return the path of the built library, building it if it is not in the cache."""
+    command = knobs.compiler()
+    parts = (source, header, " ".join(FLAGS), command, compiler_version(command), cpu())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    folder = knobs.cache_dir() / f"{name}-{key}"
+    path = folder / f"lib{name}.so"
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise BackendError(f"cannot make the cache folder '{folder}': {e}; name another by COMPLL_CACHE") from e
+    with filelock.FileLock(str(folder / "lock")):
+        if not path.is_file():
+            _compile(command, name, source, header, folder, path)
+    return path
+
+
+def _compile(command: str, name: str, source: str, header: str, folder: Path, path: Path) -> None:
+    (folder / "compll.h").write_text(header, "utf-8")
+    text = folder / f"{name}.cpp"
+    text.write_text(source, "utf-8")
+    handle, made = tempfile.mkstemp(suffix=".so", dir=folder)
+    os.close(handle)
+    done = subprocess.run(
+        [*shlex.split(command), *FLAGS, "-o", made, str(text)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        Path(made).unlink(missing_ok=True)
+        raise BackendError(f"'{command}' refused the generated '{text}':\n{done.stderr.strip()[-4000:]}")
+    Path(made).replace(path)

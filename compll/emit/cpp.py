@@ -1,0 +1,326 @@
+"""Fused IR -> the pieces of a C++ library, as data for the templates in `templates/cpp/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from compll import ir
+from compll.backends import Unit
+from compll.emit import render
+from compll.emit.expressions import LaneWriter, ScalarWriter, literal, not_built_type
+from compll.emit.ranges import Ranges, scalar_type, storage
+from compll.ir_text import function_text
+from compll.ops import OPS
+from compll.passes import fuse
+from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, scalar_bytes
+
+TILE = 1024
+
+
+@dataclass(frozen=True)
+class Combine:
+    """The functor of a reduction."""
+
+    name: str
+    lines: tuple[str, ...]
+    result: str
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduction of one pass: accumulator lanes, tile results, and the scalar that it ends in."""
+
+    name: str
+    lanes: str
+    type: str
+    combine: str
+    init: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """The lanes of one vector: where they come from."""
+
+    name: str
+    lanes: str
+    source: str
+    whole: bool
+    is_bool: bool
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Codes of a sub-byte field, held in bytes for one tile."""
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True)
+class PassText:
+    """One loop over memory."""
+
+    name: str
+    length: str
+    uniforms: tuple[str, ...]
+    unpacks: tuple[Packed, ...]
+    packs: tuple[Packed, ...]
+    random: tuple[tuple[str, int], ...]
+    reductions: tuple[Reduction, ...]
+    loads: tuple[Load, ...]
+    position: bool
+    lines: tuple[str, ...]
+    stores: tuple[str, ...]
+    checks_finite: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One statement of an operation: `kind` is line, guard or pass."""
+
+    kind: str
+    text: str = ""
+    loop: PassText | None = None
+
+
+@dataclass(frozen=True)
+class FieldText:
+    """The place of one payload field."""
+
+    name: str
+    align: int
+    size: str
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation with its frame, combine functors, loops and steps."""
+
+    op: str
+    frame: str
+    comment: tuple[str, ...]
+    members: tuple[str, ...]
+    vector_fields: tuple[str, ...]
+    states: tuple[str, ...]
+    scalars: tuple[str, ...]
+    combines: tuple[Combine, ...]
+    passes: tuple[PassText, ...]
+    steps: tuple[Step, ...]
+    scratch: tuple[tuple[str, int], ...] = field(default=())
+
+
+def source(unit: Unit) -> str:
+    """Return the C++ source of a codec's library.
+
+    Raises:
+        BackendError: the program uses something that this backend does not build yet.
+
+    """
+    layout = unit.functions[0].layout
+    writer = ScalarWriter(lambda name: f"p.{name}_")
+    run_time = [p for p in unit.params if not p.static]
+    return render(
+        "cpp/library.cpp.j2",
+        codec=unit.codec,
+        static=[p.name for p in unit.params if p.static],
+        params=[(scalar_type(p.elem), p.name) for p in run_time],
+        fields=[_field(f, writer) for f in layout],
+        operations=[_Emitter(f).operation() for f in unit.functions],
+    )
+
+
+def _field(f: ir.Field, writer: ScalarWriter) -> FieldText:
+    if f.length is None:
+        return FieldText(f.name, alignment(f.elem, False), str(scalar_bytes(f.elem)))
+    length = f"greater<int64_t>(0, {writer.text(f.length)})"
+    size = f"({length} * {f.elem.bits} + 7) / 8" if f.elem.packed else f"{length} * {scalar_bytes(f.elem)}"
+    return FieldText(f.name, 16, size)
+
+
+class _Emitter:
+    """Turns one function into an `Operation`."""
+
+    def __init__(self, typed: ir.Function) -> None:
+        self.f = fuse(typed)
+        self.vectors = dict(self.f.vectors) | {name: FLOAT for name in self.f.states}
+        self.scalar = ScalarWriter(self.place)
+        self.params = {p.name for p in self.f.params}
+        self.combines: list[Combine] = []
+        self.passes: list[PassText] = []
+        self.scalars: list[str] = []
+        self.members: list[str] = []
+
+    def place(self, name: str) -> str:
+        if name == "scale":
+            return "k.scale"
+        return f"p.{name}_" if name in self.params else f"k.{name}_"
+
+    def operation(self) -> Operation:
+        steps = [self.step(b) for b in self.f.body]
+        f = self.f
+        return Operation(
+            op=f.op,
+            frame={"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd"}[f.op],
+            comment=tuple(function_text(f).splitlines()),
+            members=tuple(self.members),
+            vector_fields=tuple(field.name for field in f.layout if field.length is not None),
+            states=f.states,
+            scalars=tuple(self.scalars),
+            combines=tuple(self.combines),
+            passes=tuple(self.passes),
+            steps=tuple(steps),
+            scratch=tuple((p.length, len(p.reductions)) for p in self.passes if p.reductions),
+        )
+
+    def define(self, name: str, elem: Elem) -> str:
+        self.scalars.append(f"{scalar_type(elem)} {name}_;")
+        return f"k.{name}_"
+
+    def step(self, b: ir.Binding) -> Step:
+        match b:
+            case ir.Let(name, value):
+                return Step("line", f"{self.define(name, value.type)} = {self.scalar.text(value)};")
+            case ir.Put(name, elem, value):
+                text = self.scalar.text(value)
+                return Step("line", f"put<{self.stored(elem)}>(item.payload + at.{name}_, {text});")
+            case ir.Get(name, source_field, elem):
+                mask = f" & {(1 << elem.bits) - 1}" if elem.packed else " != 0" if elem == BOOL else ""
+                text = f"get<{self.stored(elem)}>(item.payload + at.{source_field}_){mask}"
+                return Step("line", f"{self.define(name, elem)} = {text};")
+            case ir.Guard(_, read, expected):
+                return Step("guard", f"{self.scalar.text(read)} != {self.scalar.text(expected)}")
+            case ir.Pass():
+                loop = self.loop(b)
+                return Step("pass", loop=loop)
+        raise AssertionError(b)
+
+    @staticmethod
+    def stored(elem: Elem) -> str:
+        if elem.bits == 16 and elem.kind in ("float", "bfloat"):
+            raise not_built_type(elem)
+        return storage(elem)
+
+    # --- passes ---------------------------------------------------------------------------------
+
+    def loop(self, b: ir.Pass) -> PassText:
+        loads: dict[str, Load] = {}
+        uniforms: dict[tuple[str, str], str] = {}
+
+        def read(e: ir.Read) -> str:
+            loads.setdefault(e.vector, self.load(e.vector))
+            return f"v_{e.vector}"
+
+        def uniform(e: ir.Expr, lanes: str) -> str:
+            text = self.scalar.text(e)
+            name = text.replace("k.", "u_").replace("p.", "u_").rstrip("_") + ("" if lanes == "Float" else f"_{lanes}")
+            uniforms[name, lanes] = f"const {lanes} {name} = {self.splat(lanes, e.type, text)};"
+            return name
+
+        writer = LaneWriter(Ranges(self.vectors), read, uniform)
+        first = not self.passes
+        checks_finite = first and self.f.op == "encode"
+        if checks_finite:
+            loads["gradient"] = self.load("gradient")
+        reductions = [self.reduction(s, writer) for s in b.sinks if isinstance(s, ir.Reduce)]
+        stores: list[str] = []
+        packs: list[Packed] = []
+        for s in b.sinks:
+            if isinstance(s, ir.Store):
+                stores.append(self.store(s, writer, packs))
+        packed = [Packed(v, self.vectors[v].bits) for v in loads if self.vectors[v].packed]
+        text = PassText(
+            name=f"{self.f.op}_pass{len(self.passes)}",
+            length=self.scalar.text(b.length),
+            uniforms=tuple(uniforms.values()),
+            unpacks=tuple(packed),
+            packs=tuple(packs),
+            random=tuple((kind, site) for site, kind in sorted(writer.sites.items())),
+            reductions=tuple(reductions),
+            loads=tuple(loads.values()),
+            position=writer.position,
+            lines=tuple(writer.lines),
+            stores=tuple(stores),
+            checks_finite=checks_finite,
+        )
+        self.passes.append(text)
+        return text
+
+    @staticmethod
+    def splat(lanes: str, kind: Elem, text: str) -> str:
+        return f"splat<Mask>(-int32_t({text}))" if kind == BOOL else f"splat<{lanes}>({text})"
+
+    def load(self, vector: str) -> Load:
+        elem = self.vectors[vector]
+        kind = arithmetic(elem)
+        lanes = {"float": "Float", "uint32": "UInt32", "uint64": "UInt64"}.get(kind.name, "Int32")
+        if kind == INT and elem.bits > 32:
+            lanes = "Int64"
+        if elem.packed:
+            return Load(vector, "Int32", f"c_{vector}", True, False)
+        known = dict(self.f.vectors)
+        is_field = vector in known and vector in {x.name for x in self.f.layout}
+        place = f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})" if is_field else f"k.{vector}"
+        return Load(vector, lanes, f"{place} + tile * TILE", False, elem == BOOL)
+
+    def reduction(self, s: ir.Reduce, writer: LaneWriter) -> Reduction:
+        kind = s.combine.type
+        lanes = writer.lane_type(s.body)
+        if kind == INT:
+            low, high = writer.ranges.of(s.body)
+            growth = TILE if s.combine.name == "add" else 1
+            builtin = s.combine.name in ("add", "smaller", "greater")
+            lanes = "Int32" if builtin and max(abs(low), abs(high)) * growth < 2**31 else "Int64"
+        value = writer.write(s.body, lanes)
+        functor = self.functor(s)
+        self.scalars.append(f"{scalar_type(kind)} {s.name}_;")
+        self.members.append(f"{scalar_type(kind)}* {s.name}_tiles;")
+        return Reduction(s.name, lanes, scalar_type(kind), functor, self.scalar.text(s.init), value)
+
+    def functor(self, s: ir.Reduce) -> str:
+        lines: list[str] = []
+        names: dict[ir.Expr, str] = {}
+
+        def write(e: ir.Expr) -> str:
+            if e not in names:
+                match e:
+                    case ir.Scalar("a" | "b" as name, _):
+                        names[e] = name
+                    case ir.Const(_, kind) if kind == s.combine.type:
+                        names[e] = f"splat<T>({literal(e)})"
+                    case ir.Apply(op, args, _):
+                        text = OPS[op].c.format(*(write(a) for a in args))
+                        names[e] = f"t{len(lines)}"
+                        lines.append(f"const auto {names[e]} = {text};")
+                    case _:
+                        raise not_built_type(e.type)
+            return names[e]
+
+        result = write(s.combine.body)
+        name = "".join(part.capitalize() for part in s.combine.name.split("_")) + f"Of{len(self.combines)}"
+        self.combines.append(Combine(name, tuple(lines), result))
+        return name
+
+    def store(self, s: ir.Store, writer: LaneWriter, packs: list[Packed]) -> str:
+        value = writer.write(s.body)
+        name = s.target.name
+        if s.elem.packed:
+            packs.append(Packed(name, s.elem.bits))
+            code = value if writer.lane_type(s.body) != "Mask" else f"bit({value})"
+            return f"store<true>(o_{name} + at, FULL ? {code} : {code} & first_lanes(live), WIDTH);"
+        if s.elem == BOOL:
+            value = f"bit({value})"
+        if arithmetic(s.elem) == FLOAT and s.target.kind != "state":
+            value = f"canonical({value})"
+        place = {
+            "state": f"k.{name}_new",
+            "output": "k.gradient",
+            "field": f"reinterpret_cast<{self.stored(s.elem)}*>(k.f_{name})",
+        }[s.target.kind]
+        return f"store<FULL>({place} + tile * TILE + at, {value}, live);"
+
+
+def functions_of(unit: Unit) -> Sequence[ir.Function]:
+    """Return the fused functions, for printing."""
+    return [fuse(f) for f in unit.functions]
