@@ -1,0 +1,1 @@
+"""CaSync: compressed gradient synchronization, as schedules of five primitives over ranks."""

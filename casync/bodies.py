@@ -1,7 +1,8 @@
 """The body of a frame: the payloads of one partition's segments (RUNTIME: frame).
 
-One segment: its payload, and nothing where it is absent. Several: the payloads in order, each at a multiple of
-16 bytes; before them, where their lengths do not follow from the codec, a table of uint32 lengths (0: absent).
+One segment: its payload, and nothing where it is absent. Several: the payloads in order, each at a multiple
+of 16 bytes; before them, where their lengths do not follow from the codec, a table of uint32 lengths (0:
+absent).
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from compll.codec import PayloadError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     Bytes = NDArray[np.uint8]

@@ -1,13 +1,13 @@
 """What encode, merge and decode do to real gradients: codecs, state and seeds, segment by segment.
 
-A segment is absent (None) on a rank whose gradient did not fire. A compressed payload that is not finite has no
-body: nobody decodes it, and its partition ends as NaN on every rank. Uncompressed values pass as they are.
+A segment is absent (None) on a rank whose gradient did not fire. A compressed payload that is not finite has
+no body: nobody decodes it, and its partition ends as NaN on every rank. Uncompressed values pass as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from casync.feedback import Feedback
     from casync.plan import Partition, Segment
     from casync.primitives import Decode, Encode, Merge
-    from compll.codec import Result
+    from compll.codec import Operation, Result
 
     Vector = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
@@ -51,6 +51,10 @@ class CodecInfo(Protocol):
     def hop(self) -> bool: ...  # noqa: D102
     @property
     def fingerprint(self) -> str: ...  # noqa: D102
+    @property
+    def params(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def why(self) -> Mapping[str, str]: ...  # noqa: D102
 
 
 class BatchCodec(Protocol):
@@ -63,10 +67,10 @@ class BatchCodec(Protocol):
     def max_bytes(self, n: int) -> int:
         """The most bytes of a payload of n elements."""
 
-    def new_state(self, n: int) -> dict[str, Vector]:
+    def new_state(self, n: int) -> dict[str, Any]:
         """Zero state of n elements."""
 
-    def batch(self, op: str, items: Sequence[Item], threads: int | None = None) -> list[Result]:
+    def batch(self, op: Operation, items: Sequence[Item], threads: int | None = None) -> list[Result]:
         """Run one operation on many items."""
 
 
@@ -89,7 +93,7 @@ class Sum:
 
 
 class Compute:
-    """Runs the computing tasks of one rank. `scale`: what the final encode multiplies by, 1/N for an average."""
+    """Runs the computing tasks of one rank; `scale` is what the final encode multiplies by: 1/N averages."""
 
     def __init__(
         self,
@@ -134,7 +138,7 @@ class Compute:
         total: Sum | None,
         readers: int,
     ) -> Payload:
-        """Encode the gradient, the sum, or gradient and received payload; `readers` tasks will read the result."""
+        """Encode the gradient, the sum, or gradient and received payload; `readers` tasks read the result."""
         partition, form = self.partitions[task.partition], self._formats[task.partition]
         codec = self._of(partition)
         before = total.finite if total else received.finite if received else True
@@ -149,19 +153,19 @@ class Compute:
             zip(partition.segments, form.slots(lease.buffer), parts, strict=True)
         ):
             own = total.values[i] if total else _slice(gradients, segment)
-            if own is None and part is None:
-                continue
-            common = self._common(codec, segment, task, step)
             if part is not None:
                 own = np.zeros(segment.elements, np.float32) if own is None else own
-                hops.append((i, Item(grad=own, out=slot, payload=part, scale=float(scale), **common)))
-            else:
+                item = Item(grad=own, out=slot, payload=part, scale=float(scale))
+                hops.append((i, self._with_seeds_and_state(item, codec, segment, task, step)))
+            elif own is not None:
                 if scale != 1:
                     own = np.multiply(own, scale, out=own if total else None)
-                encodes.append((i, Item(grad=own, out=slot, **common)))
+                item = Item(grad=own, out=slot)
+                encodes.append((i, self._with_seeds_and_state(item, codec, segment, task, step)))
         payloads: list[Bytes | None] = [None] * len(parts)
         finite = before
-        for op, chosen in (("encode", encodes), ("hop", hops)):
+        ops: tuple[Operation, Operation] = ("encode", "hop")
+        for op, chosen in zip(ops, (encodes, hops), strict=True):
             if chosen:
                 for (i, _), result in zip(chosen, self._batch(codec, op, chosen), strict=True):
                     payloads[i] = result.value
@@ -208,7 +212,8 @@ class Compute:
                 stores.append((i, Item(payload=part, out=value, shared_seed=shared)))
             else:
                 adds.append((i, Item(payload=part, out=value, shared_seed=shared)))
-        for op, chosen in (("decode", stores), ("decode_add", adds)):
+        ops: tuple[Operation, Operation] = ("decode", "decode_add")
+        for op, chosen in zip(ops, (stores, adds), strict=True):
             if chosen:
                 self._batch(codec, op, chosen)
         return total
@@ -239,7 +244,7 @@ class Compute:
         if items:
             self._batch(codec, "decode", items)
 
-    def _batch(self, codec: BatchCodec, op: str, chosen: Sequence[tuple[int, Item]]) -> list[Result]:
+    def _batch(self, codec: BatchCodec, op: Operation, chosen: Sequence[tuple[int, Item]]) -> list[Result]:
         return codec.batch(op, [item for _, item in chosen], threads=self._threads)
 
     def _merge_own(self, total: Sum, i: int, own: Vector, segment: Segment, feedback: bool) -> None:
@@ -257,18 +262,17 @@ class Compute:
             value += term
             self._pool.give(term.view(np.uint8))
 
-    def _common(self, codec: BatchCodec, segment: Segment, task: Encode, step: int) -> dict[str, object]:
-        """The arguments that encode and hop share: seeds and state."""
-        common: dict[str, object] = {}
+    def _with_seeds_and_state(
+        self, item: Item, codec: BatchCodec, segment: Segment, task: Encode, step: int
+    ) -> Item:
         if codec.info.random or codec.info.keyed:
             shared = shared_seed(self._run_seed, step, segment.gradient, segment.part)
-            common |= {"seed": private_seed(shared, self.rank, task.role, task.hop), "shared_seed": shared}
+            private = private_seed(shared, self.rank, task.role, task.hop)
+            item = replace(item, seed=private, shared_seed=shared)
         if codec.info.stateful:
-            common |= {
-                "state": self.feedback.current(segment, task.role),
-                "new_state": self.feedback.following(segment, task.role),
-            }
-        return common
+            old = self.feedback.current(segment, task.role)
+            item = replace(item, state=old, new_state=self.feedback.following(segment, task.role))
+        return item
 
     def _shared(self, codec: BatchCodec, segment: Segment, step: int) -> int | None:
         if not codec.info.keyed:

@@ -5,9 +5,9 @@
     frames (I/O thread) ------+                    |
     synchronize() <---- outcome of the step -------+
 
-A task is ready when the tasks before it are done and, if it reads the gradient, when that is known. Ready work
-runs first come, first served; sends leave at once. Frames of the next step may arrive early (a rank is at most
-one step ahead): they start what they can, and nothing of a step is mixed with another's.
+A task is ready when the tasks before it are done and, if it reads the gradient, when that is known. Ready
+work runs first come, first served; sends leave at once. Frames of the next step may arrive early (a rank is
+at most one step ahead): they start what they can, and nothing of a step is mixed with another's.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Executor:
         self._meter = Meter()
         self._waited = 0.0
         self.first_step = 0
-        """Added to a step's number where seeds and reports need the optimizer's own count; set between steps."""
+        """Added to a step's number for seeds and reports, which count from the run's begin."""
         self._channel: Channel = channels.open(self._arrived)
         self._thread = threading.Thread(target=self._run, name=f"casync-compute-{control.rank}", daemon=True)
         self._thread.start()
@@ -170,11 +170,11 @@ class Executor:
     # The training thread
 
     def submit(self, gradient: str, values: Vector) -> None:
-        """Hand over a flat, contiguous gradient; until `synchronize` returns its memory is ours to overwrite."""
+        """Hand over a flat, contiguous gradient; its memory is ours until `synchronize` returns."""
         self._events.put(Ready(self._current, gradient, values))
 
     def synchronize(self) -> Outcome:
-        """Wait until all gradients of this step are synchronized; raise the job's RankFailure if it has failed."""
+        """Wait until all gradients of this step are synchronized; raise the job's RankFailure if it fails."""
         self._control.check()
         begin = time.perf_counter()
         self._events.put(Close(self._current))

@@ -34,7 +34,7 @@ class StateError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A place that keeps state: some elements of a gradient in one role; `unit` is what its values add up to."""
+    """A place that keeps state: elements of a gradient in one role; `unit` is what its values add up to."""
 
     gradient: str
     start: int
@@ -113,7 +113,7 @@ class Feedback:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take a saved state; another plan's partitions are cut anew. StateError, and no change, if it can't be."""
+        """Take a saved state, cut anew for another plan; StateError, and no change, if that cannot be."""
         for what, here in (("format", FORMAT), ("topology", self._topology), ("size", self._size)):
             if saved[what] != here:
                 raise StateError(

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compll.codec import Item, PayloadError, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,10 +30,12 @@ class PlainInfo:
     feedback: bool = False
     hop: bool = True
     fingerprint: str = "float32"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    why: Mapping[str, str] = field(default_factory=dict)
 
 
 class Plain:
-    """Encode copies, decode copies, hop adds: NaN and infinity pass element by element, as in an all-reduce."""
+    """Encode and decode copy, hop adds: NaN and infinity pass element by element, as in an all-reduce."""
 
     info = PlainInfo()
 
@@ -41,7 +43,7 @@ class Plain:
         """Four bytes an element."""
         return 4 * n
 
-    def new_state(self, n: int) -> dict[str, NDArray[np.float32]]:  # noqa: ARG002  (a codec's signature)
+    def new_state(self, n: int) -> dict[str, Any]:  # noqa: ARG002  (a codec's signature)
         """Nothing is kept."""
         return {}
 
@@ -66,7 +68,7 @@ class Plain:
         return Result(item.out, True)
 
     def _decode_add(self, item: Item) -> Result:
-        item.out += np.float32(item.scale) * _values(item.payload, item.out.size)
+        np.add(item.out, np.float32(item.scale) * _values(item.payload, item.out.size), out=item.out)
         return Result(item.out, True)
 
 

@@ -7,8 +7,8 @@ The file has one line a gradient, `name,y|n,K`, and `# key: value` lines with th
     conv1.weight,n,1
     fc1.weight,y,4
 
-`layout` turns a plan and the model's gradients into partitions, the unit of every task: a slice of a compressed
-gradient, or a slice of a bucket of uncompressed ones. It is a pure function, equal on all ranks.
+`layout` turns a plan and the model's gradients into partitions, the unit of every task: a slice of a
+compressed gradient, or a slice of a bucket of uncompressed ones. It is a pure function, equal on all ranks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GRANULE = 4096
 """Partitions begin at multiples of so many elements, whole tiles of every kernel."""
 
 BUCKET_BYTES = 2**20
-"""A bucket of uncompressed gradients is closed before it outgrows this; a larger gradient is a bucket alone."""
+"""A bucket of uncompressed gradients is closed before it outgrows this; a larger gradient has its own."""
 
 EXACT = "ring"
 """The topology of uncompressed gradients, whatever that of the compressed ones."""
@@ -174,13 +174,13 @@ class Plan:
         return hashlib.sha256("\n".join(self._lines()).encode()).hexdigest()
 
     def check(self, gradients: Sequence[Gradient], topology_name: str, nranks: int) -> None:
-        """Raise PlanError unless the plan was made for this topology and number of ranks, and these gradients."""
+        """Raise PlanError unless the plan was made for this topology, number of ranks, and gradients."""
         run = {"topology": topology_name.upper(), "nnodes": str(nranks)}
         for key, value in run.items():
             made_for = self.conditions.get(key, value)
             if made_for.upper() != value:
                 raise PlanError(
-                    f"{self.source}: made for {key} {made_for}, but this run has {key} {value}; plan anew with "
+                    f"{self.source}: made for {key} {made_for}, but this run has {key} {value}; plan anew: "
                     f"`secopa plan --input input.txt --topology {run['topology']} --nnodes {nranks}`"
                 )
         planned = {entry.gradient for entry in self.entries}
@@ -193,8 +193,8 @@ class Plan:
         ]
         if faults:
             raise PlanError(
-                f"{self.source}: not a plan for this model's gradients ({'; '.join(faults)}); write the model's "
-                'gradients with casync.torch.write_gradients(model, "input.txt") and plan anew'
+                f"{self.source}: not a plan for this model's gradients ({'; '.join(faults)}); write the "
+                'model\'s gradients with casync.torch.write_gradients(model, "input.txt") and plan anew'
             )
 
 
@@ -224,8 +224,8 @@ def layout(
 ) -> tuple[Partition, ...]:
     """All partitions: of compressed gradients in parameter order, then of buckets of the others.
 
-    The first partition of a gradient or bucket goes to the rank that owns the fewest elements so far (ties: the
-    topology's order), the next ones to the ranks that follow.
+    The first partition of a gradient or bucket goes to the rank that owns the fewest elements so far (ties:
+    the topology's order), the next ones to the ranks that follow.
     """
     entries = {entry.gradient: entry for entry in plan.entries}
     present = [g for g in gradients if g.elements]

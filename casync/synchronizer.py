@@ -1,4 +1,4 @@
-"""Opens the synchronization of a model's gradients: plan, layout, schedule, checks, executor. No framework."""
+"""The synchronization of a model's gradients, without a framework: checks, plan, schedule and executor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from casync.feedback import Feedback, StateError, sites
 from casync.plan import Gradient, Partition, Plan, layout, schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class CodecError(ValueError):
 
 @dataclass(frozen=True)
 class Spec:
-    """What all ranks must hold alike. codec None: nothing is compressed. seed: the run's, for random codecs."""
+    """What all ranks must hold alike. codec None: nothing is compressed. seed: of random codecs."""
 
     gradients: tuple[Gradient, ...]
     plan: Plan
@@ -54,27 +54,29 @@ class Spec:
             "gradients": "; ".join(f"{g.name} {list(g.shape)}" for g in self.gradients),
             "plan": self.plan.fingerprint,
             "codec": f"{self.codec.info.name} {self.codec.info.fingerprint}" if self.codec else "none",
-            "parameters": ", ".join(f"{k}={v}" for k, v in _parameters(self.codec).items()),
+            "parameters": _parameters(self.codec),
             "topology": self.topology,
             "op": self.op.value,
             "seed": str(self.seed),
         }
 
 
-def _parameters(codec: BatchCodec | None) -> Mapping[str, object]:
-    return getattr(codec.info, "params", {}) if codec else {}
+def _parameters(codec: BatchCodec | None) -> str:
+    """The values of the codec's parameters: run-time ones are not in the fingerprint."""
+    if codec is None:
+        return ""
+    return ", ".join(f"{name}={parameter.value}" for name, parameter in codec.info.params.items())
 
 
 def check_codec(codec: BatchCodec, topology: str) -> None:
-    """Raise CodecError if the codec's properties do not allow it in this topology (RUNTIME: which codec where)."""
+    """Raise CodecError if the codec's properties do not allow it in this topology."""
     info = codec.info
     if topology == "ring" and not info.hop:
-        why = getattr(info, "why", {}).get("hop", "it has no hop")
-        raise CodecError(f"codec {info.name} cannot travel in a ring ({why}); use topology='ps'")
+        raise CodecError(f"codec {info.name} cannot travel in a ring ({info.why['hop']}); use topology='ps'")
     if info.stateful and not (info.feedback and len(codec.new_state(1)) == 1):
         raise CodecError(
-            f"codec {info.name} keeps state besides error feedback, which has no meaning in {topology}'s second "
-            "encode; use a codec without state or with error feedback alone"
+            f"codec {info.name} keeps state besides error feedback, which has no meaning where {topology} "
+            "encodes a sum; use a codec without state or with error feedback alone"
         )
 
 
@@ -138,10 +140,10 @@ class Synchronizer:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Collective: continue from what `state_dict` returned on this rank; StateError if it does not fit."""
+        """Collective: continue from this rank's `state_dict`; StateError if it does not fit the run."""
         if saved["seed"] != self.spec.seed:
             raise StateError(
-                f"the state was saved in a run with seed {saved['seed']}, this one has seed {self.spec.seed}; "
+                f"the state was saved in a run with seed {saved['seed']}, this one has {self.spec.seed}; "
                 f"call casync.init(seed={saved['seed']}) to continue it"
             )
         self._feedback.load_state_dict(saved["feedback"])

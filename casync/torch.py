@@ -84,12 +84,12 @@ _job: Job | None = None
 def init(
     transport: str | None = None, timeout: float | None = None, seed: int = 0, *, checksums: bool = False
 ) -> None:
-    """Join the job that the launcher (horovodrun, or CASYNC_* variables) describes. A second call does nothing.
+    """Join the job that the launcher (horovodrun, or CASYNC_*) describes. A second call does nothing.
 
     transport, timeout: as `casync.session.connect`. seed: of the random codecs; the same on all ranks.
     checksums: every frame carries a CRC32C of its body, for networks that are not trusted to.
     """
-    global _job  # noqa: PLW0603  (one job a process, as in Horovod)
+    global _job
     if _job is None:
         _job = Job(sessions.connect(transport, timeout), seed, checksums=checksums)
 
@@ -127,7 +127,7 @@ def local_size() -> int:
 
 def shutdown() -> None:
     """Leave the job in order. Does nothing if there is none."""
-    global _job  # noqa: PLW0603
+    global _job
     if _job is not None:
         _job.close()
         _job = None
@@ -219,9 +219,8 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
         plan = Plan.default(gradients, job.session.size)
     elif not isinstance(plan, Plan):
         plan = Plan.load(plan)
-    if isinstance(codec, str | Path):
-        codec = compll.compile(codec)
-    spec = Spec(gradients, plan, codec, topology.lower(), op, job.seed if seed is None else seed)
+    compiled = compll.compile(codec) if isinstance(codec, str | Path) else codec
+    spec = Spec(gradients, plan, compiled, topology.lower(), op, job.seed if seed is None else seed)
     cores = len(os.sched_getaffinity(0))
     synchronizer = Synchronizer(
         job.session.control, job.channels, spec, threads=max(1, cores // job.session.local_size)
@@ -286,7 +285,7 @@ class _Hooks:
         self.skip = False
         for name, p in parameters.items():
             if p.numel():
-                p.register_post_accumulate_grad_hook(self._hook(name))
+                p.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
 
     def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
         def accumulated(p: torch.Tensor) -> None:
@@ -294,8 +293,8 @@ class _Hooks:
             count = self.fired[name] = self.fired.get(name, 0) + 1
             if self.synchronized or count > self.passes:
                 raise RuntimeError(
-                    f"{name} has had more than {self.passes} backward passes since the last step(): call step() "
-                    "after them, or set backward_passes_per_step to their number"
+                    f"{name} has had more than {self.passes} backward passes since the last step(): call "
+                    "step() after them, or set backward_passes_per_step to their number"
                 )
             if count == self.passes:
                 self._submit(name, p)
@@ -359,7 +358,7 @@ class _Distributed(torch.optim.Optimizer):
         finally:
             self._casync.skip = False
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Synchronize, unless that was done since the last backward pass, and step."""
         hooks = self._casync
         loss = None
@@ -374,7 +373,7 @@ class _Distributed(torch.optim.Optimizer):
                 )
             hooks.synchronize()
         hooks.synchronized = False
-        result = super().step()  # type: ignore[call-arg]
+        result = super().step()
         return loss if closure is not None else result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -387,7 +386,7 @@ class _Distributed(torch.optim.Optimizer):
         self._casync.synchronized = False
         super().zero_grad(set_to_none)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: ARG002  (torch's signature)
         """Refused: the plan and the ranks have agreed on the parameters."""
         raise RuntimeError("add parameter groups before DistributedOptimizer")
 
@@ -396,13 +395,13 @@ class _Distributed(torch.optim.Optimizer):
         return self._casync.synchronizer.stats()
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, and under "casync" this rank's residuals, step and seed: save it on every rank."""
+        """The optimizer's state, and under "casync" this rank's own residuals, step and seed."""
         if self._casync.fired:
             raise RuntimeError("state_dict() between backward() and step(): call step() first")
         return super().state_dict() | {"casync": _to_tensors(self._casync.synchronizer.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Collective: continue from `state_dict()` of this rank; raises StateError if it does not fit the run.
+        """Collective: continue from `state_dict()` of this rank; StateError if it does not fit the run.
 
         A state without "casync", of an optimizer that was not distributed, leaves residuals and step alone.
         """

@@ -94,7 +94,7 @@ class LoopbackTransport:
         self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
     ) -> None:
         """Copy one frame to `peer`; `done()` is called before this returns."""
-        copy = b"" if body is None else memoryview(body).tobytes()
+        copy = b"" if body is None else memoryview(body).tobytes()  # type: ignore[arg-type]
         faults = self._network.faults
         with self._sending:
             drop, corrupt, wait = (self._random.random() for _ in range(3))

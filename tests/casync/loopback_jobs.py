@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from casync_jobs import in_threads
 
 from casync.channels import Channels
 from casync.plan import Gradient, Plan
@@ -16,30 +16,12 @@ from casync.transports.loopback import LoopbackNetwork
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from casync.metrics import Stats
     from numpy.typing import NDArray
+
+    from casync.metrics import Stats
 
     Vector = NDArray[np.float32]
     Step = list[dict[str, Vector | None]]  # a rank's gradients, by rank
-
-
-def in_threads(size: int, work: Callable[[int], Any]) -> list[Any]:
-    """Run `work(rank)` in a thread a rank; returns the results, or the exceptions raised, by rank."""
-    results: list[Any] = [None] * size
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(rank)
-        except BaseException as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive(), "a rank hangs"
-    return results
 
 
 @dataclass

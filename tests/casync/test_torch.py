@@ -1,4 +1,4 @@
-"""The PyTorch interface: replicas never drift, results are what training with all data gives, errors are clear."""
+"""The PyTorch interface: replicas never drift, results are those of one process, errors are clear."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def data(rank: int, step: int, n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def new_model(rank: int = 0, order: list[int] | None = None) -> Branches:
-    """A model of its own a rank; ranks are threads here, which torch's global generator does not serve alike."""
+    """A model of its own a rank; not from torch's global generator, which the ranks, threads, share here."""
     model = Branches(order or [0, 1, 2, 3])
     rng = np.random.default_rng(rank)
     with torch.no_grad():
@@ -372,7 +372,7 @@ def test_a_gradient_that_is_not_float32_is_named() -> None:
         p, _ = distributed(job, torch.nn.Parameter(torch.zeros(4, dtype=torch.float64)))
         p.sum().backward()
 
-    with pytest.raises(RuntimeError, match="the gradient of p has dtype torch.float64: keep parameters"):
+    with pytest.raises(RuntimeError, match=r"the gradient of p has dtype torch.float64: keep parameters"):
         one_rank(work)
 
 

@@ -1,4 +1,4 @@
-"""What `ps` and `ring` compute, written as plain loops over ranks: the meaning that the executor is compared with.
+"""What `ps` and `ring` compute, as plain loops over ranks: the meaning that the executor is compared with.
 
 No tasks, messages, threads or buffers. A gradient that is None is absent on that rank.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Model:
-    """`residuals`: (rank, gradient, start, role) -> values. `encodes` and such of the codec are taken as given."""
+    """residuals: (rank, gradient, start, role) -> values. The codec itself is taken as given."""
 
     nranks: int
     topology: str
@@ -64,14 +64,13 @@ class Model:
         return np.float32(1 / self.nranks if self.average else 1)
 
     def exact(self, p: Partition, terms: list[Vector | None]) -> Vector:
-        """The sum in ring order from the rank behind the owner; an absent rank adds zero once it has begun."""
+        """The sum in ring order from the rank behind the owner; an absent rank adds zero to what arrives."""
         total = None
         for i in range(self.nranks):
             term = terms[(p.owner + 1 + i) % self.nranks]
-            if total is None:
-                total = term
-            else:
-                total = total + (np.zeros_like(total) if term is None else term)
+            if total is not None:
+                term = total + (0 if term is None else term)
+            total = term
         assert total is not None
         with np.errstate(invalid="ignore"):
             return total * self.scale()

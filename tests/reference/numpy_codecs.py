@@ -126,7 +126,7 @@ class Dithered(NumpyCodec):
 
 
 class Masked(NumpyCodec):
-    """Elements above the mean magnitude, flipped by a shared key, with feedback: the length depends on the data."""
+    """Elements above the mean magnitude, flipped by a shared key, with feedback: of data-dependent length."""
 
     info = Info("reference-masked", exact_size=False, stateful=True, keyed=True, feedback=True)
 

@@ -1,0 +1,181 @@
+"""Plans are read and written exactly, bad ones refused with line and remedy, layouts follow the rules."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casync.plan import GRANULE, Entry, Gradient, Partition, Plan, PlanError, cut, layout, schedule
+from casync.verify import verify
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXT = """# SeCoPa
+# topology: RING
+# nnodes: 2
+conv1.weight,n,1
+
+fc1.weight,y,4
+"""
+GRADIENTS = (
+    Gradient("conv1.weight", (8, 1, 3, 3)),
+    Gradient("fc1.weight", (400, 100)),
+    Gradient("none", (0,)),
+)
+
+
+def test_a_plan_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.txt"
+    path.write_text(TEXT)
+    plan = Plan.load(path)
+    assert plan.entries == (Entry("conv1.weight", False, 1), Entry("fc1.weight", True, 4))
+    assert plan.conditions == {"topology": "RING", "nnodes": "2"}
+    plan.check(GRADIENTS, "ring", 2)
+
+
+names = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1).filter(lambda s: s[0] != "#")
+
+
+@given(st.lists(st.tuples(names, st.booleans(), st.integers(1, 999)), unique_by=lambda e: e[0]))
+def test_what_is_written_is_read_again(entries: list[tuple[str, bool, int]]) -> None:
+    plan = Plan(tuple(Entry(*entry) for entry in entries), {"topology": "PS", "link": "100 mbit: measured"})
+    again = Plan.parse(plan.text())
+    assert (again.entries, again.conditions) == (plan.entries, plan.conditions)
+    assert again.fingerprint == plan.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("fc1.weight", "`fc1.weight` is not a plan's line; write `name,y|n,partitions`"),
+        ("fc1.weight,yes,4", "`yes` is neither y (compress) nor n"),
+        ("fc1.weight,y,0", "`0` is not a number of partitions, 1 or more"),
+        ("fc1.weight,y,-1", "`-1` is not a number of partitions"),
+        ("fc1.weight,y,two", "`two` is not a number of partitions"),
+        (",y,2", "`,y,2` is not a plan's line"),
+        ("conv1.weight,y,2", "`conv1.weight` stands in line 1 already; keep one of the two"),
+    ],
+)
+def test_a_bad_line_is_told_with_its_place_and_remedy(line: str, told: str) -> None:
+    with pytest.raises(PlanError) as error:
+        Plan.parse(f"conv1.weight,n,1\n{line}\nlast;bad\n", "my.txt")
+    first, second = str(error.value).splitlines()
+    assert first.startswith(f"my.txt:2: {told}")
+    assert second.startswith("my.txt:3: ")
+
+
+def test_a_file_that_is_not_there_is_told_with_the_command_that_writes_it(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"none.txt: cannot be read: .*`secopa plan --output"):
+        Plan.load(tmp_path / "none.txt")
+    (tmp_path / "latin").write_bytes(b"\xff\xfe,y,1")
+    with pytest.raises(PlanError, match="not UTF-8 text"):
+        Plan.load(tmp_path / "latin")
+
+
+@pytest.mark.parametrize(
+    ("topology", "nranks", "told"),
+    [
+        ("ps", 2, "made for topology RING, but this run has topology PS"),
+        ("ring", 3, "made for nnodes 2, but"),
+    ],
+)
+def test_a_plan_for_another_run_says_how_to_plan_anew(topology: str, nranks: int, told: str) -> None:
+    with pytest.raises(PlanError, match=told) as error:
+        Plan.parse(TEXT).check(GRADIENTS, topology, nranks)
+    assert f"secopa plan --input input.txt --topology {topology.upper()} --nnodes {nranks}" in str(
+        error.value
+    )
+
+
+def test_a_plan_for_other_gradients_names_them() -> None:
+    gradients = [Gradient("conv1.weight", (9,)), *(Gradient(f"g{i}", (3,)) for i in range(6))]
+    with pytest.raises(PlanError) as error:
+        Plan.parse(TEXT).check(gradients, "ring", 2)
+    assert (
+        "no line for: g0, g1, g2, g3 and 2 more; lines for what the model does not have: fc1.weight"
+        in str(error.value)
+    )
+
+
+def test_the_default_compresses_what_has_two_or_more_dimensions() -> None:
+    plan = Plan.default([Gradient("w", (4, 4)), Gradient("b", (4,)), Gradient("s", ())], 3)
+    assert [(e.compressed, e.partitions) for e in plan.entries] == [(True, 3), (False, 3), (False, 3)]
+
+
+@given(st.integers(1, 10**7), st.integers(1, 40))
+def test_cuts_cover_the_vector_at_multiples_of_the_granule(elements: int, partitions: int) -> None:
+    pieces = cut(elements, partitions)
+    granules = -(-elements // GRANULE)
+    assert len(pieces) == min(partitions, granules)
+    assert pieces[0][0] == 0
+    assert pieces[-1][1] == elements
+    assert all(start < stop for start, stop in pieces)
+    assert all(stop == start for (_, stop), (start, _) in pairwise(pieces))
+    for j, (start, _) in enumerate(pieces):
+        assert start == GRANULE * (j * granules // len(pieces))
+
+
+def covered(partitions: tuple[Partition, ...]) -> dict[str, list[tuple[int, int]]]:
+    found: dict[str, list[tuple[int, int]]] = {}
+    for p in partitions:
+        for s in p.segments:
+            found.setdefault(s.gradient, []).append((s.start, s.stop))
+    return found
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 400_000), st.booleans(), st.integers(1, 6)), min_size=1, max_size=12),
+    st.sampled_from(["ps", "ring"]),
+    st.integers(1, 5),
+)
+def test_a_layout_covers_every_gradient_once_and_its_schedule_is_right(
+    entries: list[tuple[int, bool, int]], topology: str, nranks: int
+) -> None:
+    gradients = [Gradient(f"g{i}", (n,)) for i, (n, _, _) in enumerate(entries)]
+    plan = Plan(tuple(Entry(f"g{i}", y, k) for i, (_, y, k) in enumerate(entries)))
+    partitions = layout(plan, gradients, topology, nranks)
+    found = covered(partitions)
+    assert found.keys() == {g.name for g in gradients if g.elements}
+    for g in gradients:
+        if g.elements:
+            spans = sorted(found[g.name])
+            assert spans[0][0] == 0
+            assert spans[-1][1] == g.elements
+            assert all(a[1] == b[0] for a, b in pairwise(spans))
+    for i, (n, compressed, k) in enumerate(entries):
+        if n and compressed:
+            assert len(found[f"g{i}"]) == len(cut(n, k))
+    assert all(len(p.segments) == 1 for p in partitions if p.compressed)
+    verify(schedule(partitions, topology, nranks), len(partitions))
+
+
+def test_buckets_hold_at_most_a_mebibyte_in_parameter_order() -> None:
+    gradients = [Gradient(f"g{i}", (100_000,)) for i in range(5)] + [Gradient("big", (300_000,))]
+    plan = Plan(tuple(Entry(g.name, False, 1) for g in gradients))
+    partitions = layout(plan, gradients, "ps", 2)
+    assert [[s.gradient for s in p.segments] for p in partitions] == [
+        ["g0", "g1"],
+        ["g2", "g3"],
+        ["g4"],
+        ["big"],
+    ]
+
+
+@pytest.mark.parametrize(("topology", "owners"), [("ps", [0, 1, 2]), ("ring", [2, 0, 1])])
+def test_a_lone_gradient_has_the_topology_s_owners(topology: str, owners: list[int]) -> None:
+    plan = Plan((Entry("g", True, 3),))
+    assert [p.owner for p in layout(plan, [Gradient("g", (9 * GRANULE,))], topology, 3)] == owners
+
+
+def test_owners_are_balanced() -> None:
+    gradients = [Gradient(f"g{i}", (10_000 * (1 + i % 7),)) for i in range(60)]
+    plan = Plan(tuple(Entry(g.name, True, 1 + i % 5) for i, g in enumerate(gradients)))
+    load = [0] * 4
+    for p in layout(plan, gradients, "ps", 4):
+        load[p.owner] += p.elements
+    assert max(load) < 1.1 * sum(load) / 4
