@@ -21,10 +21,10 @@ import filelock
 from compll import knobs
 from compll.errors import BackendError
 
-FLAGS = (
+FLAGS = shlex.split(
     "-std=c++17 -O3 -march=native -fopenmp -fPIC -shared -fvisibility=hidden -fwrapv "
     "-fno-math-errno -fno-trapping-math -ffp-contract=off -fno-semantic-interposition -Wno-psabi"
-).split()
+)
 
 
 @functools.cache
@@ -51,11 +51,13 @@ def cpu() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
-        import platform  # noqa: PLC0415 - only where there is no /proc
+        import platform
 
         return platform.processor()
     block = text.partition("\n\n")[0].splitlines()
-    return "\n".join(line for line in block if line.startswith(("model name", "flags", "Features", "cpu family", "model")))
+    return "\n".join(
+        line for line in block if line.startswith(("model name", "flags", "Features", "cpu family", "model"))
+    )
 
 
 def library(name: str, source: str, header: str) -> ctypes.CDLL:
@@ -80,7 +82,9 @@ def library_path(name: str, source: str, header: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise BackendError(f"cannot make the cache folder '{folder}': {e}; name another by COMPLL_CACHE") from e
+        raise BackendError(
+            f"cannot make the cache folder '{folder}': {e}; name another by COMPLL_CACHE"
+        ) from e
     with filelock.FileLock(str(folder / "lock")):
         if not path.is_file():
             _compile(command, name, source, header, folder, path)

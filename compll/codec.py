@@ -84,7 +84,7 @@ def compile(  # noqa: A001 - the API's name, as in re.compile
 
     """
     program = driver.load(find(source), params, error_feedback=error_feedback)
-    library = driver.build(program, backend)
+    library = driver.build(program.checked, backend)
     return Codec(program, library)
 
 

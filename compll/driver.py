@@ -13,11 +13,11 @@ from compll import ir, knobs, passes
 from compll import syntax as s
 from compll.backends import Library, Unit, Values
 from compll.check import Checked, Header, check, header
-from compll.errors import BackendError, CompileError, ParameterError, did_you_mean
+from compll.errors import BackendError, CompileError, Diagnostic, ParameterError, did_you_mean
 from compll.parse import parse
 from compll.properties import Info, infer
 
-__all__ = ["Program", "build", "did_you_mean", "load", "parse_files", "program_of", "read_header"]
+__all__ = ["Program", "build", "check_files", "did_you_mean", "load", "parse_files", "program_of", "unit_of"]
 
 BACKENDS = ("cpp", "interp")
 
@@ -48,7 +48,9 @@ def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]
         ParameterError: a file cannot be read as text.
 
     """
-    sources, programs, errors = {}, [], []
+    sources: dict[str, str] = {}
+    programs: list[s.Program] = []
+    errors: list[Diagnostic] = []
     for path in paths:
         try:
             sources[str(path)] = path.read_text("utf-8")
@@ -63,10 +65,9 @@ def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]
     return programs, sources
 
 
-def read_header(paths: Sequence[Path]) -> Header:
+def header_of(paths: Sequence[Path]) -> Header:
     """Return what the files hold, without values of parameters."""
-    programs, sources = parse_files(paths)
-    return header(programs, sources)
+    return header(*parse_files(paths))
 
 
 def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False) -> Program:
@@ -74,6 +75,27 @@ def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False)
     programs, sources = parse_files(paths)
     checked = check(programs, sources, params, error_feedback=error_feedback)
     return program_of(checked, error_feedback=error_feedback)
+
+
+def variants(head: Header, given: Values) -> list[Values]:
+    """Return the sets of parameters to build for.
+
+    A static width without default and without a given value is built for every width that it may have, as
+    published programs leave it open; the caller then chooses.
+    """
+    open_widths = [p for p in head.params if p.static and p.default is None and p.name not in given]
+    if len(open_widths) != 1 or open_widths[0].elem.kind != "uint":
+        return [given]
+    width = open_widths[0]
+    low, high = width.range or (1, 8)
+    return [{**given, width.name: w} for w in range(int(low), int(high) + 1)]
+
+
+def check_files(paths: Sequence[Path], given: Values, *, error_feedback: bool = False) -> list[Checked]:
+    """Parse and check files for every variant of their parameters; one function alone is enough."""
+    programs, sources = parse_files(paths)
+    head = header(programs, sources)
+    return [check(programs, sources, v, error_feedback=error_feedback) for v in variants(head, given)]
 
 
 def program_of(checked: Checked, *, error_feedback: bool = False) -> Program:
@@ -92,15 +114,24 @@ def program_of(checked: Checked, *, error_feedback: bool = False) -> Program:
 
 
 def unit_of(checked: Checked) -> Unit:
-    """Return what a backend compiles: the typed functions and those derived from them."""
+    """Return what a backend compiles: the typed functions and those derived from them.
+
+    Raises:
+        ParameterError: there is no Encode, which says how the payload is laid out.
+
+    """
+    if checked.encode is None:
+        raise ParameterError(
+            f"{checked.codec} has a Decode alone, which can be checked and shown; to build it, give its Encode too"
+        )
     functions = [f for f in (checked.encode, checked.decode) if f is not None]
     if checked.decode is not None:
         functions.append(passes.decode_add(checked.decode))
     return Unit(checked.codec, tuple(functions), checked.params)
 
 
-def build(program: Program, backend: str = "auto") -> Library:
-    """Compile a program by a backend.
+def build(checked: Checked, backend: str = "auto") -> Library:
+    """Compile what there is of a codec, one function or both, by a backend.
 
     Raises:
         BackendError: the backend is unknown, or cannot be used here.
@@ -108,7 +139,7 @@ def build(program: Program, backend: str = "auto") -> Library:
     """
     name = choose_backend(backend)
     module = importlib.import_module(f"compll.backends.{name}")
-    return cast("Library", module.build(unit_of(program.checked)))
+    return cast("Library", module.build(unit_of(checked)))
 
 
 def choose_backend(backend: str) -> str:

@@ -34,7 +34,8 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
         case ir.Map(name, elem, length, body):
             yield f"{name}: {elem}{_over(length)} = {text(body)}"
         case ir.Reduce(name, combine, init, length, body):
-            yield f"{name}: {combine.type} = reduce{_over(length)} {text(body)} from {text(init)} by {combine.name}"
+            head = f"{name}: {combine.type} = reduce{_over(length)}"
+            yield f"{head} {text(body)} from {text(init)} by {combine.name}"
             yield f"  where {combine.name}(a, b) = {text(combine.body)}"
         case ir.Store(target, elem, length, body):
             place = target.kind if target.kind == "output" else f"{target.kind} {target.name}"

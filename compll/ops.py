@@ -87,7 +87,7 @@ def _sign(x: Array) -> Array:
 
 def _popcount(x: Array) -> Array:
     unsigned = x.view(np.uint64) if x.dtype.kind == "i" else x
-    return np.bitwise_count(unsigned).astype(np.int64)
+    return np.asarray(np.bitwise_count(unsigned).astype(np.int64))
 
 
 def _select(c: Array, a: Array, b: Array) -> Array:

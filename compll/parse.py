@@ -35,6 +35,10 @@ def parse(text: str, file: str) -> s.Program:
     return cast("s.Program", _Builder(file).transform(tree))
 
 
+class GiveUp(Exception):  # noqa: N818 - control flow within this module
+    """What follows cannot be parsed sensibly; the reason has been reported."""
+
+
 @functools.cache
 def _lark() -> Lark:
     grammar = importlib.resources.files("compll._grammar").joinpath("pse.lark").read_text("utf-8")
@@ -62,9 +66,10 @@ class _Parse:
 
     def run(self) -> tuple[Tree[Any] | None, list[Diagnostic]]:
         parser = _lark().parse_interactive(self.text)
+        lexer: Any = parser.lexer_thread
         while True:
             try:
-                token = next(parser.lexer_thread.lex(parser.parser_state), None)
+                token = next(lexer.lex(parser.parser_state), None)
             except UnexpectedCharacters as e:
                 span = Span(self.file, e.line, e.column, e.line, e.column + 1)
                 self.errors.append(Diagnostic(f"stray character {e.char!r}", span))
@@ -78,7 +83,7 @@ class _Parse:
                 )
             try:
                 result = self.feed(parser, token)
-            except UnexpectedToken:
+            except (UnexpectedToken, GiveUp):
                 return None, self.errors
             if ended:
                 return cast("Tree[Any]", result), self.errors

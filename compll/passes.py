@@ -1,4 +1,4 @@
-"""Typed IR -> fused IR, as one readable list of named passes; and the operations that the compiler derives."""
+"""Typed IR -> fused IR, as one list of named passes; and the operations that the compiler derives."""
 
 from __future__ import annotations
 
@@ -110,7 +110,10 @@ def decode_add(decode: ir.Function) -> ir.Function:
 
 
 def has_feedback(encode: ir.Function) -> bool:
-    """Whether Encode keeps what its payload loses: x = gradient + residual, residual = x - decode(compressed)."""
+    """Whether Encode keeps what its payload loses.
+
+    The form is x = gradient + residual, residual = x - decode(compressed), under any names.
+    """
     maps = {b.name: b.body for b in encode.body if isinstance(b, ir.Map)}
 
     def resolve(e: ir.Expr) -> ir.Expr:

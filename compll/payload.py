@@ -19,7 +19,7 @@ WIRE_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """One field in the payload for a given n: `count` elements (None: a scalar) in `size` bytes at `offset`."""
+    """One field in the payload for a given n: `count` elements (None: a scalar), `size` bytes at `offset`."""
 
     name: str
     elem: Elem
@@ -77,6 +77,6 @@ def explain_refusal(
             want = b.expected.value if isinstance(b.expected, ir.Const) else params[b.param]
             if have != want:
                 return PayloadError(
-                    f"{codec}: the payload was made with {b.param} = {have}, and this codec has {b.param} = {want}"
+                    f"{codec}: the payload was made with {b.param} = {have}, and this codec has {want}"
                 )
     return PayloadError(f"{codec}: the payload reads outside its own fields; it is corrupt")

@@ -40,13 +40,13 @@ def words(index: Array, site: int, seed: int) -> Array:
     p, row = _place(index)
     zero = np.zeros_like(p)
     four = np.stack(philox((p & 0xFFFFFFFF, p >> 32, zero + site, row // 4), seed))
-    return np.take_along_axis(four, (row % 4)[None], axis=0)[0]
+    return np.asarray(np.take_along_axis(four, (row % 4)[None], axis=0)[0])
 
 
 def halves(index: Array, site: int, seed: int) -> Array:
-    """Return the 16-bit half of each element for `stochastic_round`: word row / 2 of part 0, low half first."""
+    """Return the 16-bit half of each element for `stochastic_round`: word row / 2, low half first."""
     p, row = _place(index)
     zero = np.zeros_like(p)
     four = np.stack(philox((p & 0xFFFFFFFF, p >> 32, zero + site, zero), seed))
     word = np.take_along_axis(four, (row // 2)[None], axis=0)[0]
-    return (word >> (16 * (row % 2)).astype(np.uint32)) & np.uint32(0xFFFF)
+    return np.asarray((word >> (16 * (row % 2)).astype(np.uint32)) & np.uint32(0xFFFF))

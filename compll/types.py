@@ -168,9 +168,10 @@ def from_bytes(raw: Array, elem: Elem, count: int) -> Array:
     wide = dtype(arithmetic(elem))
     if elem.packed:
         bits = np.unpackbits(raw, count=count * elem.bits, bitorder="little").reshape(count, elem.bits)
-        return (bits.astype(np.int64) << np.arange(elem.bits, dtype=np.int64)).sum(axis=1, dtype=np.int64)
+        weights = np.int64(1) << np.arange(elem.bits, dtype=np.int64)
+        return np.asarray(bits.astype(np.int64) @ weights)
     if elem.kind == "bfloat":
         return bfloat16_value(np.frombuffer(raw.tobytes(), np.uint16, count))
     if elem.kind == "bool":
-        return np.frombuffer(raw.tobytes(), np.uint8, count) != 0
+        return np.asarray(np.frombuffer(raw.tobytes(), np.uint8, count) != 0)
     return np.frombuffer(raw.tobytes(), dtype(elem), count).astype(wide)

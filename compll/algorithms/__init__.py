@@ -1,0 +1,1 @@
+"""The shipped algorithms: one `.pse` file each, nothing else to register."""

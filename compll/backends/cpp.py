@@ -10,7 +10,7 @@ import numpy as np
 
 from compll import build as builder
 from compll.backends import Call, Outcome, Unit, Values
-from compll.emit import cpp, header
+from compll.emit import cpp
 from compll.types import Array, arithmetic, dtype
 
 POINTERS = ctypes.c_void_p * 8
@@ -41,7 +41,7 @@ def build(unit: Unit) -> CppLibrary:
         BackendError: there is no compiler, or the program needs what this backend does not build yet.
 
     """
-    return CppLibrary(unit, builder.library(unit.codec, cpp.source(unit), header("cpp/compll.h")))
+    return CppLibrary(unit, builder.library(unit.codec, cpp.source(unit), cpp.runtime()))
 
 
 class CppLibrary:
@@ -57,7 +57,14 @@ class CppLibrary:
         self.operations = {}
         for f in unit.functions:
             entry = getattr(library, f"{unit.codec}_{f.op}_f32")
-            entry.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p)
+            entry.argtypes = (
+                ctypes.c_void_p,
+                ctypes.c_int64,
+                ctypes.c_void_p,
+                ctypes.c_void_p,
+                ctypes.c_int32,
+                ctypes.c_void_p,
+            )
             entry.restype = ctypes.c_int32
             self.operations[f.op] = entry
         self.scratch_bytes = getattr(library, f"{unit.codec}_scratch_bytes")

@@ -27,6 +27,11 @@ class Checked:
     declared: frozenset[str]
     keyed: bool
 
+    @property
+    def label(self) -> str:
+        """The codec with the values of its parameters, such as `terngrad(bitwidth=2)`."""
+        return f"{self.codec}({', '.join(f'{k}={v}' for k, v in self.values.items())})"
+
 
 @dataclass(frozen=True)
 class Header:
@@ -113,5 +118,6 @@ def _may_add_feedback(encode: Signature | None, decode: Signature | None) -> Non
         raise ParameterError("error_feedback=True needs both Encode and Decode")
     if "residual" in encode.states:
         raise ParameterError(
-            f"{encode.codec} has a state 'residual' of its own: leave error_feedback=True away, or rename the state"
+            f"{encode.codec} has a state 'residual' of its own: "
+            "leave error_feedback=True away, or rename the state"
         )

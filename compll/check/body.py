@@ -134,7 +134,9 @@ class Body(Operators):
 
     def payload_call(self, e: s.Call) -> Value:
         """Type concat, extract or decode."""
-        return {"concat": self._concat, "extract": self._extract, "decode": self._decode}[e.name](e)
+        if e.name == "concat":
+            return self._concat(e)
+        return self._extract(e) if e.name == "extract" else self._decode(e)
 
     # --- the payload ----------------------------------------------------------------------------
 

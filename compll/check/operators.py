@@ -90,7 +90,7 @@ class Operators(Statements):
             self.wish = "{}"
 
     def bind_scalar(self, name: str, value: ScalarValue) -> ScalarValue:
-        """Name a scalar by a `Let`, unless it is a constant, has a name, or belongs to a function or branch."""
+        """Name a scalar by a `Let`, unless it is constant, has a name, or stands in a function or branch."""
         if (
             self.running
             or self.conditional

@@ -87,14 +87,15 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
     for name in {a.name for a in f.formals if [b.name for b in f.formals].count(a.name) > 1}:
         report.error(f"two formals are called '{name}'", f.span)
     declared = set()
-    for a in f.attributes:
-        if a.name not in DECLARED or op == "Decode":
-            where = "before a Decode" if a.name in DECLARED else ""
+    for attribute in f.attributes:
+        if attribute.name not in DECLARED or op == "Decode":
+            where = "before a Decode" if attribute.name in DECLARED else ""
             hint = (
-                did_you_mean(a.name, DECLARED) or "before an Encode stand [[unbiased]], [[no_hop]], [[drops]]"
+                did_you_mean(attribute.name, DECLARED)
+                or "before an Encode stand [[unbiased]], [[no_hop]], [[drops]]"
             )
-            report.error(f"unknown attribute '{a.name}' {where}".rstrip(), a.span, hint=hint)
-        declared.add(a.name)
+            report.error(f"unknown attribute '{attribute.name}' {where}".rstrip(), attribute.span, hint=hint)
+        declared.add(attribute.name)
     params = []
     for a in rest:
         if a.role == "state" and (op == "Decode" or a.type.name != "float" or not a.type.vector):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compll import ir
 from compll.backends import Unit
-from compll.emit import render
+from compll.emit import header, render
 from compll.emit.expressions import LaneWriter, ScalarWriter, literal, not_built_type
 from compll.emit.ranges import Ranges, scalar_type, storage
 from compll.ir_text import function_text
@@ -144,7 +143,7 @@ class _Emitter:
 
     def __init__(self, typed: ir.Function) -> None:
         self.f = fuse(typed)
-        self.vectors = dict(self.f.vectors) | {name: FLOAT for name in self.f.states}
+        self.vectors = dict(self.f.vectors) | dict.fromkeys(self.f.states, FLOAT)
         self.scalar = ScalarWriter(self.place)
         self.params = {p.name for p in self.f.params}
         self.combines: list[Combine] = []
@@ -214,7 +213,9 @@ class _Emitter:
 
         def uniform(e: ir.Expr, lanes: str) -> str:
             text = self.scalar.text(e)
-            name = text.replace("k.", "u_").replace("p.", "u_").rstrip("_") + ("" if lanes == "Float" else f"_{lanes}")
+            name = text.replace("k.", "u_").replace("p.", "u_").rstrip("_") + (
+                "" if lanes == "Float" else f"_{lanes}"
+            )
             uniforms[name, lanes] = f"const {lanes} {name} = {self.splat(lanes, e.type, text)};"
             return name
 
@@ -321,6 +322,6 @@ class _Emitter:
         return f"store<FULL>({place} + tile * TILE + at, {value}, live);"
 
 
-def functions_of(unit: Unit) -> Sequence[ir.Function]:
-    """Return the fused functions, for printing."""
-    return [fuse(f) for f in unit.functions]
+def runtime() -> str:
+    """Return the runtime header that generated source includes as `compll.h`."""
+    return header("cpp/compll.h")

@@ -23,7 +23,7 @@ def literal(e: ir.Const) -> str:
         return "true" if e.value else "false"
     if e.type == FLOAT:
         value = float(e.value)
-        if value != value:  # noqa: PLR0124 - NaN
+        if value != value:
             return '__builtin_nanf("")'
         if abs(value) == float("inf"):
             return "-__builtin_inff()" if value < 0 else "__builtin_inff()"
@@ -35,7 +35,9 @@ def literal(e: ir.Const) -> str:
 
 def bounds(elem: Elem) -> str:
     """Return the limits of an integer type as two C++ arguments."""
-    return ", ".join(literal(ir.Const(x, INT if elem.kind == "int" or x < 2**63 else elem)) for x in limits(elem))
+    return ", ".join(
+        literal(ir.Const(x, INT if elem.kind == "int" or x < 2**63 else elem)) for x in limits(elem)
+    )
 
 
 class ScalarWriter:
@@ -85,7 +87,9 @@ class ScalarWriter:
 class LaneWriter:
     """Writes expressions over 16 lanes as a list of statements, each subexpression once."""
 
-    def __init__(self, ranges: Ranges, read: Callable[[ir.Read], str], uniform: Callable[[ir.Expr, str], str]) -> None:
+    def __init__(
+        self, ranges: Ranges, read: Callable[[ir.Read], str], uniform: Callable[[ir.Expr, str], str]
+    ) -> None:
         """Write with `read` for the loaded lanes of a vector and `uniform` for a splat of a scalar."""
         self.ranges, self.read, self.uniform = ranges, read, uniform
         self.lines: list[str] = []
@@ -172,7 +176,11 @@ class LaneWriter:
 
 def not_built(e: ir.Expr) -> BackendError:
     """Say what the cpp backend cannot do yet."""
-    what = f"reading '{e.vector}' at another position than the element's own" if isinstance(e, ir.Read) else str(e)
+    what = (
+        f"reading '{e.vector}' at another position than the element's own"
+        if isinstance(e, ir.Read)
+        else str(e)
+    )
     return BackendError(f"the cpp backend does not build {what} yet; backend='interp' runs it")
 
 

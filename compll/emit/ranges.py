@@ -23,7 +23,7 @@ class Ranges:
     def narrow(self, e: ir.Expr) -> bool:
         """Whether every value of an `int` expression fits 32 signed bits."""
         low, high = self.of(e)
-        return -(2**31) <= low and high < 2**31
+        return low >= -(2**31) and high < 2**31
 
     def of(self, e: ir.Expr) -> Interval:
         """Return an interval that holds every value of `e`."""
@@ -80,7 +80,7 @@ class Ranges:
                 return max(a, c), max(b, d)
             case "select", [_, (a, b), (c, d)]:
                 return min(a, c), max(b, d)
-            case ("floor" | "ceil" | "round"), [same]:
+            case (("floor" | "ceil" | "round"), [same]):
                 return same
             case "sign", _:
                 return -1, 1

@@ -1,0 +1,5 @@
+"""`python -m compll`."""
+
+from compll.cli import main
+
+main()

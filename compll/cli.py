@@ -1,0 +1,265 @@
+"""The `compll` command."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from compll import build as builder
+from compll import codec as api
+from compll import driver, generate, knobs, report
+from compll import syntax as s
+from compll.check.signature import Values
+from compll.emit import cpp
+from compll.errors import BackendError, CompileError, ParameterError, PayloadError
+from compll.ir_text import function_text
+from compll.passes import fuse
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="CompLL: compile gradient compression algorithms."
+)
+STAGES = ("ast", "ir", "fused", "cpp")
+
+Sources = Annotated[
+    list[str], typer.Argument(help="a shipped algorithm's name, a .pse file, or two files of one codec")
+]
+Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="name=value, may be repeated")]
+Feedback = Annotated[bool, typer.Option("--error-feedback", help="add a residual to the codec")]
+
+
+def main() -> None:
+    """Run the command; what the user did wrong ends in a message and exit code 1, never in a traceback."""
+    try:
+        app()
+    except (CompileError, ParameterError, PayloadError, BackendError) as e:
+        print(e if isinstance(e, CompileError) else f"compll: {e}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _codecs(sources: list[str]) -> list[tuple[Path, ...]]:
+    """Return the files of each codec: a file with one function belongs to the file with its other one."""
+    groups: list[tuple[Path, ...]] = []
+    halves: dict[str, int] = {}
+    for path in (path for source in sources for path in api.find(source)):
+        head = driver.header_of([path])
+        if head.codec in halves and head.has_encode != head.has_decode:
+            groups[halves.pop(head.codec)] += (path,)
+            continue
+        if head.has_encode != head.has_decode:
+            halves[head.codec] = len(groups)
+        groups.append((path,))
+    return groups
+
+
+def _values(params: list[str] | None) -> Values:
+    values: dict[str, float | int | bool] = {}
+    for item in params or []:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise ParameterError(f"--param {item}: write name=value")
+        if text in ("true", "false"):
+            values[name] = text == "true"
+            continue
+        try:
+            values[name] = int(text, 0)
+        except ValueError:
+            try:
+                values[name] = float(text)
+            except ValueError:
+                raise ParameterError(f"--param {item}: '{text}' is no number") from None
+    return values
+
+
+@app.command()
+def check(sources: Sources, param: Params = None) -> None:
+    """Check a program and report all its errors at once."""
+    for paths in _codecs(sources):
+        for checked in driver.check_files(paths, _values(param)):
+            found = [f.op for f in (checked.encode, checked.decode) if f]
+            print(f"{checked.label}: {' and '.join(found)} {'are' if len(found) > 1 else 'is'} right")
+
+
+@app.command()
+def build(
+    sources: Sources,
+    param: Params = None,
+    error_feedback: Feedback = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="copy source and library there")
+    ] = None,
+) -> None:
+    """Generate and compile the C++ library; a width without default is built for every value."""
+    for paths in _codecs(sources):
+        for checked in driver.check_files(paths, _values(param), error_feedback=error_feedback):
+            start = time.perf_counter()
+            path = builder.library_path(checked.codec, cpp.source(driver.unit_of(checked)), cpp.runtime())
+            seconds = time.perf_counter() - start
+            if output is not None:
+                target = output / "-".join([checked.codec, *(f"{k}{v}" for k, v in checked.values.items())])
+                target.mkdir(parents=True, exist_ok=True)
+                for file in (path, path.with_name(f"{checked.codec}.cpp"), path.with_name("compll.h")):
+                    shutil.copy2(file, target)
+                path = target / path.name
+            print(f"{checked.label}: {path} ({seconds:.2f} s)")
+
+
+@app.command()
+def show(
+    sources: Sources,
+    emit: Annotated[str, typer.Option(help=" | ".join(STAGES))] = "fused",
+    param: Params = None,
+    error_feedback: Feedback = False,
+) -> None:
+    """Print a program at one stage of the compiler."""
+    if emit not in STAGES:
+        hint = driver.did_you_mean(emit, STAGES)
+        raise ParameterError(
+            f"--emit {emit}: the stages are {', '.join(STAGES)}{'; ' + hint if hint else ''}"
+        )
+    for paths in _codecs(sources):
+        if emit == "ast":
+            for program in driver.parse_files(paths)[0]:
+                print("\n".join(_tree(program)))
+            continue
+        checked = driver.check_files(paths, _values(param), error_feedback=error_feedback)[0]
+        if emit == "cpp":
+            print(cpp.source(driver.unit_of(checked)))
+            continue
+        for f in (checked.encode, checked.decode):
+            if f is not None:
+                print(function_text(f if emit == "ir" else fuse(f)))
+
+
+def _tree(node: object, indent: str = "", label: str = "") -> list[str]:
+    """Return a syntax tree as lines, without places."""
+    if isinstance(node, tuple):
+        return [line for item in node for line in _tree(item, indent, label)]
+    if not isinstance(node, s.Node):
+        return [f"{indent}{label}{node}"]
+    names = [n for c in type(node).__mro__ for n in getattr(c, "__slots__", ()) if n != "span"]
+    plain = [f"{n}={getattr(node, n)!r}" for n in names if isinstance(getattr(node, n), str | int | bool)]
+    lines = [f"{indent}{label}{type(node).__name__} {' '.join(plain)}".rstrip()]
+    for n in names:
+        value = getattr(node, n)
+        if isinstance(value, s.Node | tuple):
+            lines += _tree(value, indent + "  ", f"{n}: ")
+    return lines
+
+
+@app.command()
+def run(
+    sources: Sources,
+    n: Annotated[int, typer.Option("-n", help="elements of the gradient")] = 100_000,
+    seed: Annotated[int, typer.Option(help="seed of gradient and noise")] = 7,
+    backend: Annotated[str, typer.Option(help="auto | cpp | interp")] = "auto",
+    param: Params = None,
+    error_feedback: Feedback = False,
+) -> None:
+    """Encode and decode gradients; compare a backend with the interpreter, bit for bit."""
+    if len(sources) > 2:
+        raise ParameterError("`compll run` takes one codec: a name, a file, or the two files of a pair")
+    source: api.Source = sources[0] if len(sources) == 1 else (sources[0], sources[1])
+    values = dict(_values(param))
+    codec = api.compile(source, backend, error_feedback=error_feedback, **values)
+    reference = api.compile(source, "interp", error_feedback=error_feedback, **values)
+    cases = report.run(codec, reference, n, seed)
+    table = Table(title=f"{codec!r} against the interpreter")
+    for heading, justify in (
+        ("gradient", "left"),
+        ("n", "right"),
+        ("bytes", "right"),
+        ("ratio", "right"),
+        ("|error|/|g|", "right"),
+        ("bits", "left"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for c in cases:
+        table.add_row(
+            c.label,
+            f"{c.n:,}",
+            f"{c.payload_bytes:,}",
+            f"{c.ratio:.1f}",
+            f"{c.relative_error:.3g}",
+            "equal" if c.equal else "DIFFER",
+        )
+    console = Console()
+    console.print(table)
+    told = {
+        k: getattr(codec.info, k)
+        for k in ("exact_size", "unbiased", "stateful", "random", "feedback", "hop", "summable", "nonfinite")
+    }
+    console.print("  ".join(f"{k}: {v}" for k, v in told.items()))
+    if not all(c.equal for c in cases):
+        raise BackendError(
+            f"{codec.backend} and the interpreter differ; this is a bug of the compiler: please report it"
+        )
+
+
+@app.command()
+def algorithms() -> None:
+    """List the shipped algorithms."""
+    table = Table()
+    for heading in ("name", "parameters", "properties", "bytes for 1,000,000"):
+        table.add_column(heading)
+    for name in api.algorithms():
+        codec = api.compile(name, "interp")
+        info = codec.info
+        has = [
+            p
+            for p in ("unbiased", "random", "stateful", "feedback", "hop", "summable", "sparse")
+            if getattr(info, p)
+        ]
+        params = ", ".join(f"{k}={p.value}" for k, p in info.params.items())
+        table.add_row(name, params or "-", ", ".join(has), f"{codec.max_bytes(1_000_000):,}")
+    Console().print(table)
+
+
+@app.command("generate")
+def generate_(
+    fresh: Annotated[bool, typer.Option("--check", help="change nothing; fail when a file is stale")] = False,
+    folder: Annotated[Path, typer.Option(help="where the files are")] = Path("generated"),
+) -> None:
+    """Write `generated/`, the compiler's output for every shipped algorithm."""
+    if not fresh:
+        for path in generate.write(folder):
+            print(path)
+        return
+    diff = generate.differences(folder)
+    if diff:
+        print(diff)
+        raise ParameterError(f"'{folder}' is stale: run `compll generate`")
+
+
+@app.command()
+def env() -> None:
+    """Show what the compiler finds on this machine."""
+    table = Table(show_header=False)
+    command = knobs.compiler()
+    try:
+        found = builder.compiler_version(command)
+    except BackendError as e:
+        found = f"not there: {e}"
+    rows = {
+        "C++ compiler (COMPLL_CXX)": f"{command}: {found}",
+        "CPU": next(
+            (x.partition(":")[2].strip() for x in builder.cpu().splitlines() if x.startswith("model name")),
+            "unknown",
+        ),
+        "threads (COMPLL_THREADS)": str(knobs.threads()),
+        "backend (COMPLL_BACKEND)": knobs.backend(),
+        "cache (COMPLL_CACHE)": str(knobs.cache_dir()),
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
