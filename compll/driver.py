@@ -122,7 +122,8 @@ def unit_of(checked: Checked) -> Unit:
     """
     if checked.encode is None:
         raise ParameterError(
-            f"{checked.codec} has a Decode alone, which can be checked and shown; to build it, give its Encode too"
+            f"{checked.codec} has a Decode alone, which can be checked and shown; "
+            "to build it, give its Encode too"
         )
     functions = [f for f in (checked.encode, checked.decode) if f is not None]
     if checked.decode is not None:

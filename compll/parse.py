@@ -96,7 +96,7 @@ class _Parse:
             self.errors.append(
                 Diagnostic(f"'{token}': the language has no loops", self.span(token), hint=hint)
             )
-            raise UnexpectedToken(token, set())
+            raise GiveUp
         try:
             return parser.feed_token(token)
         except UnexpectedToken:
