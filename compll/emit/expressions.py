@@ -138,10 +138,10 @@ class LaneWriter:
             case ir.Random(site, low, high, kind):
                 self.sites[site] = "random_words"
                 f = "random_float<Float>" if kind == FLOAT else "random_int"
-                return f"{f}(r{site}[row], {self.write(low, have)}, {self.write(high, have)})"
+                return f"{f}(r{site}[block][row], {self.write(low, have)}, {self.write(high, have)})"
             case ir.StochasticRound(site, arg, _):
                 self.sites[site] = "random_halves"
-                return f"stochastic_round(r{site}[row], {self.write(arg)})"
+                return f"stochastic_round(r{site}[block][row], {self.write(arg)})"
             case ir.Apply(op, args, _):
                 return self._apply(op, args, have)
         raise not_built(e)

@@ -104,9 +104,9 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     Float a_up_add[BLOCKS];
     Float a_down_add[BLOCKS];
     Mask bad{};
-    for (int block = 0; block < BLOCKS; ++block) {
+    for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row) {
+        for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
@@ -142,9 +142,9 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
     const Float u_down = splat<Float>(k.down_);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.residual + tile * TILE;
-    for (int block = 0; block < BLOCKS; ++block) {
+    for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row) {
+        for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
@@ -242,9 +242,9 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
     alignas(64) uint8_t c_bit[TILE];
     unpack<1, FULL>(c_bit, k.f_bit + tile * (LANES * 1), count);
     const auto* in_bit = c_bit;
-    for (int block = 0; block < BLOCKS; ++block) {
+    for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row) {
+        for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
@@ -309,9 +309,9 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     unpack<1, FULL>(c_bit, k.f_bit + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_bit = c_bit;
-    for (int block = 0; block < BLOCKS; ++block) {
+    for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row) {
+        for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;

@@ -88,9 +88,9 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     Float a_low[BLOCKS];
     Float a_high[BLOCKS];
     Mask bad{};
-    for (int block = 0; block < BLOCKS; ++block) {
+    for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row) {
+        for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
@@ -115,18 +115,18 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
     alignas(64) uint8_t o_level[TILE];
     if (!FULL) std::memset(o_level, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
-    for (int block = 0; block < BLOCKS; ++block) {
-        UInt32 r0[ROWS];
-        random_halves(r0, k.seed, 0, tile, block * WIDTH);
+    UInt32 r0[BLOCKS][ROWS];
+    for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
+    for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row) {
+        for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = v_gradient - u_low;
             const Float t1 = divide(t0, u_gap);
-            const Float t2 = stochastic_round(r0[row], t1);
+            const Float t2 = stochastic_round(r0[block][row], t1);
             const Int32 t3 = saturate<Int32>(t2, INT64_C(0), INT64_C(3));
             store<true>(o_level + at, FULL ? t3 : t3 & first_lanes(live), WIDTH);
         }
@@ -216,9 +216,9 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
     alignas(64) uint8_t c_level[TILE];
     unpack<2, FULL>(c_level, k.f_level + tile * (LANES * 2), count);
     const auto* in_level = c_level;
-    for (int block = 0; block < BLOCKS; ++block) {
+    for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row) {
+        for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
@@ -291,9 +291,9 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     unpack<2, FULL>(c_level, k.f_level + tile * (LANES * 2), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_level = c_level;
-    for (int block = 0; block < BLOCKS; ++block) {
+    for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; ++row) {
+        for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;

@@ -32,7 +32,7 @@ template <class V> using Element = std::remove_cv_t<std::remove_reference_t<decl
 
 template <class V, class T> inline V splat(T x) {
     if constexpr (std::is_arithmetic_v<V>) return static_cast<V>(x);
-    else return V{} + static_cast<Element<V>>(x);
+    else return static_cast<Element<V>>(x) - V{};  // x - 0 is x, also for -0
 }
 template <class V, class F> inline V each(F f) {  // lane by lane, for what vectors cannot do
     V out;
@@ -187,6 +187,20 @@ template <class T, int BYTES> struct Loose { using type __attribute__((vector_si
 inline Mask first_lanes(int live) {
     return mask(Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} < live);
 }
+// Bytes to 32 bits in two steps: compilers widen a vector to twice its size well, and no further.
+inline Int32 expand(const uint8_t* p) {
+#if defined(__AVX512F__)
+    using Bytes = char __attribute__((vector_size(16), aligned(1), may_alias));
+    return (Int32)__builtin_ia32_pmovzxbd512_mask(*(const Bytes*)p, (Int32){}, -1);
+#else
+    using Half = uint16_t __attribute__((vector_size(32)));
+    return __builtin_convertvector(__builtin_convertvector(*(const Loose<uint8_t, 16>::type*)p, Half), Int32);
+#endif
+}
+inline Int32 expand(const int8_t* p) {
+    using Half = int16_t __attribute__((vector_size(32)));
+    return __builtin_convertvector(__builtin_convertvector(*(const Loose<int8_t, 16>::type*)p, Half), Int32);
+}
 // Load 16 elements of storage type T as lanes V; of a ragged end only `live`, the others are 0.
 template <class V, bool FULL, class T> inline V load(const T* p, int live) {
     using Raw = typename Loose<T, sizeof(T) * WIDTH>::type;
@@ -196,6 +210,7 @@ template <class V, bool FULL, class T> inline V load(const T* p, int live) {
         p = buffer;
     }
     if constexpr (std::is_same_v<Element<V>, T>) return (V) * (const Raw*)p;
+    else if constexpr (sizeof(T) == 1) return expand(p);
     else return __builtin_convertvector(*(const Raw*)p, V);
 }
 template <bool FULL, class T, class V> inline void store(T* p, V x, int live) {
@@ -210,53 +225,45 @@ template <bool FULL, class T, class V> inline void store(T* p, V x, int live) {
 }
 
 // --- sub-byte fields: element i has bits i*w .. i*w+w-1 of the little-endian bit string -------------------
-using Words = uint64_t __attribute__((vector_size(64)));
 constexpr uint64_t repeated(uint64_t bits, int every) {
     uint64_t out = 0;
     for (int at = 0; at < 64; at += every) out |= bits << at;
     return out;
 }
-template <int W> inline Words squeeze(Words x) {  // 8 bytes of W bits -> 8*W bits, by halves
+template <int W> inline uint64_t squeeze(uint64_t x) {  // 8 bytes of W bits -> 8*W bits
+#if defined(__BMI2__)
+    return __builtin_ia32_pext_di(x, repeated((1ull << W) - 1, 8));
+#else
     constexpr uint64_t one = repeated((1ull << W) - 1, 16), two = repeated((1ull << 2 * W) - 1, 32), four = (1ull << 4 * W) - 1;
     x = (x & one) | ((x >> (8 - W)) & (one << W));
     x = (x & two) | ((x >> (16 - 2 * W)) & (two << 2 * W));
     return (x & four) | ((x >> (32 - 4 * W)) & (four << 4 * W));
+#endif
 }
-template <int W> inline Words spread(Words x) {  // the inverse
+template <int W> inline uint64_t spread(uint64_t x) {  // the inverse
+#if defined(__BMI2__)
+    return __builtin_ia32_pdep_di(x, repeated((1ull << W) - 1, 8));
+#else
     constexpr uint64_t one = repeated((1ull << W) - 1, 16), two = repeated((1ull << 2 * W) - 1, 32), four = (1ull << 4 * W) - 1;
     x = (x & four) | ((x << (32 - 4 * W)) & (four << 32));
     x = (x & two) | ((x << (16 - 2 * W)) & (two << 16));
     return (x & one) | ((x << (8 - W)) & (one << 8));
+#endif
 }
-template <int W> using Small = std::conditional_t<W == 1, uint8_t, std::conditional_t<W == 2, uint16_t, uint32_t>>;
 template <int W> inline void pack_tile(uint8_t* out, const uint8_t* codes) {
-    for (int g = 0; g < TILE / 64; ++g) {
-        Words x = squeeze<W>(*(const Loose<uint64_t, 64>::type*)(codes + 64 * g));
-        if constexpr (W == 1 || W == 2 || W == 4) {
-            using Raw = typename Loose<Small<W>, 8 * W>::type;
-            *(Raw*)(out + 8 * W * g) = __builtin_convertvector(x, Raw);
-        } else {
-            for (int j = 0; j < 8; ++j) {
-                const uint64_t word = x[j];
-                std::memcpy(out + W * (8 * g + j), &word, W);
-            }
-        }
+    for (int g = 0; g < TILE / 8; ++g) {
+        uint64_t x;
+        std::memcpy(&x, codes + 8 * g, 8);
+        x = squeeze<W>(x);
+        std::memcpy(out + W * g, &x, W);
     }
 }
 template <int W> inline void unpack_tile(uint8_t* codes, const uint8_t* in) {
-    for (int g = 0; g < TILE / 64; ++g) {
-        Words x = {};
-        if constexpr (W == 1 || W == 2 || W == 4) {
-            using Raw = typename Loose<Small<W>, 8 * W>::type;
-            x = __builtin_convertvector(*(const Raw*)(in + 8 * W * g), Words);
-        } else {
-            for (int j = 0; j < 8; ++j) {
-                uint64_t word = 0;
-                std::memcpy(&word, in + W * (8 * g + j), W);
-                x[j] = word;
-            }
-        }
-        *(Loose<uint64_t, 64>::type*)(codes + 64 * g) = spread<W>(x);
+    for (int g = 0; g < TILE / 8; ++g) {
+        uint64_t x = 0;
+        std::memcpy(&x, in + W * g, W);
+        x = spread<W>(x);
+        std::memcpy(codes + 8 * g, &x, 8);
     }
 }
 template <int W, bool FULL> inline void pack(uint8_t* out, const uint8_t* codes, int count) {
@@ -278,6 +285,7 @@ inline void multiply(uint32_t a, uint32_t m, uint32_t& high, uint32_t& low) {
     high = uint32_t(p >> 32);
     low = uint32_t(p);
 }
+using Words = uint64_t __attribute__((vector_size(64)));
 inline void multiply(UInt32 a, uint32_t m, UInt32& high, UInt32& low) {
 #if defined(__AVX512F__)
     using Half = int32_t __attribute__((vector_size(64)));
