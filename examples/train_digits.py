@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -165,17 +166,18 @@ class Results:
 def build_model() -> torch.nn.Module:
     """Return the network: 138,698 parameters, 131,072 of them in one dense layer."""
     nn = torch.nn
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 4 * 4, 256),
-        nn.ReLU(),
-        nn.Linear(256, 10),
-    )
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(1, 16, 3, padding=1),
+        "relu1": nn.ReLU(),
+        "conv2": nn.Conv2d(16, 32, 3, padding=1),
+        "relu2": nn.ReLU(),
+        "pool": nn.MaxPool2d(2),
+        "flatten": nn.Flatten(),
+        "dense": nn.Linear(32 * 4 * 4, 256),
+        "relu3": nn.ReLU(),
+        "output": nn.Linear(256, 10),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 def load_splits() -> tuple[Split, Split]:
@@ -283,7 +285,7 @@ def main(
     comprplan: Annotated[
         Path | None, typer.Option(help="A plan that `secopa plan` wrote.", exists=True)
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 15,
+    epochs: Annotated[int, typer.Option(min=1)] = 25,
     seed: Annotated[int, typer.Option(help="Of the first parameters, the batches and the codec.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Write the results there, as JSON.")] = None,
     write_gradients: Annotated[
