@@ -364,8 +364,8 @@ class Plane:
             self._changed.notify_all()
         for call in calls:
             call(failure)
-        if failure.rank in self._peers:
-            resume(self._peers[failure.rank].process)
+        for peer in self._peers.values():
+            resume(peer.process)
 
     # --- small parts ----------------------------------------------------------------------------------------
 

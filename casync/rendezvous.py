@@ -116,11 +116,17 @@ def _secret() -> str:
 
 def _resolve(host: str) -> str:
     try:
-        return str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
+        address = str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
     except OSError as error:
         raise RendezvousError(
             f"{host!r} is no address of the meeting point ({error}); give a name or an IPv4 address"
         ) from None
+    if address == "0.0.0.0":
+        raise RendezvousError(
+            f"{host!r} means every network of this machine, and casync listens on one: give the address of "
+            "rank 0 that the other ranks reach"
+        )
+    return address
 
 
 def _absent(missing: list[int], size: int, what_to_do: str) -> RendezvousError:

@@ -55,7 +55,7 @@ def chain(worker: Worker, step: int, stuck_at: int) -> None:
     rank, size = worker.session.rank, worker.session.size
     if rank == size - 1:
         if step == stuck_at:
-            time.sleep(10)
+            time.sleep(8)
             worker.session.control.check()
     else:
         worker.receive(rank + 1, step)

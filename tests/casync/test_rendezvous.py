@@ -144,6 +144,12 @@ def test_sockets_listen_where_the_launcher_says(context: Context) -> None:
         rendezvous.own_address(context, Launch(1, 2, meeting=far, interface="nic9"))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_meeting_point_on_all_networks_is_refused(context: Context, rank: int) -> None:
+    with pytest.raises(RendezvousError, match="listens on one"):
+        rendezvous.own_address(context, Launch(rank, 2, meeting=Rank0("0.0.0.0", 80)))
+
+
 def test_a_host_that_has_no_address_is_named(context: Context) -> None:
     with pytest.raises(RendezvousError, match=r"no-such-host\.invalid"):
         rendezvous.meet(context, Launch(1, 2, meeting=Rank0("no-such-host.invalid", 80)), "", 0.5)
