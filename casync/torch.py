@@ -21,9 +21,8 @@ import torch
 
 import compll
 from casync import session as sessions
-from casync.broadcast import Broadcaster
-from casync.channels import Channels
 from casync.control import MismatchError, RankFailure
+from casync.job import Job
 from casync.plan import Gradient, Plan, PlanError
 from casync.synchronizer import CodecError, Op, Spec, Synchronizer
 
@@ -59,23 +58,6 @@ Sum = Op.SUM
 
 
 # --- the job ---------------------------------------------------------------------------------------------
-
-
-class Job:
-    """A session and what shares its transport: broadcasts, and a synchronizer an optimizer."""
-
-    def __init__(self, session: Session, seed: int = 0, *, checksums: bool = False) -> None:
-        self.session = session
-        self.seed = seed
-        self.channels = Channels(session.transport, checksums=checksums)
-        self.broadcaster = Broadcaster(session.control, self.channels)
-        self.synchronizers: list[Synchronizer] = []
-
-    def close(self) -> None:
-        """End all threads and leave the job. Idempotent."""
-        for synchronizer in self.synchronizers:
-            synchronizer.close()
-        self.session.close()
 
 
 _job: Job | None = None

@@ -58,6 +58,15 @@ def verify(schedule: Schedule, partitions: int) -> None:
         raise ScheduleError(faults)
 
 
+def levels(schedule: Schedule) -> dict[Node, int]:
+    """How many tasks must be done one after the other before each task of a right schedule."""
+    relation = _HappensBefore(schedule)
+    level: dict[Node, int] = {}
+    for node in relation.order:
+        level[node] = max((level[other] + 1 for other in relation.before[node]), default=0)
+    return level
+
+
 def _structure(schedule: Schedule) -> Iterator[Fault]:
     """Ids are places in the tuple; what a task needs exists and is of the right kind and partition."""
     for rank, tasks in enumerate(schedule):
@@ -128,6 +137,7 @@ class _HappensBefore:
                 behind[other].append(node)
         missing = {node: len(needed) for node, needed in before.items()}
         ready = deque(node for node, count in missing.items() if count == 0)
+        self.before = before
         self.order: list[Node] = []
         self._bit = {node: 1 << place for place, node in enumerate(tasks)}
         self._ancestors: dict[Node, int] = {}

@@ -1,0 +1,5 @@
+"""`python -m casync`."""
+
+from casync.cli import main
+
+main()

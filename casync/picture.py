@@ -1,0 +1,66 @@
+"""Draws a schedule: a table a partition, a row a rank, time from left to right."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from casync.primitives import Decode, Encode, Merge, Recv, Schedule, Send, Task
+from casync.verify import levels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LEGEND = (
+    "E encode   H hop: decode, add, encode   M merge   D decode   >r send to rank r   <r receive from it\n"
+    "* makes the final payload, which every rank decodes"
+)
+
+
+def draw(schedule: Schedule, partitions: int) -> Iterator[Table]:
+    """One table a partition. Tasks in one column may run at the same time."""
+    level = levels(schedule)
+    for p in range(partitions):
+        cells: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for rank, tasks in enumerate(schedule):
+            for task in tasks:
+                if task.partition == p:
+                    cells[rank, level[rank, task.id]].append(_cell(task))
+        table = Table(title=f"partition {p}", title_justify="left", box=None, pad_edge=False)
+        table.add_column("rank", justify="right")
+        columns = sorted({column for _, column in cells})
+        for step, _ in enumerate(columns):
+            table.add_column(str(step))
+        for rank in range(len(schedule)):
+            table.add_row(str(rank), *(" ".join(cells[rank, column]) for column in columns))
+        yield table
+
+
+def _cell(task: Task) -> str:
+    match task:
+        case Encode(received=received, final=final):
+            return ("E" if received is None else "H") + "*" * final
+        case Merge():
+            return "M"
+        case Decode():
+            return "D"
+        case Send(peer=peer):
+            return f">{peer}"
+        case Recv(peer=peer):
+            return f"<{peer}"
+
+
+def totals(schedule: Schedule) -> str:
+    """How many tasks of each kind, all ranks together."""
+    tasks = [task for of_rank in schedule for task in of_rank]
+    hops = sum(isinstance(t, Encode) and t.received is not None for t in tasks)
+    counts = {
+        "messages": sum(isinstance(t, Send) for t in tasks),
+        "encodes": sum(isinstance(t, Encode) for t in tasks),
+        "decodes": hops
+        + sum(isinstance(t, Decode) or (isinstance(t, Merge) and t.payload is not None) for t in tasks),
+        "steps one after the other": 1 + max(levels(schedule).values(), default=-1),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items())

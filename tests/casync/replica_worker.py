@@ -1,0 +1,66 @@
+"""One rank of `test_replicas.py`: trains, and prints the hash of its parameters after every step.
+
+replica_worker.py <codec or none> <topology> <steps> <seed of perturbation, 0 for none>
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+import time
+
+import numpy as np
+import torch
+
+import casync.torch as casync
+
+
+class Branches(torch.nn.Module):
+    """Branches whose forward order, and so the order of the hooks, may differ without changing a bit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = [0, 1, 2]
+        self.branches = torch.nn.ModuleList(torch.nn.Linear(64, 100) for _ in self.order)
+        self.head = torch.nn.Linear(300, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = {i: torch.relu(self.branches[i](x)) for i in self.order}
+        return self.head(torch.cat([outputs[i] for i in sorted(outputs)], 1))
+
+
+def train(case: str, steps: int, perturbation: int) -> None:
+    codec, topology = case.split(":")
+    rank = casync.rank()
+    torch.manual_seed(rank)
+    model = Branches()
+    casync.broadcast_parameters(model.state_dict(), root_rank=0)
+    optimizer = casync.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        named_parameters=model.named_parameters(),
+        codec=None if codec == "none" else codec,
+        topology=topology,
+    )
+    perturb = random.Random(perturbation * 1000 + rank)
+    for step in range(steps):
+        if perturbation:
+            perturb.shuffle(model.order)
+            time.sleep(perturb.random() * 0.01)
+        rng = np.random.default_rng([rank, step])
+        x = torch.from_numpy(rng.standard_normal((16, 64)).astype(np.float32))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), torch.from_numpy(rng.integers(0, 10, 16))).backward()
+        optimizer.step()
+        digest = hashlib.sha256()
+        for p in model.parameters():
+            digest.update(p.detach().numpy().tobytes())
+        print(case, digest.hexdigest(), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    casync.init()
+    for case in sys.argv[3:]:
+        train(case, int(sys.argv[1]), int(sys.argv[2]))
+    casync.shutdown()
