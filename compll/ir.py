@@ -85,7 +85,7 @@ class Scalar(Expr):
 
 @dataclass(frozen=True, eq=True)
 class Param(Expr):
-    """A run-time hyper-parameter, or `scale` of the derived operations."""
+    """A run-time hyper-parameter, the `shared_seed`, or `scale` of the derived operations."""
 
     name: str
     type: Elem

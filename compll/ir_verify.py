@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compll import ir
 from compll.ops import OPS
-from compll.types import BOOL, FLOAT, INT, Elem, arithmetic
+from compll.types import BOOL, FLOAT, INT, UINT64, Elem, arithmetic
 
 
 class InternalError(AssertionError):
@@ -80,7 +80,7 @@ class _Verifier:
 
     def expr(self, e: ir.Expr, local: dict[str, Elem] | None = None) -> None:
         scalars = self.scalars | (local or {})
-        params = {p.name: arithmetic(p.elem) for p in self.f.params} | {"scale": FLOAT}
+        params = {p.name: arithmetic(p.elem) for p in self.f.params} | {"scale": FLOAT, "shared_seed": UINT64}
         for node in ir.walk(e):
             match node:
                 case ir.Scalar(name, kind):

@@ -25,7 +25,7 @@ from compll.check.values import (
     named,
 )
 from compll.errors import Span
-from compll.types import FLOAT, UINT8, Elem, arithmetic
+from compll.types import FLOAT, UINT8, UINT64, Elem, arithmetic
 
 LARGEST = ir.const(float.fromhex("0x1.fffffep+127"), FLOAT)
 
@@ -56,7 +56,14 @@ class Body(Operators):
         self.params, self.decoder, self.stored, self.feedback = tuple(params), decoder, stored, feedback
         self.fields = fields
         self.states = (*sig.states, "residual") if feedback else sig.states
-        taken = (GRADIENT, "scale", *self.states, *(p.name for p in params), *(f.name for f in fields or ()))
+        taken = (
+            GRADIENT,
+            "scale",
+            "shared_seed",
+            *self.states,
+            *(p.name for p in params),
+            *(f.name for f in fields or ()),
+        )
         super().__init__(sig, report, static, file_scope, names or Names(taken))
         self.output: VectorValue | None = None
         self.updates: dict[str, VectorValue] = {}
@@ -89,6 +96,9 @@ class Body(Operators):
             known = p.name in self.static
             e = ir.const(self.static[p.name], p.elem) if known else ir.Param(p.name, kind)
             names[p.name] = Variable(p.elem, False, ScalarValue(e, p.elem), writable=False)
+        if sig.key:
+            key = ScalarValue(ir.Param("shared_seed", UINT64), UINT64)
+            names[sig.key] = Variable(UINT64, False, key, writable=False)
         for state in sig.states:
             names[state] = Variable(FLOAT, True, named(state, FLOAT, n))
         encode = sig.op == "encode"
@@ -186,6 +196,8 @@ class Body(Operators):
             )
             self.names.taken.update(f.name for f in self.fields)
         if len(variables) != len(self.fields):
+            for _, v in variables:
+                v.value = Broken()
             raise self.report.error(
                 f"Encode writes {len(self.fields)} fields and this reads {len(variables)}",
                 e.span,

@@ -152,8 +152,8 @@ class _Emitter:
         self.members: list[str] = []
 
     def place(self, name: str) -> str:
-        if name == "scale":
-            return "k.scale"
+        if name in ("scale", "shared_seed"):
+            return f"k.{name}"
         return f"p.{name}_" if name in self.params else f"k.{name}_"
 
     def operation(self) -> Operation:
