@@ -299,7 +299,8 @@ class Codec:
         grad, wrap = view(item.grad, "grad", "float32")
         n = len(grad)
         seed = self._seed(item.seed, "seed", required=self.info.random)
-        shared = self._seed(item.shared_seed, "shared_seed") if item.shared_seed is not None else seed
+        shared = item.seed if item.shared_seed is None else item.shared_seed
+        shared = self._seed(shared, "shared_seed", required=self.info.keyed)
         state = self._state(item.state, "state", n)
         new_state = state if item.new_state is None else self._state(item.new_state, "new_state", n)
         need = self.max_bytes(n)
