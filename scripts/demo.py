@@ -89,10 +89,10 @@ def plan_file(topology: str) -> Path:
     return FOLDER / f"SeCoPaPlan.{topology}.txt"
 
 
-def execute(command: list[str], console: Console, progress: Progress | None = None) -> str:
+def execute(command: list[str], console: Console, progress: Progress | None = None, title: str = "") -> str:
     """Run a command, feed `step i/n  text` lines to a progress bar; return its output. Raises DemoError."""
     (progress.console if progress else console).print(f"[bold]$[/] {shlex.join(command)}", soft_wrap=True)
-    bar = progress.add_task("starting", total=None) if progress else None
+    bar = progress.add_task(f"{title}: starting", total=None) if progress else None
     lines: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
@@ -102,7 +102,8 @@ def execute(command: list[str], console: Console, progress: Progress | None = No
             lines.append(line)
             found = re.search(r"step (\d+)/(\d+)\s+(.*)", line)
             if progress and bar is not None and found:
-                progress.update(bar, completed=int(found[1]), total=int(found[2]), description=found[3])
+                text = f"{title}: {found[3]}"
+                progress.update(bar, completed=int(found[1]), total=int(found[2]), description=text)
     output = "".join(lines)
     if child.returncode:
         mend = next((advice for pattern, advice in REMEDIES if re.search(pattern, output)), None)
@@ -146,7 +147,7 @@ def train_all(console: Console) -> list[Outcome]:
     with Progress(*columns, console=console) as progress:
         for run in RUNS:
             (ROOT / run.results).unlink(missing_ok=True)
-            execute(run.command, console, progress)
+            execute(run.command, console, progress, run.name)
     return [Outcome(**json.loads((ROOT / run.results).read_text())) for run in RUNS]
 
 
@@ -185,7 +186,7 @@ def main() -> int:
         facts = conditions(RANKS, BANDWIDTH)
         write_markdown(outcomes, facts, RESULTS / "demo.md", plot.name)
         record = {"conditions": facts, "runs": [outcome.record() for outcome in outcomes]}
-        (RESULTS / "demo.json").write_text(json.dumps(record, indent=1) + "\n")
+        (RESULTS / "demo.json").write_text(json.dumps(record) + "\n")
         check(outcomes)
     except DemoError as error:
         console.print(f"\nthe demo failed: {error}", style="red", markup=False, highlight=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MultipleLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COLORS = {"none": "#3c3c3c", "horovod": "#9a9a9a", "terngrad": "#0b6fb8", "onebit": "#d9541a"}
 STYLES = {"ring": "solid", "ps": "dashed"}
 TITLES = {"none": "uncompressed", "horovod": "Horovod"}
+ACCURACIES = (0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # ticks
 SMOOTH = 15  # steps over which the plotted loss is averaged
 HEADERS = (
     "algorithm",
@@ -180,22 +181,30 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
             sent = np.array(outcome.bytes_sent)
             loss = smoothed(outcome.loss)
             steps = np.array([int(evaluation["step"]) for evaluation in outcome.evaluations])
-            accuracy = np.array([evaluation["test_accuracy"] for evaluation in outcome.evaluations])
+            accuracy = np.array([evaluation["test_accuracy"] / 100 for evaluation in outcome.evaluations])
             draw_line(loss_by_step, np.arange(1, len(loss) + 1), loss, outcome)
             draw_line(loss_by_bytes, sent, loss, outcome)
             draw_line(accuracy_by_step, steps, accuracy, outcome)
             draw_line(accuracy_by_bytes, sent[steps - 1], accuracy, outcome)
         loss_by_step.set(yscale="log", ylabel=f"training loss (mean of {SMOOTH} steps)")
-        accuracy_by_step.set(xlabel="step", ylabel="test accuracy, %", ylim=(80, 100))
+        accuracy_by_step.set(xlabel="step", ylabel="test accuracy (logit scale)", yscale="logit")
         loss_by_step.yaxis.set_major_formatter("{x:g}")
-        accuracy_by_step.yaxis.set_major_locator(MultipleLocator(5))
+        accuracy_by_step.yaxis.set_major_locator(FixedLocator(ACCURACIES))
+        accuracy_by_step.yaxis.set_minor_locator(NullLocator())
+        accuracy_by_step.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         accuracy_by_bytes.set(xscale="log", xlabel="bytes sent by a rank (log scale)")
         accuracy_by_bytes.xaxis.set_major_formatter(FuncFormatter(human_bytes))
-        loss_by_step.set_title("Step for step, compressed runs learn alike ...")
-        loss_by_bytes.set_title("... for a fraction of the bytes")
+        loss_by_step.set_title("By steps")
+        loss_by_bytes.set_title("By bytes sent")
         handles, labels = loss_by_step.get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncols=3, handlelength=3)
-        figure.suptitle("Handwritten digits on 2 ranks", x=0.07, ha="left", fontsize=14, fontweight="bold")
+        figure.suptitle(
+            "Handwritten digits on 2 ranks: what compression costs and saves",
+            x=0.07,
+            ha="left",
+            fontsize=14,
+            fontweight="bold",
+        )
         figure.align_ylabels()
         figure.tight_layout(rect=(0, 0.08, 1, 0.99))
         figure.savefig(path, metadata={"Software": None})
