@@ -19,6 +19,8 @@ from casync.knobs import MIN_TIMEOUT
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+LEFT = "; every rank must take the same number of steps"
+
 
 @dataclass(frozen=True, slots=True)
 class Beat:
@@ -54,7 +56,7 @@ def suspect(
     if own.wait is None:
         return None
     if own.wait.rank in departed and own.idle >= min(timeout, MIN_TIMEOUT):
-        return _failure(own.wait, f"it has closed its session, while rank {rank} waits for it")
+        return _failure(own.wait, f"it has closed its session, while rank {rank} waits for it{LEFT}")
     if own.idle < timeout:
         return None
     chain = _chain(rank, beats)
@@ -62,14 +64,14 @@ def suspect(
     if any(wait.rank == rank for wait in chain) or beats[end].wait is not None:
         return _circle(rank, chain, beats, timeout)
     if end in departed:
-        return _failure(chain[-1], "it has closed its session, while others wait for it")
+        return _failure(chain[-1], f"it has closed its session, while others wait for it{LEFT}")
     if beats[end].idle < timeout:
         return None
     path = " -> ".join(f"rank {r}" for r in [rank, *(wait.rank for wait in chain)])
     return _failure(
         chain[-1],
         f"it is alive, but has made no progress for {beats[end].idle:.1f} s and waits for nobody, "
-        f"while others wait for it ({path})",
+        f"while others wait for it ({path}); if it works so long on purpose, set a longer CASYNC_TIMEOUT",
     )
 
 

@@ -12,14 +12,12 @@ What travels (JSON, then a body in `gather`), both ways on each connection:
 The arbiter is there so that all ranks raise the same failure when several notice one at the same time.
 A rank that gets no decision within a second decides itself.
 
-Fork: a child must not use casync. Workers that a data loader forks do not; start them before `init`, or by
-spawn, all the same: a child that outlives its killed parent keeps the parent's connections open, and its
-death is then noticed by missing heartbeats, after T.
+Fork: a child must not use casync; a data loader's workers do not. While such a child outlives its killed
+parent it keeps the parent's connections open, so that the death is noticed when the child ends or after T.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
@@ -34,6 +32,7 @@ from casync.control import NO_STEP, MismatchError, RankFailure, Wait, difference
 from casync.detect import Beat
 from casync.machine import resume
 from casync.mailbox import Mailbox
+from casync.peer import Peer, pack, unwait, wait_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,45 +49,6 @@ DECISION = 1.0
 """Seconds that the arbiter has."""
 GATHER_LIMIT = 1 << 20
 """Bytes of a value that `gather` takes."""
-
-
-class Peer:
-    """One connection of the control thread: its socket, and what is known of the rank at the other end."""
-
-    def __init__(self, rank: int, socket: Socket, dialled: bool, process: Process, now: float) -> None:
-        self.rank = rank
-        self.socket = socket
-        self.dialled = dialled  # this side connected; the other end's strangers are not ours
-        self.monitor: Socket = socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        )
-        self.process = process
-        self.fd = -1  # of the connection that said hello
-        self.joined = self.departed = self.lost = False
-        self.held: list[list[bytes]] = []  # messages for after the hello
-        self.beat: tuple[Wait | None, float, Wait | None] = (None, 0.0, None)
-        self.heard = now
-
-    @property
-    def reachable(self) -> bool:
-        """Whether messages to it may arrive."""
-        return not (self.departed or self.lost)
-
-    def send(self, parts: list[bytes]) -> None:
-        """Send now, or when the peer has said hello; drop it when the peer has gone."""
-        if not self.reachable:
-            return
-        if not self.joined:
-            self.held.append(parts)
-            return
-        with contextlib.suppress(zmq.Again):  # disconnected; the monitor is about to say so
-            self.socket.send_multipart(parts, zmq.NOBLOCK)
-
-    def close(self) -> None:
-        """Close the connection; the context could not end with its monitor open."""
-        self.socket.disable_monitor()
-        self.monitor.close(0)
-        self.socket.close(500)
 
 
 class Plane:
@@ -174,7 +134,7 @@ class Plane:
             raise ValueError(f"gather({topic!r}) takes at most {GATHER_LIMIT} bytes, not {len(value)}")
         with self._collective:
             sequence, self._sequence = self._sequence, self._sequence + 1
-            self._mail.put(lambda: self._broadcast(_pack("gather", sequence, topic), value))
+            self._mail.put(lambda: self._broadcast(pack("gather", sequence, topic), value))
             try:
                 with self._changed:
                     while missing := self._peers.keys() - self._gathered[sequence].keys():
@@ -244,7 +204,7 @@ class Plane:
             if now >= next_beat:
                 next_beat = now + BEAT
                 wait, since = self._topic or self._wait
-                self._broadcast(_pack("beat", _wait(wait), now - since, _wait(self._last)))
+                self._broadcast(pack("beat", wait_fields(wait), now - since, wait_fields(self._last)))
             self._detect(now)
 
     def _excuse(self, gap: float) -> None:
@@ -302,7 +262,7 @@ class Plane:
         peer.heard = time.monotonic()
         match kind, fields:
             case "beat", [wait, idle, last]:
-                peer.beat = (_unwait(wait), float(idle), _unwait(last))
+                peer.beat = (unwait(wait), float(idle), unwait(last))
             case "gather", [sequence, topic]:
                 with self._changed:
                     self._gathered[sequence][peer.rank] = (topic, bodies[0])
@@ -346,12 +306,12 @@ class Plane:
             self._decide(failure)
         else:
             self._accusation = (failure, now)
-            self._peers[arbiter].send([_pack("accuse", failure.args)])
+            self._peers[arbiter].send([pack("accuse", failure.args)])
 
     def _decide(self, failure: RankFailure) -> None:
         """As the arbiter: tell all ranks, print, and fail here too."""
         if self._failure is None:
-            self._broadcast(_pack("abort", failure.args))
+            self._broadcast(pack("abort", failure.args))
             report(self.rank, failure)
             self._fail(failure)
 
@@ -370,24 +330,12 @@ class Plane:
     # --- small parts ----------------------------------------------------------------------------------------
 
     def _hello(self) -> bytes:
-        return _pack("hello", self.rank, VERSION, self._secret)
+        return pack("hello", self.rank, VERSION, self._secret)
 
     def _broadcast(self, *parts: bytes) -> None:
         for peer in self._peers.values():
             peer.send(list(parts))
 
     def _stop(self) -> None:
-        self._broadcast(_pack("bye"))
+        self._broadcast(pack("bye"))
         self._closing = True
-
-
-def _pack(kind: str, *fields: object) -> bytes:
-    return json.dumps([kind, *fields]).encode()
-
-
-def _wait(wait: Wait | None) -> list[object] | None:
-    return [wait.rank, wait.gradient, wait.step] if wait else None
-
-
-def _unwait(fields: list[Any] | None) -> Wait | None:
-    return Wait(*fields) if fields else None
