@@ -146,8 +146,8 @@ def markdown(costs: list[Cost]) -> str:
     return (
         "# What a task of the runtime costs\n\n"
         "Written by `python benchmarks/runtime_tasks.py`. All ranks are threads of one process and share\n"
-        "its interpreter lock: tasks a second are of all ranks together, and the CPU of a task holds kernels\n"
-        "and transport. A task works on one gradient. Uncompressed ones have 1 MiB, a full bucket: there the\n"
-        "copies count, not the task.\n\n"
+        "its interpreter lock: tasks a second are of all ranks together, and the CPU of a task holds\n"
+        "kernels and transport. A task works on one gradient. Uncompressed ones have 1 MiB, a full bucket:\n"
+        "there the copies count, not the task.\n\n"
         f"Machine: {machine}.\n\n{head}" + "|---|---|---|---|---|---|---|---|\n" + "".join(rows)
     )

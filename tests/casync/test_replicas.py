@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from casync_jobs import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WORKER = Path(__file__).with_name("replica_worker.py")
 RANKS, STEPS = 3, 50
@@ -16,20 +24,14 @@ CASES = ("none:ps", "onebit:ps", "onebit:ring", "terngrad:ps", "terngrad:ring")
 Hashes = list[dict[str, list[str]]]  # by rank and case
 
 
-def run(perturbation: int) -> Hashes:
-    """What each rank of a job printed."""
-    address = f"127.0.0.1:{free_port()}"
+@contextmanager
+def job(timeout: float, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """The processes of a job, by rank; none is left behind."""
+    place = {"CASYNC_SIZE": str(RANKS), "CASYNC_ADDR": f"127.0.0.1:{free_port()}", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(STEPS), str(perturbation), *CASES],
-            env=os.environ
-            | {
-                "CASYNC_RANK": str(rank),
-                "CASYNC_SIZE": str(RANKS),
-                "CASYNC_ADDR": address,
-                "CASYNC_TIMEOUT": "60",
-                "OMP_NUM_THREADS": "1",
-            },
+            [sys.executable, str(WORKER), *arguments],
+            env=os.environ | place | {"CASYNC_RANK": str(rank), "CASYNC_TIMEOUT": str(timeout)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -37,11 +39,17 @@ def run(perturbation: int) -> Hashes:
         for rank in range(RANKS)
     ]
     try:
-        ended = [process.communicate(timeout=120) for process in processes]
+        yield processes
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()
+
+
+def run(perturbation: int) -> Hashes:
+    """What each rank of a job printed."""
+    with job(60, str(STEPS), str(perturbation), *CASES) as processes:
+        ended = [process.communicate(timeout=200) for process in processes]
     for process, (_, errors) in zip(processes, ended, strict=True):
         assert process.returncode == 0, errors
     hashes: Hashes = []
@@ -72,3 +80,22 @@ def test_replicas_are_bit_identical_after_every_step(case: str, calm: Hashes) ->
 @pytest.mark.parametrize("case", CASES)
 def test_another_timing_changes_no_bit(case: str, calm: Hashes, wild: Hashes) -> None:
     assert [rank[case] for rank in wild] == [rank[case] for rank in calm]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("case", ["onebit:ps", "terngrad:ring"])
+def test_a_rank_that_is_lost_mid_training_is_named_and_all_processes_end(
+    case: str, how: signal.Signals
+) -> None:
+    with job(3, "1000000", "0", case) as processes:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(case)
+        processes[1].send_signal(how)
+        deadline = time.monotonic() + 30
+        ended = [process.communicate(timeout=deadline - time.monotonic()) for process in processes]
+    for rank in (0, 2):
+        assert processes[rank].returncode not in (0, -signal.SIGKILL)
+        report = re.search(r"rank 1 failed( \(gradient '[\w.]+', step \d+\))?: .*", ended[rank][1])
+        assert report is not None, ended[rank][1]
+    assert processes[1].returncode != 0
