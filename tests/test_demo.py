@@ -7,11 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import demo
-import demo_report
 import numpy as np
 import pytest
 import torch
+
+import demo
+import demo_report
 import train_digits
 
 ROOT = Path(__file__).resolve().parent.parent
