@@ -16,9 +16,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_report import Outcome, conditions, draw, table, write_markdown
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from demo_report import Outcome, conditions, draw, table, write_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("demo")
