@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,23 @@ def test_missing_compiler_is_an_error_that_names_it(
     with pytest.raises(script.SetupError, match="no C\\+\\+ compiler") as caught:
         script.Setup().find_compiler(script.CACHE)
     assert "g++" in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("closing", "code"),
+    [("9 passed in 2.24s", 0), ("1 failed, 8 passed in 2.24s", 2), ("869 deselected in 11.06s", 2)],
+)
+def test_ci_ends_with_pytests_closing_line_and_keeps_the_exit_code(
+    tmp_path: Path, closing: str, code: int
+) -> None:
+    make = tmp_path / "make"
+    make.write_text(
+        f"#!/bin/sh\necho 'set-up: up to date'\necho '{closing}'\necho 'make: ***' >&2\nexit {code}\n"
+    )
+    make.chmod(0o755)
+    environment = {**os.environ, "PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]])}
+    done = subprocess.run(
+        [ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stdout.splitlines()[-1] == closing
