@@ -80,3 +80,10 @@ def test_compressor_of_ones_own_trains_as_the_readme_says(tmp_path: Path) -> Non
     assert found, done.stdout
     assert float(found[1]) < 1  # from 8 before the first step
     assert float(found[2]) > 10
+
+
+@pytest.mark.parametrize("command", blocks(README, "bash")[0].splitlines())
+def test_commands_that_look_inside_run(command: str) -> None:
+    done = subprocess.run(command, shell=True, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
