@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import sha256
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ class Spec:
         """The facts that ranks compare before the first step."""
         return {
             "casync": version("compll"),
-            "gradients": "; ".join(f"{g.name} {list(g.shape)}" for g in self.gradients),
+            **{f"gradient {g.name}": f"shape {list(g.shape)}" for g in self.gradients},
+            "order of gradients": sha256("\n".join(g.name for g in self.gradients).encode()).hexdigest(),
             "plan": self.plan.fingerprint,
             "codec": f"{self.codec.info.name} {self.codec.info.fingerprint}" if self.codec else "none",
             "parameters": _parameters(self.codec),

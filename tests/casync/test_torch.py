@@ -1,92 +1,22 @@
-"""The PyTorch interface: replicas never drift, results are those of one process, errors are clear."""
+"""The PyTorch interface: replicas never drift, results are those of one process."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from casync_jobs import in_threads
-from numpy_codecs import CODECS, OneBit
+from numpy_codecs import CODECS
+from torch_jobs import Branches, data, good, jobs, model_hash, new_model
 
 import casync.torch as casync
-from casync.control import MismatchError
-from casync.plan import Entry, Plan, PlanError
-from casync.session import Session
-from casync.transports.loopback import LoopbackNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ONEBIT = CODECS[0]
-
-
-class Branches(torch.nn.Module):
-    """Four branches whose forward order, and so the order of the hooks, may differ without changing a bit."""
-
-    def __init__(self, order: list[int]) -> None:
-        super().__init__()
-        self.order = order
-        self.branches = torch.nn.ModuleList(torch.nn.Linear(40, 130) for _ in range(4))
-        self.head = torch.nn.Linear(520, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        outputs = {i: torch.relu(self.branches[i](x)) for i in self.order}
-        return self.head(torch.cat([outputs[i] for i in range(4)], 1))
-
-
-def model_hash(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def jobs(size: int, work: Callable[[int, casync.Job], Any], **network: Any) -> list[Any]:
-    """Run `work(rank, job)` on every rank over the loopback network; returns results or exceptions."""
-    torch.set_num_threads(1)
-    net = LoopbackNetwork(size, timeout=20, **network)
-
-    def run(rank: int) -> Any:
-        session = Session(rank, size, rank, size, net.control(rank), net.transport(rank))
-        job = casync.Job(session, seed=3, checksums=True)
-        try:
-            return work(rank, job)
-        finally:
-            for synchronizer in job.synchronizers:
-                synchronizer.close()
-
-    try:
-        return in_threads(size, run)
-    finally:
-        net.close()
-
-
-def good(results: list[Any]) -> list[Any]:
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
-
-
-def data(rank: int, step: int, n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = np.random.default_rng([rank, step])
-    x = torch.from_numpy(rng.standard_normal((n, 40)).astype(np.float32))
-    return x, torch.from_numpy(rng.integers(0, 10, n))
-
-
-def new_model(rank: int = 0, order: list[int] | None = None) -> Branches:
-    """A model of its own a rank; not from torch's global generator, which the ranks, threads, share here."""
-    model = Branches(order or [0, 1, 2, 3])
-    rng = np.random.default_rng(rank)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.from_numpy(rng.uniform(-0.15, 0.15, tuple(p.shape)).astype(np.float32)))
-    return model
 
 
 def train(
@@ -327,133 +257,6 @@ def test_tensors_of_every_dtype_are_broadcast_bit_for_bit() -> None:
     for name, value in results[2].items():
         assert all(torch.equal(result[name], value) for result in results)
     assert results[0]["scalar"] == 7
-
-
-# --- errors ----------------------------------------------------------------------------------------------
-
-
-def one_rank(work: Callable[[casync.Job], Any]) -> Any:
-    (result,) = good(jobs(1, lambda _, job: work(job)))
-    return result
-
-
-def distributed(job: casync.Job, p: torch.nn.Parameter | None = None, **options: Any) -> tuple[Any, Any]:
-    p = torch.nn.Parameter(torch.zeros(4)) if p is None else p
-    return p, casync.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), [("p", p)], job=job, **options)
-
-
-def test_step_without_backward_is_refused() -> None:
-    with pytest.raises(RuntimeError, match=r"step\(\) without a backward pass.*loss.backward\(\) first"):
-        one_rank(lambda job: distributed(job)[1].step())
-
-
-def test_zero_grad_while_gradients_travel_is_refused() -> None:
-    def work(job: casync.Job) -> None:
-        p, optimizer = distributed(job)
-        p.sum().backward()
-        optimizer.zero_grad()
-
-    with pytest.raises(RuntimeError, match=r"zero_grad\(\) between backward\(\) and step\(\)"):
-        one_rank(work)
-
-
-def test_too_many_backward_passes_are_refused() -> None:
-    def work(job: casync.Job) -> None:
-        p, _ = distributed(job)
-        p.sum().backward()
-        p.sum().backward()
-
-    with pytest.raises(RuntimeError, match="set backward_passes_per_step to their number"):
-        one_rank(work)
-
-
-def test_a_gradient_that_is_not_float32_is_named() -> None:
-    def work(job: casync.Job) -> None:
-        p, _ = distributed(job, torch.nn.Parameter(torch.zeros(4, dtype=torch.float64)))
-        p.sum().backward()
-
-    with pytest.raises(RuntimeError, match=r"the gradient of p has dtype torch.float64: keep parameters"):
-        one_rank(work)
-
-
-def test_a_sparse_gradient_is_named() -> None:
-    def work(job: casync.Job) -> None:
-        embedding = torch.nn.Embedding(5, 3, sparse=True)
-        distributed(job, embedding.weight)
-        embedding(torch.tensor([1])).sum().backward()
-
-    with pytest.raises(RuntimeError, match=r"the gradient of p is sparse: make it dense"):
-        one_rank(work)
-
-
-def test_parameters_must_have_names_of_their_own_and_all_be_there() -> None:
-    p, q = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
-
-    def call(named: list[tuple[str, torch.nn.Parameter]]) -> Callable[[casync.Job], Any]:
-        return lambda job: casync.DistributedOptimizer(torch.optim.SGD([p, q], lr=1.0), named, job=job)
-
-    with pytest.raises(ValueError, match="two parameters are called 'a'"):
-        one_rank(call([("a", p), ("a", q)]))
-    with pytest.raises(ValueError, match="'b' and 'a' are the same tensor"):
-        one_rank(call([("a", p), ("b", p)]))
-    with pytest.raises(ValueError, match="no parameter to synchronize: pass named_parameters="):
-        one_rank(call([]))
-    with pytest.raises(ValueError, match="1 parameters of the optimizer have no name"):
-        one_rank(call([("a", p)]))
-
-
-def test_an_optimizer_is_distributed_once_and_before_its_scheduler() -> None:
-    def twice(job: casync.Job) -> None:
-        p, optimizer = distributed(job)
-        casync.DistributedOptimizer(optimizer, [("p", p)], job=job)
-
-    def late(job: casync.Job) -> None:
-        p = torch.nn.Parameter(torch.zeros(4))
-        optimizer = torch.optim.SGD([p], lr=1.0)
-        torch.optim.lr_scheduler.StepLR(optimizer, 1)
-        casync.DistributedOptimizer(optimizer, [("p", p)], job=job)
-
-    with pytest.raises(ValueError, match="distributed already"):
-        one_rank(twice)
-    with pytest.raises(ValueError, match="create the learning-rate scheduler after DistributedOptimizer"):
-        one_rank(late)
-
-
-def test_a_plan_for_other_gradients_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"no line for: p; lines for what the model does not have: q"):
-        one_rank(lambda job: distributed(job, plan=Plan((Entry("q", True, 1),))))
-
-
-def test_ranks_that_differ_are_told_in_what() -> None:
-    def told(change: Callable[[int], dict[str, Any]], shape: Callable[[int], int] = lambda _: 4) -> str:
-        results = jobs(
-            2,
-            lambda rank, job: distributed(
-                job, torch.nn.Parameter(torch.zeros(shape(rank), 2)), **change(rank)
-            ),
-        )
-        assert all(isinstance(result, MismatchError) for result in results)
-        return str(results[0])
-
-    other = OneBit()
-    other.info = SimpleNamespace(**(vars(ONEBIT.info) | {"fingerprint": "another"}))  # type: ignore[assignment]
-    assert "codec" in told(lambda rank: {"codec": [ONEBIT, other][rank]})
-    assert "topology: rank 0: ps; rank 1: ring" in told(lambda rank: {"topology": ["ps", "ring"][rank]})
-    assert "plan" in told(lambda rank: {"plan": Plan((Entry("p", True, 1 + rank),))})
-    assert "gradients: rank 0: p [4, 2]; rank 1: p [5, 2]" in told(lambda _: {}, lambda rank: 4 + rank)
-    assert "seed: rank 0: 0; rank 1: 1" in told(lambda rank: {"seed": rank})
-
-
-def test_a_codec_that_cannot_hop_is_refused_in_a_ring() -> None:
-    codec = OneBit()
-    codec.info = SimpleNamespace(**(vars(ONEBIT.info) | {"hop": False, "why": {"hop": "it votes"}}))  # type: ignore[assignment]
-    with pytest.raises(casync.CodecError, match=r"cannot travel in a ring \(it votes\); use topology='ps'"):
-        one_rank(lambda job: distributed(job, codec=codec, topology="ring"))
-
-
-def test_before_init_the_error_says_what_to_call() -> None:
-    with pytest.raises(RuntimeError, match=r"call casync.init\(\) first"):
-        casync.rank()
 
 
 def test_gradients_are_written_for_the_planner(tmp_path: Any) -> None:
