@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from compll import ir
 from compll.backends import Unit
 from compll.emit import header, render
-from compll.emit.expressions import LaneWriter, ScalarWriter, literal, not_built_type
+from compll.emit.expressions import LaneWriter, ScalarWriter, literal, not_built, not_built_type
 from compll.emit.ranges import Ranges, scalar_type, storage
 from compll.ir_text import function_text
 from compll.ops import OPS
@@ -144,6 +144,9 @@ class _Emitter:
     def __init__(self, typed: ir.Function) -> None:
         self.f = fuse(typed)
         self.vectors = dict(self.f.vectors) | dict.fromkeys(self.f.states, FLOAT)
+        self.lengths = {field.name: field.length for field in self.f.layout if field.length is not None}
+        self.lengths |= dict.fromkeys(("gradient", *self.f.states), ir.Size())
+        self.checked = self.f.op != "encode"  # whether the gradient's values have been checked to be finite
         self.scalar = ScalarWriter(self.place)
         self.params = {p.name for p in self.f.params}
         self.combines: list[Combine] = []
@@ -157,8 +160,11 @@ class _Emitter:
         return f"p.{name}_" if name in self.params else f"k.{name}_"
 
     def operation(self) -> Operation:
-        steps = [self.step(b) for b in self.f.body]
         f = self.f
+        body = list(f.body)
+        if not self.checked and not any(isinstance(b, ir.Pass) and b.length == ir.Size() for b in body):
+            body.append(ir.Pass(ir.Size(), ()))
+        steps = [self.step(b) for b in body]
         return Operation(
             op=f.op,
             frame={"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd"}[f.op],
@@ -191,8 +197,9 @@ class _Emitter:
             case ir.Guard(_, read, expected):
                 return Step("guard", f"{self.scalar.text(read)} != {self.scalar.text(expected)}")
             case ir.Pass():
-                loop = self.loop(b)
-                return Step("pass", loop=loop)
+                return Step("pass", loop=self.loop(b))
+            case ir.Map(name, elem):
+                raise not_built(ir.Read(name, ir.Size(), arithmetic(elem)))
         raise AssertionError(b)
 
     @staticmethod
@@ -208,6 +215,8 @@ class _Emitter:
         uniforms: dict[tuple[str, str], str] = {}
 
         def read(e: ir.Read) -> str:
+            if self.lengths[e.vector] != b.length:
+                raise not_built(e)
             loads.setdefault(e.vector, self.load(e.vector))
             return f"v_{e.vector}"
 
@@ -220,9 +229,9 @@ class _Emitter:
             return name
 
         writer = LaneWriter(Ranges(self.vectors), read, uniform)
-        first = not self.passes
-        checks_finite = first and self.f.op == "encode"
+        checks_finite = not self.checked and b.length == ir.Size()
         if checks_finite:
+            self.checked = True
             loads["gradient"] = self.load("gradient")
         reductions = [self.reduction(s, writer) for s in b.sinks if isinstance(s, ir.Reduce)]
         stores: list[str] = []

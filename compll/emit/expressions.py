@@ -176,11 +176,9 @@ class LaneWriter:
 
 def not_built(e: ir.Expr) -> BackendError:
     """Say what the cpp backend cannot do yet."""
-    what = (
-        f"reading '{e.vector}' at another position than the element's own"
-        if isinstance(e, ir.Read)
-        else str(e)
-    )
+    what = type(e).__name__
+    if isinstance(e, ir.Read):
+        what = f"a read of '{e.vector}' at another position than the element's own, or in a loop of another length,"
     return BackendError(f"the cpp backend does not build {what} yet; backend='interp' runs it")
 
 
