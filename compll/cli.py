@@ -38,7 +38,7 @@ def main() -> None:
     """Run the command; what the user did wrong ends in a message and exit code 1, never in a traceback."""
     try:
         app()
-    except (CompileError, ParameterError, PayloadError, BackendError) as e:
+    except (CompileError, ParameterError, PayloadError, BackendError, IndexError) as e:
         print(e if isinstance(e, CompileError) else f"compll: {e}", file=sys.stderr)
         sys.exit(1)
 

@@ -178,7 +178,7 @@ def not_built(e: ir.Expr) -> BackendError:
     """Say what the cpp backend cannot do yet."""
     what = type(e).__name__
     if isinstance(e, ir.Read):
-        what = f"a read of '{e.vector}' at another position than the element's own, or in a loop of another length,"
+        what = f"a read of '{e.vector}' elsewhere than at the element's own position of a loop of its length"
     return BackendError(f"the cpp backend does not build {what} yet; backend='interp' runs it")
 
 
