@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import deque
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,6 +27,7 @@ from casync.control import RankFailure, Wait
 from casync.frames import ABSENT, HEADER_BYTES, NOT_FINITE, FrameError, Header, verify
 from casync.metrics import Meter, Stats
 from casync.primitives import Decode, Encode, Merge, Recv, Send, Task
+from casync.program import Program
 from compll.codec import PayloadError
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from casync.channels import Channel, Channels
     from casync.control import Control
-    from casync.plan import Partition
 
     Vector = NDArray[np.float32]
 
@@ -82,43 +82,6 @@ class Outcome:
 
     values: Mapping[str, NDArray[np.float32] | None]
     finite: bool
-
-
-class Program:
-    """One rank's schedule, indexed for execution."""
-
-    def __init__(self, tasks: Sequence[Task], partitions: Sequence[Partition]) -> None:
-        self.tasks = tuple(tasks)
-        self.needs = [len(task.after) + _awaits(task) for task in tasks]
-        self.behind: list[list[int]] = [[] for _ in tasks]
-        self.gradient_tasks: list[list[int]] = [[] for _ in partitions]
-        self.recvs: dict[tuple[int, int], int] = {}
-        readers: Counter[int] = Counter()
-        for task in tasks:
-            for other in task.after:
-                self.behind[other].append(task.id)
-            if isinstance(task, Recv):
-                self.recvs[task.peer, task.message] = task.id
-            elif isinstance(task, Send | Decode):
-                readers[task.payload] += 1
-            if not isinstance(task, Recv) and _awaits(task):
-                self.gradient_tasks[task.partition].append(task.id)
-        self.readers = readers
-        names = [{segment.gradient for segment in p.segments} for p in partitions]
-        self.gradients_needed = [len(found) for found in names]
-        self.partitions_of: dict[str, list[int]] = defaultdict(list)
-        for number, found in enumerate(names):
-            for name in sorted(found):
-                self.partitions_of[name].append(number)
-
-
-def _awaits(task: Task) -> bool:
-    """Whether something besides tasks must come first: a frame, or the gradient."""
-    match task:
-        case Recv() | Merge(payload=None) | Encode(of_sum=False):
-            return True
-        case _:
-            return False
 
 
 @dataclass(slots=True)

@@ -75,14 +75,17 @@ def jobs(draw: st.DrawFn) -> tuple[Spec, list[Step]]:
     for step in steps:
         for gradients_of_rank in step:
             for name in gradients_of_rank:
-                if draw(st.integers(0, 4)) == 0:
+                fate = draw(st.integers(0, 14))
+                if fate < 3:
                     gradients_of_rank[name] = None
+                elif fate == 3:
+                    gradients_of_rank[name][-1:] = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
     return spec, steps
 
 
 @settings(max_examples=60, deadline=None)
 @given(jobs())
-def test_any_sizes_partitions_and_absences_equal_the_model(job: tuple[Spec, list[Step]]) -> None:
+def test_any_sizes_partitions_absences_and_infinities_equal_the_model(job: tuple[Spec, list[Step]]) -> None:
     spec, steps = job
     check_against_model(spec, steps, run_job(spec, steps))
 

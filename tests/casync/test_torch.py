@@ -265,3 +265,20 @@ def test_gradients_are_written_for_the_planner(tmp_path: Any) -> None:
     model.empty = torch.nn.Parameter(torch.zeros(0, 4))
     casync.write_gradients(model, tmp_path / "input.txt")
     assert (tmp_path / "input.txt").read_text() == "weight,12\n"
+
+
+def test_a_job_of_one_rank_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CASYNC_RANK", "CASYNC_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    casync.init()
+    try:
+        assert (casync.rank(), casync.size(), casync.local_rank(), casync.local_size()) == (0, 1, 0, 1)
+        p = torch.nn.Parameter(torch.zeros(3, 2))
+        casync.broadcast_parameters({"p": p.detach()})
+        optimizer = casync.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), [("p", p)], codec=ONEBIT)
+        (p * 2).sum().backward()
+        optimizer.step()
+        assert p.tolist() == [[-2, -2]] * 3
+        assert optimizer.stats().bytes_sent == 0
+    finally:
+        casync.shutdown()
