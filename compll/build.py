@@ -1,6 +1,6 @@
 """Source text -> loaded library, through a cache in the user's cache folder.
 
-A build is keyed by everything that it depends on: source, header, flags, compiler and CPU.  A lock keeps
+A build is keyed by everything that it depends on: source, headers, flags, compiler and CPU.  A lock keeps
 two processes from building the same thing; the library appears under its name only when it is complete.
 """
 
@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import filelock
@@ -60,20 +61,20 @@ def cpu() -> str:
     )
 
 
-def library(name: str, source: str, header: str) -> ctypes.CDLL:
+def library(name: str, source: str, headers: Mapping[str, str]) -> ctypes.CDLL:
     """Build (or find) and load the library of one generated source.
 
     Raises:
         BackendError: no compiler, or it refused the source (a bug of ours; its output is in the message).
 
     """
-    return ctypes.CDLL(str(library_path(name, source, header)))
+    return ctypes.CDLL(str(library_path(name, source, headers)))
 
 
-def library_path(name: str, source: str, header: str) -> Path:
+def library_path(name: str, source: str, headers: Mapping[str, str]) -> Path:
     """Return the path of the built library, building it if it is not in the cache."""
     command = knobs.compiler()
-    parts = (source, header, " ".join(FLAGS), command, compiler_version(command), cpu())
+    parts = (source, *headers.values(), " ".join(FLAGS), command, compiler_version(command), cpu())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     folder = knobs.cache_dir() / f"{name}-{key}"
     path = folder / f"lib{name}.so"
@@ -87,12 +88,15 @@ def library_path(name: str, source: str, header: str) -> Path:
         ) from e
     with filelock.FileLock(str(folder / "lock")):
         if not path.is_file():
-            _compile(command, name, source, header, folder, path)
+            _compile(command, name, source, headers, folder, path)
     return path
 
 
-def _compile(command: str, name: str, source: str, header: str, folder: Path, path: Path) -> None:
-    (folder / "compll.h").write_text(header, "utf-8")
+def _compile(
+    command: str, name: str, source: str, headers: Mapping[str, str], folder: Path, path: Path
+) -> None:
+    for header, content in headers.items():
+        (folder / header).write_text(content, "utf-8")
     text = folder / f"{name}.cpp"
     text.write_text(source, "utf-8")
     handle, made = tempfile.mkstemp(suffix=".so", dir=folder)

@@ -104,7 +104,7 @@ def build(
             if output is not None:
                 target = output / "-".join([checked.codec, *(f"{k}{v}" for k, v in checked.values.items())])
                 target.mkdir(parents=True, exist_ok=True)
-                for file in (path, path.with_name(f"{checked.codec}.cpp"), path.with_name("compll.h")):
+                for file in (path, *path.parent.glob("*.cpp"), *path.parent.glob("*.h")):
                     shutil.copy2(file, target)
                 path = target / path.name
             print(f"{checked.label}: {path} ({seconds:.2f} s)")

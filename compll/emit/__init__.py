@@ -26,6 +26,9 @@ def render(template: str, **context: Any) -> str:
     return _environment().get_template(template).render(**context)
 
 
-def header(name: str) -> str:
-    """Return the text of a runtime header, such as `cpp/compll.h`."""
-    return importlib.resources.files("compll._templates").joinpath(name).read_text("utf-8")
+def headers(folder: str) -> dict[str, str]:
+    """Return the runtime headers of a backend: name -> text, such as `compll.h` of folder `cpp`."""
+    files = importlib.resources.files("compll._templates").joinpath(folder).iterdir()
+    return {
+        f.name: f.read_text("utf-8") for f in sorted(files, key=lambda f: f.name) if f.name.endswith(".h")
+    }

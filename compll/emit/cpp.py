@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from compll import ir
 from compll.backends import Unit
-from compll.emit import header, render
+from compll.emit import headers, render
 from compll.emit.expressions import LaneWriter, ScalarWriter, literal, not_built, not_built_type
 from compll.emit.ranges import Ranges, scalar_type, storage
 from compll.ir_text import function_text
-from compll.ops import OPS
+from compll.ops import COMBINES
 from compll.passes import fuse
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, scalar_bytes
 
@@ -19,9 +19,12 @@ TILE = 1024
 
 @dataclass(frozen=True)
 class Combine:
-    """The functor of a reduction."""
+    """The functor of a reduction, for scalars and for lanes; a named one (`add`) is for every lane type."""
 
     name: str
+    type: str
+    scalar: str
+    lanes: str
     lines: tuple[str, ...]
     result: str
 
@@ -289,27 +292,22 @@ class _Emitter:
         return Reduction(s.name, lanes, scalar_type(kind), functor, self.scalar.text(s.init), value)
 
     def functor(self, s: ir.Reduce) -> str:
-        lines: list[str] = []
-        names: dict[ir.Expr, str] = {}
+        def argument(e: ir.Expr, lanes: str = "") -> str:
+            del lanes
+            if isinstance(e, ir.Scalar) and e.name in ("a", "b"):
+                return e.name
+            raise not_built(e, f"inside the function of the reduction '{s.name}'")
 
-        def write(e: ir.Expr) -> str:
-            if e not in names:
-                match e:
-                    case ir.Scalar("a" | "b" as name, _):
-                        names[e] = name
-                    case ir.Const(_, kind) if kind == s.combine.type:
-                        names[e] = f"splat<T>({literal(e)})"
-                    case ir.Apply(op, args, _):
-                        text = OPS[op].c.format(*(write(a) for a in args))
-                        names[e] = f"t{len(lines)}"
-                        lines.append(f"const auto {names[e]} = {text};")
-                    case _:
-                        raise not_built_type(e.type)
-            return names[e]
-
-        result = write(s.combine.body)
         name = "".join(part.capitalize() for part in s.combine.name.split("_")) + f"Of{len(self.combines)}"
-        self.combines.append(Combine(name, tuple(lines), result))
+        kind, body = s.combine.type, s.combine.body
+        scalar = ScalarWriter(argument).text(body)
+        if s.combine.name in COMBINES:
+            self.combines.append(Combine(name, "", scalar, "", (), ""))
+            return name
+        writer = LaneWriter(Ranges({}), argument, argument)
+        lanes = LANES[kind.name]
+        result = writer.write(body, lanes)
+        self.combines.append(Combine(name, scalar_type(kind), scalar, lanes, tuple(writer.lines), result))
         return name
 
     def store(self, s: ir.Store, writer: LaneWriter, packs: list[Packed]) -> str:
@@ -331,6 +329,6 @@ class _Emitter:
         return f"store<FULL>({place} + tile * TILE + at, {value}, live);"
 
 
-def runtime() -> str:
-    """Return the runtime header that generated source includes as `compll.h`."""
-    return header("cpp/compll.h")
+def runtime() -> dict[str, str]:
+    """Return the headers that generated source includes, by name."""
+    return headers("cpp")

@@ -149,8 +149,8 @@ class LaneWriter:
     def _apply(self, op: str, args: tuple[ir.Expr, ...], have: str) -> str:
         numbers = [a for a in args if a.type == INT]
         same = "Int32" if numbers and all(self.ranges.narrow(a) for a in numbers) else "Int64"
-        if have == "Int64" and op not in ("sign", "popcount"):
-            same = "Int64"
+        if op == "popcount" or (have == "Int64" and op != "sign"):
+            same = "Int64"  # the sign's copies count, so a negative number needs all its bits
         texts = [self.write(a, same if a.type == INT else None) for a in args]
         if op in ("sign", "popcount"):
             return f"widen<{have}>({OPS[op].c.format(*texts)})"
@@ -169,7 +169,8 @@ class LaneWriter:
         low, high = self.ranges.of(arg) if arg.type == INT else (1, 0)
         if arg.type == INT and arithmetic(to) == INT and limits(to)[0] <= low and high <= limits(to)[1]:
             return f"widen<{have}>({x})"
-        through = have if have != "Int32" or kind == "Float" else kind
+        signed = kind in ("Int32", "Int64")
+        through = kind if have == "Int32" and signed else have
         clamped = f"saturate<{through}>({x}, {bounds(to)})"
         return clamped if through == have else f"widen<{have}>({clamped})"
 

@@ -1,0 +1,141 @@
+// Conversions, loads and stores of lanes, and the packing of sub-byte fields.
+#pragma once
+
+#include "lanes.h"
+
+namespace compll {
+
+// --- conversions: truncate toward zero, saturate, NaN gives 0 ------------------------------------------
+template <class To, class From> inline To saturate_one(From x, To low, To high) {
+    if constexpr (std::is_floating_point_v<From>) {
+        if (!(x == x)) return 0;
+        const double y = x;
+        return y <= double(low) ? low : y >= double(high) ? high : To(y);
+    } else if constexpr (std::is_signed_v<From>) {
+        if (x < 0) return std::is_signed_v<To> ? (int64_t(x) < int64_t(low) ? low : To(x)) : To(0);
+        return uint64_t(x) > uint64_t(high) ? high : To(x);
+    } else {
+        return uint64_t(x) > uint64_t(high) ? high : To(x);
+    }
+}
+template <class To, class From> inline To saturate(From x, Element<To> low, Element<To> high) {
+    if constexpr (std::is_same_v<To, Int32> && std::is_same_v<From, Float>) {
+        if (low >= -(1 << 24) && high <= (1 << 24)) {  // both bounds are floats: clamp there, then convert
+            const Float l = splat<Float>(low), h = splat<Float>(high);
+            Float y = select(ne(x, x), Float{}, x);
+            y = select(lt(y, l), l, y);
+            y = select(gt(y, h), h, y);
+            return __builtin_convertvector(y, Int32);
+        }
+    }
+    if constexpr (std::is_same_v<To, From>) {
+        const To l = splat<To>(low), h = splat<To>(high);
+        const To y = select(lt(x, l), l, x);
+        return select(gt(y, h), h, y);
+    }
+    return each<To>([&](int j) { return saturate_one<Element<To>>(x[j], low, high); });
+}
+template <class To, class From> inline To widen(From x) {  // between integers that hold the value; to float
+    if constexpr (std::is_arithmetic_v<To>) return static_cast<To>(x);
+    else if constexpr (std::is_same_v<To, From>) return x;
+    else return __builtin_convertvector(x, To);
+}
+
+// --- memory --------------------------------------------------------------------------------------------
+template <class T, int BYTES> struct Loose { using type __attribute__((vector_size(BYTES), aligned(1), may_alias)) = T; };
+inline Mask first_lanes(int live) {
+    return mask(Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} < live);
+}
+// Bytes to 32 bits in two steps: compilers widen a vector to twice its size well, and no further.
+inline Int32 expand(const uint8_t* p) {
+#if defined(__AVX512F__)
+    using Bytes = char __attribute__((vector_size(16), aligned(1), may_alias));
+    return (Int32)__builtin_ia32_pmovzxbd512_mask(*(const Bytes*)p, (Int32){}, -1);
+#else
+    using Half = uint16_t __attribute__((vector_size(32)));
+    return __builtin_convertvector(__builtin_convertvector(*(const Loose<uint8_t, 16>::type*)p, Half), Int32);
+#endif
+}
+inline Int32 expand(const int8_t* p) {
+    using Half = int16_t __attribute__((vector_size(32)));
+    return __builtin_convertvector(__builtin_convertvector(*(const Loose<int8_t, 16>::type*)p, Half), Int32);
+}
+// Load 16 elements of storage type T as lanes V; of a ragged end only `live`, the others are 0.
+template <class V, bool FULL, class T> inline V load(const T* p, int live) {
+    using Raw = typename Loose<T, sizeof(T) * WIDTH>::type;
+    T buffer[WIDTH] = {};
+    if constexpr (!FULL) {
+        for (int j = 0; j < WIDTH; ++j) buffer[j] = j < live ? p[j] : T(0);
+        p = buffer;
+    }
+    if constexpr (std::is_same_v<Element<V>, T>) return (V) * (const Raw*)p;
+    else if constexpr (sizeof(T) == 1) return expand(p);
+    else return __builtin_convertvector(*(const Raw*)p, V);
+}
+template <bool FULL, class T, class V> inline void store(T* p, V x, int live) {
+    using Raw = typename Loose<T, sizeof(T) * WIDTH>::type;
+    if constexpr (FULL) {
+        if constexpr (std::is_same_v<Element<V>, T>) *(Raw*)p = (Raw)x;
+        else *(Raw*)p = __builtin_convertvector(x, Raw);
+    } else {
+        for (int j = 0; j < WIDTH; ++j)
+            if (j < live) p[j] = T(x[j]);
+    }
+}
+
+// --- sub-byte fields: element i has bits i*w .. i*w+w-1 of the little-endian bit string -------------------
+constexpr uint64_t repeated(uint64_t bits, int every) {
+    uint64_t out = 0;
+    for (int at = 0; at < 64; at += every) out |= bits << at;
+    return out;
+}
+template <int W> inline uint64_t squeeze(uint64_t x) {  // 8 bytes of W bits -> 8*W bits
+#if defined(__BMI2__)
+    return __builtin_ia32_pext_di(x, repeated((1ull << W) - 1, 8));
+#else
+    constexpr uint64_t one = repeated((1ull << W) - 1, 16), two = repeated((1ull << 2 * W) - 1, 32), four = (1ull << 4 * W) - 1;
+    x = (x & one) | ((x >> (8 - W)) & (one << W));
+    x = (x & two) | ((x >> (16 - 2 * W)) & (two << 2 * W));
+    return (x & four) | ((x >> (32 - 4 * W)) & (four << 4 * W));
+#endif
+}
+template <int W> inline uint64_t spread(uint64_t x) {  // the inverse
+#if defined(__BMI2__)
+    return __builtin_ia32_pdep_di(x, repeated((1ull << W) - 1, 8));
+#else
+    constexpr uint64_t one = repeated((1ull << W) - 1, 16), two = repeated((1ull << 2 * W) - 1, 32), four = (1ull << 4 * W) - 1;
+    x = (x & four) | ((x << (32 - 4 * W)) & (four << 32));
+    x = (x & two) | ((x << (16 - 2 * W)) & (two << 16));
+    return (x & one) | ((x << (8 - W)) & (one << 8));
+#endif
+}
+template <int W> inline void pack_tile(uint8_t* out, const uint8_t* codes) {
+    for (int g = 0; g < TILE / 8; ++g) {
+        uint64_t x;
+        std::memcpy(&x, codes + 8 * g, 8);
+        x = squeeze<W>(x);
+        std::memcpy(out + W * g, &x, W);
+    }
+}
+template <int W> inline void unpack_tile(uint8_t* codes, const uint8_t* in) {
+    for (int g = 0; g < TILE / 8; ++g) {
+        uint64_t x = 0;
+        std::memcpy(&x, in + W * g, W);
+        x = spread<W>(x);
+        std::memcpy(codes + 8 * g, &x, 8);
+    }
+}
+template <int W, bool FULL> inline void pack(uint8_t* out, const uint8_t* codes, int count) {
+    if constexpr (FULL) return pack_tile<W>(out, codes);
+    uint8_t whole[LANES * W];
+    pack_tile<W>(whole, codes);
+    std::memcpy(out, whole, (count * W + 7) / 8);
+}
+template <int W, bool FULL> inline void unpack(uint8_t* codes, const uint8_t* in, int count) {
+    if constexpr (FULL) return unpack_tile<W>(codes, in);
+    uint8_t whole[LANES * W] = {};
+    std::memcpy(whole, in, (count * W + 7) / 8);
+    unpack_tile<W>(codes, whole);
+}
+
+}  // namespace compll

@@ -1,0 +1,90 @@
+// Random numbers: Philox4x32-10 (Salmon et al., SC'11), keyed by the seed, counted by element and call.
+#pragma once
+
+#include "lanes.h"
+
+namespace compll {
+
+inline void multiply(uint32_t a, uint32_t m, uint32_t& high, uint32_t& low) {
+    const uint64_t p = uint64_t(a) * m;
+    high = uint32_t(p >> 32);
+    low = uint32_t(p);
+}
+using Words = uint64_t __attribute__((vector_size(64)));
+inline void multiply(UInt32 a, uint32_t m, UInt32& high, UInt32& low) {
+#if defined(__AVX512F__)
+    using Half = int32_t __attribute__((vector_size(64)));
+    using Wide = long long __attribute__((vector_size(64)));
+    const Half by = (Half)(Words{} + m);
+    const UInt32 even = (UInt32)__builtin_ia32_pmuludq512_mask((Half)a, by, Wide{}, 0xff);
+    const UInt32 odd = (UInt32)__builtin_ia32_pmuludq512_mask((Half)((Words)a >> 32), by, Wide{}, 0xff);
+#else
+    const UInt32 even = (UInt32)(((Words)a & 0xffffffffull) * uint64_t(m));
+    const UInt32 odd = (UInt32)(((Words)a >> 32) * uint64_t(m));
+#endif
+    low = __builtin_shuffle(even, odd, UInt32{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30});
+    high = __builtin_shuffle(even, odd, UInt32{1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31});
+}
+template <class U> inline void philox(U (&c)[4], uint64_t seed) {
+    uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+        U h0, l0, h1, l1;
+        multiply(c[0], 0xD2511F53u, h0, l0);
+        multiply(c[2], 0xCD9E8D57u, h1, l1);
+        c[0] = h1 ^ c[1] ^ k0;
+        c[2] = h0 ^ c[3] ^ k1;
+        c[1] = l1;
+        c[3] = l0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+}
+// The 128-lane group of a tile has p = tile*128 + lane; 16 lanes begin at `lane`.
+template <class U> inline void counter(U (&c)[4], int64_t tile, int lane, uint32_t site, uint32_t part) {
+    const int64_t p = tile * LANES + lane;  // 16 lanes never cross a multiple of 2^32
+    c[0] = splat<U>(uint32_t(p));
+    if constexpr (!std::is_arithmetic_v<U>) c[0] += U{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    c[1] = splat<U>(uint32_t(uint64_t(p) >> 32));
+    c[2] = splat<U>(site);
+    c[3] = splat<U>(part);
+}
+inline void random_words(UInt32 (&rows)[ROWS], uint64_t seed, uint32_t site, int64_t tile, int lane) {
+    for (uint32_t part = 0; part < 2; ++part) {
+        UInt32 c[4];
+        counter(c, tile, lane, site, part);
+        philox(c, seed);
+        for (int w = 0; w < 4; ++w) rows[4 * part + w] = c[w];
+    }
+}
+inline void random_halves(UInt32 (&rows)[ROWS], uint64_t seed, uint32_t site, int64_t tile, int lane) {
+    UInt32 c[4];
+    counter(c, tile, lane, site, 0);
+    philox(c, seed);
+    for (int row = 0; row < ROWS; ++row) rows[row] = (c[row / 2] >> (16 * (row % 2))) & 0xffffu;
+}
+inline uint32_t random_word(uint64_t seed, uint32_t site) {  // of element 0
+    uint32_t c[4];
+    counter(c, 0, 0, site, 0);
+    philox(c, seed);
+    return c[0];
+}
+inline uint32_t random_half(uint64_t seed, uint32_t site) { return random_word(seed, site) & 0xffffu; }
+inline float as_float(uint32_t w) { return float(w); }
+inline Float as_float(UInt32 w) { return __builtin_convertvector((Int32)w, Float); }  // below 2^31
+template <class T, class U> inline T random_float(U word, T low, T high) {
+    return low + (high - low) * (as_float(U(word >> 8)) * splat<T>(0x1p-24f));
+}
+inline int64_t random_int_one(uint32_t w, int64_t low, int64_t high) {
+    const int64_t span = int64_t(uint64_t(high) - uint64_t(low));
+    return low + (int64_t(w) * (span >> 32) + int64_t((uint64_t(w) * uint64_t(span & 0xffffffffll)) >> 32));
+}
+inline int64_t random_int(uint32_t w, int64_t low, int64_t high) { return random_int_one(w, low, high); }
+inline Int64 random_int(UInt32 w, Int64 low, Int64 high) {
+    return each<Int64>([&](int j) { return random_int_one(w[j], low[j], high[j]); });
+}
+template <class T, class U> inline T stochastic_round(U half, T x) {
+    const T whole = floor_(x), u = (as_float(half) + splat<T>(0.5f)) * splat<T>(0x1p-16f);
+    return whole + select(gt(T(x - whole), u), splat<T>(1.0f), splat<T>(0.0f));
+}
+
+}  // namespace compll
