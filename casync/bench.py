@@ -60,7 +60,7 @@ class Cost:
 
 
 def measure(case: Case) -> Cost:
-    """Run one case."""
+    """Run one case; BrokenBarrierError if a rank fails, whose own error is printed."""
     names = [f"gradient{i}" for i in range(case.gradients)]
     spec = Spec(
         tuple(Gradient(name, (case.elements,)) for name in names),
@@ -88,10 +88,15 @@ def measure(case: Case) -> Cost:
         job.close()
 
     open_session, close = _network(case)
-    threads = [
-        threading.Thread(target=lambda r=rank: work(r, open_session(r)), daemon=True)
-        for rank in range(case.ranks)
-    ]
+
+    def run(rank: int) -> None:
+        try:
+            work(rank, open_session(rank))
+        except BaseException:
+            barrier.abort()  # so that nobody waits for this rank
+            raise
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(case.ranks)]
     for thread in threads:
         thread.start()
     barrier.wait()

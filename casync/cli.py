@@ -13,6 +13,7 @@ from rich.table import Table
 from casync import bench as benchmark
 from casync.picture import LEGEND, draw, totals
 from casync.topologies import names, topology
+from casync.transports import base
 from casync.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compressed gradient synchronization.")
@@ -55,10 +56,14 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="Write a page of results there, too.")] = None,
 ) -> None:
     """Measure tasks a second and CPU a task of the executor, with small gradients."""
+    transports = transport or ["loopback", "zmq"]
+    for name in transports:
+        if name not in base.names():
+            raise typer.BadParameter(f"no transport {name!r}; there are: {', '.join(base.names())}")
     console = Console()
     table = Table("transport", "topology", "codec", "tasks a step", "tasks/s", "CPU us a task")
     costs = []
-    cases = benchmark.cases(ranks, steps, transport or ["loopback", "zmq"])
+    cases = benchmark.cases(ranks, steps, transports)
     for case in track(cases, "measuring", console=Console(stderr=True), transient=True):
         cost = benchmark.measure(case)
         costs.append(cost)

@@ -118,8 +118,8 @@ class Synchronizer:
             run_seed=spec.seed,
             threads=threads or len(os.sched_getaffinity(0)),
         )
-        self._executor = Executor(control, channels, tasks, compute)
         control.agree("what is synchronized", spec.facts())
+        self._executor = Executor(control, channels, tasks, compute)
 
     def submit(self, gradient: str, values: NDArray[np.float32]) -> None:
         """Hand over a flat, contiguous float32 gradient; its memory is overwritten with the result."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import compll
 
 REAL = (
-    compll.compile("onebit", backend="interp"),
-    compll.compile("terngrad", backend="interp"),
-    compll.compile("terngrad", backend="interp", bitwidth=4, error_feedback=True),
+    compll.compile("onebit"),
+    compll.compile("terngrad"),
+    compll.compile("terngrad", bitwidth=4, error_feedback=True),
 )

@@ -43,6 +43,12 @@ def test_an_unknown_topology_is_a_clear_error() -> None:
     assert "unknown topology 'star'" in result.output
 
 
+def test_an_unknown_transport_is_a_clear_error() -> None:
+    result = CliRunner().invoke(app, ["bench", "--transport", "pigeon"])
+    assert result.exit_code == 2
+    assert "no transport 'pigeon'" in result.output
+
+
 def test_bench_measures_and_writes_only_where_told(tmp_path: Path) -> None:
     page = tmp_path / "runtime.md"
     result = CliRunner().invoke(

@@ -13,7 +13,7 @@ from loopback_jobs import random_steps, run_job, same_bits, spec_of
 from numpy_codecs import CODECS as NUMPY_CODECS
 from real_codecs import REAL
 
-from casync.plan import Entry, Gradient, Plan, layout, schedule
+from casync.plan import Entry, Gradient, Partition, Plan, Segment, layout, schedule
 from casync.primitives import Role, Send
 from casync.synchronizer import Op, Spec
 
@@ -238,3 +238,25 @@ def test_without_a_codec_everything_travels_uncompressed() -> None:
     # 26335 elements; bias (10) and the end of dense (5530) are each followed by two elements of padding
     assert sum(r.stats.bytes_sent for r in ran) == 2 * 2 * (4 * 32 + 4 * (26335 + 4))
     assert all(r.stats.ratio == pytest.approx(1, abs=0.01) for r in ran)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("codec", CODECS, ids=named)
+def test_a_bucket_of_compressed_gradients_travels_in_one_message(
+    codec: Any, topology: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is encoded for itself, with its own state and seeds; some are absent, on some ranks or on all."""
+    segments = tuple(Segment(name, 0, 0, int(np.prod(shape))) for name, shape in SHAPES.items())
+    monkeypatch.setattr("casync.synchronizer.layout", lambda *_: (Partition(True, 1, segments),))
+    spec = spec_of(SHAPES, codec, topology, 3)
+    steps = random_steps(np.random.default_rng(6), SHAPES, 3, 4)
+    steps[1][0]["bias"] = steps[1][2]["conv"] = steps[1][1]["tail"] = None
+    for rank in range(3):
+        steps[2][rank]["norm"] = steps[3][rank]["tail"] = steps[3][rank]["conv"] = None
+    ran = run_job(spec, steps)
+    assert sum(r.stats.messages_sent for r in ran) == 2 * 2 * 4
+    model = Model(3, topology, codec, (Partition(True, 1, segments),))
+    for number, step in enumerate(steps):
+        expected = model.step(number, step)
+        for result in ran:
+            assert all(same_bits(expected[name], result.results[number][name]) for name in SHAPES)
