@@ -12,10 +12,10 @@ from loopback_jobs import random_steps, run_job, spec_of, try_job
 from numpy_codecs import CODECS, OneBit
 
 from casync.channels import Channels
-from casync.control import RankFailure
+from casync.control import RankFailure, Wait
 from casync.frames import Header
 from casync.synchronizer import Synchronizer
-from casync.transports.loopback import LoopbackNetwork, LoopbackTransport
+from casync.transports.loopback import LoopbackControl, LoopbackNetwork, LoopbackTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,6 +142,31 @@ def test_a_rank_that_stops_computing_is_named_by_those_that_wait_for_it() -> Non
 
     assert failures(in_threads(3, work)).rank == 2
     net.close()
+
+
+def test_a_rank_says_whom_it_waits_for_and_that_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the chain of waits would lead past a rank whose kernel takes long."""
+    told: dict[int, Wait | None] = {}
+    waited: set[Wait] = set()
+    during: list[Wait | None] = []
+
+    def waits(self: LoopbackControl, wait: Wait | None) -> None:
+        told[self.rank] = wait
+        if wait:
+            waited.add(wait)
+
+    class Watched(OneBit):
+        def compress(self, x: Any, seed: int, shared: int) -> bytes:
+            during.append(told[int(threading.current_thread().name.rsplit("-", 1)[1])])
+            return super().compress(x, seed, shared)
+
+    monkeypatch.setattr(LoopbackControl, "waits", waits)
+    run_job(spec_of(SHAPES, Watched(), "ring", 3), steps(), delay=0.02)
+    assert during
+    assert set(during) == {None}
+    assert {wait.rank for wait in waited} == {0, 1, 2}
+    assert {wait.step for wait in waited} == {0, 1, 2}
+    assert {wait.gradient for wait in waited} <= set(SHAPES)
 
 
 def test_the_failure_is_raised_again_by_every_later_call() -> None:
