@@ -143,6 +143,8 @@ class Compute:
         codec = self._of(partition)
         before = total.finite if total else received.finite if received else True
         if partition.compressed and not before:
+            if total:
+                self._give_back(total)
             return Payload(np.empty(0, np.uint8), False, False)
         parts = form.split(received.body, received.absent) if received else [None] * len(partition.segments)
         scale = self._scale if task.final else np.float32(1)
@@ -230,19 +232,16 @@ class Compute:
             return
         parts = self._formats[task.partition].split(payload.body, payload.absent)
         items = [
-            (
-                i,
-                Item(
-                    payload=part,
-                    out=self._result(results, segment),
-                    shared_seed=self._shared(codec, segment, step),
-                ),
+            Item(
+                payload=part,
+                out=self._result(results, segment),
+                shared_seed=self._shared(codec, segment, step),
             )
-            for i, (segment, part) in enumerate(zip(partition.segments, parts, strict=True))
+            for segment, part in zip(partition.segments, parts, strict=True)
             if part is not None
         ]
         if items:
-            self._batch(codec, "decode", items)
+            codec.batch("decode", items, threads=self._threads)
 
     def _batch(self, codec: BatchCodec, op: Operation, chosen: Sequence[tuple[int, Item]]) -> list[Result]:
         return codec.batch(op, [item for _, item in chosen], threads=self._threads)

@@ -180,7 +180,8 @@ class Executor:
     def _run(self) -> None:
         """Work until stopped; whatever is raised fails the job, naming the rank that is to blame."""
         try:
-            self._loop()
+            with np.errstate(all="ignore"):  # infinities are data here
+                self._loop()
         except RankFailure as failure:
             self._control.abort(failure)
         except PayloadError as error:
