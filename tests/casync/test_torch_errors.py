@@ -141,6 +141,18 @@ def test_a_codec_that_cannot_hop_is_refused_in_a_ring() -> None:
         one_rank(lambda job: distributed(job, codec=codec, topology="ring"))
 
 
+def test_a_codec_with_state_of_its_own_is_refused_where_a_sum_is_encoded() -> None:
+    codec = OneBit()
+    codec.info = SimpleNamespace(**(vars(ONEBIT.info) | {"feedback": False}))  # type: ignore[assignment]
+    with pytest.raises(casync.CodecError, match="keeps state besides error feedback"):
+        one_rank(lambda job: distributed(job, codec=codec))
+
+
+def test_an_unknown_topology_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="unknown topology 'star': it is one of ps, ring"):
+        one_rank(lambda job: distributed(job, topology="star"))
+
+
 def test_before_init_the_error_says_what_to_call() -> None:
     with pytest.raises(RuntimeError, match=r"call casync.init\(\) first"):
         casync.rank()
