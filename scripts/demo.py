@@ -174,7 +174,7 @@ def main() -> int:
     os.chdir(ROOT)
     os.environ["PATH"] = os.pathsep.join([str(ROOT / ".venv" / "bin"), os.environ["PATH"]])
     console = Console()
-    began = time.monotonic()
+    began, load = time.monotonic(), os.getloadavg()[0]
     FOLDER.mkdir(exist_ok=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     try:
@@ -184,7 +184,7 @@ def main() -> int:
         console.print(table(outcomes))
         plot = RESULTS / "demo.png"
         draw(outcomes, plot)
-        facts = conditions(RANKS, BANDWIDTH)
+        facts = conditions(RANKS, BANDWIDTH, load)
         write_markdown(outcomes, facts, RESULTS / "demo.md", plot.name)
         record = {"conditions": facts, "runs": [outcome.record() for outcome in outcomes]}
         (RESULTS / "demo.json").write_text(json.dumps(record) + "\n")

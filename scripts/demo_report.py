@@ -103,7 +103,7 @@ def table(outcomes: list[Outcome]) -> Table:
     return view
 
 
-def conditions(ranks: int, bandwidth: str) -> dict[str, str]:
+def conditions(ranks: int, bandwidth: str, load: float) -> dict[str, str]:
     """Return what the figures depend on, without names of machines or places."""
     packages = ("torch", "horovod", "numpy", "pyzmq", "scikit-learn")
     compiler = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
@@ -111,6 +111,7 @@ def conditions(ranks: int, bandwidth: str) -> dict[str, str]:
         "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "ranks": f"{ranks}, all on this machine, over its loopback",
+        "other load": f"{load:.1f} processes in the minute before; the seconds suffer from it",
         "planned for": f"a link of {bandwidth} between {ranks} nodes",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "g++": compiler.stdout.strip(),
