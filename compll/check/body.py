@@ -158,7 +158,7 @@ class Body(Operators):
             raise self.report.error("a second concat: a payload is put together once", e.span)
         fields: list[ir.Field] = []
         stored: list[ScalarValue | VectorValue] = []
-        taken: set[str] = set()
+        taken = {GRADIENT, *self.states}  # the vectors of the IR that are no fields
         for at, arg in enumerate(self.args(e, 1, 64, "compressed = concat(a, b, ...)")):
             value = operand(self, arg)
             wish = arg.name if isinstance(arg, s.Name) else f"field{at}"
@@ -191,7 +191,7 @@ class Body(Operators):
         ):  # a Decode without its Encode: vectors are taken to be as long as the gradient
             kinds = [(v.elem or FLOAT, ir.Size() if v.vector else None) for _, v in variables]
             self.fields = tuple(
-                ir.Field(name, elem, length)
+                ir.Field(f"{name}_1" if name == GRADIENT else name, elem, length)
                 for (name, _), (elem, length) in zip(variables, kinds, strict=True)
             )
             self.names.taken.update(f.name for f in self.fields)

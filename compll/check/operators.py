@@ -37,6 +37,13 @@ from compll.ops import COMBINES, FUNCTIONS, identity
 from compll.types import BOOL, FLOAT, INT, arithmetic
 
 GRADIENT = "gradient"  # its name in the IR, whatever the program calls it
+SYMBOLS = ("n", "i", "a", "b")  # of the IR: size, position, the two values of a reduction
+
+
+def of_host(e: ir.Expr) -> bool:
+    """Whether a scalar is known before anything runs: it depends on n and hyper-parameters only."""
+    known = ir.Const | ir.Size | ir.Param | ir.Apply | ir.Convert
+    return all(isinstance(x, known) for x in ir.walk(e))
 
 
 class Names:
@@ -44,7 +51,7 @@ class Names:
 
     def __init__(self, taken: Sequence[str]) -> None:
         """Begin with names that are taken."""
-        self.taken = set(taken)
+        self.taken = {*taken, *SYMBOLS}
 
     def fresh(self, wish: str) -> str:
         """Return `wish`, or `wish_1`, `wish_2`, ..."""
@@ -90,13 +97,16 @@ class Operators(Statements):
             self.wish = "{}"
 
     def bind_scalar(self, name: str, value: ScalarValue) -> ScalarValue:
-        """Name a scalar by a `Let`, unless it is constant, has a name, or stands in a function or branch."""
-        if (
-            self.running
-            or self.conditional
-            or isinstance(value.expr, ir.Const | ir.Scalar | ir.Param | ir.Size)
-        ):
+        """Name a scalar by a `Let`, unless it has a name, stands in a function or branch, or is of the host.
+
+        What depends on n and parameters only stays an expression, so that it can be a length.
+        """
+        if self.running or self.conditional or isinstance(value.expr, ir.Scalar) or of_host(value.expr):
             return value
+        return self.let(name, value)
+
+    def let(self, name: str, value: ScalarValue) -> ScalarValue:
+        """Bind a scalar to a name of its own."""
         fresh = self.names.fresh(name)
         self.bindings.append(ir.Let(fresh, value.expr))
         return ScalarValue(ir.Scalar(fresh, value.expr.type), value.elem)
@@ -157,6 +167,12 @@ class Operators(Statements):
             raise self.report.error(
                 "the length of a range is an integer", count.span, hint="write int(...) around it"
             )
+        if not of_host(n.expr):
+            raise self.report.error(
+                "the length of a range depends on data, and this version of the compiler does not build that yet",
+                count.span,
+                hint="make it from gradient.size and hyper-parameters",
+            )
         return Range(ir.as_elem(n.expr, INT))
 
     def _vector(self, e: s.Expr) -> VectorValue:
@@ -188,7 +204,7 @@ class Operators(Statements):
             hint = did_you_mean(f.name, COMBINES) or "use add, smaller, greater or a function of two values"
             raise self.report.error(f"'{f.name}' does not combine two values", args[-1].span, hint=hint)
         if f.node is None:
-            kind = arithmetic(INT if vector.elem == BOOL else vector.elem)
+            own = kind = arithmetic(INT if vector.elem == BOOL else vector.elem)
             a, b = ScalarValue(ir.Scalar("a", kind), kind), ScalarValue(ir.Scalar("b", kind), kind)
             body = ir.apply(COMBINES[f.name], a.expr, b.expr)
             if init is None:
@@ -201,16 +217,18 @@ class Operators(Statements):
                 raise self.report.error(
                     f"this reduce needs {what}", e.span, hint="write reduce(vector, init, f)"
                 )
-            kind = arithmetic(element_type(self, types[0]))
+            own = element_type(self, types[0])
+            kind = arithmetic(own)
             pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
             if any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(body)):
                 raise self.report.error("a reduction cannot draw random numbers", args[-1].span)
         label = args[-1].name if isinstance(args[-1], s.Name) else "combine"
         name = self.names.fresh(self.wish.format(label))
+        start = as_type(init, own)  # init enters once, as f's parameter holds it
         combine = ir.Combine(label, body, kind)
         value = ir.as_elem(as_type(element, kind).expr, kind)
-        self.bindings.append(ir.Reduce(name, combine, ir.as_elem(init.expr, kind), vector.length, value))
+        self.bindings.append(ir.Reduce(name, combine, ir.as_elem(start.expr, kind), vector.length, value))
         return ScalarValue(ir.Scalar(name, kind), kind)
 
     def _random(self, e: s.Call) -> ScalarValue | VectorValue:
@@ -238,4 +256,5 @@ class Operators(Statements):
                 f"random<{elem}> is not there", e.span, hint="use random<float> or random<int>"
             )
         a, b = (as_type(scalar(self, x, "a bound of random"), kind).expr for x in (low, high))
-        return as_type(ScalarValue(ir.Random(site, a, b, kind), kind), elem)
+        drawn = as_type(ScalarValue(ir.Random(site, a, b, kind), kind), elem)
+        return drawn if self.running else self.let("random", drawn)  # outside a map: that of element 0

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
-from compll.emit.expressions import LaneWriter, ScalarWriter, literal, not_built, not_built_type
+from compll.emit.expressions import LANES, LaneWriter, ScalarWriter, not_built, not_built_type
 from compll.emit.ranges import Ranges, scalar_type, storage
+from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.ops import COMBINES
 from compll.passes import fuse
@@ -141,6 +142,10 @@ def _field(f: ir.Field, writer: ScalarWriter) -> FieldText:
     return FieldText(f.name, 16, size)
 
 
+def _no_read(e: ir.Read) -> str:
+    raise not_built(e)
+
+
 class _Emitter:
     """Turns one function into an `Operation`."""
 
@@ -215,7 +220,7 @@ class _Emitter:
 
     def loop(self, b: ir.Pass) -> PassText:
         loads: dict[str, Load] = {}
-        uniforms: dict[tuple[str, str], str] = {}
+        uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
 
         def read(e: ir.Read) -> str:
             if self.lengths[e.vector] != b.length:
@@ -225,11 +230,13 @@ class _Emitter:
 
         def uniform(e: ir.Expr, lanes: str) -> str:
             text = self.scalar.text(e)
-            name = text.replace("k.", "u_").replace("p.", "u_").rstrip("_") + (
-                "" if lanes == "Float" else f"_{lanes}"
-            )
-            uniforms[name, lanes] = f"const {lanes} {name} = {self.splat(lanes, e.type, text)};"
-            return name
+            if (text, lanes) not in uniforms:
+                name = "u_" + text[2:].removesuffix("_") + ("" if lanes == "Float" else f"_{lanes}")
+                if name in (taken for taken, _ in uniforms.values()):
+                    name += f"_{len(uniforms)}"
+                line = f"const {lanes} {name} = {self.splat(lanes, e.type, text)};"
+                uniforms[text, lanes] = name, line
+            return uniforms[text, lanes][0]
 
         writer = LaneWriter(Ranges(self.vectors), read, uniform)
         checks_finite = not self.checked and b.length == ir.Size()
@@ -246,7 +253,7 @@ class _Emitter:
         text = PassText(
             name=f"{self.f.op}_pass{len(self.passes)}",
             length=self.scalar.text(b.length),
-            uniforms=tuple(uniforms.values()),
+            uniforms=tuple(line for _, line in uniforms.values()),
             unpacks=tuple(packed),
             packs=tuple(packs),
             random=tuple((kind, site) for site, kind in sorted(writer.sites.items())),
@@ -274,8 +281,19 @@ class _Emitter:
             return Load(vector, "Int32", f"c_{vector}", True, False)
         known = dict(self.f.vectors)
         is_field = vector in known and vector in {x.name for x in self.f.layout}
-        place = f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})" if is_field else f"k.{vector}"
+        place = (
+            f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})" if is_field else self.vector(vector)
+        )
         return Load(vector, lanes, f"{place} + tile * TILE", False, elem == BOOL)
+
+    def vector(self, name: str) -> str:
+        return f"k.s_{name}" if name in self.f.states else f"k.{name}"
+
+    @staticmethod
+    def named(combine: ir.Combine) -> bool:
+        """Whether a reduction is by `add`, `smaller` or `greater` of the language, not by a program's own."""
+        a, b = (ir.Scalar(x, combine.type) for x in "ab")
+        return combine.name in COMBINES and combine.body == ir.apply(COMBINES[combine.name], a, b)
 
     def reduction(self, s: ir.Reduce, writer: LaneWriter) -> Reduction:
         kind = s.combine.type
@@ -283,8 +301,9 @@ class _Emitter:
         if kind == INT:
             low, high = writer.ranges.of(s.body)
             growth = TILE if s.combine.name == "add" else 1
-            builtin = s.combine.name in ("add", "smaller", "greater")
-            lanes = "Int32" if builtin and max(abs(low), abs(high)) * growth < 2**31 else "Int64"
+            lanes = (
+                "Int32" if self.named(s.combine) and max(abs(low), abs(high)) * growth < 2**31 else "Int64"
+            )
         value = writer.write(s.body, lanes)
         functor = self.functor(s)
         self.scalars.append(f"{scalar_type(kind)} {s.name}_;")
@@ -292,19 +311,21 @@ class _Emitter:
         return Reduction(s.name, lanes, scalar_type(kind), functor, self.scalar.text(s.init), value)
 
     def functor(self, s: ir.Reduce) -> str:
-        def argument(e: ir.Expr, lanes: str = "") -> str:
-            del lanes
-            if isinstance(e, ir.Scalar) and e.name in ("a", "b"):
-                return e.name
-            raise not_built(e, f"inside the function of the reduction '{s.name}'")
+        def argument(name: str) -> str:
+            if name in ("a", "b"):
+                return name
+            raise BackendError(
+                f"the cpp backend does not build the use of '{name}' inside the function that the reduction "
+                f"'{s.name}' combines by yet; backend='interp' runs it"
+            )
 
         name = "".join(part.capitalize() for part in s.combine.name.split("_")) + f"Of{len(self.combines)}"
         kind, body = s.combine.type, s.combine.body
         scalar = ScalarWriter(argument).text(body)
-        if s.combine.name in COMBINES:
+        if self.named(s.combine):
             self.combines.append(Combine(name, "", scalar, "", (), ""))
             return name
-        writer = LaneWriter(Ranges({}), argument, argument)
+        writer = LaneWriter(Ranges({}), _no_read, lambda e, _: argument(getattr(e, "name", "gradient.size")))
         lanes = LANES[kind.name]
         result = writer.write(body, lanes)
         self.combines.append(Combine(name, scalar_type(kind), scalar, lanes, tuple(writer.lines), result))
@@ -322,7 +343,7 @@ class _Emitter:
         if arithmetic(s.elem) == FLOAT and s.target.kind != "state":
             value = f"canonical({value})"
         place = {
-            "state": f"k.{name}_new",
+            "state": f"k.new_{name}",
             "output": "k.gradient",
             "field": f"reinterpret_cast<{self.stored(s.elem)}*>(k.f_{name})",
         }[s.target.kind]

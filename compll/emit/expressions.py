@@ -11,6 +11,7 @@ from collections.abc import Callable
 from compll import ir
 from compll.emit.ranges import Ranges, scalar_type
 from compll.errors import BackendError
+from compll.ir_text import text
 from compll.ops import OPS
 from compll.types import BOOL, FLOAT, INT, Elem, arithmetic, limits
 
@@ -177,7 +178,7 @@ class LaneWriter:
 
 def not_built(e: ir.Expr) -> BackendError:
     """Say what the cpp backend cannot do yet."""
-    what = type(e).__name__
+    what = f"'{text(e)}' here"
     if isinstance(e, ir.Read):
         what = f"a read of '{e.vector}' elsewhere than at the element's own position of a loop of its length"
     return BackendError(f"the cpp backend does not build {what} yet; backend='interp' runs it")

@@ -62,8 +62,8 @@ struct EncodeFrame {
     int32_t bad;
     float* gradient;
     uint8_t* f_bit;
-    const float* residual;
-    float* residual_new;
+    const float* s_residual;
+    float* new_residual;
     int64_t ups_;
     float up_add_;
     float down_add_;
@@ -75,31 +75,22 @@ struct EncodeFrame {
 };
 
 struct EncodeAddOf0 {
-    template <class T> T operator()(T a, T b) const {
-        const auto t0 = a + b;
-        return t0;
-    }
+    template <class T> T operator()(T a, T b) const { return (a + b); }
 };
 
 struct EncodeAddOf1 {
-    template <class T> T operator()(T a, T b) const {
-        const auto t0 = a + b;
-        return t0;
-    }
+    template <class T> T operator()(T a, T b) const { return (a + b); }
 };
 
 struct EncodeAddOf2 {
-    template <class T> T operator()(T a, T b) const {
-        const auto t0 = a + b;
-        return t0;
-    }
+    template <class T> T operator()(T a, T b) const { return (a + b); }
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     alignas(64) uint8_t o_bit[TILE];
     if (!FULL) std::memset(o_bit, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_residual = k.residual + tile * TILE;
+    const auto* in_residual = k.s_residual + tile * TILE;
     Int32 a_ups[BLOCKS];
     Float a_up_add[BLOCKS];
     Float a_down_add[BLOCKS];
@@ -141,7 +132,7 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
     const Float u_up = splat<Float>(k.up_);
     const Float u_down = splat<Float>(k.down_);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_residual = k.residual + tile * TILE;
+    const auto* in_residual = k.s_residual + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -157,7 +148,7 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Float t4 = absolute(t3);
             const Mask t5 = le(t4, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t6 = select(t5, t3, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.residual_new + tile * TILE + at, t6, live);
+            store<FULL>(k.new_residual + tile * TILE + at, t6, live);
         }
     }
 }
@@ -173,8 +164,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.scale = item.scale;
     k.gradient = item.gradient;
     k.f_bit = item.payload + at.bit_;
-    k.residual = item.state[0];
-    k.residual_new = item.new_state[0];
+    k.s_residual = item.state[0];
+    k.new_residual = item.new_state[0];
     int64_t end = 0;  // bytes between fields are written 0
     std::memset(item.payload + end, 0, at.up_ - end);
     end = at.up_end;

@@ -70,17 +70,11 @@ struct EncodeFrame {
 };
 
 struct EncodeSmallerOf0 {
-    template <class T> T operator()(T a, T b) const {
-        const auto t0 = smaller(a, b);
-        return t0;
-    }
+    template <class T> T operator()(T a, T b) const { return (smaller(a, b)); }
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> T operator()(T a, T b) const {
-        const auto t0 = greater(a, b);
-        return t0;
-    }
+    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {

@@ -1,0 +1,108 @@
+"""What the compiler's tests share: small programs, gradients with every edge, and bit comparison."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compll import codec as api
+
+EDGES = np.array(
+    [0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38, np.nan, np.inf, -np.inf, 1.0, -1.0, 0.5, 2.5, -1.5],
+    np.float32,
+)
+
+
+@functools.cache
+def folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="compll-tests-"))
+
+
+def write(text: str, name: str = "") -> Path:
+    """Write a program to a file of its own and return the path."""
+    path = folder() / f"{name or hashlib.sha256(text.encode()).hexdigest()[:12]}.pse"
+    path.write_text(text, "utf-8")
+    return path
+
+
+@functools.cache
+def compiled(text: str, backend: str = "cpp", error_feedback: bool = False, **params: Any) -> api.Codec:
+    return api.compile(write(text), backend, error_feedback=error_feedback, **params)
+
+
+def both(text: str, **params: Any) -> tuple[api.Codec, api.Codec]:
+    return compiled(text, "interp", **params), compiled(text, "cpp", **params)
+
+
+def maps(expressions: dict[str, str], names: str = "gradient", before: str = "") -> str:
+    """Return a program whose payload holds one vector a given type and expression over the position i."""
+    lines = [
+        f"    {kind}* v{at} = map(range(gradient.size), [&](int i) -> {kind} {{ return {e}; }});"
+        for at, (e, kind) in enumerate(expressions.items())
+    ]
+    fields = ", ".join(f"v{at}" for at in range(len(expressions)))
+    declared = "\n".join(f"    {kind}* v{at};" for at, kind in enumerate(expressions.values()))
+    body = "\n".join(lines)
+    return f"""
+void TableEncode(float* {names}, uint8* compressed{before}) {{
+{body}
+    compressed = concat({fields});
+}}
+void TableDecode(uint8* compressed, float* gradient) {{
+{declared}
+    extract(compressed, {fields});
+    gradient = map(range(gradient.size), [&](int i) -> float {{ return 0.0; }});
+}}
+"""
+
+
+def fields(payload: np.ndarray, kinds: list[str], n: int) -> list[np.ndarray]:
+    """Cut a payload of vectors of n elements of NumPy types into those vectors."""
+    out, at = [], 0
+    for kind in kinds:
+        at = -(-at // 16) * 16
+        size = n * np.dtype(kind).itemsize
+        out.append(np.frombuffer(payload[at : at + size].tobytes(), kind))
+        at += size
+    assert at == len(payload)
+    return out
+
+
+def gradient(label: str, n: int, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng([seed, n])
+    match label:
+        case "normal":
+            return rng.standard_normal(n).astype(np.float32)
+        case "constant":
+            return np.full(n, 0.1, np.float32)
+        case "zeros":
+            return rng.choice(np.array([0.0, -0.0], np.float32), n)
+        case "denormal":
+            return (rng.integers(-1000, 1000, n) * np.float64(1e-45)).astype(np.float32)
+        case "huge":
+            return rng.choice(np.array([3.4e38, -3.4e38, 1e38], np.float32), n)
+        case "mixed":
+            return rng.choice(EDGES, n)
+    raise ValueError(label)
+
+
+LABELS = ("normal", "constant", "zeros", "denormal", "huge", "mixed")
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def encode(
+    codec: api.Codec, grad: np.ndarray, seed: int = 7, **more: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Encode with a state that is not zero, where the codec keeps one; return payload and new state."""
+    n = len(grad)
+    state = {k: np.linspace(-0.5, 0.5, n, dtype=np.float32) for k in codec.new_state(n)}
+    payload = codec.encode(grad, seed=seed, state=state if state or codec.info.stateful else None, **more)
+    return payload, state
