@@ -184,6 +184,37 @@ def test_absent_gradients_take_part_and_stay_absent_where_no_rank_has_them(codec
         assert result.results[2]["conv"] is not None
 
 
+@pytest.mark.parametrize("codec", [c for c in CODECS if c.info.feedback], ids=named)
+def test_what_an_owner_s_worker_role_had_left_is_merged_exactly_and_becomes_zero(codec: Any) -> None:
+    """Such a residual comes from a saved run in which another rank owned the elements."""
+    spec = spec_of(SHAPES, codec, "ps", 3)
+    steps = random_steps(np.random.default_rng(4), SHAPES, 3, 3)
+    states = [result.state for result in run_job(spec, steps[:1])]
+    model = model_of(spec, 3)
+    model.step(0, steps[0])
+    owner_of = {
+        (p.segments[0].gradient, p.segments[0].start): p.owner for p in model.partitions if p.compressed
+    }
+    for rank, state in enumerate(states):
+        for entry in state["feedback"]["entries"]:
+            place = (entry["gradient"], entry["offset"])
+            if entry["role"] == "WORKER" and owner_of[place] == rank:
+                left = np.random.default_rng(rank).standard_normal(
+                    entry["values"]["residual"].size, np.float32
+                )
+                entry["values"]["residual"] = left
+                model.residuals[rank, *place, Role.WORKER] = left
+    ran = run_job(spec, steps[1:], states=states)
+    for number in (1, 2):
+        expected = model.step(number, steps[number])
+        for result in ran:
+            assert all(same_bits(expected[name], result.results[number - 1][name]) for name in SHAPES)
+    for rank, result in enumerate(ran):
+        for entry in result.state["feedback"]["entries"]:
+            if entry["role"] == "WORKER" and owner_of[entry["gradient"], entry["offset"]] == rank:
+                assert not entry["values"]["residual"].any()
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("codec", CODECS, ids=named)
 def test_a_resumed_run_equals_the_uninterrupted_one(codec: Any, topology: str) -> None:
