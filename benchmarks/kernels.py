@@ -184,7 +184,8 @@ def conditions(codecs: dict[str, Codec]) -> dict[str, str]:
     return {
         "processor": models[0].split(":")[1].strip() if models else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
-        "load when started (1 min)": f"{os.getloadavg()[0]:.2f}",
+        "load of the machine by others, when started": f"{os.getloadavg()[0]:.1f} (of the last minute; "
+        "when it is above 0.5, threads wait for cores: more than one thread then says nothing)",
         "backend": ", ".join(sorted({codec.backend for codec in codecs.values()})),
         "codecs": ", ".join(f"{name} {codec.info.fingerprint[:12]}" for name, codec in codecs.items()),
         "python": platform.python_version(),
