@@ -17,6 +17,8 @@ import numpy as np
 from compll.ops import OPS
 from compll.types import BOOL, INT, Elem, arithmetic, convert, dtype
 
+SCALE, SHARED_SEED = "@scale", "@shared_seed"  # arguments of a call; no program can spell these names
+
 # --- expressions ----------------------------------------------------------------------------------
 
 
@@ -85,7 +87,7 @@ class Scalar(Expr):
 
 @dataclass(frozen=True, eq=True)
 class Param(Expr):
-    """A run-time hyper-parameter, the `shared_seed`, or `scale` of the derived operations."""
+    """A run-time hyper-parameter, the `shared_seed`, or an argument of the call (`SCALE`, `SHARED_SEED`)."""
 
     name: str
     type: Elem

@@ -70,7 +70,7 @@ def text(e: ir.Expr) -> str:
         case ir.Scalar(name, _):
             return name
         case ir.Param(name, _):
-            return name
+            return f"param {name}" if name in ("n", "i", "a", "b") else name.removeprefix("@")
         case ir.Read(vector, position, _):
             return f"{vector}[{text(position)}]"
         case ir.Convert(arg, to, _):

@@ -80,7 +80,10 @@ class _Verifier:
 
     def expr(self, e: ir.Expr, local: dict[str, Elem] | None = None) -> None:
         scalars = self.scalars | (local or {})
-        params = {p.name: arithmetic(p.elem) for p in self.f.params} | {"scale": FLOAT, "shared_seed": UINT64}
+        params = {p.name: arithmetic(p.elem) for p in self.f.params} | {
+            ir.SCALE: FLOAT,
+            ir.SHARED_SEED: UINT64,
+        }
         for node in ir.walk(e):
             match node:
                 case ir.Scalar(name, kind):

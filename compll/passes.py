@@ -28,24 +28,27 @@ def fuse_maps(f: ir.Function) -> ir.Function:
     """Put a map's body where the map is read at the reader's own position.
 
     Bodies are pure, so a map with several readers is computed in each pass that needs it.  A map that is
-    read at any other position stays.
+    read at any other position, or in a loop of another length, stays.
     """
-    bodies: dict[str, ir.Expr] = {}
+    maps: dict[str, ir.Map] = {}
 
-    def inline(e: ir.Expr) -> ir.Expr | None:
-        if isinstance(e, ir.Read) and e.position == ir.Position():
-            return bodies.get(e.vector)
-        return None
+    def fused(e: ir.Expr, length: ir.Expr) -> ir.Expr:
+        def inline(node: ir.Expr) -> ir.Expr | None:
+            if isinstance(node, ir.Read) and node.position == ir.Position() and node.vector in maps:
+                m = maps[node.vector]
+                return m.body if m.length == length else None
+            return None
+
+        return ir.rewrite(e, inline)
 
     body: list[ir.Binding] = []
     for b in f.body:
         match b:
             case ir.Map():
-                fused = replace(b, body=ir.rewrite(b.body, inline))
-                bodies[b.name] = fused.body
-                body.append(fused)
+                maps[b.name] = replace(b, body=fused(b.body, b.length))
+                body.append(maps[b.name])
             case ir.Store() | ir.Reduce():
-                body.append(replace(b, body=ir.rewrite(b.body, inline)))
+                body.append(replace(b, body=fused(b.body, b.length)))
             case _:
                 body.append(b)
     return drop_unused(replace(f, body=tuple(body)))
@@ -104,7 +107,7 @@ def decode_add(decode: ir.Function) -> ir.Function:
     for b in decode.body:
         if isinstance(b, ir.Store) and b.target.kind == "output":
             old = ir.Read(GRADIENT, ir.Position(), FLOAT)
-            b = replace(b, body=ir.apply("+", old, ir.apply("*", ir.Param("scale", FLOAT), b.body)))
+            b = replace(b, body=ir.apply("+", old, ir.apply("*", ir.Param(ir.SCALE, FLOAT), b.body)))
         body.append(b)
     return replace(decode, op="decode_add", vectors=((GRADIENT, FLOAT), *decode.vectors), body=tuple(body))
 

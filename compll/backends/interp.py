@@ -43,7 +43,7 @@ def build(unit: Unit) -> InterpLibrary:
 
 def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     """Run one function, typed or fused, on one item."""
-    params = dict(values) | {"scale": call.scale, "shared_seed": call.shared_seed}
+    params = dict(values) | {ir.SCALE: call.scale, ir.SHARED_SEED: call.shared_seed}
     places = extents(f.layout, call.n, values)
     env = Environment(call.n, params, seed=call.seed)
     finite = True

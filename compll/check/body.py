@@ -58,8 +58,6 @@ class Body(Operators):
         self.states = (*sig.states, "residual") if feedback else sig.states
         taken = (
             GRADIENT,
-            "scale",
-            "shared_seed",
             *self.states,
             *(p.name for p in params),
             *(f.name for f in fields or ()),
@@ -97,7 +95,7 @@ class Body(Operators):
             e = ir.const(self.static[p.name], p.elem) if known else ir.Param(p.name, kind)
             names[p.name] = Variable(p.elem, False, ScalarValue(e, p.elem), writable=False)
         if sig.key:
-            key = ScalarValue(ir.Param("shared_seed", UINT64), UINT64)
+            key = ScalarValue(ir.Param(ir.SHARED_SEED, UINT64), UINT64)
             names[sig.key] = Variable(UINT64, False, key, writable=False)
         for state in sig.states:
             names[state] = Variable(FLOAT, True, named(state, FLOAT, n))
@@ -228,6 +226,7 @@ class Body(Operators):
     def _field(self, name: str, v: Variable, field: ir.Field) -> Value:
         """Read one field; a field read into a parameter must equal it."""
         if field.length is not None:
+            self.lengths[field.name] = field.length
             return named(field.name, field.elem, field.length)
         fresh = self.names.fresh(name if v.writable else f"{name}_read")
         self.bindings.append(ir.Get(fresh, field.name, field.elem))
@@ -260,7 +259,7 @@ class Body(Operators):
             fields=self.fields,
             stored=payload,
         )
-        inner.bindings = self.bindings
+        inner.bindings, inner.lengths = self.bindings, self.lengths
         inner.run(self.decoder.function.body.body)
         if inner.output is None:
             raise Abandon  # the Decode is checked by itself, and complains there

@@ -79,6 +79,7 @@ class Operators(Statements):
         super().__init__(report, static, file_scope)
         self.sig, self.names = sig, names
         self.bindings: list[ir.Binding] = []
+        self.lengths: dict[str, ir.Expr] = {}  # of the vectors whose length is not gradient.size
         self.wish = "{}"
         self.random = False
         self.sites = random_sites(sig.program)
@@ -112,10 +113,11 @@ class Operators(Statements):
         return ScalarValue(ir.Scalar(fresh, value.expr.type), value.elem)
 
     def bind_vector(self, name: str, value: VectorValue) -> VectorValue:
-        """Name a vector by a `Map`, unless it has a name already."""
-        if value.name is not None:
+        """Name a vector by a `Map`, unless it has a name already; a part of a named one is another vector."""
+        if value.name is not None and value.length == self.lengths.get(value.name, ir.Size()):
             return value
         fresh = self.names.fresh(name)
+        self.lengths[fresh] = value.length
         self.bindings.append(ir.Map(fresh, value.elem, value.length, value.body))
         return named(fresh, value.elem, value.length)
 
@@ -169,7 +171,7 @@ class Operators(Statements):
             )
         if not of_host(n.expr):
             raise self.report.error(
-                "the length of a range depends on data, and this version of the compiler does not build that yet",
+                "the length of a range depends on data: this version of the compiler does not build that yet",
                 count.span,
                 hint="make it from gradient.size and hyper-parameters",
             )

@@ -163,8 +163,8 @@ class _Emitter:
         self.members: list[str] = []
 
     def place(self, name: str) -> str:
-        if name in ("scale", "shared_seed"):
-            return f"k.{name}"
+        if name in (ir.SCALE, ir.SHARED_SEED):
+            return f"k.{name[1:]}"
         return f"p.{name}_" if name in self.params else f"k.{name}_"
 
     def operation(self) -> Operation:
