@@ -14,16 +14,18 @@ from compll.types import Array
 ALIGNMENT = 64
 
 
-def view(x: Any, what: str, kind: str) -> tuple[Array, Callable[[Array], Any]]:
+def view(x: Any, what: str, kind: str, *, writes: bool = False) -> tuple[Array, Callable[[Array], Any]]:
     """Return a one-dimensional NumPy view of `x`, and the function that gives results the caller's type.
 
     Args:
         x: NumPy array, or a CPU tensor.
         what: its name, for messages.
         kind: the element type that it must have, "float32" or "uint8".
+        writes: whether it is written to.
 
     Raises:
-        ParameterError: another element type, more than one dimension, or a stride.
+        ParameterError: another element type, more than one dimension, a stride, or a read-only array that
+            is to be written.
         BackendError: a tensor on a device that has no backend yet.
 
     """
@@ -37,6 +39,8 @@ def view(x: Any, what: str, kind: str) -> tuple[Array, Callable[[Array], Any]]:
         raise ParameterError(f"{what} has {x.ndim} dimensions, {x.shape}; give {what}.reshape(-1)")
     if not x.flags.c_contiguous:
         raise ParameterError(f"{what} is not contiguous (strides {x.strides}); copy it first")
+    if writes and not x.flags.writeable:
+        raise ParameterError(f"{what} is read-only; give an array that can be written")
     return x, wrap
 
 
@@ -51,7 +55,10 @@ def _from_tensor(x: Any, what: str) -> tuple[Array, Callable[[Array], Any]]:
     framework = sys.modules.get(type(x).__module__.partition(".")[0])
     from_numpy = getattr(framework, "from_numpy", None)
     if from_numpy is None or not hasattr(x, "detach"):
-        raise ParameterError(f"{what} is a {type(x).__name__}; give a NumPy array or a CPU tensor")
+        raw = (
+            "; np.frombuffer(x, np.uint8) makes one" if isinstance(x, bytes | bytearray | memoryview) else ""
+        )
+        raise ParameterError(f"{what} is a {type(x).__name__}; give a NumPy array or a CPU tensor{raw}")
     if not x.is_contiguous():
         raise ParameterError(f"{what} is not contiguous; give {what}.contiguous()")
     return x.detach().numpy(), from_numpy

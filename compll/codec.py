@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.resources
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -140,6 +141,7 @@ class Codec:
 
     def new_state(self, n: int, like: Any = None) -> dict[str, Any]:
         """Return the zero state for n elements: name -> float32[n], of the array type of `like`."""
+        n = _length(n)
         zeros = {name: np.zeros(n, np.float32) for name in self._program.encode.states}
         if like is None:
             return dict(zeros)
@@ -254,7 +256,9 @@ class Codec:
             those before the one that failed may have been written.
 
         """
-        threads = default_threads() if threads is None else threads
+        threads = default_threads() if threads is None else _integer(threads, "threads", 1, 2**15)
+        if op not in get_args(Operation):
+            raise ParameterError(f"there is no operation {op!r}: {', '.join(get_args(Operation))}")
         if op == "hop":
             return self._hop(items, threads)
         prepare = {
@@ -283,7 +287,7 @@ class Codec:
             )
             with np.errstate(all="ignore"):
                 np.add(grad, total, out=total)
-                np.multiply(total, np.float32(item.scale), out=total)
+                np.multiply(total, _scale(item.scale), out=total)
             encodes.append(replace(item, grad=wrap(total), payload=None, scale=1.0))
         return self.batch("encode", encodes, threads)
 
@@ -302,11 +306,12 @@ class Codec:
         shared = item.seed if item.shared_seed is None else item.shared_seed
         shared = self._seed(shared, "shared_seed", required=self.info.keyed)
         state = self._state(item.state, "state", n)
-        new_state = state if item.new_state is None else self._state(item.new_state, "new_state", n)
+        kept, what = (item.state, "state") if item.new_state is None else (item.new_state, "new_state")
+        new_state = self._state(kept, what, n, writes=True)
         need = self.max_bytes(n)
         out = buffer = aligned_empty(need)
         if item.out is not None:
-            buffer, wrap = view(item.out, "out", "uint8")
+            buffer, wrap = view(item.out, "out", "uint8", writes=True)
             if len(buffer) < need:
                 raise ParameterError(
                     f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}"
@@ -322,16 +327,14 @@ class Codec:
 
     def _prepare_decode(self, item: Item) -> tuple[b.Call, Any]:
         raw = view(item.payload, "payload", "uint8")[0]
-        out, wrap = view(item.out, "out", "float32")
-        if not out.flags.writeable:
-            raise ParameterError("out is read-only")
+        out, wrap = view(item.out, "out", "float32", writes=True)
         payload.check_length(self.info.name, raw, self._extents(len(out)), len(out))
         if not _is_aligned(raw):
             copy = aligned_empty(len(raw))
             copy[:] = raw
             raw = copy
         shared = self._seed(item.shared_seed, "shared_seed", required=self.info.keyed)
-        call = b.Call(len(out), out, raw, 0, shared, float(np.float32(item.scale)))
+        call = b.Call(len(out), out, raw, 0, shared, float(_scale(item.scale)))
         return call, lambda _: wrap(out)
 
     def _seed(self, seed: int | None, what: str, *, required: bool = False) -> int:
@@ -339,12 +342,11 @@ class Codec:
             if required:
                 raise ParameterError(f"{self.info.name} needs {what}=, an integer in 0..2^64-1")
             return 0
-        value = int(seed)
-        if value != seed or not 0 <= value < 2**64:
-            raise ParameterError(f"{what} is {seed!r}; it must be an integer in 0..2^64-1")
-        return value
+        return _integer(seed, what, 0, 2**64 - 1, "an integer in 0..2^64-1")
 
-    def _state(self, state: Mapping[str, Any] | None, what: str, n: int) -> dict[str, Array]:
+    def _state(
+        self, state: Mapping[str, Any] | None, what: str, n: int, *, writes: bool = False
+    ) -> dict[str, Array]:
         names = self._program.encode.states
         if state is None and names:
             raise ParameterError(f"{self.info.name} keeps a state: give state=codec.new_state({n})")
@@ -355,7 +357,7 @@ class Codec:
             )
         arrays = {}
         for name, value in (state or {}).items():
-            arrays[name] = view(value, f"{what}['{name}']", "float32")[0]
+            arrays[name] = view(value, f"{what}['{name}']", "float32", writes=writes)[0]
             if len(arrays[name]) != n:
                 raise ParameterError(
                     f"{what}['{name}'] has {len(arrays[name])} elements, and the gradient {n}"
@@ -376,9 +378,27 @@ class Codec:
 
 
 def _length(n: int) -> int:
-    if n < 0 or int(n) != n:
-        raise ParameterError(f"n is {n!r}; it must be an integer of at least 0")
-    return int(n)
+    return _integer(n, "n", 0, 2**48, "an integer of at least 0")
+
+
+def _integer(value: Any, what: str, low: int, high: int, wanted: str = "") -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise ParameterError(
+            f"{what} is {value!r}; it must be {wanted or f'an integer from {low} to {high}'}"
+        )
+    return number
+
+
+def _scale(value: Any) -> np.float32:
+    try:
+        with np.errstate(over="ignore"):
+            return np.float32(float(value))
+    except (TypeError, ValueError, OverflowError):
+        raise ParameterError(f"scale is {value!r}; it must be a number") from None
 
 
 def _is_aligned(x: Array) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 
@@ -174,7 +175,7 @@ def _literal(e: s.Expr, elem: Elem, report: Reporter) -> float | int | bool:
     while isinstance(e, s.Unary) and e.op in "+-":
         sign, e = (-sign if e.op == "-" else sign), e.arg
     if isinstance(e, s.Integer):
-        return float(sign * e.value) if arithmetic(elem).kind == "float" else sign * e.value
+        return float(sign * min(e.value, 2**1023)) if arithmetic(elem).kind == "float" else sign * e.value
     if isinstance(e, s.Number) and arithmetic(elem).kind == "float":
         return sign * float(e.text)
     if isinstance(e, s.Truth) and elem.kind == "bool":
@@ -189,20 +190,25 @@ def check_value(p: ir.Parameter, value: object) -> float | int | bool:
         ParameterError: the value is of another kind, or outside the type or the declared range.
 
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, bool) != (p.elem.kind == "bool") or not isinstance(value, int | float):
         raise ParameterError(
             f"{p.name} = {value!r}: it must be {'a' if p.elem.kind == 'float' else 'an'} {p.elem}"
         )
     if p.elem.kind in ("int", "uint"):
         low, high = limits(p.elem)
-        if int(value) != value or not low <= value <= high:
+        if not low <= value <= high or int(value) != value:
             raise ParameterError(
                 f"{p.name} = {value!r}: the type {p.elem} holds the integers {low} to {high}"
             )
         value = int(value)
     if p.range is not None and not p.range[0] <= value <= p.range[1]:
         raise ParameterError(f"{p.name} = {value!r}: it must be from {p.range[0]} to {p.range[1]}")
-    return convert(np.asarray(value, dtype(arithmetic(p.elem))), p.elem).item()  # type: ignore[no-any-return]
+    if p.elem.kind in ("float", "bfloat") and 2**128 <= abs(value) < math.inf:
+        raise ParameterError(f"the value of {p.name} is too large for {p.elem}")
+    with np.errstate(over="ignore"):
+        return convert(np.asarray(value, dtype(arithmetic(p.elem))), p.elem).item()  # type: ignore[no-any-return]
 
 
 def choose(codec: str, params: Sequence[ir.Parameter], given: Values) -> dict[str, float | int | bool]:
