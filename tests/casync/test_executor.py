@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from loopback_jobs import random_steps, run_job, same_bits, spec_of
 from numpy_codecs import CODECS as NUMPY_CODECS
 from real_codecs import REAL
 
+from casync.buffers import Pool
 from casync.plan import Entry, Gradient, Partition, Plan, Segment, layout, schedule
 from casync.primitives import Role, Send
 from casync.synchronizer import Op, Spec
@@ -213,6 +215,30 @@ def test_what_an_owner_s_worker_role_had_left_is_merged_exactly_and_becomes_zero
         for entry in result.state["feedback"]["entries"]:
             if entry["role"] == "WORKER" and owner_of[entry["gradient"], entry["offset"]] == rank:
                 assert not entry["values"]["residual"].any()
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_every_buffer_is_given_back(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that later steps allocate nothing; also with absent gradients and values that are not finite."""
+    taken: Counter[int] = Counter()
+    take, give = Pool.take, Pool.give
+
+    def counted_take(self: Pool, nbytes: int) -> Any:
+        taken[id(self)] += 1
+        return take(self, nbytes)
+
+    def counted_give(self: Pool, buffer: Any) -> None:
+        taken[id(self)] -= 1
+        give(self, buffer)
+
+    monkeypatch.setattr(Pool, "take", counted_take)
+    monkeypatch.setattr(Pool, "give", counted_give)
+    steps = random_steps(np.random.default_rng(4), SHAPES, 3, 4)
+    steps[1][0]["dense"] = steps[2][1]["bias"] = None
+    steps[2][0]["conv"][3] = np.nan
+    run_job(spec_of(SHAPES, CODECS[0], topology, 3), steps)
+    assert taken
+    assert set(taken.values()) == {0}
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
