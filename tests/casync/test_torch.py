@@ -267,6 +267,21 @@ def test_gradients_are_written_for_the_planner(tmp_path: Any) -> None:
     assert (tmp_path / "input.txt").read_text() == "weight,12\n"
 
 
+def test_broadcasts_one_after_the_other_do_not_mix_on_a_network_that_reorders() -> None:
+    def work(rank: int, job: casync.Job) -> list[list[float]]:
+        tensors = [{"a": torch.full((3,), float(rank)), "b": torch.full((2,), float(rank))} for _ in range(6)]
+        arrays = [[t["a"].view(torch.uint8).numpy(), t["b"].view(torch.uint8).numpy()] for t in tensors]
+        if rank == 0:
+            for i, t in enumerate(tensors):
+                t["a"][:], t["b"][:] = 10 + i, 20 + i
+        for pair in arrays:
+            job.broadcaster.broadcast(pair, 0)
+        return [[*t["a"].tolist(), *t["b"].tolist()] for t in tensors]
+
+    for result in good(jobs(3, work, delay=0.03, reorder=True)):
+        assert result == [[10 + i] * 3 + [20 + i] * 2 for i in range(6)]
+
+
 def test_a_job_of_one_rank_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CASYNC_RANK", "CASYNC_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE"):
         monkeypatch.delenv(name, raising=False)
