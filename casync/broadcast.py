@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ class Broadcaster:
         self._control = control
         self._round = 0
         self._frames: SimpleQueue[tuple[int, Header, memoryview] | None] = SimpleQueue()
-        self._early: list[tuple[int, Header, memoryview]] = []
+        self._early: dict[int, list[tuple[int, Header, memoryview]]] = defaultdict(list)  # by round
         self._sent: SimpleQueue[bool] = SimpleQueue()
         self._channel = channels.open(lambda peer, header, body: self._frames.put((peer, header, body)))
         control.on_failure(self._failed)
@@ -56,7 +57,7 @@ class Broadcaster:
 
     def _receive(self, arrays: Sequence[NDArray[np.uint8]], root: int) -> None:
         self._control.waits(Wait(root, TOPIC, NO_STEP))
-        early, self._early = self._early, []
+        early = self._early.pop(self._round, [])
         missing = set(range(len(arrays)))
         while missing:
             frame = early.pop() if early else self._frames.get()
@@ -65,7 +66,7 @@ class Broadcaster:
                 continue
             peer, header, body = frame
             if header.step > self._round:
-                self._early.append(frame)
+                self._early[header.step].append(frame)
                 continue
             self._check(peer, header, body, arrays, root)
             missing.remove(header.task)
