@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,7 +13,7 @@ from compll import ir, knobs, passes
 from compll import syntax as s
 from compll.backends import Library, Unit, Values
 from compll.check import Checked, Header, check, header
-from compll.errors import BackendError, CompileError, Diagnostic, ParameterError, did_you_mean
+from compll.errors import BackendError, CompileError, Diagnostic, ParameterError, Span, did_you_mean
 from compll.parse import parse
 from compll.properties import Info, infer
 
@@ -58,6 +58,8 @@ def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]
             raise ParameterError(f"cannot read '{path}': {e}") from e
         try:
             programs.append(parse(sources[str(path)], str(path)))
+        except RecursionError:
+            errors.append(_too_deep(str(path)))
         except CompileError as e:
             errors.extend(e.diagnostics)
     if errors:
@@ -65,15 +67,47 @@ def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]
     return programs, sources
 
 
+def _too_deep(file: str) -> Diagnostic:
+    return Diagnostic(
+        "expressions nest too deeply in this file",
+        Span(file, 1, 1, 1, 2),
+        hint="divide them into variables",
+    )
+
+
 def header_of(paths: Sequence[Path]) -> Header:
     """Return what the files hold, without values of parameters."""
-    return header(*parse_files(paths))
+    return _header(*parse_files(paths))
+
+
+def _header(programs: Sequence[s.Program], sources: Mapping[str, str]) -> Header:
+    try:
+        return header(programs, sources)
+    except RecursionError:
+        raise CompileError([_too_deep(file) for file in sources], sources) from None
+
+
+def _check(
+    programs: Sequence[s.Program], sources: Mapping[str, str], given: Values, *, error_feedback: bool
+) -> Checked:
+    try:
+        plain = check(programs, sources, given)
+        if not error_feedback:
+            return plain
+        if plain.encode is not None and passes.has_feedback(plain.encode):
+            raise ParameterError(
+                f"{plain.codec} has error feedback of its own (its state '{plain.encode.states[0]}'): "
+                "leave error_feedback=True away"
+            )
+        return check(programs, sources, given, error_feedback=True)
+    except RecursionError:
+        raise CompileError([_too_deep(file) for file in sources], sources) from None
 
 
 def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False) -> Program:
     """Parse, check and describe a codec that has both functions."""
     programs, sources = parse_files(paths)
-    checked = check(programs, sources, params, error_feedback=error_feedback)
+    checked = _check(programs, sources, params, error_feedback=error_feedback)
     return program_of(checked, error_feedback=error_feedback)
 
 
@@ -94,8 +128,8 @@ def variants(head: Header, given: Values) -> list[Values]:
 def check_files(paths: Sequence[Path], given: Values, *, error_feedback: bool = False) -> list[Checked]:
     """Parse and check files for every variant of their parameters; one function alone is enough."""
     programs, sources = parse_files(paths)
-    head = header(programs, sources)
-    return [check(programs, sources, v, error_feedback=error_feedback) for v in variants(head, given)]
+    head = _header(programs, sources)
+    return [_check(programs, sources, v, error_feedback=error_feedback) for v in variants(head, given)]
 
 
 def program_of(checked: Checked, *, error_feedback: bool = False) -> Program:

@@ -7,6 +7,7 @@ over memory each.  An element expression is pure: it may be computed anywhere, a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -28,103 +29,104 @@ class Expr:
     type: Elem
 
     @cached_property
-    def key(self) -> int:
-        """Hash once a node: programs share subexpressions."""
-        return hash((type(self).__name__, *(getattr(self, f.name) for f in fields(self))))  # type: ignore[arg-type]
+    def key(self) -> bytes:
+        """Digest of the whole expression, made once a node: programs share subexpressions."""
+        h = hashlib.blake2b(type(self).__name__.encode(), digest_size=16)
+        for f in fields(self):  # type: ignore[arg-type]
+            h.update(_digest(getattr(self, f.name)))
+        return h.digest()
+
+    @cached_property
+    def size(self) -> int:
+        """How many operations this is when written out; shared ones count each time."""
+        return 1 + sum(c.size for c in children(self))
+
+    @cached_property
+    def depth(self) -> int:
+        """How deep operations nest."""
+        return 1 + max((c.depth for c in children(self)), default=0)
 
     def __hash__(self) -> int:
         """Return the cached hash."""
-        return self.key
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare digests: programs share subexpressions, so walking both would take exponential time."""
+        return self is other or (isinstance(other, Expr) and self.key == other.key)
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Const(Expr):
     """A constant; `value` is a Python number that its type represents exactly."""
 
     value: float | int | bool
     type: Elem
-    __hash__ = Expr.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        """Tell zeros of different sign apart, and hold NaN equal to itself."""
-        return isinstance(other, Const) and self.type == other.type and self.bits == other.bits
-
-    @property
-    def bits(self) -> bytes:
-        """Return the value's bytes."""
-        return np.asarray(self.value, dtype(self.type)).tobytes()
 
     @cached_property
-    def key(self) -> int:
-        """Hash by bytes, as equality compares."""
-        return hash((self.bits, self.type))
+    def key(self) -> bytes:
+        """Digest the value's bytes: zeros of different sign are told apart, and NaN equals itself."""
+        bits = np.asarray(self.value, dtype(self.type)).tobytes()
+        return hashlib.blake2b(b"Const" + _digest(self.type) + bits, digest_size=16).digest()
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Size(Expr):
     """The number n of elements of the gradient."""
 
     type: Elem = INT
-    __hash__ = Expr.__hash__
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Position(Expr):
     """The position i of the element that a map, reduce or store works on."""
 
     type: Elem = INT
-    __hash__ = Expr.__hash__
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Scalar(Expr):
     """A named scalar: a `Let`, a `Reduce`, a field that was read, or an argument of a combine function."""
 
     name: str
     type: Elem
-    __hash__ = Expr.__hash__
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Param(Expr):
     """A run-time hyper-parameter, the `shared_seed`, or an argument of the call (`SCALE`, `SHARED_SEED`)."""
 
     name: str
     type: Elem
-    __hash__ = Expr.__hash__
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Read(Expr):
     """`vector[position]`, widened; out of range it reads 0 and sets the status."""
 
     vector: str
     position: Expr
     type: Elem
-    __hash__ = Expr.__hash__
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Apply(Expr):
     """An operator of `ops.OPS` on unified operands.  `select`, `&&` and `||` are lazy in what they read."""
 
     op: str
     args: tuple[Expr, ...]
     type: Elem
-    __hash__ = Expr.__hash__
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Convert(Expr):
     """The argument as element type `to` would store it, widened again."""
 
     arg: Expr
     to: Elem
     type: Elem
-    __hash__ = Expr.__hash__
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class Random(Expr):
     """`random<T>(low, high)`: the word of this element at call site `site`."""
 
@@ -132,17 +134,24 @@ class Random(Expr):
     low: Expr
     high: Expr
     type: Elem
-    __hash__ = Expr.__hash__
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True, eq=False)
 class StochasticRound(Expr):
     """`stochastic_round(x)` at call site `site`."""
 
     site: int
     arg: Expr
     type: Elem
-    __hash__ = Expr.__hash__
+
+
+def _digest(value: object) -> bytes:
+    """Return bytes that tell one field of a node from another."""
+    if isinstance(value, Expr):
+        return value.key
+    if isinstance(value, tuple):
+        return b"(" + b"".join(_digest(v) for v in value) + b")"
+    return repr(value).encode() + b"\0"
 
 
 # --- bindings -------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 
 from compll import ir
 from compll.types import FLOAT
 
 INFIX = {"+", "-", "*", "/", "%", "&", "|", "^", "<<", ">>", "<", "<=", ">", ">=", "==", "!=", "&&", "||"}
+
+WRITTEN_OUT = 400  # operations; larger formulas name what they repeat
 
 
 def function_text(f: ir.Function) -> str:
@@ -28,6 +31,8 @@ def function_text(f: ir.Function) -> str:
 
 def binding_lines(b: ir.Binding) -> Iterator[str]:
     """Yield the lines of one binding."""
+    lets, text = _sharing(b)
+    yield from lets
     match b:
         case ir.Let(name, value):
             yield f"{name}: {value.type} = {text(value)}"
@@ -52,12 +57,39 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
                 yield from ("  " + line for line in binding_lines(sink))
 
 
+def _sharing(b: ir.Binding) -> tuple[list[str], Callable[[ir.Expr], str]]:
+    """Return lines that name what is repeated in a large formula, and a writer that uses these names."""
+    names: dict[ir.Expr, str] = {}
+    lines: list[str] = []
+    if isinstance(b, ir.Pass) or sum(e.size for e in ir.expressions(b)) <= WRITTEN_OUT:
+        return lines, text
+    seen: set[ir.Expr] = set()
+    repeated: list[ir.Expr] = []
+    for e in (x for whole in ir.expressions(b) for x in ir.walk(whole)):
+        for c in ir.children(e):
+            if c in seen and c.size > 1 and c not in repeated:
+                repeated.append(c)
+            seen.add(c)
+
+    def write(e: ir.Expr) -> str:
+        return text(e, names)
+
+    for e in sorted(repeated, key=lambda e: e.size):
+        lines.append(f"where %{len(names)} = {write(e)}")
+        names[e] = f"%{len(names)}"
+    return lines, write
+
+
 def _over(length: ir.Expr) -> str:
     return f"[{text(length)}]"
 
 
-def text(e: ir.Expr) -> str:
-    """Return an expression; `i` is the position, `n` the number of elements."""
+def text(e: ir.Expr, names: Mapping[ir.Expr, str] | None = None) -> str:
+    """Return an expression; `i` is the position, `n` the number of elements; `names` of parts are used."""
+    if names and e in names:
+        return names[e]
+    part = functools.partial(text, names=names)
+
     match e:
         case ir.Const(value, kind):
             if kind == FLOAT and isinstance(value, float):
@@ -72,17 +104,17 @@ def text(e: ir.Expr) -> str:
         case ir.Param(name, _):
             return f"param {name}" if name in ("n", "i", "a", "b") else name.removeprefix("@")
         case ir.Read(vector, position, _):
-            return f"{vector}[{text(position)}]"
+            return f"{vector}[{part(position)}]"
         case ir.Convert(arg, to, _):
-            return f"{to}({text(arg)})"
+            return f"{to}({part(arg)})"
         case ir.Random(site, low, high, kind):
-            return f"random{site}<{kind}>({text(low)}, {text(high)})"
+            return f"random{site}<{kind}>({part(low)}, {part(high)})"
         case ir.StochasticRound(site, arg, _):
-            return f"stochastic_round{site}({text(arg)})"
+            return f"stochastic_round{site}({part(arg)})"
         case ir.Apply("select", (c, a, b), _):
-            return f"({text(c)} ? {text(a)} : {text(b)})"
+            return f"({part(c)} ? {part(a)} : {part(b)})"
         case ir.Apply(op, (a, b), _) if op in INFIX:
-            return f"({text(a)} {op} {text(b)})"
+            return f"({part(a)} {op} {part(b)})"
         case ir.Apply(op, args, _):
-            return f"{op}({', '.join(text(a) for a in args)})"
+            return f"{op}({', '.join(part(a) for a in args)})"
     raise AssertionError(e)

@@ -197,7 +197,7 @@ class Body(Operators):
             for _, v in variables:
                 v.value = Broken()
             raise self.report.error(
-                f"Encode writes {len(self.fields)} fields and this reads {len(variables)}",
+                f"Encode writes {_count(len(self.fields), 'field')} and this reads {len(variables)}",
                 e.span,
                 note="Encode writes " + ", ".join(_kind(f) for f in self.fields),
             )
@@ -206,6 +206,8 @@ class Body(Operators):
             given = self.stored.fields or ()
         for (name, v), field, value, arg in zip(variables, self.fields, given, e.args[1:], strict=True):
             if (v.elem, v.vector) != (field.elem, field.length is not None):
+                for _, other in variables:
+                    other.value = Broken()
                 wants = f"{v.elem}{'*' if v.vector else ''}"
                 raise self.report.error(
                     f"Encode writes {_kind(field)} here, and this reads it as {wants} {name}", arg.span
@@ -279,6 +281,13 @@ class Body(Operators):
             self.report.error(f"'{sig.function.name}' never writes '{sig.compressed}'", span, hint=hint)
         if sig.op == "decode" and self.output is None and clean:
             self.report.error(f"'{sig.function.name}' never assigns '{sig.gradient}'", span)
+        for name, place, at in self.indexed:
+            if name in self.updates and place != ir.Position():
+                self.report.error(
+                    f"the state '{name}' is assigned, and is read at another element's position",
+                    at,
+                    hint="its new value may be stored in the same memory: read it at the element's own index",
+                )
         if self.feedback and self.fields is not None:
             self._add_feedback()
         for name, vector in self.updates.items():
@@ -316,6 +325,10 @@ class Body(Operators):
         rest = ir.apply("-", x.body, decoded.body)
         kept = ir.apply("select", ir.apply("<=", ir.apply("abs", rest), LARGEST), rest, ir.const(0, FLOAT))
         self.updates["residual"] = self.bind_vector("residual", VectorValue(FLOAT, ir.Size(), kept))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _kind(field: ir.Field) -> str:

@@ -52,6 +52,7 @@ class Context(Protocol):
     report: Reporter
     scope: Scope
     static: Mapping[str, float | int | bool]
+    indexed: list[tuple[str, ir.Expr, Span]]
 
     def call(self, e: s.Call) -> Value:
         """Type a call of a vector operator, or run a function of the program on scalars."""
@@ -94,7 +95,7 @@ def operand(c: Context, e: s.Expr) -> ScalarValue | VectorValue:
     """Type an expression that must be a scalar or a vector."""
     value = expression(c, e)
     if not isinstance(value, ScalarValue | VectorValue):
-        raise c.report.error(f"here stands a scalar or a vector, not {describe(value)}", e.span)
+        raise c.report.error(f"a scalar or a vector is needed here, not {describe(value)}", e.span)
     return value
 
 
@@ -257,7 +258,7 @@ def function(c: Context, e: s.Expr) -> FunctionValue:
             return FunctionValue(e.name, None, None)
         known = {*COMBINES, *FUNCTIONS, *(name for scope in c.scope.chain() for name in scope.functions)}
         raise c.report.error(f"unknown function '{e.name}'", e.span, hint=did_you_mean(e.name, known))
-    raise c.report.error("here stands a function: a lambda or its name", e.span)
+    raise c.report.error("a function is needed here: a lambda, or the name of one", e.span)
 
 
 def _unary(c: Context, e: s.Unary) -> Value:
@@ -299,6 +300,7 @@ def _index(c: Context, e: s.Index) -> Value:
     if position.expr.type.kind == "float":
         raise c.report.error("an index is an integer", e.position.span, hint="write int(...) around it")
     place = ir.as_elem(position.expr, INT)
+    c.indexed.append((value.name, place, e.span))
     return ScalarValue(ir.Read(value.name, place, arithmetic(value.elem)), value.elem)
 
 

@@ -29,6 +29,8 @@ from compll.check.values import (
 from compll.errors import Span, did_you_mean
 from compll.types import Elem
 
+DEEPEST, LARGEST = 100, 20_000  # operations of one formula: what every stage of the compiler can hold
+
 
 class Statements(ABC):
     """Runs statements over a scope.  The body of Encode and Decode adds the operators on vectors."""
@@ -39,6 +41,7 @@ class Statements(ABC):
         self.scope = Scope(file_scope)
         self.outside: Scope | None = None  # the scope around the function that runs now
         self.running: list[s.Lambda | s.Function] = []
+        self.indexed: list[tuple[str, ir.Expr, Span]] = []  # every vector[position] of the program
         self.conditional = 0  # how many `if`s are open that are not static
 
     @abstractmethod
@@ -122,6 +125,9 @@ class Statements(ABC):
         if variable is None:
             hint = did_you_mean(a.name, self.scope.visible()) or f"declare it: float {a.name} = ...;"
             raise self.report.error(f"unknown name '{a.name}'", a.span, hint=hint)
+        if not variable.writable:
+            hint = f"declare a variable of your own, such as float x = {a.name};"
+            raise self.report.error(f"'{a.name}' cannot be assigned here", a.span, hint=hint)
         if self.running and self.scope.find(a.name, self.outside) is None:
             raise self.report.error(f"a function cannot assign '{a.name}', which is not its own", a.span)
         try:
@@ -143,6 +149,15 @@ class Statements(ABC):
             hint = f"declare it as {value.elem}* {name}" if not variable.vector else ""
             raise self.report.error(
                 f"'{name}' is a {kind} and cannot hold {describe(value)}", span, hint=hint
+            )
+        formula = value.expr if isinstance(value, ScalarValue) else value.body
+        if formula.depth > DEEPEST or formula.size > LARGEST:
+            raise self.report.error(
+                f"'{name}' is too large a formula: it nests {formula.depth} operations deep, "
+                f"{formula.size} in all",
+                span,
+                note=f"functions are put in where they are called; the limits are {DEEPEST} and {LARGEST}",
+                hint="divide it into variables of Encode or Decode, which have places of their own",
             )
         if isinstance(value, ScalarValue):
             return self.bind_scalar(name, as_type(value, elem))
@@ -180,6 +195,9 @@ class Statements(ABC):
         for (name, v, _), a in zip(before, then, strict=True):
             b = v.value
             if a is b or a == b:
+                continue
+            v.value = Broken()
+            if isinstance(a, Broken) or isinstance(b, Broken):
                 continue
             if not isinstance(a, ScalarValue) or not isinstance(b, ScalarValue) or v.elem is None:
                 hint = "give it a value before the 'if'" if Unset in (type(a), type(b)) else ""

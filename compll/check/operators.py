@@ -158,7 +158,9 @@ class Operators(Statements):
         """Return the arguments of a call, or complain of their number."""
         if not low <= len(e.args) <= high:
             raise self.report.error(
-                f"'{e.name}' is given {len(e.args)} arguments", e.span, hint=f"write {shape}"
+                f"'{e.name}' cannot be given {len(e.args)} argument{'' if len(e.args) == 1 else 's'}",
+                e.span,
+                hint=f"write {shape}",
             )
         return e.args
 
@@ -182,7 +184,7 @@ class Operators(Statements):
         if isinstance(value, Range):
             return VectorValue(INT, value.length, index().expr)
         if not isinstance(value, VectorValue):
-            raise self.report.error(f"here stands a vector, not {describe(value)}", e.span)
+            raise self.report.error(f"a vector is needed here, not {describe(value)}", e.span)
         return value
 
     def _map(self, e: s.Call) -> VectorValue:

@@ -101,6 +101,12 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
     for a in rest:
         if a.role == "state" and (op == "Decode" or a.type.name != "float" or not a.type.vector):
             report.error("a state is a 'state float* name' of Encode", a.span)
+        elif a.role == "state" and a.name == "gradient":
+            report.error(
+                "a state cannot be called 'gradient' unless the gradient is", a.span, hint="rename the state"
+            )
+        elif a.role and (a.attributes or a.default is not None):
+            report.error(f"'{a.name}' takes neither a default nor attributes", a.span)
         elif a.role == "shared" and (a.type.name != "uint64" or a.type.vector):
             report.error("the shared key is a 'shared uint64 name'", a.span)
         elif a.role == "" and (a.type.vector or a.type.name == "void"):
@@ -180,7 +186,7 @@ def _literal(e: s.Expr, elem: Elem, report: Reporter) -> float | int | bool:
         return sign * float(e.text)
     if isinstance(e, s.Truth) and elem.kind == "bool":
         return e.value
-    raise report.error(f"here stands a literal of type {elem}", e.span)
+    raise report.error(f"this must be a literal of type {elem}", e.span)
 
 
 def check_value(p: ir.Parameter, value: object) -> float | int | bool:
