@@ -36,13 +36,19 @@ def compiler_version(command: str) -> str:
         BackendError: it is not there.
 
     """
-    program = shlex.split(command)
+    try:
+        program = shlex.split(command)
+    except ValueError:  # unbalanced quotes
+        program = []
+    mend = "install g++, name another by COMPLL_CXX, or take the slow reference by backend='interp'"
     if not program or shutil.which(program[0]) is None:
+        raise BackendError(f"the cpp backend needs a C++ compiler, and '{command}' is not there: {mend}")
+    try:
+        done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=False)
+    except OSError as e:
         raise BackendError(
-            f"the cpp backend needs a C++ compiler, and '{command}' is not there: install g++, "
-            "name another by COMPLL_CXX, or take the slow reference by backend='interp'"
-        )
-    done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=False)
+            f"the cpp backend needs a C++ compiler, and '{command}' cannot be run ({e.strerror}): {mend}"
+        ) from e
     return done.stdout.partition("\n")[0]
 
 
@@ -78,18 +84,28 @@ def library_path(name: str, source: str, headers: Mapping[str, str]) -> Path:
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     folder = knobs.cache_dir() / f"{name}-{key}"
     path = folder / f"lib{name}.so"
-    if path.is_file():
+    if _is_whole(path):
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(str(folder / "lock")):
+            if not _is_whole(path):
+                _compile(command, name, source, headers, folder, path)
     except OSError as e:
-        raise BackendError(
-            f"cannot make the cache folder '{folder}': {e}; name another by COMPLL_CACHE"
-        ) from e
-    with filelock.FileLock(str(folder / "lock")):
-        if not path.is_file():
-            _compile(command, name, source, headers, folder, path)
+        raise BackendError(f"cannot write to the cache '{folder}': {e}; name another by COMPLL_CACHE") from e
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there and is what the compiler wrote: loading half a one would end the process."""
+    try:
+        return _digest(path) == path.with_suffix(".sha256").read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compile(
@@ -107,4 +123,5 @@ def _compile(
     if done.returncode != 0:
         Path(made).unlink(missing_ok=True)
         raise BackendError(f"'{command}' refused the generated '{text}':\n{done.stderr.strip()[-4000:]}")
+    path.with_suffix(".sha256").write_text(_digest(Path(made)), "ascii")
     Path(made).replace(path)

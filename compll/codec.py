@@ -61,7 +61,7 @@ class Result:
 
 def algorithms() -> dict[str, Path]:
     """Return the shipped algorithms: name -> path of the `.pse` file."""
-    folder = importlib.resources.files("compll.algorithms")
+    folder = importlib.resources.files("compll") / "algorithms"  # importing it would hide this function
     paths = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".pse")]
     return {p.stem: p for p in sorted(paths)}
 

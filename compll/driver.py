@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,11 +183,6 @@ def choose_backend(backend: str) -> str:
     """
     name = knobs.backend() if backend == "auto" else backend
     if name == "auto":
-        if shutil.which(knobs.compiler().split()[0]) is None:
-            raise BackendError(
-                f"the cpp backend needs a C++ compiler, and '{knobs.compiler()}' is not there: install g++, "
-                "name another by COMPLL_CXX, or take the slow reference by backend='interp'"
-            )
         name = "cpp"
     if name not in BACKENDS:
         hint = did_you_mean(name, BACKENDS)

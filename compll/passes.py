@@ -119,9 +119,9 @@ def has_feedback(encode: ir.Function) -> bool:
     """
     maps = {b.name: b.body for b in encode.body if isinstance(b, ir.Map)}
 
-    def resolve(e: ir.Expr) -> ir.Expr:
+    def resolve(e: ir.Expr, until: str = "") -> ir.Expr:
         while isinstance(e, ir.Read) and e.position == ir.Position() and e.vector in maps:
-            if e.vector == encode.decoded:
+            if e.vector == until:
                 return e
             e = maps[e.vector]
         return e
@@ -129,9 +129,9 @@ def has_feedback(encode: ir.Function) -> bool:
     for b in encode.body:
         if not (isinstance(b, ir.Store) and b.target.kind == "state"):
             continue
-        match resolve(b.body):
+        match resolve(b.body, encode.decoded):
             case ir.Apply("select", (_, kept, _), _):
-                match resolve(kept):
+                match resolve(kept, encode.decoded):
                     case ir.Apply("-", (x, ir.Read(vector, _, _)), _) if vector == encode.decoded:
                         sides = {GRADIENT, b.target.name}
                         match resolve(x):
