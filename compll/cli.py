@@ -38,7 +38,7 @@ def main() -> None:
     """Run the command; what the user did wrong ends in a message and exit code 1, never in a traceback."""
     try:
         app()
-    except (CompileError, ParameterError, PayloadError, BackendError, IndexError) as e:
+    except (CompileError, ParameterError, PayloadError, BackendError, IndexError, OSError) as e:
         print(e if isinstance(e, CompileError) else f"compll: {e}", file=sys.stderr)
         sys.exit(1)
 
@@ -156,8 +156,8 @@ def _tree(node: object, indent: str = "", label: str = "") -> list[str]:
 @app.command()
 def run(
     sources: Sources,
-    n: Annotated[int, typer.Option("-n", help="elements of the gradient")] = 100_000,
-    seed: Annotated[int, typer.Option(help="seed of gradient and noise")] = 7,
+    n: Annotated[int, typer.Option("-n", min=0, help="elements of the gradient")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="seed of gradient and noise")] = 7,
     backend: Annotated[str, typer.Option(help="auto | cpp | interp")] = "auto",
     param: Params = None,
     error_feedback: Feedback = False,

@@ -1,0 +1,165 @@
+"""The `compll` command: what it prints, its exit codes, and that no error of the user's is a traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compll_cases import write
+from test_language import LEVELS
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = """
+void SmallEncode(float* g, uint8* c) { c = concat(g); }
+void SmallDecode(uint8* c, float* g) { float* v; extract(c, v); g = v; }
+"""
+
+
+def compll(*args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "compll", *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "200"} | environment,
+    )
+
+
+def right(*args: str | Path, **environment: str) -> str:
+    done = compll(*args, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_check_says_what_is_right() -> None:
+    assert "terngrad(bitwidth=2): encode and decode are right" in right("check", "terngrad", "onebit")
+    halves = SMALL.strip().splitlines()
+    one, two = write(halves[0]), write(halves[1])
+    assert "encode is right" in right("check", one)
+    assert "decode is right" in right("check", two)
+    assert "encode and decode are right" in right("check", one, two)
+    assert right("check", write(LEVELS)).count("are right") == 8
+    assert right("check", write(LEVELS), "--param", "bitwidth=3").count("are right") == 1
+
+
+def test_show_prints_every_stage() -> None:
+    assert "Function" in right("show", "onebit", "--emit", "ast")
+    assert "reduce[n]" in right("show", "onebit", "--emit", "ir")
+    fused = right("show", "onebit")
+    assert fused.count("pass[n]") == 3
+    assert "compll_item" in right("show", "onebit", "--emit", "cpp")
+    assert "residual" in right("show", "terngrad", "--emit", "ir", "--error-feedback")
+
+
+def test_build_writes_source_and_library(tmp_path: Path) -> None:
+    out = right("build", write(SMALL), "-o", tmp_path, COMPLL_CACHE=str(tmp_path / "cache"))
+    assert str(tmp_path / "small") in out
+    names = {p.name for p in (tmp_path / "small").iterdir()}
+    assert {"libsmall.so", "small.cpp", "compll.h"} <= names
+    assert "lonely" in right("build", write("void LonelyEncode(float* g, uint8* c) { c = concat(g); }"))
+
+
+def test_run_compares_with_the_interpreter() -> None:
+    out = right("run", "onebit", "-n", "1000")
+    assert "equal" in out
+    assert "DIFFER" not in out
+    assert "feedback: True" in out
+    right("run", "terngrad", "-n", "0", "--param", "bitwidth=8", "--backend", "interp", "--error-feedback")
+
+
+def test_algorithms_and_env_tell_what_is_there() -> None:
+    out = right("algorithms")
+    assert "onebit" in out
+    assert "terngrad" in out
+    out = right("env", COMPLL_CXX="nonexistent-compiler", COMPLL_THREADS="3")
+    assert "nonexistent-compiler" in out
+    assert "not there" in out
+
+
+def test_generate_checks_and_writes(tmp_path: Path) -> None:
+    target = tmp_path / "generated"
+    assert right("generate", "--folder", target).count("\n") == 6
+    right("generate", "--check", "--folder", target)
+    (target / "onebit" / "onebit.ir").write_text("stale\n")
+    done = compll("generate", "--check", "--folder", target)
+    assert done.returncode == 1
+    assert "is stale: run `compll generate`" in done.stderr
+    assert "-stale" in done.stdout
+
+
+BROKEN = "void BadEncode(float* g, uint8* c) { float a = 1 float b = 2; c = concat(h); }"
+OUTSIDE = """
+void OutEncode(float* g, uint8* c) { float* y = map(range(g.size), [&](int i) -> float { return g[i + 1]; }); c = concat(y); }
+void OutDecode(uint8* c, float* g) { float* y; extract(c, y); g = y; }
+"""
+
+
+def mistakes(tmp_path: Path) -> dict[str, tuple[list[str | Path], str]]:
+    binary = tmp_path / "binary.pse"
+    binary.write_bytes(b"\xff\xfe\x00\x80")
+    afile = tmp_path / "file"
+    afile.write_text("")
+    return {
+        "broken program": (["check", write(BROKEN)], "insert ';' here"),
+        "unknown algorithm": (["check", "terngrat"], "did you mean 'terngrad'"),
+        "missing file": (["check", tmp_path / "none.pse"], "there is no file"),
+        "a folder": (["check", tmp_path], "there is no"),
+        "no text": (["check", binary], "cannot read"),
+        "unknown parameter": (["check", "terngrad", "-p", "width=3"], "no parameter 'width'"),
+        "parameter without =": (["check", "terngrad", "-p", "bitwidth"], "name=value"),
+        "parameter of letters": (["check", "terngrad", "-p", "bitwidth=two"], "no number"),
+        "parameter out of range": (["build", "terngrad", "-p", "bitwidth=9"], "from 1 to 8"),
+        "infinite parameter": (["check", "terngrad", "-p", "bitwidth=inf"], "bitwidth"),
+        "unknown stage": (["show", "onebit", "--emit", "cp"], "did you mean 'cpp'"),
+        "unknown backend": (["run", "onebit", "--backend", "cuda"], "no backend 'cuda'"),
+        "decode is missing": (["run", write(SMALL.strip().splitlines()[0])], "has no Decode"),
+        "no encode to build": (["build", write(SMALL.strip().splitlines()[1])], "Encode"),
+        "too many files": (["run", "onebit", "terngrad", "onebit"], "one codec"),
+        "two codecs to run": (["run", "onebit", "terngrad"], "no file|second"),
+        "negative n": (["run", "onebit", "-n", "-5"], "-5"),
+        "negative seed": (["run", "onebit", "--seed", "-1"], "-1"),
+        "reads outside": (["run", write(OUTSIDE), "--backend", "interp"], "outside its range"),
+        "feedback twice": (["build", "onebit", "--error-feedback"], "residual"),
+        "output is a file": (["build", "onebit", "-o", afile], "file"),
+        "generated is a file": (["generate", "--folder", afile], "file"),
+    }
+
+
+@pytest.mark.parametrize("number", range(22))
+def test_a_mistake_ends_in_a_message_and_exit_code_1(number: int, tmp_path: Path) -> None:
+    cases = mistakes(tmp_path)
+    assert len(cases) == 22
+    args, words = list(cases.values())[number]
+    done = compll(*args)
+    said = done.stderr + done.stdout
+    assert "Traceback" not in said, said
+    assert done.returncode in (1, 2), said
+    assert re.search(words, said), said
+
+
+def test_options_that_are_not_there_exit_with_2() -> None:
+    for args in (
+        ["chekc", "onebit"],
+        ["check"],
+        ["check", "onebit", "--unknown"],
+        ["run", "onebit", "-n", "many"],
+    ):
+        done = compll(*args)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+    assert compll("--help").returncode == 0
+
+
+def test_a_missing_compiler_is_an_error_not_a_traceback() -> None:
+    done = compll("build", write(SMALL), COMPLL_CXX="nonexistent-compiler")
+    assert done.returncode == 1
+    assert "COMPLL_CXX" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = compll("run", write(SMALL), COMPLL_THREADS="none")
+    assert done.returncode == 1
+    assert "COMPLL_THREADS" in done.stderr
