@@ -1,11 +1,13 @@
 """Show the whole path on real data: two compressors built, two plans made, six trainings compared.
 
 Run by `make demo`. Every command is printed as one would type it. Ends with a table and a plot, both kept in
-benchmarks/results/, and fails if compression costs accuracy or the planner finds nothing to compress.
+demo/, and fails if compression costs accuracy or the planner finds nothing to compress. `--record` (as
+`make demo ARGS=--record`) keeps table and plot in benchmarks/results/ instead, for the repository.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -23,7 +25,7 @@ from demo_report import Outcome, conditions, draw, table, write_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("demo")
-RESULTS = Path("benchmarks/results")
+RECORDS = Path("benchmarks/results")
 RANKS = 2
 BANDWIDTH = "100mbit"
 LAUNCH = ["horovodrun", "--gloo", "-np", str(RANKS), "-H", f"localhost:{RANKS}"]
@@ -171,23 +173,26 @@ def check(outcomes: list[Outcome]) -> None:
 
 def main() -> int:
     """Run the demo; return the exit code."""
+    parser = argparse.ArgumentParser(description="Show the whole path on real data.")
+    parser.add_argument("--record", action="store_true", help=f"keep table and plot in {RECORDS}/")
+    results = RECORDS if parser.parse_args().record else FOLDER
     os.chdir(ROOT)
     os.environ["PATH"] = os.pathsep.join([str(ROOT / ".venv" / "bin"), os.environ["PATH"]])
     console = Console()
     began, load = time.monotonic(), os.getloadavg()[0]
     FOLDER.mkdir(exist_ok=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     try:
         build_and_plan(console)
         outcomes = train_all(console)
         console.rule("Outcome")
         console.print(table(outcomes))
-        plot = RESULTS / "demo.png"
+        plot = results / "demo.png"
         draw(outcomes, plot)
         facts = conditions(RANKS, BANDWIDTH, load)
-        write_markdown(outcomes, facts, RESULTS / "demo.md", plot.name)
+        write_markdown(outcomes, facts, results / "demo.md", plot.name)
         record = {"conditions": facts, "runs": [outcome.record() for outcome in outcomes]}
-        (RESULTS / "demo.json").write_text(json.dumps(record) + "\n")
+        (results / "demo.json").write_text(json.dumps(record) + "\n")
         check(outcomes)
     except DemoError as error:
         console.print(f"\nthe demo failed: {error}", style="red", markup=False, highlight=False)
@@ -195,7 +200,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\nthe demo was interrupted; run `make demo` to start it again")
         return 130
-    console.print(f"plot: {plot}   table: {RESULTS / 'demo.md'}   {time.monotonic() - began:.0f} s in all")
+    console.print(f"plot: {plot}   table: {results / 'demo.md'}   {time.monotonic() - began:.0f} s in all")
     return 0
 
 

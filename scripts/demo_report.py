@@ -132,7 +132,7 @@ def write_markdown(outcomes: list[Outcome], facts: dict[str, str], path: Path, p
     lines = [
         "# The demo's outcome",
         "",
-        "Written by `make demo`; do not edit.",
+        "Written by `make demo ARGS=--record`; do not edit.",
         "",
         f"A convolutional network of {first.parameters:,} parameters on scikit-learn's handwritten digits, "
         f"{first.epochs} epochs, {len(first.loss)} steps, {first.ranks} ranks, seed {first.seed}.",
