@@ -196,6 +196,18 @@ class Reduce:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockReduce:
+    """A vector: one reduction for each `block` elements, each block starting at its own element 0."""
+
+    name: str
+    combine: Combine
+    init: Expr
+    block: int
+    length: Expr
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """Where a vector is stored: kind "field" (of the payload), "state" or "output"."""
 
@@ -240,15 +252,23 @@ class Guard:
     expected: Expr
 
 
+Sink = Reduce | BlockReduce | Store
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One loop over memory: reductions and stores over the same positions."""
+    """One loop over memory: reductions and stores over the same positions.
+
+    With a `block`, the loop goes block by block: a block is reduced, then stored with what that gave.  Such
+    a pass has besides the sinks over `length` positions the stores of one value a block.
+    """
 
     length: Expr
-    sinks: tuple[Reduce | Store, ...]
+    sinks: tuple[Sink, ...]
+    block: int = 0
 
 
-Binding = Let | Map | Reduce | Store | Put | Get | Guard | Pass
+Binding = Let | Map | Reduce | BlockReduce | Store | Put | Get | Guard | Pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +340,19 @@ def as_elem(value: Expr, elem: Elem) -> Expr:
     return Convert(value, elem, arithmetic(elem))
 
 
+def blocks(length: Expr, block: int) -> Expr:
+    """Return how many blocks a vector of this length has; the last one may be shorter."""
+    return apply("/", apply("+", length, const(block - 1, INT)), const(block, INT))
+
+
+def block_of(e: Expr) -> int:
+    """Return B if `e` is i / B, the block of the element at position i; else 0."""
+    match e:
+        case Apply("/", (Position(), Const(value, _)), _):
+            return int(value)
+    return 0
+
+
 def children(e: Expr) -> tuple[Expr, ...]:
     """Return the direct operands of an expression."""
     if isinstance(e, Apply):
@@ -378,11 +411,11 @@ def expressions(b: Binding) -> tuple[Expr, ...]:
             return (value,)
         case Map(_, _, length, body) | Store(_, _, length, body):
             return (length, body)
-        case Reduce(_, combine, init, length, body):
+        case Reduce(_, combine, init, length, body) | BlockReduce(_, combine, init, _, length, body):
             return (combine.body, init, length, body)
         case Guard(_, read, expected):
             return (read, expected)
-        case Pass(length, sinks):
+        case Pass(length, sinks, _):
             return (length, *(e for s in sinks for e in expressions(s)))
         case Get():
             return ()

@@ -42,6 +42,10 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
             head = f"{name}: {combine.type} = reduce{_over(length)}"
             yield f"{head} {text(body)} from {text(init)} by {combine.name}"
             yield f"  where {combine.name}(a, b) = {text(combine.body)}"
+        case ir.BlockReduce(name, combine, init, block, length, body):
+            head = f"{name}: {combine.type}{_over(ir.blocks(length, block))}"
+            yield f"{head} = reduce{_over(length)} by {block} {text(body)} from {text(init)} by {combine.name}"
+            yield f"  where {combine.name}(a, b) = {text(combine.body)}"
         case ir.Store(target, elem, length, body):
             place = target.kind if target.kind == "output" else f"{target.kind} {target.name}"
             yield f"store {place}: {elem}{_over(length)} = {text(body)}"
@@ -51,8 +55,8 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
             yield f"{name} = get {field}: {elem}"
         case ir.Guard(param, read, expected):
             yield f"guard {param}: {text(read)} == {text(expected)}"
-        case ir.Pass(length, sinks):
-            yield f"pass{_over(length)}"
+        case ir.Pass(length, sinks, block):
+            yield f"pass{_over(length)}{f' by {block}' if block else ''}"
             for sink in sinks:
                 yield from ("  " + line for line in binding_lines(sink))
 

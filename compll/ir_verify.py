@@ -50,6 +50,14 @@ class _Verifier:
                 kinds = {combine.type, combine.body.type, init.type, body.type}
                 self.need(len(kinds) == 1, f"reduce {name} mixes {kinds}")
                 self.define(name, combine.type)
+            case ir.BlockReduce(name, combine, init, block, length, body):
+                for e in (init, length, body):
+                    self.expr(e)
+                self.expr(combine.body, {"a": combine.type, "b": combine.type})
+                kinds = {combine.type, combine.body.type, init.type, body.type}
+                self.need(len(kinds) == 1 and block > 0, f"reduce {name} by {block} mixes {kinds}")
+                self.need(name not in self.vectors, f"vector {name} is defined twice")
+                self.vectors[name] = combine.type
             case ir.Store(target, elem, length, body):
                 self.expr(length)
                 self.expr(body)
@@ -65,9 +73,10 @@ class _Verifier:
             case ir.Guard(_, read, expected):
                 self.expr(read)
                 self.expr(expected)
-            case ir.Pass(length, sinks):
+            case ir.Pass(length, sinks, block):
+                lengths = {length, ir.blocks(length, block)} if block else {length}
                 for sink in sinks:
-                    self.need(sink.length == length, "a pass mixes lengths")
+                    self.need(sink.length in lengths, "a pass mixes lengths")
                 before = dict(self.scalars)
                 for sink in sinks:  # no sink may use what another one of the same pass reduces
                     after, self.scalars = self.scalars, dict(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from compll import ir
@@ -13,11 +13,11 @@ GRADIENT = "gradient"
 
 
 def drop_unused(f: ir.Function) -> ir.Function:
-    """Remove scalars, maps and reductions that nothing which is written depends on."""
+    """Remove scalars, vectors and reductions that nothing which is written depends on."""
     kept: list[ir.Binding] = []
     used: set[str] = set()
     for b in reversed(f.body):
-        if isinstance(b, ir.Let | ir.Map | ir.Reduce | ir.Get) and b.name not in used:
+        if isinstance(b, ir.Let | ir.Map | ir.Reduce | ir.BlockReduce | ir.Get) and b.name not in used:
             continue
         kept.append(b)
         used.update(_names(ir.expressions(b)))
@@ -25,7 +25,7 @@ def drop_unused(f: ir.Function) -> ir.Function:
 
 
 def fuse_maps(f: ir.Function) -> ir.Function:
-    """Put a map's body where the map is read at the reader's own position.
+    """Put a map's body where the map is read at the reader's own position, or at its block i / B.
 
     Bodies are pure, so a map with several readers is computed in each pass that needs it.  A map that is
     read at any other position, or in a loop of another length, stays.
@@ -34,10 +34,15 @@ def fuse_maps(f: ir.Function) -> ir.Function:
 
     def fused(e: ir.Expr, length: ir.Expr) -> ir.Expr:
         def inline(node: ir.Expr) -> ir.Expr | None:
-            if isinstance(node, ir.Read) and node.position == ir.Position() and node.vector in maps:
-                m = maps[node.vector]
+            m = maps.get(node.vector) if isinstance(node, ir.Read) else None
+            if m is None or not isinstance(node, ir.Read):
+                return None
+            if node.position == ir.Position():
                 return m.body if m.length == length else None
-            return None
+            block = ir.block_of(node.position)
+            if not block or m.length != ir.blocks(length, block) or _is_random(m.body):
+                return None
+            return ir.rewrite(m.body, lambda x: node.position if x == ir.Position() else None)
 
         return ir.rewrite(e, inline)
 
@@ -47,7 +52,7 @@ def fuse_maps(f: ir.Function) -> ir.Function:
             case ir.Map():
                 maps[b.name] = replace(b, body=fused(b.body, b.length))
                 body.append(maps[b.name])
-            case ir.Store() | ir.Reduce():
+            case ir.Store() | ir.Reduce() | ir.BlockReduce():
                 body.append(replace(b, body=fused(b.body, b.length)))
             case _:
                 body.append(b)
@@ -57,37 +62,91 @@ def fuse_maps(f: ir.Function) -> ir.Function:
 def form_passes(f: ir.Function) -> ir.Function:
     """Group reductions and stores into loops over memory.
 
-    A reduction or store belongs to the first pass in which all scalars that it uses are known; those of
-    one pass and one length share a loop.  A state is stored no earlier than the last pass that reads it,
-    since the old and the new state may be the same memory.
+    A reduction or store belongs to the first pass in which all that it uses is known; those of one pass and
+    one length share a loop.  What a block is reduced to is known in the same pass, to the elements of that
+    block and to the stores of one value a block.  A state is stored no earlier than the last pass that
+    reads it, since the old and the new state may be the same memory.
     """
     known: dict[str, int] = {}  # scalar -> number of passes that must have run before it is known
+    made: dict[str, tuple[int, ir.BlockReduce]] = {}  # block vector -> its pass
     place: dict[int, int] = {}  # index in the body -> pass (sinks) or passes before it (scalars)
+    by_block: dict[int, int] = {}  # index in the body -> the block that its loop must go by
     for at, b in enumerate(f.body):
-        level = max((known.get(name, 0) for name in _names(ir.expressions(b))), default=0)
+        level = 0
+        for name in _names(ir.expressions(b)):
+            level = max(level, known.get(name, 0))
+            if name in made:
+                there, source = made[name]
+                inside = isinstance(b, SINKS) and _goes_with(b, source)
+                level = max(level, there if inside else there + 1)
+                if inside:
+                    by_block[at] = source.block
         place[at] = level
         if isinstance(b, ir.Let | ir.Get):
             known[b.name] = level
         elif isinstance(b, ir.Reduce):
             known[b.name] = level + 1
+        elif isinstance(b, ir.BlockReduce):
+            made[b.name] = level, b
+            by_block[at] = b.block
     for at, b in enumerate(f.body):
         if isinstance(b, ir.Store) and b.target.kind == "state":
             readers = [
                 place[other]
                 for other, r in enumerate(f.body)
-                if isinstance(r, ir.Store | ir.Reduce) and b.target.name in _names(ir.expressions(r))
+                if isinstance(r, SINKS) and b.target.name in _names(ir.expressions(r))
             ]
             place[at] = max([place[at], *readers])
     body: list[ir.Binding] = []
     for level in range(max(place.values(), default=0) + 1):
-        here = [b for at, b in enumerate(f.body) if place[at] == level]
-        body.extend(b for b in here if not isinstance(b, ir.Store | ir.Reduce))
-        loops: dict[ir.Expr, list[ir.Store | ir.Reduce]] = {}
-        for b in here:
-            if isinstance(b, ir.Store | ir.Reduce):
-                loops.setdefault(b.length, []).append(b)
-        body.extend(ir.Pass(length, tuple(sinks)) for length, sinks in loops.items())
+        here = [at for at in place if place[at] == level]
+        body.extend(f.body[at] for at in here if not isinstance(f.body[at], SINKS))
+        body.extend(_loops(f, [at for at in here if isinstance(f.body[at], SINKS)], by_block))
     return replace(f, body=tuple(body))
+
+
+SINKS = (ir.Store, ir.Reduce, ir.BlockReduce)
+
+
+def _goes_with(b: ir.Store | ir.Reduce | ir.BlockReduce, source: ir.BlockReduce) -> bool:
+    """Whether a sink can stand in the loop that reduces `source`'s blocks.
+
+    Either it has the same positions and reads the vector at i / B, or it stores one value a block.
+    """
+    positions = {
+        x.position
+        for e in ir.expressions(b)
+        for x in ir.walk(e)
+        if isinstance(x, ir.Read) and x.vector == source.name
+    }
+    if b.length == source.length:
+        return all(ir.block_of(p) == source.block for p in positions)
+    return (
+        isinstance(b, ir.Store)
+        and b.length == ir.blocks(source.length, source.block)
+        and positions == {ir.Position()}
+    )
+
+
+def _loops(f: ir.Function, here: Sequence[int], by_block: Mapping[int, int]) -> Iterator[ir.Pass]:
+    """Yield the loops of one pass: by block where a block is reduced, else one for each length."""
+    loops: dict[tuple[ir.Expr, int], list[ir.Sink]] = {}
+    for at in here:  # loops by block first, so that the others of their length can join them
+        b = f.body[at]
+        if isinstance(b, ir.BlockReduce):
+            loops.setdefault((b.length, b.block), [])
+    for at in here:
+        b = f.body[at]
+        assert isinstance(b, SINKS)
+        block = by_block.get(at, 0)
+        fitting = [
+            (length, size)
+            for length, size in loops
+            if (size == block or not block) and (length == b.length or (size and block and b.length == ir.blocks(length, size)))
+        ]
+        loops.setdefault(fitting[0] if fitting else (b.length, 0), []).append(b)
+    for (length, block), sinks in loops.items():
+        yield ir.Pass(length, tuple(sinks), block)
 
 
 PASSES: tuple[Callable[[ir.Function], ir.Function], ...] = (drop_unused, fuse_maps, form_passes)
@@ -141,6 +200,10 @@ def has_feedback(encode: ir.Function) -> bool:
                             } == sides:
                                 return True
     return False
+
+
+def _is_random(e: ir.Expr) -> bool:
+    return any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(e))
 
 
 def _names(es: Iterable[ir.Expr]) -> Iterator[str]:

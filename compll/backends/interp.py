@@ -86,6 +86,8 @@ def _run(
                 env.vectors[name] = elements(value, length, env)
             case ir.Reduce(name):
                 env.scalars[name] = reduce(b, env)
+            case ir.BlockReduce(name):
+                env.vectors[name] = reduce_blocks(b, env)
             case ir.Put(field, elem, value):
                 _put(places[field], to_bytes(evaluate(value, env), elem), call)
             case ir.Get(name, field, elem):
@@ -103,7 +105,7 @@ def _run(
                 else:
                     into = call.new_state[target.name] if target.kind == "state" else call.gradient
                     writes.append((into, canonical(stored)))
-            case ir.Pass(_, sinks):
+            case ir.Pass(_, sinks, _):
                 _run(sinks, env, places, call, writes)
 
 
@@ -121,7 +123,20 @@ def reduce(b: ir.Reduce, env: Environment) -> Array:
     """Return f(init, tree(v)), or init if v is empty (LANGUAGE: "The one order of reduction")."""
     values = np.array(elements(b.body, b.length, env))
     init = evaluate(b.init, env)
-    return combine(b.combine, env, init, tree(b.combine, values, env)) if len(values) else init
+    if not len(values):
+        return init
+    return combine(b.combine, env, init, tree(b.combine, values[None], len(values), env)[0])
+
+
+def reduce_blocks(b: ir.BlockReduce, env: Environment) -> Array:
+    """Return f(init, tree(block)) for every block; the last one may be shorter."""
+    values = np.array(elements(b.body, b.length, env))
+    whole = len(values) // b.block * b.block
+    parts = [values[:whole].reshape(-1, b.block), values[whole:].reshape(1, -1)]
+    reduced = [tree(b.combine, part, part.shape[1], env) for part in parts if part.size]
+    if not reduced:
+        return values
+    return combine(b.combine, env, evaluate(b.init, env), np.concatenate(reduced))
 
 
 def combine(f: ir.Combine, env: Environment, a: Array, b: Array) -> Array:
@@ -131,23 +146,27 @@ def combine(f: ir.Combine, env: Environment, a: Array, b: Array) -> Array:
     return np.asarray(evaluate(f.body, inner, np.zeros(x.shape, np.int64)), dtype(f.type))
 
 
-def tree(f: ir.Combine, values: Array, env: Environment) -> Array:
-    """Reduce a non-empty vector: tiles of 8 rows x 128 lanes, rows in order, lanes by halves, then again."""
+def tree(f: ir.Combine, values: Array, count: int, env: Environment) -> Array:
+    """Reduce each row of `values`, `count` > 0 elements long.
+
+    Tiles of 8 rows x 128 lanes, rows in order, lanes by halves; then the tiles' results, by the same rule.
+    """
+    vectors = len(values)
     while True:
-        tiles = -(-len(values) // TILE)
-        padded = np.zeros(tiles * TILE, values.dtype)
-        padded[: len(values)] = values
-        grid = padded.reshape(tiles, ROWS, LANES)
-        there = (np.arange(tiles * TILE) < len(values)).reshape(tiles, ROWS, LANES)
-        lanes, filled = grid[:, 0].copy(), there[:, 0].copy()
+        tiles = -(-count // TILE)
+        padded = np.zeros((vectors, tiles * TILE), values.dtype)
+        padded[:, :count] = values
+        grid = padded.reshape(vectors, tiles, ROWS, LANES)
+        there = (np.arange(tiles * TILE) < count).reshape(1, tiles, ROWS, LANES)
+        lanes, filled = grid[:, :, 0].copy(), there[:, :, 0]
         for row in range(1, ROWS):
-            lanes = np.where(there[:, row], combine(f, env, lanes, grid[:, row]), lanes)
+            lanes = np.where(there[:, :, row], combine(f, env, lanes, grid[:, :, row]), lanes)
         width = LANES // 2
         while width:
-            both = filled[:, width : 2 * width]
-            folded = combine(f, env, lanes[:, :width], lanes[:, width : 2 * width])
-            lanes, filled = np.where(both, folded, lanes[:, :width]), filled[:, :width]
+            both = filled[..., width : 2 * width]
+            folded = combine(f, env, lanes[..., :width], lanes[..., width : 2 * width])
+            lanes, filled = np.where(both, folded, lanes[..., :width]), filled[..., :width]
             width //= 2
-        values = lanes[:, 0]
+        values, count = lanes[..., 0], tiles
         if tiles == 1:
-            return np.asarray(values[0])
+            return np.asarray(values[:, 0])

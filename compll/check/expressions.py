@@ -29,7 +29,7 @@ from compll.errors import Span, did_you_mean
 from compll.ops import COMBINES, FUNCTIONS, OPS
 from compll.types import BOOL, FLOAT, INT, NAMED, UINT32, UINT64, Elem, arithmetic, limits, uint
 
-OPERATORS = ("map", "reduce", "range", "concat", "extract", "decode", "stochastic_round")
+OPERATORS = ("map", "reduce", "range", "chunk", "concat", "extract", "decode", "stochastic_round")
 NOT_BUILT = (
     "filter",
     "sort",
@@ -38,7 +38,6 @@ NOT_BUILT = (
     "gather",
     "scatter",
     "search",
-    "chunk",
     "exp",
     "exp2",
     "log",

@@ -151,6 +151,12 @@ class Operators(Statements):
                 return self._map(e)
             case "reduce":
                 return self._reduce(e)
+            case "chunk":
+                raise self.report.error(
+                    "'chunk' stands only as the first argument of reduce",
+                    e.span,
+                    hint="write reduce(chunk(vector, 256), 0, add)",
+                )
             case _:
                 return self.payload_call(e)
 
@@ -199,9 +205,25 @@ class Operators(Statements):
             result = self.apply_function(g, [element], e.span)
         return VectorValue(result.elem, vector.length, result.expr)
 
-    def _reduce(self, e: s.Call) -> ScalarValue:
+    def _chunk(self, e: s.Expr) -> tuple[VectorValue, int]:
+        """Return the vector that is reduced, and the size of its blocks; 0 if it is reduced as a whole."""
+        if not isinstance(e, s.Call) or e.name != "chunk":
+            return self._vector(e), 0
+        over, size = self.args(e, 2, 2, "chunk(vector, 256)")
+        vector, block = self._vector(over), scalar(self, size, "the size of a block")
+        known = block.expr.value if isinstance(block.expr, ir.Const) else None
+        if not isinstance(known, int) or isinstance(known, bool) or known < 1:
+            raise self.report.error(
+                "the size of a block is an integer of at least 1 that the compiler knows",
+                size.span,
+                hint="make it a hyper-parameter, such as [[range(1, 65536)]] int block = 256",
+            )
+        return vector, known
+
+    def _reduce(self, e: s.Call) -> ScalarValue | VectorValue:
         args = self.args(e, 2, 3, "reduce(vector, init, function) or reduce(vector, add | smaller | greater)")
-        vector, f = self._vector(args[0]), function(self, args[-1])
+        vector, block = self._chunk(args[0])
+        f = function(self, args[-1])
         init = scalar(self, args[1], "the start of a reduction") if len(args) == 3 else None
         element = ScalarValue(vector.body, vector.elem)
         if f.node is None and f.name not in COMBINES:
@@ -232,6 +254,11 @@ class Operators(Statements):
         start = as_type(init, own)  # init enters once, as f's parameter holds it
         combine = ir.Combine(label, body, kind)
         value = ir.as_elem(as_type(element, kind).expr, kind)
+        if block:
+            first = ir.as_elem(start.expr, kind)
+            self.bindings.append(ir.BlockReduce(name, combine, first, block, vector.length, value))
+            self.lengths[name] = ir.blocks(vector.length, block)
+            return named(name, kind, self.lengths[name])
         self.bindings.append(ir.Reduce(name, combine, ir.as_elem(start.expr, kind), vector.length, value))
         return ScalarValue(ir.Scalar(name, kind), kind)
 

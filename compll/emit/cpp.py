@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from compll import ir
@@ -62,10 +64,52 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """The reductions of a block that need no other one of the same block: one loop over its elements."""
+
+    uniforms: tuple[str, ...]
+    loads: tuple[Load, ...]
+    position: bool
+    lines: tuple[str, ...]
+    reductions: tuple[Reduction, ...]
+
+
+@dataclass(frozen=True)
+class BlockText:
+    """What a loop by block does with a block before its elements are stored.
+
+    `span` elements are worked on at once: whole blocks and whole tiles, `most` blocks.  `hoisted` are
+    values that are the same for a whole block; `stores` write one value a block.
+    """
+
+    size: int
+    span: int
+    stages: tuple[Stage, ...]
+    hoisted: tuple[tuple[str, str, str], ...]
+    stores: tuple[str, ...]
+
+    @property
+    def most(self) -> int:
+        """How many blocks are in a span."""
+        return self.span // self.size
+
+    @property
+    def known(self) -> int:
+        """The elements of a whole block where the compiler may know them: a multiple of 16, up to a tile."""
+        return self.size if self.size % 16 == 0 and self.size <= TILE else 0
+
+    @property
+    def chunk(self) -> int:
+        """How many spans a thread takes at once."""
+        return max(1, 64 * TILE // self.span)
+
+
+@dataclass(frozen=True)
 class PassText:
-    """One loop over memory."""
+    """One loop over memory; by block if it has a `block`."""
 
     name: str
+    block: BlockText | None
     length: str
     uniforms: tuple[str, ...]
     unpacks: tuple[Packed, ...]
@@ -142,7 +186,8 @@ def _field(f: ir.Field, writer: ScalarWriter) -> FieldText:
     return FieldText(f.name, 16, size)
 
 
-def _no_read(e: ir.Read) -> str:
+def _no_read(e: ir.Read, lanes: str) -> str:
+    del lanes
     raise not_built(e)
 
 
@@ -219,48 +264,31 @@ class _Emitter:
     # --- passes ---------------------------------------------------------------------------------
 
     def loop(self, b: ir.Pass) -> PassText:
-        loads: dict[str, Load] = {}
-        uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
-
-        def read(e: ir.Read) -> str:
-            if self.lengths[e.vector] != b.length:
-                raise not_built(e)
-            loads.setdefault(e.vector, self.load(e.vector))
-            return f"v_{e.vector}"
-
-        def uniform(e: ir.Expr, lanes: str) -> str:
-            text = self.scalar.text(e)
-            if (text, lanes) not in uniforms:
-                name = "u_" + text[2:].removesuffix("_") + ("" if lanes == "Float" else f"_{lanes}")
-                if name in (taken for taken, _ in uniforms.values()):
-                    name += f"_{len(uniforms)}"
-                line = f"const {lanes} {name} = {self.splat(lanes, e.type, text)};"
-                uniforms[text, lanes] = name, line
-            return uniforms[text, lanes][0]
-
-        writer = LaneWriter(Ranges(self.vectors), read, uniform)
+        block = _Block(self, b) if b.block else None
+        lanes = _Lanes(self, b, block)
         checks_finite = not self.checked and b.length == ir.Size()
         if checks_finite:
             self.checked = True
-            loads["gradient"] = self.load("gradient")
-        reductions = [self.reduction(s, writer) for s in b.sinks if isinstance(s, ir.Reduce)]
-        stores: list[str] = []
+            lanes.loads["gradient"] = self.load("gradient")
+        reductions = [self.reduction(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Reduce)]
         packs: list[Packed] = []
-        for s in b.sinks:
-            if isinstance(s, ir.Store):
-                stores.append(self.store(s, writer, packs))
-        packed = [Packed(v, self.vectors[v].bits) for v in loads if self.vectors[v].packed]
+        stores = [
+            self.store(s, lanes.writer, packs)
+            for s in b.sinks
+            if isinstance(s, ir.Store) and s.length == b.length
+        ]
         text = PassText(
             name=f"{self.f.op}_pass{len(self.passes)}",
+            block=block.text() if block else None,
             length=self.scalar.text(b.length),
-            uniforms=tuple(line for _, line in uniforms.values()),
-            unpacks=tuple(packed),
+            uniforms=lanes.declarations(),
+            unpacks=tuple(Packed(v, self.vectors[v].bits) for v in lanes.loads if self.vectors[v].packed),
             packs=tuple(packs),
-            random=tuple((kind, site) for site, kind in sorted(writer.sites.items())),
+            random=tuple((kind, site) for site, kind in sorted(lanes.writer.sites.items())),
             reductions=tuple(reductions),
-            loads=tuple(loads.values()),
-            position=writer.position,
-            lines=tuple(writer.lines),
+            loads=tuple(lanes.loads.values()),
+            position=lanes.writer.position,
+            lines=tuple(lanes.writer.lines),
             stores=tuple(stores),
             checks_finite=checks_finite,
         )
@@ -284,7 +312,7 @@ class _Emitter:
         place = (
             f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})" if is_field else self.vector(vector)
         )
-        return Load(vector, lanes, f"{place} + tile * TILE", False, elem == BOOL)
+        return Load(vector, lanes, place, False, elem == BOOL)
 
     def vector(self, name: str) -> str:
         return f"k.s_{name}" if name in self.f.states else f"k.{name}"
@@ -295,7 +323,7 @@ class _Emitter:
         a, b = (ir.Scalar(x, combine.type) for x in "ab")
         return combine.name in COMBINES and combine.body == ir.apply(COMBINES[combine.name], a, b)
 
-    def reduction(self, s: ir.Reduce, writer: LaneWriter) -> Reduction:
+    def reduction(self, s: ir.Reduce | ir.BlockReduce, writer: LaneWriter) -> Reduction:
         kind = s.combine.type
         lanes = writer.lane_type(s.body)
         if kind == INT:
@@ -306,11 +334,12 @@ class _Emitter:
             )
         value = writer.write(s.body, lanes)
         functor = self.functor(s)
-        self.scalars.append(f"{scalar_type(kind)} {s.name}_;")
-        self.members.append(f"{scalar_type(kind)}* {s.name}_tiles;")
+        if isinstance(s, ir.Reduce):
+            self.scalars.append(f"{scalar_type(kind)} {s.name}_;")
+            self.members.append(f"{scalar_type(kind)}* {s.name}_tiles;")
         return Reduction(s.name, lanes, scalar_type(kind), functor, self.scalar.text(s.init), value)
 
-    def functor(self, s: ir.Reduce) -> str:
+    def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
         def argument(name: str) -> str:
             if name in ("a", "b"):
                 return name
@@ -348,6 +377,150 @@ class _Emitter:
             "field": f"reinterpret_cast<{self.stored(s.elem)}*>(k.f_{name})",
         }[s.target.kind]
         return f"store<FULL>({place} + tile * TILE + at, {value}, live);"
+
+
+class _Lanes:
+    """A lane writer for one loop, with what it loads and the scalars that it splats."""
+
+    def __init__(self, emitter: _Emitter, b: ir.Pass, block: _Block | None, *, stage: bool = False) -> None:
+        self.emitter, self.b, self.block, self.stage = emitter, b, block, stage
+        self.loads: dict[str, Load] = {}
+        self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
+        of_block = block.lanes if block and not stage else lambda e, lanes: None  # noqa: ARG005
+        self.writer = LaneWriter(Ranges(emitter.vectors), self.read, self.uniform, of_block)
+
+    def declarations(self) -> tuple[str, ...]:
+        return tuple(line for _, line in self.uniforms.values())
+
+    def read(self, e: ir.Read, lanes: str) -> str:
+        emitter, b = self.emitter, self.b
+        if e.position != ir.Position():
+            return self.read_block(e, lanes)
+        if emitter.lengths.get(e.vector) != b.length or (self.stage and emitter.vectors[e.vector].packed):
+            raise not_built(e)
+        self.loads.setdefault(e.vector, emitter.load(e.vector))
+        return f"v_{e.vector}"
+
+    def read_block(self, e: ir.Read, lanes: str) -> str:
+        """Read at i / B: what this loop has reduced the block to, or a field of one value a block."""
+        size = ir.block_of(e.position)
+        if self.block and e.vector in self.block.made:
+            if self.stage:
+                return f"splat<{lanes}>(b.r_{e.vector}[j])"
+            return self.block.spread(f"b.r_{e.vector}", lanes)
+        elem = self.emitter.vectors.get(e.vector)
+        length = self.emitter.lengths.get(e.vector)
+        if not size or elem is None or elem.packed or self.stage or length != ir.blocks(self.b.length, size):
+            raise not_built(e)
+        if e.vector not in {f.name for f in self.emitter.f.layout}:
+            raise not_built(e)
+        kind = self.emitter.stored(elem)
+        get = f"get<{kind}>(k.f_{e.vector} + {{}} * sizeof({kind}))"
+        if size % 16 == 0:
+            return f"splat<{lanes}>({get.format(f'((tile * TILE + at) / {size})')})"
+        place = get.format(f"((tile * TILE + at + (j < live ? j : 0)) / {size})")
+        return f"each<{lanes}>([&](int j) {{ return {place}; }})"
+
+    def uniform(self, e: ir.Expr, lanes: str) -> str:
+        text = self.emitter.scalar.text(e)
+        if (text, lanes) not in self.uniforms:
+            name = "u_" + text[2:].removesuffix("_") + ("" if lanes == "Float" else f"_{lanes}")
+            if name in (taken for taken, _ in self.uniforms.values()):
+                name += f"_{len(self.uniforms)}"
+            line = f"const {lanes} {name} = {self.emitter.splat(lanes, e.type, text)};"
+            self.uniforms[text, lanes] = name, line
+        return self.uniforms[text, lanes][0]
+
+
+class _Block:
+    """The block-wise part of a loop: reductions in stages, values of a block, stores of one a block."""
+
+    def __init__(self, emitter: _Emitter, b: ir.Pass) -> None:
+        self.emitter, self.b = emitter, b
+        self.reduces = [s for s in b.sinks if isinstance(s, ir.BlockReduce)]
+        self.made = {s.name for s in self.reduces}
+        emitter.vectors |= {s.name: s.combine.type for s in self.reduces}
+        self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
+        self.scalar = ScalarWriter(emitter.place, self.read, "(b.first + j)")
+
+    def read(self, e: ir.Read) -> str:
+        if e.vector not in self.made:
+            raise not_built(e)
+        return f"b.r_{e.vector}[j]"
+
+    def spread(self, array: str, lanes: str) -> str:
+        """Return the lanes of an array that has one value a block."""
+        size = self.b.block
+        if size % 16 == 0:
+            return f"splat<{lanes}>({array}[(tile * TILE + at) / {size} - b.first])"
+        return f"each<{lanes}>([&](int j) {{ return {array}[(tile * TILE + at + j) / {size} - b.first]; }})"
+
+    def lanes(self, e: ir.Expr, lanes: str) -> str | None:
+        """Return the lanes of an expression that is the same for a whole block, worked out once a block."""
+        if not isinstance(e, ir.Apply | ir.Convert) or e.type == BOOL or not self.same_in_block(e):
+            return None
+        if e not in self.hoisted:
+            name = f"h{len(self.hoisted)}"
+            self.hoisted[e] = scalar_type(e.type), name, self.scalar.text(e)
+        return self.spread(f"b.{self.hoisted[e][1]}", lanes)
+
+    def same_in_block(self, e: ir.Expr) -> bool:
+        """Whether an expression has the block's reductions and scalars only, and one reduction at least."""
+        some = False
+
+        def fits(x: ir.Expr) -> bool:
+            nonlocal some
+            if isinstance(x, ir.Read):
+                some = some or x.vector in self.made
+                return x.vector in self.made and ir.block_of(x.position) == self.b.block
+            if isinstance(x, ir.Const | ir.Scalar | ir.Param | ir.Size):
+                return True
+            return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
+
+        return fits(e) and some
+
+    def text(self) -> BlockText:
+        """Return the block-wise part; called when the loop's elements have been written."""
+        stores = []
+        for s in self.b.sinks:
+            if isinstance(s, ir.Store) and s.length != self.b.length:
+                if s.elem.packed or s.target.kind != "field":
+                    raise not_built_type(s.elem)
+                kind = self.emitter.stored(s.elem)
+                value = self.scalar.text(s.body)
+                stores.append(f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});")
+        return BlockText(
+            size=self.b.block,
+            span=math.lcm(self.b.block, TILE),
+            stages=tuple(self.stages()),
+            hoisted=tuple(self.hoisted.values()),
+            stores=tuple(stores),
+        )
+
+    def stages(self) -> Iterator[Stage]:
+        left = list(self.reduces)
+        done: set[str] = set()
+        while left:
+            ready = [s for s in left if not self.needs(s) - done]
+            lanes = _Lanes(self.emitter, self.b, self, stage=True)
+            reductions = [self.emitter.reduction(s, lanes.writer) for s in ready]
+            if lanes.writer.sites:
+                raise BackendError(
+                    "the cpp backend does not build random numbers inside the reduction of a block yet; "
+                    "backend='interp' runs it"
+                )
+            yield Stage(
+                uniforms=lanes.declarations(),
+                loads=tuple(lanes.loads.values()),
+                position=lanes.writer.position,
+                lines=tuple(lanes.writer.lines),
+                reductions=tuple(reductions),
+            )
+            done |= {s.name for s in ready}
+            left = [s for s in left if s not in ready]
+
+    def needs(self, s: ir.BlockReduce) -> set[str]:
+        return {x.vector for x in ir.walk(s.body) if isinstance(x, ir.Read) and x.vector in self.made}
 
 
 def runtime() -> dict[str, str]:

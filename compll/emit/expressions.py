@@ -42,11 +42,16 @@ def bounds(elem: Elem) -> str:
 
 
 class ScalarWriter:
-    """Writes scalar expressions; `place` says where a named scalar lives."""
+    """Writes scalar expressions; `place` says where a named scalar lives.
 
-    def __init__(self, place: Callable[[str], str]) -> None:
+    For one value a block, `read` says where the block's reductions live, and `position` is the block.
+    """
+
+    def __init__(
+        self, place: Callable[[str], str], read: Callable[[ir.Read], str] | None = None, position: str = ""
+    ) -> None:
         """Write with the given names."""
-        self.place = place
+        self.place, self.read, self.position = place, read, position
 
     def text(self, e: ir.Expr) -> str:
         """Return the expression as one C++ expression."""
@@ -56,7 +61,11 @@ class ScalarWriter:
             case ir.Size():
                 return "k.n"
             case ir.Position():
-                return "int64_t(0)"
+                return self.position or "int64_t(0)"
+            case ir.Read() if self.read is not None:
+                return self.read(e)
+            case ir.Random() | ir.StochasticRound() if self.position:
+                raise not_built(e)
             case ir.Scalar(name, _) | ir.Param(name, _):
                 return self.place(name)
             case ir.Convert(arg, to, kind):
@@ -89,10 +98,17 @@ class LaneWriter:
     """Writes expressions over 16 lanes as a list of statements, each subexpression once."""
 
     def __init__(
-        self, ranges: Ranges, read: Callable[[ir.Read], str], uniform: Callable[[ir.Expr, str], str]
+        self,
+        ranges: Ranges,
+        read: Callable[[ir.Read, str], str],
+        uniform: Callable[[ir.Expr, str], str],
+        block: Callable[[ir.Expr, str], str | None] = lambda e, lanes: None,  # noqa: ARG005
     ) -> None:
-        """Write with `read` for the loaded lanes of a vector and `uniform` for a splat of a scalar."""
-        self.ranges, self.read, self.uniform = ranges, read, uniform
+        """Write with `read` for the lanes of a vector, `uniform` for a splat of a scalar.
+
+        `block` gives the lanes of what is the same for a whole block, or None.
+        """
+        self.ranges, self.read, self.uniform, self.block = ranges, read, uniform, block
         self.lines: list[str] = []
         self.names: dict[tuple[ir.Expr, str], str] = {}
         self.sites: dict[int, str] = {}
@@ -122,6 +138,9 @@ class LaneWriter:
         return name
 
     def _compute(self, e: ir.Expr, have: str) -> str:
+        of_block = self.block(e, have)
+        if of_block is not None:
+            return of_block
         match e:
             case ir.Const():
                 return f"splat<{have}>({literal(e)})" if e.type != BOOL else f"splat<Mask>({-int(e.value)})"
@@ -130,10 +149,8 @@ class LaneWriter:
             case ir.Position():
                 self.position = True
                 return "position"
-            case ir.Read(_, position, _):
-                if position != ir.Position():
-                    raise not_built(e)
-                return self.read(e)
+            case ir.Read():
+                return self.read(e, have)
             case ir.Convert(arg, to, _):
                 return self._convert(arg, to, have)
             case ir.Random(site, low, high, kind):

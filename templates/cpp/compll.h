@@ -27,9 +27,8 @@ struct Arithmetic {
     ~Arithmetic() { __builtin_ia32_ldmxcsr(saved); }
 #endif
 };
-// Run `work(tile)` for every tile; small vectors stay on the calling thread.
-template <class F> inline void for_tiles(int64_t tiles, int threads, F work) {
-    constexpr int64_t CHUNK = 64;
+// Run `work(tile)` for every tile, CHUNK of them at a time; small vectors stay on the calling thread.
+template <int64_t CHUNK = 64, class F> inline void for_tiles(int64_t tiles, int threads, F work) {
     if (threads <= 1 || tiles <= CHUNK) {
         Arithmetic arithmetic;
         for (int64_t tile = 0; tile < tiles; ++tile) work(tile);

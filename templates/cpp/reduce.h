@@ -6,24 +6,26 @@
 namespace compll {
 
 // Lane j < w becomes f(a[j], a[j + w]) for w = 64, 32, ..., 1; lanes from `lanes` on are absent.
+template <class V, class F> inline Element<V> fold_any(V (&a)[BLOCKS], int lanes, F f) {
+    Element<V> x[LANES];
+    for (int k = 0; k < BLOCKS; ++k)
+        for (int j = 0; j < WIDTH; ++j) x[k * WIDTH + j] = a[k][j];
+    for (int w = LANES / 2; w; w /= 2)
+        for (int j = 0; j < w && j + w < lanes; ++j) x[j] = f(x[j], x[j + w]);
+    return x[0];
+}
+template <int KNOWN, class V, class F> inline Element<V> fold_known(V (&a)[BLOCKS], F f) {  // a multiple of 16
+    for (int w = BLOCKS / 2; w; w /= 2)
+        for (int k = 0; k < w && k + w < KNOWN / WIDTH; ++k) a[k] = f(a[k], a[k + w]);
+    Element<V> x[WIDTH];
+    for (int j = 0; j < WIDTH; ++j) x[j] = a[0][j];
+    for (int w = WIDTH / 2; w; w /= 2)
+        for (int j = 0; j < w; ++j) x[j] = f(x[j], x[j + w]);
+    return x[0];
+}
 template <bool FULL, class V, class F> inline Element<V> fold(V (&a)[BLOCKS], int lanes, F f) {
-    using T = Element<V>;
-    if constexpr (FULL) {
-        for (int w = BLOCKS / 2; w; w /= 2)
-            for (int k = 0; k < w; ++k) a[k] = f(a[k], a[k + w]);
-        T x[WIDTH];
-        for (int j = 0; j < WIDTH; ++j) x[j] = a[0][j];
-        for (int w = WIDTH / 2; w; w /= 2)
-            for (int j = 0; j < w; ++j) x[j] = f(x[j], x[j + w]);
-        return x[0];
-    } else {
-        T x[LANES];
-        for (int k = 0; k < BLOCKS; ++k)
-            for (int j = 0; j < WIDTH; ++j) x[k * WIDTH + j] = a[k][j];
-        for (int w = LANES / 2; w; w /= 2)
-            for (int j = 0; j < w && j + w < lanes; ++j) x[j] = f(x[j], x[j + w]);
-        return x[0];
-    }
+    if constexpr (FULL) return fold_known<LANES>(a, f);
+    else return fold_any(a, lanes, f);
 }
 template <bool FULL, class T, class F> inline T reduce_tile(const T* x, int count, F f) {
     using V = Lanes<T>;
@@ -51,5 +53,27 @@ template <class T, class F> inline T reduce_tiles(T* x, int64_t count, F f) {
     }
     return x[0];
 }
+
+// The same rule for tile results that come one after the other: `add` each, then `result`.
+template <class T, class F> struct Tree {
+    static constexpr int DEPTH = 3;  // 2^40 elements
+    T held[DEPTH][TILE];
+    int count[DEPTH] = {};
+    F f;
+    void add(T x, int level = 0) {
+        if (count[level] == TILE) {  // only now is it known that this level goes on
+            add(reduce_tile<true>(held[level], TILE, f), level + 1);
+            count[level] = 0;
+        }
+        held[level][count[level]++] = x;
+    }
+    T result() {
+        for (int level = 0;; ++level) {
+            const T x = reduce_tiles(held[level], count[level], f);
+            if (level + 1 == DEPTH || count[level + 1] == 0) return x;
+            add(x, level + 1);
+        }
+    }
+};
 
 }  // namespace compll
