@@ -44,8 +44,8 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
             yield f"  where {combine.name}(a, b) = {text(combine.body)}"
         case ir.BlockReduce(name, combine, init, block, length, body):
             head = f"{name}: {combine.type}{_over(ir.blocks(length, block))}"
-            yield f"{head} = reduce{_over(length)} by {block} {text(body)} from {text(init)} by {combine.name}"
-            yield f"  where {combine.name}(a, b) = {text(combine.body)}"
+            yield f"{head} = reduce{_over(length)} by {block} {text(body)} from {text(init)}"
+            yield f"  by {combine.name}, where {combine.name}(a, b) = {text(combine.body)}"
         case ir.Store(target, elem, length, body):
             place = target.kind if target.kind == "output" else f"{target.kind} {target.name}"
             yield f"store {place}: {elem}{_over(length)} = {text(body)}"

@@ -142,7 +142,8 @@ def _loops(f: ir.Function, here: Sequence[int], by_block: Mapping[int, int]) -> 
         fitting = [
             (length, size)
             for length, size in loops
-            if (size == block or not block) and (length == b.length or (size and block and b.length == ir.blocks(length, size)))
+            if (size == block or not block)
+            and (length == b.length or (size and block and b.length == ir.blocks(length, size)))
         ]
         loops.setdefault(fitting[0] if fitting else (b.length, 0), []).append(b)
     for (length, block), sinks in loops.items():
