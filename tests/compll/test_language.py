@@ -249,6 +249,19 @@ def test_any_name_may_be_used_also_a_keyword_of_cplusplus() -> None:
         assert same_bits(out, f32(10) + f32(0.5) * want)
 
 
+def test_cpp_groups_as_the_program_does_around_constants() -> None:
+    """Found by the generated programs: ratio * (-3 + ratio) had become ratio * -3 + ratio."""
+    text = """
+void GroupEncode(float* g, uint8* c, float ratio = -2.5) {
+    float* v = map(range(g.size), [&](int i) -> float { return g[i] * (-3.0 + ratio) * (2 - g[i]); });
+    c = concat(v);
+}
+void GroupDecode(uint8* c, float* g) { float* v; extract(c, v); g = v; }
+"""
+    for codec in both(text):
+        assert codec.encode(np.array([1, 3], f32)).view(f32).tolist() == [-5.5, 16.5]
+
+
 IDENTITY = """
 void IdentityEncode(float* gradient, uint8* compressed) { compressed = concat(gradient); }
 void IdentityDecode(uint8* compressed, float* out) { float* gradient; extract(compressed, gradient); out = gradient; }
