@@ -46,28 +46,6 @@ def both(text: str, **params: Any) -> tuple[api.Codec, api.Codec]:
     return compiled(text, "interp", **params), compiled(text, "cpp", **params)
 
 
-def maps(expressions: dict[str, str], names: str = "gradient", before: str = "") -> str:
-    """Return a program whose payload holds one vector a given type and expression over the position i."""
-    lines = [
-        f"    {kind}* v{at} = map(range(gradient.size), [&](int i) -> {kind} {{ return {e}; }});"
-        for at, (e, kind) in enumerate(expressions.items())
-    ]
-    fields = ", ".join(f"v{at}" for at in range(len(expressions)))
-    declared = "\n".join(f"    {kind}* v{at};" for at, kind in enumerate(expressions.values()))
-    body = "\n".join(lines)
-    return f"""
-void TableEncode(float* {names}, uint8* compressed{before}) {{
-{body}
-    compressed = concat({fields});
-}}
-void TableDecode(uint8* compressed, float* gradient) {{
-{declared}
-    extract(compressed, {fields});
-    gradient = map(range(gradient.size), [&](int i) -> float {{ return 0.0; }});
-}}
-"""
-
-
 def fields(payload: np.ndarray, kinds: list[str], n: int) -> list[np.ndarray]:
     """Cut a payload of vectors of n elements of NumPy types into those vectors."""
     out, at = [], 0

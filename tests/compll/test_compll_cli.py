@@ -94,7 +94,10 @@ def test_generate_checks_and_writes(tmp_path: Path) -> None:
 
 BROKEN = "void BadEncode(float* g, uint8* c) { float a = 1 float b = 2; c = concat(h); }"
 OUTSIDE = """
-void OutEncode(float* g, uint8* c) { float* y = map(range(g.size), [&](int i) -> float { return g[i + 1]; }); c = concat(y); }
+void OutEncode(float* g, uint8* c) {
+    float* y = map(range(g.size), [&](int i) -> float { return g[i + 1]; });
+    c = concat(y);
+}
 void OutDecode(uint8* c, float* g) { float* y; extract(c, y); g = y; }
 """
 

@@ -124,7 +124,8 @@ def expression(r: random.Random, kind: str, depth: int) -> str:
             k = r.choice(("float", "int"))
             return f"({sub(k)} {compare} {sub(k)} ? {sub(kind)} : {sub(kind)})"
         case 3 if kind == "int":
-            return f"(({sub('float')} > {sub('float')}) + ({sub('int')} < {sub('int')} || isnan({sub('float')})))"
+            either = f"{sub('int')} < {sub('int')} || isnan({sub('float')})"
+            return f"(({sub('float')} > {sub('float')}) + ({either}))"
         case 3:
             return f"stochastic_round({sub('float')})"
         case _:
@@ -141,7 +142,8 @@ def generated(seed: int) -> str:
     for at, kind in enumerate(kinds):
         source = "float" if kind in ("float", "bool") else r.choice(("float", "int"))
         lines.append(
-            f"    {kind}* v{at} = map(range(gradient.size), [&](int i) -> {kind} {{ return {expression(r, source, 3)}; }});"
+            f"    {kind}* v{at} = map(range(gradient.size),"
+            f" [&](int i) -> {kind} {{ return {expression(r, source, 3)}; }});"
         )
     combine = expression(r, "float", 2).replace("gradient[i]", "x").replace("memory[i]", "y")
     for leaf in (
@@ -158,7 +160,8 @@ def generated(seed: int) -> str:
     names = ", ".join(f"v{k}" for k in range(4))
     declared = "\n".join(f"    {kind}* v{k};" for k, kind in enumerate(kinds))
     return f"""
-void RandomEncode(float* gradient, uint8* compressed, state float* memory, float ratio = 0.75, int whole = -3) {{
+void RandomEncode(float* gradient, uint8* compressed, state float* memory,
+                  float ratio = 0.75, int whole = -3) {{
     float total = reduce(gradient, add);
     int count = reduce(gradient > 0, add);
     int8* small = gradient * 50;

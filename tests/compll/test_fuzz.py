@@ -17,11 +17,13 @@ from compll import driver
 from compll.emit import cpp
 
 SEEDS = [LEVELS, FREE, KEYWORDS, *(p.read_text("utf-8") for p in compll.algorithms().values())]
-WORDS = "; { } ( ) [ ] [& [[ ]] , . = == < > << * / % & | ^ ! ~ ? : -> // /* */ \" ' \\ 0 1 255 1e40 .5 0x 9999999999999999999999".split()
-WORDS += "if else return for float int uint8 uint<3> uint<0> bool half void lambda_func state shared reduce map range random<float> "
-WORDS += "concat extract decode gradient compressed size x.size bitcast<uint32> cast<int8> nan inf true \n \t \0 é".split(
-    " "
-)
+WORDS = """
+; { } ( ) [ ] [& [[ ]] , . = == < > << * / % & | ^ ! ~ ? : -> // /* */ " ' \\ \0 é
+0 1 255 1e40 .5 0x 9999999999999999999999 nan inf true
+if else return for float int uint8 uint<3> uint<0> bool half void lambda_func state shared
+reduce map range random<float> concat extract decode bitcast<uint32> cast<int8>
+gradient compressed size x.size
+""".split()  # noqa: SIM905 - a table of words
 
 
 def survives(text: str) -> None:

@@ -40,7 +40,7 @@ def test_every_element_is_encoded_in_its_own_place_element_0_too(width: int) -> 
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_decode_unpacks_in_the_order_in_which_encode_packs(width: int, backend: str) -> None:
-    """It packed from the high bit and unpacked from the low one: the result had no correlation with the input."""
+    """It packed from the high bit and unpacked from the low one: no correlation with the input was left."""
     codec = compiled(LEVELS, backend, bitwidth=width)
     g = gradient("normal", 1003)
     out = codec.decode(codec.encode(g, seed=1), 1003)
@@ -67,7 +67,7 @@ def test_ragged_ends_are_neither_dropped_nor_overrun(width: int, n: int) -> None
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_reduction_that_starts_from_an_integer_is_of_floats(backend: str) -> None:
-    """`reduce(v, -99999, f)` counted in int: every gradient with |g| < 1 had minimum = maximum = 0, and became NaN."""
+    """`reduce(v, -99999, f)` counted in int: if all |g| < 1, both were 0, and the result NaN."""
     codec = compiled(LEVELS, backend, bitwidth=2)
     g = np.array([-0.25, 0.5, 0.125], f32)
     payload = codec.encode(g, seed=1)
