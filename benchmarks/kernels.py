@@ -177,6 +177,13 @@ def measure(codecs: dict[str, Codec], budget: float) -> list[Row]:
     return rows
 
 
+def machine_seconds() -> float:
+    """Processor seconds that all processes of the machine have used since it started."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle, waiting = ticks[3], ticks[4]
+    return (sum(ticks) - idle - waiting) / os.sysconf("SC_CLK_TCK")
+
+
 def conditions(codecs: dict[str, Codec]) -> dict[str, str]:
     models = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
@@ -184,8 +191,6 @@ def conditions(codecs: dict[str, Codec]) -> dict[str, str]:
     return {
         "processor": models[0].split(":")[1].strip() if models else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
-        "load of the machine by others, when started": f"{os.getloadavg()[0]:.1f} (of the last minute; "
-        "when it is above 0.5, threads wait for cores: more than one thread then says nothing)",
         "backend": ", ".join(sorted({codec.backend for codec in codecs.values()})),
         "codecs": ", ".join(f"{name} {codec.info.fingerprint[:12]}" for name, codec in codecs.items()),
         "python": platform.python_version(),
@@ -200,6 +205,7 @@ def markdown(rows: list[Row], taken: dict[str, str]) -> str:
         "Written by `python benchmarks/kernels.py`. GB/s of float32 gradient (4n bytes a call); medians,",
         "interleaved with memcpy of the same 4n bytes (with 2 threads: the faster of one and two copying",
         "threads) and with the same algorithm composed from NumPy (one thread, as users write it).",
+        "Where other work keeps the cores busy, figures for more than one thread say nothing.",
         "",
         *(f"- {key}: {value}" for key, value in taken.items()),
         "",
@@ -223,7 +229,10 @@ def main() -> None:
     arguments = parser.parse_args()
     codecs = {name: compll.compile(name, backend=arguments.backend) for name in ALGORITHMS}
     taken = conditions(codecs)
+    machine, own, start = machine_seconds(), time.process_time(), time.perf_counter()
     rows = measure(codecs, arguments.seconds)
+    others = machine_seconds() - machine - (time.process_time() - own)
+    taken["cores busy with other work meanwhile"] = f"{others / (time.perf_counter() - start):.2f}"
     RESULTS.mkdir(exist_ok=True)
     data = {"conditions": taken, "rows": [asdict(row) for row in rows]}
     (RESULTS / "kernels.json").write_text(json.dumps(data, indent=1) + "\n")

@@ -12,6 +12,7 @@ import importlib.resources
 from typing import Any, cast
 
 from lark import Lark, Token, Transformer, Tree, UnexpectedCharacters, UnexpectedToken, v_args
+from lark.exceptions import VisitError
 
 from compll import syntax as s
 from compll.errors import CompileError, Diagnostic, Span, did_you_mean
@@ -27,12 +28,16 @@ def parse(text: str, file: str) -> s.Program:
 
     Raises:
         CompileError: with all syntax errors that were found.
+        RecursionError: the file nests too deeply.
 
     """
     tree, errors = _Parse(text, file).run()
     if tree is None or errors:
         raise CompileError(errors, {file: text})
-    return cast("s.Program", _Builder(file).transform(tree))
+    try:
+        return cast("s.Program", _Builder(file).transform(tree))
+    except VisitError as e:
+        raise e.orig_exc from None
 
 
 class GiveUp(Exception):  # noqa: N818 - control flow within this module
@@ -242,7 +247,8 @@ class _Builder(Transformer[Any, Any]):
         return s.Member(self.at(meta), items[0], str(items[1]))
 
     def integer(self, meta: Any, items: list[Any]) -> s.Integer:
-        return s.Integer(self.at(meta), int(str(items[0]), 0 if str(items[0])[:2] in ("0x", "0X") else 10))
+        digits = str(items[0])[:40]  # no type holds so many: the checker says so
+        return s.Integer(self.at(meta), int(digits, 16 if digits[:2] in ("0x", "0X") else 10))
 
     def number(self, meta: Any, items: list[Any]) -> s.Number:
         return s.Number(self.at(meta), str(items[0]).rstrip("f"))

@@ -128,7 +128,7 @@ class LaneWriter:
         want = want or have
         if (e, want) not in self.names:
             text = self._compute(e, have) if want == have else f"widen<{want}>({self.write(e)})"
-            simple = text.isidentifier() or text.startswith("splat<")
+            simple = text.isidentifier() or isinstance(e, ir.Const)
             self.names[e, want] = text if simple else self._name(want, text)
         return self.names[e, want]
 

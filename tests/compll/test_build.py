@@ -17,7 +17,10 @@ SMALL = """
 void SmallEncode(float* g, uint8* c) { c = concat(g); }
 void SmallDecode(uint8* c, float* g) { float* v; extract(c, v); g = v; }
 """
-PROBE = "import sys, compll, numpy as np; c = compll.compile(sys.argv[1], 'cpp'); print(bytes(c.encode(np.ones(3, np.float32))).hex())"
+PROBE = """
+import sys, compll, numpy as np
+print(bytes(compll.compile(sys.argv[1], 'cpp').encode(np.ones(3, np.float32))).hex())
+"""
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ TERNGRAD = {b: compll.compile("terngrad", b) for b in BACKENDS}
 ONEBIT = {b: compll.compile("onebit", b) for b in BACKENDS}
 G = gradient("normal", 100)
 HALVES = """
-void HalvesEncode(float* gradient, uint8* compressed, float ratio = 0.5, [[range(1, 4)]] uint8 width = 2, bool on = true) {
+void HalvesEncode(float* gradient, uint8* compressed, float ratio = 0.5,
+                  [[range(1, 4)]] uint8 width = 2, bool on = true) {
     uint<width>* q = clamp(gradient * ratio, 0, on ? 3 : 1);
     compressed = concat(q);
 }
@@ -313,7 +314,7 @@ def test_several_threads_may_use_one_codec_at_once() -> None:
 
 
 def test_kernels_release_the_gil() -> None:
-    """While one thread is in a kernel, another one gets on: it counts far more than it could between calls."""
+    """While one thread is in a kernel, another one counts far more than it could between calls."""
     codec = TERNGRAD["cpp"]
     big = np.zeros(2**24, np.float32)
     out = np.empty(codec.max_bytes(len(big)), np.uint8)

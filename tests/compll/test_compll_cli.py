@@ -94,7 +94,10 @@ def test_generate_checks_and_writes(tmp_path: Path) -> None:
 
 BROKEN = "void BadEncode(float* g, uint8* c) { float a = 1 float b = 2; c = concat(h); }"
 OUTSIDE = """
-void OutEncode(float* g, uint8* c) { float* y = map(range(g.size), [&](int i) -> float { return g[i + 1]; }); c = concat(y); }
+void OutEncode(float* g, uint8* c) {
+    float* y = map(range(g.size), [&](int i) -> float { return g[i + 1]; });
+    c = concat(y);
+}
 void OutDecode(uint8* c, float* g) { float* y; extract(c, y); g = y; }
 """
 
@@ -121,8 +124,8 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str | Path], str]]:
         "no encode to build": (["build", write(SMALL.strip().splitlines()[1])], "Encode"),
         "too many files": (["run", "onebit", "terngrad", "onebit"], "one codec"),
         "two codecs to run": (["run", "onebit", "terngrad"], "no file|second"),
-        "negative n": (["run", "onebit", "-n", "-5"], "-5"),
-        "negative seed": (["run", "onebit", "--seed", "-1"], "-1"),
+        "negative n": (["run", "onebit", "-n", "-5"], "greater than or equal to 0"),
+        "negative seed": (["run", "onebit", "--seed", "-1"], "greater than or equal to 0"),
         "reads outside": (["run", write(OUTSIDE), "--backend", "interp"], "outside its range"),
         "feedback twice": (["build", "onebit", "--error-feedback"], "residual"),
         "output is a file": (["build", "onebit", "-o", afile], "file"),

@@ -103,7 +103,6 @@ def test_free_functions_and_file_level_variables_mean_the_same() -> None:
 
 
 def scalar_program(body: str, formals: str = "", result: str = "r", kind: str = "float") -> str:
-    declared = ", ".join(p.split("=")[0] for p in formals.split(",") if p)
     return f"""
 void OneEncode(float* gradient, uint8* compressed{", " + formals if formals else ""}) {{
 {body}
@@ -114,7 +113,7 @@ void OneDecode(uint8* compressed, float* gradient{", " + formals if formals else
     extract(compressed, r);
     gradient = map(range(gradient.size), [&](int i) -> float {{ return r; }});
 }}
-""" + ("" if declared is None else "")
+"""
 
 
 def value(body: str, g: list[float], backend: str = "interp", formals: str = "", **params: float) -> float:
@@ -151,11 +150,13 @@ def value(body: str, g: list[float], backend: str = "interp", formals: str = "",
         ("float max = 4; float r = max(max, 2);", 4),
         ("lambda_func max = [&](float a, float b) -> float { return 42; } float r = max(1, 2);", 42),
         (
-            "float r = reduce(gradient, smaller); float smaller = 3; r = r + smaller + reduce(gradient, smaller);",
+            "float r = reduce(gradient, smaller); float smaller = 3;"
+            " r = r + smaller + reduce(gradient, smaller);",
             5,
         ),
         (
-            "int m = (gradient.size + 1) / 2; float r = reduce(map(range(m), [&](int i) -> int { return i; }), add);",
+            "int m = (gradient.size + 1) / 2;"
+            " float r = reduce(map(range(m), [&](int i) -> int { return i; }), add);",
             1,
         ),
         (
@@ -249,9 +250,26 @@ def test_any_name_may_be_used_also_a_keyword_of_cplusplus() -> None:
         assert same_bits(out, f32(10) + f32(0.5) * want)
 
 
+def test_cpp_groups_as_the_program_does_around_constants() -> None:
+    """Found by the generated programs: ratio * (-3 + ratio) had become ratio * -3 + ratio."""
+    text = """
+void GroupEncode(float* g, uint8* c, float ratio = -2.5) {
+    float* v = map(range(g.size), [&](int i) -> float { return g[i] * (-3.0 + ratio) * (2 - g[i]); });
+    c = concat(v);
+}
+void GroupDecode(uint8* c, float* g) { float* v; extract(c, v); g = v; }
+"""
+    for codec in both(text):
+        assert codec.encode(np.array([1, 3], f32)).view(f32).tolist() == [-5.5, 16.5]
+
+
 IDENTITY = """
 void IdentityEncode(float* gradient, uint8* compressed) { compressed = concat(gradient); }
-void IdentityDecode(uint8* compressed, float* out) { float* gradient; extract(compressed, gradient); out = gradient; }
+void IdentityDecode(uint8* compressed, float* out) {
+    float* gradient;
+    extract(compressed, gradient);
+    out = gradient;
+}
 """
 
 
@@ -273,7 +291,12 @@ void SentEncode(float* g, uint8* compressed, state float* residual) {
     compressed = concat(residual, x);
     residual = x;
 }
-void SentDecode(uint8* compressed, float* g) { float* residual; float* x; extract(compressed, residual, x); g = x - residual; }
+void SentDecode(uint8* compressed, float* g) {
+    float* residual;
+    float* x;
+    extract(compressed, residual, x);
+    g = x - residual;
+}
 """
     g = gradient("normal", 1040)
     results = [encode(codec, g) for codec in both(text)]
@@ -337,9 +360,16 @@ void EveryDecode(uint8* compressed, float* gradient, int skip = 4) {
 )
 def test_reading_outside_a_vector_is_an_error_and_no_crash(loop: str) -> None:
     text = f"""
-void OutsideEncode(float* gradient, uint8* compressed) {{ {loop} float s = reduce(y, add); compressed = concat(s); }}
-void OutsideDecode(uint8* compressed, float* gradient) {{ float s; extract(compressed, s); gradient = gradient.size > 0 ?
-    map(range(gradient.size), [&](int i) -> float {{ return s; }}) : map(range(gradient.size), [&](int i) -> float {{ return s; }}); }}
+void OutsideEncode(float* gradient, uint8* compressed) {{
+    {loop}
+    float s = reduce(y, add);
+    compressed = concat(s);
+}}
+void OutsideDecode(uint8* compressed, float* gradient) {{
+    float s;
+    extract(compressed, s);
+    gradient = map(range(gradient.size), [&](int i) -> float {{ return s; }});
+}}
 """
     with pytest.raises(IndexError, match="outside"):
         compiled(text, "interp").encode(np.ones(100, f32))
@@ -351,10 +381,17 @@ def test_a_select_reads_only_what_it_chooses() -> None:
     text = """
 void ShiftEncode(float* gradient, uint8* compressed) {
     float* y = map(range(gradient.size), [&](int i) -> float { return i > 0 ? gradient[i - 1] : -1; });
-    float* z = map(range(gradient.size), [&](int i) -> float { return i > 0 && gradient[i - 1] > 0 ? 1 : 0; });
+    float* z = map(range(gradient.size), [&](int i) -> float {
+        return i > 0 && gradient[i - 1] > 0 ? 1 : 0;
+    });
     compressed = concat(y, z);
 }
-void ShiftDecode(uint8* compressed, float* gradient) { float* y; float* z; extract(compressed, y, z); gradient = y + z; }
+void ShiftDecode(uint8* compressed, float* gradient) {
+    float* y;
+    float* z;
+    extract(compressed, y, z);
+    gradient = y + z;
+}
 """
     codec = compiled(text, "interp")
     payload = codec.encode(np.array([5, 6, 7], f32))

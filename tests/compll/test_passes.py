@@ -1,4 +1,4 @@
-"""Each pass keeps the meaning; fusion reads memory as seldom as it can; broken IR is caught; texts are fresh."""
+"""Passes keep the meaning, and fusion reads memory seldom; broken IR is caught; texts are fresh."""
 
 from __future__ import annotations
 

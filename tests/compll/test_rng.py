@@ -102,7 +102,11 @@ void OneNumberEncode(float* gradient, uint8* compressed) {
     float* same = gradient + random<float>(0, 1);
     compressed = concat(same);
 }
-void OneNumberDecode(uint8* compressed, float* gradient) { float* same; extract(compressed, same); gradient = same; }
+void OneNumberDecode(uint8* compressed, float* gradient) {
+    float* same;
+    extract(compressed, same);
+    gradient = same;
+}
 """
     for codec in both(text):
         raw = codec.encode(np.zeros(300, np.float32), seed=5).view(np.float32)

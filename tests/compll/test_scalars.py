@@ -207,14 +207,9 @@ def chosen(name: str, values: list[int], kind: str, by: str) -> str:
     """Return a declaration of the vector `name` that picks values[k] where `by` is k."""
 
     def written(v: int) -> str:
-        suffix = (
-            f"cast<{kind}>({v})"
-            if kind != "int"
-            else str(v)
-            if v > -(2**63)
-            else "(-9223372036854775807 - 1)"
-        )
-        return suffix
+        if kind != "int":
+            return f"cast<{kind}>({v})"
+        return str(v) if v > -(2**63) else "(-9223372036854775807 - 1)"
 
     e = written(values[-1])
     for k, v in reversed(list(enumerate(values[:-1]))):

@@ -223,8 +223,17 @@ def test_cpp_converts_between_all_types_as_the_interpreter_does(source: str) -> 
 
 def test_a_bool_vector_takes_a_byte_an_element() -> None:
     text = """
-void FlagEncode(float* gradient, uint8* compressed) { bool* f = gradient > 0; bool any = reduce(f, add) > 0; compressed = concat(any, f); }
-void FlagDecode(uint8* compressed, float* gradient) { bool any; bool* f; extract(compressed, any, f); gradient = f ? 1.0 : 0.0; }
+void FlagEncode(float* gradient, uint8* compressed) {
+    bool* f = gradient > 0;
+    bool any = reduce(f, add) > 0;
+    compressed = concat(any, f);
+}
+void FlagDecode(uint8* compressed, float* gradient) {
+    bool any;
+    bool* f;
+    extract(compressed, any, f);
+    gradient = f ? 1.0 : 0.0;
+}
 """
     for codec in both(text):
         payload = codec.encode(np.array([1, -1, 2], np.float32))
@@ -237,8 +246,17 @@ void FlagDecode(uint8* compressed, float* gradient) { bool any; bool* f; extract
 @pytest.mark.parametrize("kind", ["half", "bfloat16"])
 def test_sixteen_bit_floats_are_stored_by_the_interpreter(kind: str) -> None:
     text = f"""
-void NarrowEncode(float* gradient, uint8* compressed) {{ {kind}* h = gradient; {kind} one = 1.0; compressed = concat(one, h); }}
-void NarrowDecode(uint8* compressed, float* gradient) {{ {kind}* h; {kind} one; extract(compressed, one, h); gradient = h; }}
+void NarrowEncode(float* gradient, uint8* compressed) {{
+    {kind}* h = gradient;
+    {kind} one = 1.0;
+    compressed = concat(one, h);
+}}
+void NarrowDecode(uint8* compressed, float* gradient) {{
+    {kind}* h;
+    {kind} one;
+    extract(compressed, one, h);
+    gradient = h;
+}}
 """
     codec = compile_codec(write(text), "interp")
     values = np.array([1.0, -2.5, 65520.0, np.nan, 1e-7], np.float32)
