@@ -316,7 +316,8 @@ class Function:
 def const(value: Any, elem: Elem) -> Const:
     """Return a constant of an arithmetic type, converted by the rules of the language."""
     kind = arithmetic(elem)
-    return Const(convert(np.asarray(value, dtype(kind)), elem).item(), kind)
+    with np.errstate(over="ignore"):  # a literal beyond float32 is an infinity
+        return Const(convert(np.asarray(value, dtype(kind)), elem).item(), kind)
 
 
 def apply(op: str, *args: Expr) -> Expr:

@@ -64,8 +64,8 @@ def _spellings() -> dict[str, str]:
 class _Parse:
     """One run of the interactive parser over one file."""
 
-    def __init__(self, text: str, file: str) -> None:
-        self.text, self.file = text, file
+    def __init__(self, text: str, file: str, strays: int = 0) -> None:
+        self.text, self.file, self.strays = text, file, strays
         self.errors: list[Diagnostic] = []
         self.fed: list[Token] = []
 
@@ -76,9 +76,7 @@ class _Parse:
             try:
                 token = next(lexer.lex(parser.parser_state), None)
             except UnexpectedCharacters as e:
-                span = Span(self.file, e.line, e.column, e.line, e.column + 1)
-                self.errors.append(Diagnostic(f"stray character {e.char!r}", span))
-                return None, self.errors
+                return self.without(e)
             except UnexpectedToken as e:  # the lexer met a terminal that fits nowhere here
                 token = e.token
             ended = token is None
@@ -93,6 +91,16 @@ class _Parse:
             if ended:
                 return cast("Tree[Any]", result), self.errors
             self.fed.append(token)
+
+    def without(self, e: UnexpectedCharacters) -> tuple[Tree[Any] | None, list[Diagnostic]]:
+        """Report a character that begins no token, and parse the text again without it."""
+        span = Span(self.file, e.line, e.column, e.line, e.column + 1)
+        found = Diagnostic(f"stray character {e.char!r}", span)
+        at = e.pos_in_stream or 0
+        again = _Parse(self.text[:at] + " " + self.text[at + 1 :], self.file, self.strays + 1)
+        tree, errors = again.run() if self.strays < MOST_ERRORS else (None, [])
+        others = (x for x in errors if x.span.line != e.line or x.message.startswith("stray"))
+        return tree, [found, *others]
 
     def feed(self, parser: Any, token: Token) -> Any:
         """Give one token to the parser, mending the input if it does not fit; raise to give up."""

@@ -79,9 +79,13 @@ class Body(Operators):
                 value: Value = Unset(elem, vector)
                 if d.value is not None:
                     value = as_type(scalar(self, d.value, "a file-level value"), elem)
+                if d.name in scope.names:
+                    self.report.error(f"'{d.name}' is declared twice", d.span)
                 scope.names[d.name] = Variable(elem, vector, value)
         for f in self.sig.program.functions:
             if f is not self.sig.function and not f.name.endswith(("Encode", "Decode")):
+                if f.name in scope.functions:
+                    self.report.error(f"the function '{f.name}' is defined twice", f.span)
                 scope.functions[f.name] = FunctionValue(f.name, f, scope)
 
     def _bind_formals(self) -> None:

@@ -33,7 +33,7 @@ from compll.check.values import (
     named,
 )
 from compll.errors import did_you_mean
-from compll.ops import COMBINES, FUNCTIONS, identity
+from compll.ops import COMBINES, FUNCTIONS, OPS, identity
 from compll.types import BOOL, FLOAT, INT, arithmetic
 
 GRADIENT = "gradient"  # its name in the IR, whatever the program calls it
@@ -198,8 +198,9 @@ class Operators(Statements):
         vector, g = self._vector(over), function(self, f)
         element = ScalarValue(vector.body, vector.elem)
         if g.node is None:
-            if g.name in COMBINES:
-                raise self.report.error(f"'{g.name}' combines two values and belongs to reduce", f.span)
+            if g.name in COMBINES or OPS[g.name].arity != 1:
+                hint = "map takes a function of one value: a lambda, or the name of one"
+                raise self.report.error(f"'{g.name}' combines two values", f.span, hint=hint)
             result = operate(self, e.span, g.name, element)
         else:
             result = self.apply_function(g, [element], e.span)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from compll_cases import LABELS, compiled, encode, gradient, same_bits
 from test_language import FREE, KEYWORDS, LEVELS
 
@@ -194,3 +195,32 @@ def test_generated_programs_are_bit_equal(seed: int) -> None:
         equal(a, b, gradient(label, n), 2)
     other = [c.with_params(ratio=-2.5, whole=2**40) for c in (a, b)]
     equal(*other, gradient("mixed", 1500), 1)
+
+
+@pytest.mark.parametrize("offset", [1, 3])
+def test_gradients_states_and_outputs_may_begin_anywhere(offset: int) -> None:
+    a, b = pair("onebit")
+    whole, memory = gradient("normal", 2500), gradient("normal", 2500, seed=2)
+    states = [{"residual": memory.copy()[offset : offset + 2100]} for _ in range(2)]
+    payloads = [c.encode(whole[offset : offset + 2100], state=s) for c, s in zip((a, b), states, strict=True)]
+    assert same_bits(*payloads)
+    assert same_bits(states[0]["residual"], states[1]["residual"])
+    room = np.full(2500, 7, np.float32)
+    b.decode(payloads[0], 2100, out=room[offset : offset + 2100])
+    assert same_bits(room[offset : offset + 2100], a.decode(payloads[0], 2100))
+    assert (room[:offset] == 7).all()
+    assert (room[offset + 2100 :] == 7).all()
+
+
+def test_the_thread_s_own_flags_are_set_aside_and_restored() -> None:
+    a, b = pair("terngrad", bitwidth=8)
+    g = gradient("denormal", 200_000)
+    want = a.encode(g, seed=1)
+    half = torch.tensor([1e-40])
+    assert torch.set_flush_denormal(True)
+    try:
+        for threads in (1, 2):
+            assert same_bits(b.encode(g, seed=1, threads=threads), want)
+        assert (half * 0.5).item() == 0  # still flushed, as the thread had asked
+    finally:
+        torch.set_flush_denormal(False)
