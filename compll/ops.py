@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compll import elementary
 from compll.types import BOOL, FLOAT, INT, UINT32, UINT64, Array, Elem, canonical
 
 INTEGERS = (INT, UINT32, UINT64)
@@ -95,11 +96,11 @@ def _select(c: Array, a: Array, b: Array) -> Array:
 
 
 def _float_bits(x: Array) -> Array:
-    return np.ascontiguousarray(canonical(x)).view(np.uint32)
+    return np.asarray(canonical(x)).view(np.uint32)
 
 
 def _bits_float(x: Array) -> Array:
-    return np.ascontiguousarray(x).view(np.float32)
+    return np.asarray(x).view(np.float32)
 
 
 _NUMBERS = (INT, UINT32, UINT64, FLOAT)
@@ -137,6 +138,10 @@ OPS: dict[str, Op] = {
         Op("ceil", 1, _NUMBERS, None, _same_if_integer(np.ceil), "ceil_({0})", "ceil(x)"),
         Op("round", 1, _NUMBERS, None, _same_if_integer(np.rint), "round_({0})", "round(x)"),
         Op("sqrt", 1, (FLOAT,), FLOAT, _wrap(np.sqrt), "sqrt_({0})", "sqrt(abs(x))"),
+        Op("exp", 1, (FLOAT,), FLOAT, _wrap(elementary.exp), "exp_({0})", "exp(x)"),
+        Op("exp2", 1, (FLOAT,), FLOAT, _wrap(elementary.exp2), "exp2_({0})", "exp2(x)"),
+        Op("log", 1, (FLOAT,), FLOAT, _wrap(elementary.log), "log_({0})", "log(x)"),
+        Op("log2", 1, (FLOAT,), FLOAT, _wrap(elementary.log2), "log2_({0})", "log2(x)"),
         Op("sign", 1, _NUMBERS, INT, _sign, "sign({0})", "sign(x)"),
         Op("isnan", 1, (FLOAT,), BOOL, np.isnan, "isnan_({0})", "isnan(x)"),
         Op("popcount", 1, INTEGERS, INT, _popcount, "popcount({0})", "popcount(i)"),
@@ -145,7 +150,22 @@ OPS: dict[str, Op] = {
     )
 }
 FUNCTIONS = frozenset(
-    ("abs", "min", "max", "floor", "ceil", "round", "sqrt", "sign", "isnan", "popcount")
+    [
+        "abs",
+        "min",
+        "max",
+        "floor",
+        "ceil",
+        "round",
+        "sqrt",
+        "exp",
+        "exp2",
+        "log",
+        "log2",
+        "sign",
+        "isnan",
+        "popcount",
+    ]
 )  # those that a program calls by name; `clamp(x, lo, hi)` is min(max(x, lo), hi)
 COMBINES = {"add": "+", "smaller": "min", "greater": "max"}  # reduce's named functions
 

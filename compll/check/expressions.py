@@ -38,10 +38,6 @@ NOT_BUILT = (
     "gather",
     "scatter",
     "search",
-    "exp",
-    "exp2",
-    "log",
-    "log2",
 )
 
 

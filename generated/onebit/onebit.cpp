@@ -174,7 +174,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     std::memset(item.payload + end, 0, at.bit_ - end);
     end = at.bit_end;
     {
-        const int64_t length = k.n, tiles = (length + TILE - 1) / TILE;
+        const int64_t length = k.n;
+        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         k.ups_tiles = reinterpret_cast<int64_t*>(scratch + 0 * align(tiles * 8, 64));
         k.up_add_tiles = reinterpret_cast<float*>(scratch + 1 * align(tiles * 8, 64));
         k.down_add_tiles = reinterpret_cast<float*>(scratch + 2 * align(tiles * 8, 64));
@@ -195,7 +196,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     put<float>(item.payload + at.up_, k.up_);
     put<float>(item.payload + at.down_, k.down_);
     {
-        const int64_t length = k.n, tiles = (length + TILE - 1) / TILE;
+        const int64_t length = k.n;
+        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) encode_pass1<true>(k, p, tile, TILE);
@@ -261,7 +263,8 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.up_1_ = get<float>(item.payload + at.up_);
     k.down_1_ = get<float>(item.payload + at.down_);
     {
-        const int64_t length = k.n, tiles = (length + TILE - 1) / TILE;
+        const int64_t length = k.n;
+        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) decode_pass0<true>(k, p, tile, TILE);
@@ -331,7 +334,8 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.up_1_ = get<float>(item.payload + at.up_);
     k.down_1_ = get<float>(item.payload + at.down_);
     {
-        const int64_t length = k.n, tiles = (length + TILE - 1) / TILE;
+        const int64_t length = k.n;
+        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) decode_add_pass0<true>(k, p, tile, TILE);

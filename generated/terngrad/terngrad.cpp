@@ -150,7 +150,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     end = at.level_end;
     put<uint8_t>(item.payload + at.bitwidth_, INT64_C(2));
     {
-        const int64_t length = k.n, tiles = (length + TILE - 1) / TILE;
+        const int64_t length = k.n;
+        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         k.low_tiles = reinterpret_cast<float*>(scratch + 0 * align(tiles * 8, 64));
         k.high_tiles = reinterpret_cast<float*>(scratch + 1 * align(tiles * 8, 64));
         for_tiles(tiles, threads, [&](int64_t tile) {
@@ -167,7 +168,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     put<float>(item.payload + at.low_, k.low_);
     put<float>(item.payload + at.gap_, k.gap_);
     {
-        const int64_t length = k.n, tiles = (length + TILE - 1) / TILE;
+        const int64_t length = k.n;
+        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) encode_pass1<true>(k, p, tile, TILE);
@@ -241,7 +243,8 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.low_1_ = get<float>(item.payload + at.low_);
     k.gap_1_ = get<float>(item.payload + at.gap_);
     {
-        const int64_t length = k.n, tiles = (length + TILE - 1) / TILE;
+        const int64_t length = k.n;
+        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) decode_pass0<true>(k, p, tile, TILE);
@@ -319,7 +322,8 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.low_1_ = get<float>(item.payload + at.low_);
     k.gap_1_ = get<float>(item.payload + at.gap_);
     {
-        const int64_t length = k.n, tiles = (length + TILE - 1) / TILE;
+        const int64_t length = k.n;
+        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) decode_add_pass0<true>(k, p, tile, TILE);

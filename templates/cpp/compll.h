@@ -4,6 +4,7 @@
 // by hoping that a loop is vectorised.  There is no fast-math and no FMA: payloads are equal bit for bit.
 #pragma once
 
+#include "elementary.h"
 #include "lanes.h"
 #include "memory.h"
 #include "random.h"
