@@ -13,38 +13,9 @@ from compll.codec import compile
 
 NAMES = ("exp", "exp2", "log", "log2")
 FUNCTIONS = [(name, getattr(elementary, name), getattr(np, name)) for name in NAMES]
-EDGES = np.array(
-    [
-        "0",
-        "-0.0",
-        "1",
-        "-1",
-        "2",
-        "0.5",
-        "inf",
-        "-inf",
-        "nan",
-        "1e-45",
-        "-1e-45",
-        "1.1754944e-38",
-        "88.72",
-        "88.73",
-        "-87.3",
-        "-103.9",
-        "-104.1",
-        "127.99",
-        "128",
-        "-126.5",
-        "-149",
-        "-150",
-        "-151",
-        "3.4e38",
-        "-3.4e38",
-        "0.70710678",
-        "1.4142135",
-    ],
-    np.float32,
-)
+SPECIAL = [0, -0.0, 1, -1, 2, 0.5, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 2**-126, 3.4e38, -3.4e38]
+LIMITS = [88.72, 88.73, -87.3, -103.9, -104.1, 127.99, 128, -126.5, -149, -150, -151, 0.70710678, 1.4142135]
+EDGES = np.array(SPECIAL + LIMITS, np.float32)
 
 
 def sample() -> np.ndarray:
