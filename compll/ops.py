@@ -95,11 +95,11 @@ def _select(c: Array, a: Array, b: Array) -> Array:
 
 
 def _float_bits(x: Array) -> Array:
-    return np.ascontiguousarray(canonical(x)).view(np.uint32)
+    return np.asarray(canonical(x)).view(np.uint32)
 
 
 def _bits_float(x: Array) -> Array:
-    return np.ascontiguousarray(x).view(np.float32)
+    return np.asarray(x).view(np.float32)
 
 
 _NUMBERS = (INT, UINT32, UINT64, FLOAT)
