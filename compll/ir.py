@@ -259,8 +259,7 @@ Sink = Reduce | BlockReduce | Store
 class Pass:
     """One loop over memory: reductions and stores over the same positions.
 
-    With a `block`, the loop goes block by block: a block is reduced, then stored with what that gave.  Such
-    a pass has besides the sinks over `length` positions the stores of one value a block.
+    With a `block`, it reduces block by block, and may store one value a block besides.
     """
 
     length: Expr
@@ -348,9 +347,8 @@ def blocks(length: Expr, block: int) -> Expr:
 
 def block_of(e: Expr) -> int:
     """Return B if `e` is i / B, the block of the element at position i; else 0."""
-    match e:
-        case Apply("/", (Position(), Const(value, _)), _):
-            return int(value)
+    if isinstance(e, Apply) and e.op == "/" and e.args[0] == Position() and isinstance(e.args[1], Const):
+        return int(e.args[1].value)
     return 0
 
 

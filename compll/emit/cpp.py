@@ -2,160 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.expressions import LANES, LaneWriter, ScalarWriter, not_built, not_built_type
+from compll.emit.loops import Blocks, Lanes
+from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
 from compll.emit.ranges import Ranges, scalar_type, storage
 from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.ops import COMBINES
 from compll.passes import fuse
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, scalar_bytes
-
-TILE = 1024
-
-
-@dataclass(frozen=True)
-class Combine:
-    """The functor of a reduction, for scalars and for lanes; a named one (`add`) is for every lane type."""
-
-    name: str
-    type: str
-    scalar: str
-    lanes: str
-    lines: tuple[str, ...]
-    result: str
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """A reduction of one pass: accumulator lanes, tile results, and the scalar that it ends in."""
-
-    name: str
-    lanes: str
-    type: str
-    combine: str
-    init: str
-    value: str
-
-
-@dataclass(frozen=True)
-class Load:
-    """The lanes of one vector: where they come from."""
-
-    name: str
-    lanes: str
-    source: str
-    whole: bool
-    is_bool: bool
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Codes of a sub-byte field, held in bytes for one tile."""
-
-    name: str
-    width: int
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The reductions of a block that need no other one of the same block: one loop over its elements."""
-
-    uniforms: tuple[str, ...]
-    loads: tuple[Load, ...]
-    position: bool
-    lines: tuple[str, ...]
-    reductions: tuple[Reduction, ...]
-
-
-@dataclass(frozen=True)
-class BlockText:
-    """What a loop by block does with a block before its elements are stored.
-
-    `span` elements are worked on at once: whole blocks and whole tiles, `most` blocks.  `hoisted` are
-    values that are the same for a whole block; `stores` write one value a block.
-    """
-
-    size: int
-    span: int
-    stages: tuple[Stage, ...]
-    hoisted: tuple[tuple[str, str, str], ...]
-    stores: tuple[str, ...]
-
-    @property
-    def most(self) -> int:
-        """How many blocks are in a span."""
-        return self.span // self.size
-
-    @property
-    def known(self) -> int:
-        """The elements of a whole block where the compiler may know them: a multiple of 16, up to a tile."""
-        return self.size if self.size % 16 == 0 and self.size <= TILE else 0
-
-    @property
-    def chunk(self) -> int:
-        """How many spans a thread takes at once."""
-        return max(1, 64 * TILE // self.span)
-
-
-@dataclass(frozen=True)
-class PassText:
-    """One loop over memory; by block if it has a `block`."""
-
-    name: str
-    block: BlockText | None
-    length: str
-    uniforms: tuple[str, ...]
-    unpacks: tuple[Packed, ...]
-    packs: tuple[Packed, ...]
-    random: tuple[tuple[str, int], ...]
-    reductions: tuple[Reduction, ...]
-    loads: tuple[Load, ...]
-    position: bool
-    lines: tuple[str, ...]
-    stores: tuple[str, ...]
-    checks_finite: bool
-
-
-@dataclass(frozen=True)
-class Step:
-    """One statement of an operation: `kind` is line, guard or pass."""
-
-    kind: str
-    text: str = ""
-    loop: PassText | None = None
-
-
-@dataclass(frozen=True)
-class FieldText:
-    """The place of one payload field."""
-
-    name: str
-    align: int
-    size: str
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation with its frame, combine functors, loops and steps."""
-
-    op: str
-    frame: str
-    comment: tuple[str, ...]
-    members: tuple[str, ...]
-    vector_fields: tuple[str, ...]
-    states: tuple[str, ...]
-    scalars: tuple[str, ...]
-    combines: tuple[Combine, ...]
-    passes: tuple[PassText, ...]
-    steps: tuple[Step, ...]
-    scratch: tuple[tuple[str, int], ...] = field(default=())
 
 
 def source(unit: Unit) -> str:
@@ -264,8 +122,8 @@ class _Emitter:
     # --- passes ---------------------------------------------------------------------------------
 
     def loop(self, b: ir.Pass) -> PassText:
-        block = _Block(self, b) if b.block else None
-        lanes = _Lanes(self, b, block)
+        block = Blocks(self, b) if b.block else None
+        lanes = Lanes(self, b, block)
         checks_finite = not self.checked and b.length == ir.Size()
         if checks_finite:
             self.checked = True
@@ -377,150 +235,6 @@ class _Emitter:
             "field": f"reinterpret_cast<{self.stored(s.elem)}*>(k.f_{name})",
         }[s.target.kind]
         return f"store<FULL>({place} + tile * TILE + at, {value}, live);"
-
-
-class _Lanes:
-    """A lane writer for one loop, with what it loads and the scalars that it splats."""
-
-    def __init__(self, emitter: _Emitter, b: ir.Pass, block: _Block | None, *, stage: bool = False) -> None:
-        self.emitter, self.b, self.block, self.stage = emitter, b, block, stage
-        self.loads: dict[str, Load] = {}
-        self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
-        of_block = block.lanes if block and not stage else lambda e, lanes: None  # noqa: ARG005
-        self.writer = LaneWriter(Ranges(emitter.vectors), self.read, self.uniform, of_block)
-
-    def declarations(self) -> tuple[str, ...]:
-        return tuple(line for _, line in self.uniforms.values())
-
-    def read(self, e: ir.Read, lanes: str) -> str:
-        emitter, b = self.emitter, self.b
-        if e.position != ir.Position():
-            return self.read_block(e, lanes)
-        if emitter.lengths.get(e.vector) != b.length or (self.stage and emitter.vectors[e.vector].packed):
-            raise not_built(e)
-        self.loads.setdefault(e.vector, emitter.load(e.vector))
-        return f"v_{e.vector}"
-
-    def read_block(self, e: ir.Read, lanes: str) -> str:
-        """Read at i / B: what this loop has reduced the block to, or a field of one value a block."""
-        size = ir.block_of(e.position)
-        if self.block and e.vector in self.block.made:
-            if self.stage:
-                return f"splat<{lanes}>(b.r_{e.vector}[j])"
-            return self.block.spread(f"b.r_{e.vector}", lanes)
-        elem = self.emitter.vectors.get(e.vector)
-        length = self.emitter.lengths.get(e.vector)
-        if not size or elem is None or elem.packed or self.stage or length != ir.blocks(self.b.length, size):
-            raise not_built(e)
-        if e.vector not in {f.name for f in self.emitter.f.layout}:
-            raise not_built(e)
-        kind = self.emitter.stored(elem)
-        get = f"get<{kind}>(k.f_{e.vector} + {{}} * sizeof({kind}))"
-        if size % 16 == 0:
-            return f"splat<{lanes}>({get.format(f'((tile * TILE + at) / {size})')})"
-        place = get.format(f"((tile * TILE + at + (j < live ? j : 0)) / {size})")
-        return f"each<{lanes}>([&](int j) {{ return {place}; }})"
-
-    def uniform(self, e: ir.Expr, lanes: str) -> str:
-        text = self.emitter.scalar.text(e)
-        if (text, lanes) not in self.uniforms:
-            name = "u_" + text[2:].removesuffix("_") + ("" if lanes == "Float" else f"_{lanes}")
-            if name in (taken for taken, _ in self.uniforms.values()):
-                name += f"_{len(self.uniforms)}"
-            line = f"const {lanes} {name} = {self.emitter.splat(lanes, e.type, text)};"
-            self.uniforms[text, lanes] = name, line
-        return self.uniforms[text, lanes][0]
-
-
-class _Block:
-    """The block-wise part of a loop: reductions in stages, values of a block, stores of one a block."""
-
-    def __init__(self, emitter: _Emitter, b: ir.Pass) -> None:
-        self.emitter, self.b = emitter, b
-        self.reduces = [s for s in b.sinks if isinstance(s, ir.BlockReduce)]
-        self.made = {s.name for s in self.reduces}
-        emitter.vectors |= {s.name: s.combine.type for s in self.reduces}
-        self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
-        self.scalar = ScalarWriter(emitter.place, self.read, "(b.first + j)")
-
-    def read(self, e: ir.Read) -> str:
-        if e.vector not in self.made:
-            raise not_built(e)
-        return f"b.r_{e.vector}[j]"
-
-    def spread(self, array: str, lanes: str) -> str:
-        """Return the lanes of an array that has one value a block."""
-        size = self.b.block
-        if size % 16 == 0:
-            return f"splat<{lanes}>({array}[(tile * TILE + at) / {size} - b.first])"
-        return f"each<{lanes}>([&](int j) {{ return {array}[(tile * TILE + at + j) / {size} - b.first]; }})"
-
-    def lanes(self, e: ir.Expr, lanes: str) -> str | None:
-        """Return the lanes of an expression that is the same for a whole block, worked out once a block."""
-        if not isinstance(e, ir.Apply | ir.Convert) or e.type == BOOL or not self.same_in_block(e):
-            return None
-        if e not in self.hoisted:
-            name = f"h{len(self.hoisted)}"
-            self.hoisted[e] = scalar_type(e.type), name, self.scalar.text(e)
-        return self.spread(f"b.{self.hoisted[e][1]}", lanes)
-
-    def same_in_block(self, e: ir.Expr) -> bool:
-        """Whether an expression has the block's reductions and scalars only, and one reduction at least."""
-        some = False
-
-        def fits(x: ir.Expr) -> bool:
-            nonlocal some
-            if isinstance(x, ir.Read):
-                some = some or x.vector in self.made
-                return x.vector in self.made and ir.block_of(x.position) == self.b.block
-            if isinstance(x, ir.Const | ir.Scalar | ir.Param | ir.Size):
-                return True
-            return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
-
-        return fits(e) and some
-
-    def text(self) -> BlockText:
-        """Return the block-wise part; called when the loop's elements have been written."""
-        stores = []
-        for s in self.b.sinks:
-            if isinstance(s, ir.Store) and s.length != self.b.length:
-                if s.elem.packed or s.target.kind != "field":
-                    raise not_built_type(s.elem)
-                kind = self.emitter.stored(s.elem)
-                value = self.scalar.text(s.body)
-                stores.append(f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});")
-        return BlockText(
-            size=self.b.block,
-            span=math.lcm(self.b.block, TILE),
-            stages=tuple(self.stages()),
-            hoisted=tuple(self.hoisted.values()),
-            stores=tuple(stores),
-        )
-
-    def stages(self) -> Iterator[Stage]:
-        left = list(self.reduces)
-        done: set[str] = set()
-        while left:
-            ready = [s for s in left if not self.needs(s) - done]
-            lanes = _Lanes(self.emitter, self.b, self, stage=True)
-            reductions = [self.emitter.reduction(s, lanes.writer) for s in ready]
-            if lanes.writer.sites:
-                raise BackendError(
-                    "the cpp backend does not build random numbers inside the reduction of a block yet; "
-                    "backend='interp' runs it"
-                )
-            yield Stage(
-                uniforms=lanes.declarations(),
-                loads=tuple(lanes.loads.values()),
-                position=lanes.writer.position,
-                lines=tuple(lanes.writer.lines),
-                reductions=tuple(reductions),
-            )
-            done |= {s.name for s in ready}
-            left = [s for s in left if s not in ready]
-
-    def needs(self, s: ir.BlockReduce) -> set[str]:
-        return {x.vector for x in ir.walk(s.body) if isinstance(x, ir.Read) and x.vector in self.made}
 
 
 def runtime() -> dict[str, str]:

@@ -1,0 +1,191 @@
+"""The inside of one loop: lanes and what they load, and the part that goes block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+from compll import ir
+from compll.emit.expressions import LaneWriter, ScalarWriter, not_built, not_built_type
+from compll.emit.pieces import TILE, BlockText, Load, Reduction, Stage
+from compll.emit.ranges import Ranges, scalar_type
+from compll.errors import BackendError
+from compll.types import BOOL, Elem
+
+
+class Emitter(Protocol):
+    """What the inside of a loop needs to know of the operation that it stands in."""
+
+    f: ir.Function
+    vectors: dict[str, Elem]
+    lengths: dict[str, ir.Expr]
+    scalar: ScalarWriter
+
+    def place(self, name: str) -> str:
+        """Return where a named scalar lives."""
+
+    def load(self, vector: str) -> Load:
+        """Return how a vector is loaded."""
+
+    def reduction(self, s: ir.Reduce | ir.BlockReduce, writer: LaneWriter) -> Reduction:
+        """Write what a reduction combines."""
+
+    @staticmethod
+    def splat(lanes: str, kind: Elem, text: str) -> str:
+        """Return the lanes of a scalar."""
+
+    @staticmethod
+    def stored(elem: Elem) -> str:
+        """Return the C type of a stored element."""
+
+
+class Lanes:
+    """A lane writer for one loop, with what it loads and the scalars that it splats."""
+
+    def __init__(self, emitter: Emitter, b: ir.Pass, block: Blocks | None, *, stage: bool = False) -> None:
+        self.emitter, self.b, self.block, self.stage = emitter, b, block, stage
+        self.loads: dict[str, Load] = {}
+        self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
+        of_block = block.lanes if block and not stage else lambda e, lanes: None  # noqa: ARG005
+        self.writer = LaneWriter(Ranges(emitter.vectors), self.read, self.uniform, of_block)
+
+    def declarations(self) -> tuple[str, ...]:
+        """Return the declarations of the scalars that the loop splats."""
+        return tuple(line for _, line in self.uniforms.values())
+
+    def read(self, e: ir.Read, lanes: str) -> str:
+        """Return the lanes of a vector at the element's own position, or at its block."""
+        emitter, b = self.emitter, self.b
+        if e.position != ir.Position():
+            return self.read_block(e, lanes)
+        if emitter.lengths.get(e.vector) != b.length or (self.stage and emitter.vectors[e.vector].packed):
+            raise not_built(e)
+        self.loads.setdefault(e.vector, emitter.load(e.vector))
+        return f"v_{e.vector}"
+
+    def read_block(self, e: ir.Read, lanes: str) -> str:
+        """Read at i / B: what this loop has reduced the block to, or a field of one value a block."""
+        size = ir.block_of(e.position)
+        if self.block and e.vector in self.block.made:
+            if self.stage:
+                return f"splat<{lanes}>(b.r_{e.vector}[j])"
+            return self.block.spread(f"b.r_{e.vector}", lanes)
+        elem = self.emitter.vectors.get(e.vector)
+        length = self.emitter.lengths.get(e.vector)
+        if not size or elem is None or elem.packed or self.stage or length != ir.blocks(self.b.length, size):
+            raise not_built(e)
+        if e.vector not in {f.name for f in self.emitter.f.layout}:
+            raise not_built(e)
+        kind = self.emitter.stored(elem)
+        get = f"get<{kind}>(k.f_{e.vector} + {{}} * sizeof({kind}))"
+        if size % 16 == 0:
+            return f"splat<{lanes}>({get.format(f'((tile * TILE + at) / {size})')})"
+        place = get.format(f"((tile * TILE + at + (j < live ? j : 0)) / {size})")
+        return f"each<{lanes}>([&](int j) {{ return {place}; }})"
+
+    def uniform(self, e: ir.Expr, lanes: str) -> str:
+        """Return the lanes of a scalar, splatted once before the loop."""
+        text = self.emitter.scalar.text(e)
+        if (text, lanes) not in self.uniforms:
+            name = "u_" + text[2:].removesuffix("_") + ("" if lanes == "Float" else f"_{lanes}")
+            if name in (taken for taken, _ in self.uniforms.values()):
+                name += f"_{len(self.uniforms)}"
+            line = f"const {lanes} {name} = {self.emitter.splat(lanes, e.type, text)};"
+            self.uniforms[text, lanes] = name, line
+        return self.uniforms[text, lanes][0]
+
+
+class Blocks:
+    """The block-wise part of a loop: reductions in stages, values of a block, stores of one a block."""
+
+    def __init__(self, emitter: Emitter, b: ir.Pass) -> None:
+        """Find the reductions of the loop."""
+        self.emitter, self.b = emitter, b
+        self.reduces = [s for s in b.sinks if isinstance(s, ir.BlockReduce)]
+        self.made = {s.name for s in self.reduces}
+        emitter.vectors |= {s.name: s.combine.type for s in self.reduces}
+        self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
+        self.scalar = ScalarWriter(emitter.place, self.read, "(b.first + j)")
+
+    def read(self, e: ir.Read) -> str:
+        """Return where the block's own reduction is held."""
+        if e.vector not in self.made:
+            raise not_built(e)
+        return f"b.r_{e.vector}[j]"
+
+    def spread(self, array: str, lanes: str) -> str:
+        """Return the lanes of an array that has one value a block."""
+        size = self.b.block
+        if size % 16 == 0:
+            return f"splat<{lanes}>({array}[(tile * TILE + at) / {size} - b.first])"
+        return f"each<{lanes}>([&](int j) {{ return {array}[(tile * TILE + at + j) / {size} - b.first]; }})"
+
+    def lanes(self, e: ir.Expr, lanes: str) -> str | None:
+        """Return the lanes of an expression that is the same for a whole block, worked out once a block."""
+        if not isinstance(e, ir.Apply | ir.Convert) or e.type == BOOL or not self.same_in_block(e):
+            return None
+        if e not in self.hoisted:
+            name = f"h{len(self.hoisted)}"
+            self.hoisted[e] = scalar_type(e.type), name, self.scalar.text(e)
+        return self.spread(f"b.{self.hoisted[e][1]}", lanes)
+
+    def same_in_block(self, e: ir.Expr) -> bool:
+        """Whether an expression has the block's reductions and scalars only, and one reduction at least."""
+        some = False
+
+        def fits(x: ir.Expr) -> bool:
+            nonlocal some
+            if isinstance(x, ir.Read):
+                some = some or x.vector in self.made
+                return x.vector in self.made and ir.block_of(x.position) == self.b.block
+            if isinstance(x, ir.Const | ir.Scalar | ir.Param | ir.Size):
+                return True
+            return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
+
+        return fits(e) and some
+
+    def text(self) -> BlockText:
+        """Return the block-wise part; called when the loop's elements have been written."""
+        stores = []
+        for s in self.b.sinks:
+            if isinstance(s, ir.Store) and s.length != self.b.length:
+                if s.elem.packed or s.target.kind != "field":
+                    raise not_built_type(s.elem)
+                kind = self.emitter.stored(s.elem)
+                value = self.scalar.text(s.body)
+                stores.append(f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});")
+        return BlockText(
+            size=self.b.block,
+            span=math.lcm(self.b.block, TILE),
+            stages=tuple(self.stages()),
+            hoisted=tuple(self.hoisted.values()),
+            stores=tuple(stores),
+        )
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield the reductions in an order in which each finds those that it reads."""
+        left = list(self.reduces)
+        done: set[str] = set()
+        while left:
+            ready = [s for s in left if not self.needs(s) - done]
+            lanes = Lanes(self.emitter, self.b, self, stage=True)
+            reductions = [self.emitter.reduction(s, lanes.writer) for s in ready]
+            if lanes.writer.sites:
+                raise BackendError(
+                    "the cpp backend does not build random numbers inside the reduction of a block yet; "
+                    "backend='interp' runs it"
+                )
+            yield Stage(
+                uniforms=lanes.declarations(),
+                loads=tuple(lanes.loads.values()),
+                position=lanes.writer.position,
+                lines=tuple(lanes.writer.lines),
+                reductions=tuple(reductions),
+            )
+            done |= {s.name for s in ready}
+            left = [s for s in left if s not in ready]
+
+    def needs(self, s: ir.BlockReduce) -> set[str]:
+        """Return the reductions of the same block that one reads."""
+        return {x.vector for x in ir.walk(s.body) if isinstance(x, ir.Read) and x.vector in self.made}

@@ -1,0 +1,145 @@
+"""The pieces of a C++ library as data: what the templates in `templates/cpp/` lay out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+TILE = 1024
+
+
+@dataclass(frozen=True)
+class Combine:
+    """The functor of a reduction, for scalars and for lanes; a named one (`add`) is for every lane type."""
+
+    name: str
+    type: str
+    scalar: str
+    lanes: str
+    lines: tuple[str, ...]
+    result: str
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduction of one pass: accumulator lanes, tile results, and the scalar that it ends in."""
+
+    name: str
+    lanes: str
+    type: str
+    combine: str
+    init: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """The lanes of one vector: where they come from."""
+
+    name: str
+    lanes: str
+    source: str
+    whole: bool
+    is_bool: bool
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Codes of a sub-byte field, held in bytes for one tile."""
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The reductions of a block that need no other one of the same block: one loop over its elements."""
+
+    uniforms: tuple[str, ...]
+    loads: tuple[Load, ...]
+    position: bool
+    lines: tuple[str, ...]
+    reductions: tuple[Reduction, ...]
+
+
+@dataclass(frozen=True)
+class BlockText:
+    """What a loop by block does with a block before its elements are stored.
+
+    `span` elements are worked on at once: whole blocks and whole tiles, `most` blocks.  `hoisted` are
+    values that are the same for a whole block; `stores` write one value a block.
+    """
+
+    size: int
+    span: int
+    stages: tuple[Stage, ...]
+    hoisted: tuple[tuple[str, str, str], ...]
+    stores: tuple[str, ...]
+
+    @property
+    def most(self) -> int:
+        """How many blocks are in a span."""
+        return self.span // self.size
+
+    @property
+    def known(self) -> int:
+        """The elements of a whole block where the compiler may know them: a multiple of 16, up to a tile."""
+        return self.size if self.size % 16 == 0 and self.size <= TILE else 0
+
+    @property
+    def chunk(self) -> int:
+        """How many spans a thread takes at once."""
+        return max(1, 64 * TILE // self.span)
+
+
+@dataclass(frozen=True)
+class PassText:
+    """One loop over memory; by block if it has a `block`."""
+
+    name: str
+    block: BlockText | None
+    length: str
+    uniforms: tuple[str, ...]
+    unpacks: tuple[Packed, ...]
+    packs: tuple[Packed, ...]
+    random: tuple[tuple[str, int], ...]
+    reductions: tuple[Reduction, ...]
+    loads: tuple[Load, ...]
+    position: bool
+    lines: tuple[str, ...]
+    stores: tuple[str, ...]
+    checks_finite: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One statement of an operation: `kind` is line, guard or pass."""
+
+    kind: str
+    text: str = ""
+    loop: PassText | None = None
+
+
+@dataclass(frozen=True)
+class FieldText:
+    """The place of one payload field."""
+
+    name: str
+    align: int
+    size: str
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation with its frame, combine functors, loops and steps."""
+
+    op: str
+    frame: str
+    comment: tuple[str, ...]
+    members: tuple[str, ...]
+    vector_fields: tuple[str, ...]
+    states: tuple[str, ...]
+    scalars: tuple[str, ...]
+    combines: tuple[Combine, ...]
+    passes: tuple[PassText, ...]
+    steps: tuple[Step, ...]
+    scratch: tuple[tuple[str, int], ...] = field(default=())
