@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from casync.control import Control
 
 TOPIC = "broadcast"
+PIECE = 4 << 20  # bytes a frame: each that arrives is progress, even where all of them take minutes
 
 
 class Broadcaster:
@@ -40,10 +41,11 @@ class Broadcaster:
         Returns when the arrays may be changed again. Raises the job's RankFailure.
         """
         self._control.check()
+        pieces = [array[at : at + PIECE] for array in arrays for at in range(0, array.nbytes, PIECE)]
         if self._control.rank == root:
-            self._send(arrays)
+            self._send(pieces)
         else:
-            self._receive(arrays, root)
+            self._receive(pieces, root)
         self._round += 1
 
     def _send(self, arrays: Sequence[NDArray[np.uint8]]) -> None:

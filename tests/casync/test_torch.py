@@ -282,6 +282,20 @@ def test_broadcasts_one_after_the_other_do_not_mix_on_a_network_that_reorders() 
         assert result == [[10 + i] * 3 + [20 + i] * 2 for i in range(6)]
 
 
+def test_a_large_tensor_is_broadcast_in_pieces_that_may_arrive_in_any_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("casync.broadcast.PIECE", 1000)
+
+    def work(rank: int, job: casync.Job) -> list[float]:
+        t = torch.arange(5003.0) * (rank + 1)
+        casync.broadcast_parameters({"t": t}, root_rank=1, job=job)
+        return t.tolist()
+
+    for result in good(jobs(3, work, delay=0.01, reorder=True)):
+        assert result == [2.0 * i for i in range(5003)]
+
+
 def test_a_job_of_one_rank_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CASYNC_RANK", "CASYNC_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE"):
         monkeypatch.delenv(name, raising=False)
