@@ -296,8 +296,16 @@ class Codec:
     def _extents(self, n: int) -> tuple[payload.Extent, ...]:
         places = self._places.get(n)
         if places is None:
-            places = self._places[n] = payload.extents(self._program.encode.layout, _length(n), self._values)
+            most = payload.most_counts(self._program.encode, _length(n), self._values)
+            places = self._places[n] = payload.extents(self._program.encode.layout, n, self._values, most)
         return places
+
+    def _extents_of(self, raw: Array, n: int) -> tuple[payload.Extent, ...]:
+        """Return where the fields of this payload lie; those of the largest one, if all have one length."""
+        if self.info.exact_size:
+            return self._extents(n)
+        counts = payload.read_counts(self._program.decode, raw, n, self._values)
+        return payload.extents(self._program.decode.layout, n, self._values, counts)
 
     def _prepare_encode(self, item: Item) -> tuple[b.Call, Any]:
         grad, wrap = view(item.grad, "grad", "float32")
@@ -328,7 +336,7 @@ class Codec:
     def _prepare_decode(self, item: Item) -> tuple[b.Call, Any]:
         raw = view(item.payload, "payload", "uint8")[0]
         out, wrap = view(item.out, "out", "float32", writes=True)
-        payload.check_length(self.info.name, raw, self._extents(len(out)), len(out))
+        payload.check_length(self.info.name, raw, self._extents_of(raw, len(out)), len(out))
         if not _is_aligned(raw):
             copy = aligned_empty(len(raw))
             copy[:] = raw
@@ -372,7 +380,7 @@ class Codec:
             )
         if outcome.status == b.REFUSED:
             return payload.explain_refusal(
-                name, self._program.decode, call.payload, self._extents(call.n), self._values
+                name, self._program.decode, call.payload, self._extents_of(call.payload, call.n), self._values
             )
         return PayloadError(f"{name}: Decode read a vector outside its range; the payload is corrupt")
 

@@ -68,8 +68,12 @@ class _Evaluator:
                 return self.read(env.vectors[vector], self.value(place, active), kind, active)
             case ir.Convert(arg, to, _):
                 return convert(self.value(arg, active), to)
-            case ir.Random(site, low, high, kind):
-                return self.random(site, self.value(low, active), self.value(high, active), kind)
+            case ir.Random(site, low, high, kind, keyed):
+                seed = int(env.params[ir.SHARED_SEED]) if keyed else env.seed
+                return self.random(site, self.value(low, active), self.value(high, active), kind, seed)
+            case ir.Search(table, arg, _):
+                below = np.searchsorted(env.vectors[table], self.value(arg, active), side="left")
+                return np.where(np.isnan(self.value(arg, active)), 0, below).astype(np.int64)
             case ir.StochasticRound(site, arg, _):
                 x = self.value(arg, active)
                 with np.errstate(all="ignore"):
@@ -98,8 +102,8 @@ class _Evaluator:
             return np.zeros(np.shape(place), dtype(kind))
         return np.where(inside, vector[np.where(inside, place, 0)], dtype(kind).type(0))
 
-    def random(self, site: int, low: Array, high: Array, kind: Elem) -> Array:
-        word = rng.words(self.position, site, self.env.seed)
+    def random(self, site: int, low: Array, high: Array, kind: Elem, seed: int) -> Array:
+        word = rng.words(self.position, site, seed)
         with np.errstate(all="ignore"):
             if kind == FLOAT:
                 u = (word >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)

@@ -20,6 +20,7 @@ def function_text(f: ir.Function) -> str:
         kind = "static " if p.static else ""
         lines.append(f"  {kind}param {p.name}: {p.elem}")
     lines += [f"  state {name}: float[n]" for name in f.states]
+    lines += [f"  count {c.name}: at most {text(c.most)}" for c in f.counts]
     for field in f.layout:
         lines.append(
             f"  field {field.name}: {field.elem}{_over(field.length) if field.length is not None else ''}"
@@ -46,6 +47,19 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
             head = f"{name}: {combine.type}{_over(ir.blocks(length, block))}"
             yield f"{head} = reduce{_over(length)} by {block} {text(body)} from {text(init)}"
             yield f"  by {combine.name}, where {combine.name}(a, b) = {text(combine.body)}"
+        case ir.Filter(name, count, length, body, limit):
+            first = f", the first {text(limit)}" if limit is not None else ""
+            yield f"{name}: int[{count}] = filter{_over(length)} {text(body)}{first}"
+        case ir.TopK(name, length, body, k, block):
+            yield f"{name}: int = topk{_over(length)}{_by(block)} {text(body)}, {text(k)}"
+        case ir.Sort(name, length, body, key, descending, block):
+            order = "greater" if descending else "smaller"
+            yield f"{name}: {body.type} = sort{_over(length)}{_by(block)} {text(body)} {order} by {text(key)}"
+        case ir.Scatter(name, elem, length, base, count, index, value, checked):
+            yield f"{name}: {elem}{_over(length)} = {text(base)}"
+            yield f"  with{' checked' if checked else ''} [{text(index)}] = {text(value)} over{_over(count)}"
+        case ir.Table(name, elem, values):
+            yield f"{name}: {elem}[{len(values)}] = {', '.join(text(v) for v in values)}"
         case ir.Store(target, elem, length, body):
             place = target.kind if target.kind == "output" else f"{target.kind} {target.name}"
             yield f"store {place}: {elem}{_over(length)} = {text(body)}"
@@ -84,6 +98,10 @@ def _sharing(b: ir.Binding) -> tuple[list[str], Callable[[ir.Expr], str]]:
     return lines, write
 
 
+def _by(block: int) -> str:
+    return f" by {block}" if block else ""
+
+
 def _over(length: ir.Expr) -> str:
     return f"[{text(length)}]"
 
@@ -111,8 +129,10 @@ def text(e: ir.Expr, names: Mapping[ir.Expr, str] | None = None) -> str:
             return f"{vector}[{part(position)}]"
         case ir.Convert(arg, to, _):
             return f"{to}({part(arg)})"
-        case ir.Random(site, low, high, kind):
-            return f"random{site}<{kind}>({part(low)}, {part(high)})"
+        case ir.Random(site, low, high, kind, keyed):
+            return f"random{'_of_key' if keyed else ''}{site}<{kind}>({part(low)}, {part(high)})"
+        case ir.Search(table, arg, _):
+            return f"search({table}, {part(arg)})"
         case ir.StochasticRound(site, arg, _):
             return f"stochastic_round{site}({part(arg)})"
         case ir.Apply("select", (c, a, b), _):

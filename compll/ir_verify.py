@@ -20,7 +20,8 @@ def verify(f: ir.Function, after: str) -> ir.Function:
 class _Verifier:
     def __init__(self, f: ir.Function, after: str) -> None:
         self.f, self.after = f, after
-        self.scalars: dict[str, Elem] = {}
+        known = f.counts if f.op != "encode" else ()  # a payload begins with its counts
+        self.scalars: dict[str, Elem] = {c.name: INT for c in known}
         self.vectors = dict(f.vectors)
         self.fields = {field.name: field for field in f.layout}
 
@@ -58,6 +59,31 @@ class _Verifier:
                 self.need(len(kinds) == 1 and block > 0, f"reduce {name} by {block} mixes {kinds}")
                 self.need(name not in self.vectors, f"vector {name} is defined twice")
                 self.vectors[name] = combine.type
+            case ir.Filter(name, count, _, body, _):
+                self.all(b)
+                self.need(body.type == BOOL, f"filter {name} by a {body.type}")
+                self.vector(name, INT)
+                self.define(count, INT)
+            case ir.TopK(name, _, _, k, _):
+                self.all(b)
+                self.need(k.type == INT, f"topk {name} of {k.type}")
+                self.vector(name, INT)
+            case ir.Sort(name, length, body, key, _, _):
+                self.expr(length)
+                self.expr(body)
+                self.expr(key, {"a": body.type})
+                self.vector(name, body.type)
+            case ir.Scatter(name, elem, _, base, count, index, value, _):
+                self.all(b)
+                kinds = {base.type, value.type, arithmetic(elem)}
+                self.need(
+                    len(kinds) == 1 and {count.type, index.type} == {INT}, f"scatter {name} mixes {kinds}"
+                )
+                self.vector(name, elem)
+            case ir.Table(name, elem, values):
+                same = all(isinstance(v, ir.Const) and v.type == arithmetic(elem) for v in values)
+                self.need(same, f"table {name} is not constant")
+                self.vector(name, elem)
             case ir.Store(target, elem, length, body):
                 self.expr(length)
                 self.expr(body)
@@ -83,6 +109,14 @@ class _Verifier:
                     self.binding(sink)
                     self.scalars = after | self.scalars
 
+    def all(self, b: ir.Binding) -> None:
+        for e in ir.expressions(b):
+            self.expr(e)
+
+    def vector(self, name: str, elem: Elem) -> None:
+        self.need(name not in self.vectors, f"vector {name} is defined twice")
+        self.vectors[name] = elem
+
     def define(self, name: str, kind: Elem) -> None:
         self.need(name not in self.scalars, f"scalar {name} is defined twice")
         self.scalars[name] = kind
@@ -103,6 +137,9 @@ class _Verifier:
                     elem = self.vectors.get(vector)
                     self.need(elem is not None and arithmetic(elem) == kind, f"unknown vector {vector}")
                     self.need(position.type == INT, f"{vector} is read at a position that is no int")
+                case ir.Search(table, arg, _):
+                    elem = self.vectors.get(table)
+                    self.need(elem is not None and arithmetic(elem) == arg.type, f"unknown table {table}")
                 case ir.Apply(op, args, kind):
                     entry = OPS[op]
                     self.need(len(args) == entry.arity, f"{op} has {len(args)} operands")

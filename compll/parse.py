@@ -281,6 +281,9 @@ class _Builder(Transformer[Any, Any]):
         name, _, kind, _, *args = items
         return s.Call(self.at(meta), str(name), kind, tuple(_kept(args)))
 
+    def table(self, meta: Any, items: list[Any]) -> s.Table:
+        return s.Table(self.at(meta), tuple(items))
+
     def parameter(self, meta: Any, items: list[Any]) -> tuple[s.TypeName, str]:  # noqa: ARG002
         return items[0], str(items[1])
 

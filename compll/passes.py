@@ -10,6 +10,8 @@ from compll.ir_verify import verify
 from compll.types import FLOAT
 
 GRADIENT = "gradient"
+SELECTIONS = (ir.Filter, ir.TopK, ir.Sort, ir.Scatter)
+NAMED = (ir.Let, ir.Map, ir.Reduce, ir.BlockReduce, ir.Get, ir.Table, *SELECTIONS)
 
 
 def drop_unused(f: ir.Function) -> ir.Function:
@@ -17,11 +19,17 @@ def drop_unused(f: ir.Function) -> ir.Function:
     kept: list[ir.Binding] = []
     used: set[str] = set()
     for b in reversed(f.body):
-        if isinstance(b, ir.Let | ir.Map | ir.Reduce | ir.BlockReduce | ir.Get) and b.name not in used:
+        if isinstance(b, NAMED) and not _makes(b) & used:
             continue
         kept.append(b)
         used.update(_names(ir.expressions(b)))
     return replace(f, body=tuple(reversed(kept)))
+
+
+def _makes(b: ir.Binding) -> set[str]:
+    """Return the names that a binding gives."""
+    names = {b.count} if isinstance(b, ir.Filter) else set()
+    return names | ({b.name} if isinstance(b, NAMED) else set())
 
 
 def fuse_maps(f: ir.Function) -> ir.Function:
@@ -69,12 +77,13 @@ def form_passes(f: ir.Function) -> ir.Function:
     """
     known: dict[str, int] = {}  # scalar -> number of passes that must have run before it is known
     made: dict[str, tuple[int, ir.BlockReduce]] = {}  # block vector -> its pass
+    vectors: dict[str, int] = {}  # any other vector that is made -> passes that must have run before
     place: dict[int, int] = {}  # index in the body -> pass (sinks) or passes before it (scalars)
     by_block: dict[int, int] = {}  # index in the body -> the block that its loop must go by
     for at, b in enumerate(f.body):
         level = 0
         for name in _names(ir.expressions(b)):
-            level = max(level, known.get(name, 0))
+            level = max(level, known.get(name, 0), vectors.get(name, 0))
             if name in made:
                 there, source = made[name]
                 inside = isinstance(b, SINKS) and _goes_with(b, source)
@@ -89,6 +98,12 @@ def form_passes(f: ir.Function) -> ir.Function:
         elif isinstance(b, ir.BlockReduce):
             made[b.name] = level, b
             by_block[at] = b.block
+        elif isinstance(b, SELECTIONS):
+            vectors[b.name] = level + 1
+            if isinstance(b, ir.Filter):
+                known[b.count] = level + 1
+        elif isinstance(b, ir.Map):
+            vectors[b.name] = level
     for at, b in enumerate(f.body):
         if isinstance(b, ir.Store) and b.target.kind == "state":
             readers = [
@@ -162,14 +177,42 @@ def fuse(f: ir.Function) -> ir.Function:
 
 
 def decode_add(decode: ir.Function) -> ir.Function:
-    """Derive out[i] = out[i] + (scale * decoded[i]) from a typed Decode."""
+    """Derive out[i] = out[i] + (scale * decoded[i]) from a typed Decode.
+
+    Where Decode is a scatter over 0, only the positions that it names are touched: that is the definition.
+    """
+    scale = ir.Param(ir.SCALE, FLOAT)
+    sparse = _scattered(decode)
     body: list[ir.Binding] = []
     for b in decode.body:
-        if isinstance(b, ir.Store) and b.target.kind == "output":
+        if b is sparse and isinstance(b, ir.Scatter):
+            old = ir.Read(GRADIENT, b.index, FLOAT)
+            total = ir.apply("+", old, ir.apply("*", scale, b.value))
+            b = replace(b, base=ir.Read(GRADIENT, ir.Position(), FLOAT), value=total)
+        elif isinstance(b, ir.Store) and b.target.kind == "output" and sparse is None:
             old = ir.Read(GRADIENT, ir.Position(), FLOAT)
-            b = replace(b, body=ir.apply("+", old, ir.apply("*", ir.Param(ir.SCALE, FLOAT), b.body)))
+            b = replace(b, body=ir.apply("+", old, ir.apply("*", scale, b.body)))
         body.append(b)
     return replace(decode, op="decode_add", vectors=((GRADIENT, FLOAT), *decode.vectors), body=tuple(body))
+
+
+def is_sparse(decode: ir.Function) -> bool:
+    """Whether Decode is a scatter over 0 by positions that it reads from the payload."""
+    return _scattered(decode) is not None
+
+
+def _scattered(decode: ir.Function) -> ir.Scatter | None:
+    """Return the scatter over 0 that a Decode is, if it is one and nothing is done to its result."""
+    made = {b.name: b for b in decode.body if isinstance(b, ir.Map | ir.Scatter)}
+    for store in decode.body:
+        if isinstance(store, ir.Store) and store.target.kind == "output":
+            e = store.body
+            while isinstance(e, ir.Read) and e.position == ir.Position() and e.vector in made:
+                b = made[e.vector]
+                if isinstance(b, ir.Scatter):
+                    return b if b.base == ir.const(0, FLOAT) and b.checked else None
+                e = b.body
+    return None
 
 
 def has_feedback(encode: ir.Function) -> bool:
@@ -214,3 +257,5 @@ def _names(es: Iterable[ir.Expr]) -> Iterator[str]:
                 yield node.name
             elif isinstance(node, ir.Read):
                 yield node.vector
+            elif isinstance(node, ir.Search):
+                yield node.table

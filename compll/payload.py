@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from compll import ir
 from compll.errors import PayloadError
-from compll.evaluate import host_int
+from compll.evaluate import Environment, evaluate, host_int
 from compll.types import Array, Elem, alignment, from_bytes, scalar_bytes, vector_bytes
 
 WIRE_VERSION = 1
@@ -29,19 +31,59 @@ class Extent:
 
 
 def extents(
-    layout: tuple[ir.Field, ...], n: int, params: Mapping[str, float | int | bool]
+    layout: tuple[ir.Field, ...],
+    n: int,
+    params: Mapping[str, float | int | bool],
+    counts: Mapping[str, int] | None = None,
 ) -> tuple[Extent, ...]:
-    """Return the place of every field of the payload of n elements."""
+    """Return the place of every field of the payload of n elements; it begins with `counts`."""
     out: list[Extent] = []
-    end = 0
+    end = count_bytes(n) * len(counts or {})
+    scalars = {name: np.asarray(value, np.int64) for name, value in (counts or {}).items()}
+    env = Environment(n, params, scalars=scalars)
     for field in layout:
-        count = None if field.length is None else max(0, host_int(field.length, n, params))
+        count = None if field.length is None else max(0, int(evaluate(field.length, env)))
         size = scalar_bytes(field.elem) if count is None else vector_bytes(field.elem, count)
         align = alignment(field.elem, count is not None)
         offset = -(-end // align) * align
         out.append(Extent(field.name, field.elem, count, offset, size))
         end = offset + size
     return tuple(out)
+
+
+def count_bytes(n: int) -> int:
+    """Return the bytes of a count: uint32, from 2^32 elements on uint64."""
+    return 4 if n < 2**32 else 8
+
+
+def most_counts(f: ir.Function, n: int, params: Mapping[str, float | int | bool]) -> dict[str, int]:
+    """Return the most that each count can be."""
+    return {c.name: max(0, min(n, host_int(c.most, n, params))) for c in f.counts}
+
+
+def read_counts(
+    f: ir.Function, payload: Array, n: int, params: Mapping[str, float | int | bool]
+) -> dict[str, int]:
+    """Return the counts that a payload begins with.
+
+    Raises:
+        PayloadError: it is too short for them, or one is larger than it can be.
+
+    """
+    size = count_bytes(n)
+    if len(payload) < size * len(f.counts):
+        raise PayloadError(
+            f"{f.codec}: the payload is truncated: it has {len(payload)} bytes, and begins with "
+            f"{len(f.counts)} counts of {size}"
+        )
+    found = {}
+    for at, (name, most) in enumerate(most_counts(f, n, params).items()):
+        found[name] = int.from_bytes(payload[at * size : (at + 1) * size].tobytes(), "little")
+        if found[name] > most:
+            raise PayloadError(
+                f"{f.codec}: the payload says that '{name}' is {found[name]}, and {n} elements allow {most}"
+            )
+    return found
 
 
 def total_bytes(places: tuple[Extent, ...]) -> int:

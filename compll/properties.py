@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from compll import ir
 from compll.check import Checked
 from compll.ir_text import function_text
-from compll.passes import has_feedback
+from compll.passes import has_feedback, is_sparse
 from compll.payload import WIRE_VERSION
 
 
@@ -52,6 +52,7 @@ def infer(checked: Checked, *, error_feedback: bool) -> Info:
     assert encode is not None
     assert decode is not None
     feedback = has_feedback(encode)
+    sparse = is_sparse(decode)
     why: dict[str, str] = {}
     summable = _summable(decode)
     if not summable:
@@ -60,11 +61,16 @@ def infer(checked: Checked, *, error_feedback: bool) -> Info:
         )
     if "unbiased" not in checked.declared:
         why["unbiased"] = "the file does not declare [[unbiased]]"
+    if encode.counts:
+        names = ", ".join(c.name for c in encode.counts)
+        why["exact_size"] = f"the size depends on the data ({names})"
     if not feedback:
         why["feedback"] = "no state is kept as x - decode(compressed) with x = gradient + state"
     hop = True
     if "no_hop" in checked.declared:
         hop, why["hop"] = False, "the file declares [[no_hop]]"
+    elif sparse:
+        hop, why["hop"] = False, "its decode is a scatter: a sum of two payloads has another selection"
     elif encode.states and not (feedback and len(encode.states) == 1):
         hop, why["hop"] = False, f"it keeps a state that is no error feedback: {', '.join(encode.states)}"
     params = {
@@ -73,7 +79,7 @@ def infer(checked: Checked, *, error_feedback: bool) -> Info:
     return Info(
         name=checked.codec,
         params=params,
-        exact_size=True,
+        exact_size=not encode.counts,
         summable=summable,
         unbiased="unbiased" in checked.declared,
         stateful=bool(encode.states),
@@ -81,7 +87,7 @@ def infer(checked: Checked, *, error_feedback: bool) -> Info:
         keyed=checked.keyed,
         feedback=feedback,
         hop=hop,
-        sparse=False,
+        sparse=sparse,
         nonfinite="drops" if "drops" in checked.declared else "propagates",
         why=why,
         fingerprint=_fingerprint(checked, error_feedback=error_feedback),
@@ -97,21 +103,38 @@ def _fingerprint(checked: Checked, *, error_feedback: bool) -> str:
 
 
 def _summable(decode: ir.Function) -> bool:
-    """Whether every field is a float vector and the output a linear function of them."""
-    if not all(f.elem.kind in ("float", "bfloat") and f.length is not None for f in decode.layout):
+    """Whether every field is a float vector of a fixed length and the output a linear function of them."""
+    fields = {f.name for f in decode.layout}
+    if decode.counts or not all(
+        f.elem.kind in ("float", "bfloat") and f.length is not None for f in decode.layout
+    ):
         return False
-    maps = {b.name: b.body for b in decode.body if isinstance(b, ir.Map)}
+    made = {b.name: b for b in decode.body if isinstance(b, ir.Map | ir.Scatter)}
 
     def linear(e: ir.Expr) -> bool:
         match e:
-            case ir.Read(vector, _, _):
-                return linear(maps[vector]) if vector in maps else True
+            case ir.Read(vector, place, _):
+                b = made.get(vector)
+                if isinstance(b, ir.Map):
+                    return linear(b.body) and constant(place)
+                if isinstance(b, ir.Scatter):
+                    return b.base == ir.const(0, b.base.type) and linear(b.value) and constant(b.index)
+                return vector in fields and constant(place)
             case ir.Apply("+" | "-", (a, b), _):
                 return linear(a) and linear(b)
             case ir.Apply("*", (a, b), _):
-                return (linear(a) and isinstance(b, ir.Const | ir.Param)) or (
-                    linear(b) and isinstance(a, ir.Const | ir.Param)
-                )
+                return (linear(a) and constant(b)) or (linear(b) and constant(a))
         return False
+
+    def constant(e: ir.Expr) -> bool:
+        """Whether a value depends on positions, parameters and keys only."""
+        for x in ir.walk(e):
+            if isinstance(x, ir.Scalar):
+                return False
+            if isinstance(x, ir.Read):
+                b = made.get(x.vector)
+                if not isinstance(b, ir.Map) or not constant(b.body):
+                    return False
+        return True
 
     return all(linear(b.body) for b in decode.body if isinstance(b, ir.Store))

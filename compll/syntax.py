@@ -224,6 +224,13 @@ class Member(Expr):
 
 
 @dataclass(frozen=True, slots=True)
+class Table(Expr):
+    """`{0, 0.5, 1}`: a vector of constants."""
+
+    entries: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Lambda(Expr):
     """`[&](type name, ...) -> type { ... }`."""
 

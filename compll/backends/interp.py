@@ -11,14 +11,11 @@ import numpy as np
 
 from compll import ir
 from compll.backends import NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
-from compll.evaluate import Environment, evaluate, host_int
-from compll.payload import Extent, extents, total_bytes
+from compll.backends.selection import Refused, elements, select
+from compll.evaluate import Environment, evaluate
+from compll.payload import count_bytes, extents, read_counts, total_bytes
 from compll.rng import LANES, ROWS, TILE
-from compll.types import Array, canonical, dtype, from_bytes, to_bytes
-
-
-class Refused(Exception):  # noqa: N818 - a guard's answer, turned into a status by `run`
-    """A payload field does not equal the parameter that it must equal."""
+from compll.types import Array, arithmetic, canonical, dtype, from_bytes, to_bytes
 
 
 class InterpLibrary:
@@ -44,40 +41,55 @@ def build(unit: Unit) -> InterpLibrary:
 def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     """Run one function, typed or fused, on one item."""
     params = dict(values) | {ir.SCALE: call.scale, ir.SHARED_SEED: call.shared_seed}
-    places = extents(f.layout, call.n, values)
     env = Environment(call.n, params, seed=call.seed)
     finite = True
+    raw: dict[str, Array] = {}  # the payload's fields, as bytes
     if f.op == "encode":
         finite = bool(np.isfinite(call.gradient).all())
         env.vectors = {"gradient": call.gradient, **call.state}
-        call.payload[: total_bytes(places)] = 0
     else:
-        for place in places:
+        counts = read_counts(f, call.payload, call.n, values)
+        env.scalars = {name: np.asarray(count, np.int64) for name, count in counts.items()}
+        for place in extents(f.layout, call.n, values, counts):
+            raw[place.name] = call.payload[place.offset : place.offset + place.size]
             if place.count is not None:
-                raw = call.payload[place.offset : place.offset + place.size]
-                env.vectors[place.name] = from_bytes(raw, place.elem, place.count)
+                env.vectors[place.name] = from_bytes(raw[place.name], place.elem, place.count)
         if f.op == "decode_add":
             env.vectors["gradient"] = call.gradient
     writes: list[tuple[Array, Array]] = []
     try:
-        _run(f.body, env, {place.name: place for place in places}, call, writes)
+        _run(f.body, env, raw, call, writes)
     except Refused:
         return Outcome(REFUSED, 0)
-    if env.out_of_range:
+    if env.out_of_range and call.n:  # of an empty gradient every element reads 0, and nobody asks for it
         return Outcome(OUT_OF_RANGE, 0)
+    length = _assemble(f, env, raw, call, values) if f.op == "encode" else len(call.payload)
     for target, value in writes:
         target[...] = value
-    return Outcome(OK if finite else NOT_FINITE, total_bytes(places))
+    return Outcome(OK if finite else NOT_FINITE, length)
+
+
+def _assemble(f: ir.Function, env: Environment, raw: dict[str, Array], call: Call, values: Values) -> int:
+    """Put counts and fields at their places; gaps are 0.  Return the payload's length."""
+    counts = {c.name: int(env.scalars[c.name]) for c in f.counts}
+    places = extents(f.layout, call.n, values, counts)
+    call.payload[: total_bytes(places)] = 0
+    for at, count in enumerate(counts.values()):
+        size = count_bytes(call.n)
+        call.payload[at * size : (at + 1) * size] = np.frombuffer(count.to_bytes(size, "little"), np.uint8)
+    for place in places:
+        call.payload[place.offset : place.offset + place.size] = raw[place.name][: place.size]
+    return total_bytes(places)
 
 
 def _run(
     body: Sequence[ir.Binding],
     env: Environment,
-    places: dict[str, Extent],
+    raw: dict[str, Array],
     call: Call,
     writes: list[tuple[Array, Array]],
 ) -> None:
-    """Run bindings in order; what they write outside the payload is done at the end, as `writes` says."""
+    """Run bindings in order; what they write to states and output is done at the end, as `writes` says."""
     for b in body:
         match b:
             case ir.Let(name, value):
@@ -88,35 +100,26 @@ def _run(
                 env.scalars[name] = reduce(b, env)
             case ir.BlockReduce(name):
                 env.vectors[name] = reduce_blocks(b, env)
+            case ir.Filter() | ir.TopK() | ir.Sort() | ir.Scatter():
+                select(b, env)
+            case ir.Table(name, elem, values):
+                env.vectors[name] = np.array([evaluate(v, env) for v in values], dtype(arithmetic(elem)))
             case ir.Put(field, elem, value):
-                _put(places[field], to_bytes(evaluate(value, env), elem), call)
+                raw[field] = to_bytes(evaluate(value, env), elem)
             case ir.Get(name, field, elem):
-                place = places[field]
-                env.scalars[name] = from_bytes(
-                    call.payload[place.offset : place.offset + place.size], elem, 1
-                )[0]
+                env.scalars[name] = from_bytes(raw[field], elem, 1)[0]
             case ir.Guard(_, read, expected):
                 if evaluate(read, env) != evaluate(expected, env):
                     raise Refused
             case ir.Store(target, elem, length, value):
                 stored = elements(value, length, env)
                 if target.kind == "field":
-                    _put(places[target.name], to_bytes(stored, elem), call)
+                    raw[target.name] = to_bytes(stored, elem)
                 else:
                     into = call.new_state[target.name] if target.kind == "state" else call.gradient
                     writes.append((into, canonical(stored)))
             case ir.Pass(_, sinks, _):
-                _run(sinks, env, places, call, writes)
-
-
-def _put(place: Extent, raw: Array, call: Call) -> None:
-    call.payload[place.offset : place.offset + place.size] = raw[: place.size]
-
-
-def elements(body: ir.Expr, length: ir.Expr, env: Environment) -> Array:
-    """Return `body` at the positions 0 .. length-1."""
-    count = max(0, host_int(length, env.n, env.params))
-    return evaluate(body, env, np.arange(count, dtype=np.int64))
+                _run(sinks, env, raw, call, writes)
 
 
 def reduce(b: ir.Reduce, env: Environment) -> Array:

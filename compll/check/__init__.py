@@ -95,7 +95,8 @@ def check(
         if decode is not None:
             fields = typed[0].layout if typed[0] else None
             if typed[0] is None or typed[0].layout:  # without a layout Encode is broken and has said so
-                typed[1] = Body(decode, report, static, params, fields=fields).finish()
+                counts = typed[0].counts if typed[0] else ()
+                typed[1] = Body(decode, report, static, params, fields=fields, counts=counts).finish()
     except Abandon:
         pass
     if report.diagnostics:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from compll import ir
 from compll import syntax as s
 from compll.check.expressions import as_type, element_type, expression, length_text, operand, scalar
-from compll.check.operators import GRADIENT, Names, Operators
+from compll.check.operators import GRADIENT, Names
+from compll.check.selection import Selection
 from compll.check.signature import Signature
 from compll.check.values import (
     Abandon,
@@ -30,7 +31,7 @@ from compll.types import FLOAT, UINT8, UINT64, Elem, arithmetic
 LARGEST = ir.const(float.fromhex("0x1.fffffep+127"), FLOAT)
 
 
-class Body(Operators):
+class Body(Selection):
     """Checks one function of a codec and collects its bindings.
 
     For an Encode, `decoder` is the file's Decode, which `decode(compressed)` runs on the fields as stored;
@@ -48,21 +49,23 @@ class Body(Operators):
         names: Names | None = None,
         decoder: Signature | None = None,
         fields: tuple[ir.Field, ...] | None = None,
+        counts: tuple[ir.Count, ...] = (),
         stored: Payload | None = None,
         feedback: bool = False,
     ) -> None:
         """Bind the formals."""
         file_scope = Scope()
         self.params, self.decoder, self.stored, self.feedback = tuple(params), decoder, stored, feedback
-        self.fields = fields
         self.states = (*sig.states, "residual") if feedback else sig.states
         taken = (
             GRADIENT,
             *self.states,
             *(p.name for p in params),
             *(f.name for f in fields or ()),
+            *(c.name for c in counts),
         )
         super().__init__(sig, report, static, file_scope, names or Names(taken))
+        self.fields, self.counts = fields, counts
         self.output: VectorValue | None = None
         self.updates: dict[str, VectorValue] = {}
         self.decoded = ""
@@ -173,6 +176,7 @@ class Body(Operators):
                 )
                 fields.append(ir.Field(name, value.elem, value.length))
                 stored.append(vector)
+                self._count(value.length, arg.span)
             else:
                 kept = self.bind_scalar(name, as_type(value, value.elem))
                 self.bindings.append(ir.Put(name, value.elem, kept.expr))
@@ -180,6 +184,16 @@ class Body(Operators):
                 stored.append(kept)
         self.fields = tuple(fields)
         return Payload(tuple(stored))
+
+    def _count(self, length: ir.Expr, span: Span) -> None:
+        """Let the payload begin with the sizes that a field's length depends on."""
+        known = {c.name for c in self.counts}
+        for x in ir.walk(length):
+            if isinstance(x, ir.Scalar) and x.name not in known:
+                if x.name not in self.most:
+                    raise self.report.error("the length of this field is not known to Decode", span)
+                self.counts += (ir.Count(x.name, self.most[x.name]),)
+                known.add(x.name)
 
     def _extract(self, e: s.Call) -> Payload:
         source = expression(self, e.args[0]) if e.args else None
@@ -201,7 +215,7 @@ class Body(Operators):
             for _, v in variables:
                 v.value = Broken()
             raise self.report.error(
-                f"Encode writes {_count(len(self.fields), 'field')} and this reads {len(variables)}",
+                f"Encode writes {_some(len(self.fields), 'field')} and this reads {len(variables)}",
                 e.span,
                 note="Encode writes " + ", ".join(_kind(f) for f in self.fields),
             )
@@ -233,6 +247,8 @@ class Body(Operators):
         """Read one field; a field read into a parameter must equal it."""
         if field.length is not None:
             self.lengths[field.name] = field.length
+            if field.elem.kind in ("int", "uint"):
+                self.ascending.add(field.name)  # the decoder checks it where a scatter uses it
             return named(field.name, field.elem, field.length)
         fresh = self.names.fresh(name if v.writable else f"{name}_read")
         self.bindings.append(ir.Get(fresh, field.name, field.elem))
@@ -265,7 +281,8 @@ class Body(Operators):
             fields=self.fields,
             stored=payload,
         )
-        inner.bindings, inner.lengths = self.bindings, self.lengths
+        inner.bindings, inner.lengths, inner.most = self.bindings, self.lengths, self.most
+        inner.ascending, inner.tables = self.ascending, self.tables
         inner.run(self.decoder.function.body.body)
         if inner.output is None:
             raise Abandon  # the Decode is checked by itself, and complains there
@@ -312,6 +329,7 @@ class Body(Operators):
             body=tuple(self.bindings),
             random=self.random,
             decoded=self.decoded,
+            counts=self.counts,
         )
 
     def _add_feedback(self) -> None:
@@ -331,7 +349,7 @@ class Body(Operators):
         self.updates["residual"] = self.bind_vector("residual", VectorValue(FLOAT, ir.Size(), kept))
 
 
-def _count(number: int, what: str) -> str:
+def _some(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 

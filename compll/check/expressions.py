@@ -29,15 +29,10 @@ from compll.errors import Span, did_you_mean
 from compll.ops import COMBINES, FUNCTIONS, OPS
 from compll.types import BOOL, FLOAT, INT, NAMED, UINT32, UINT64, Elem, arithmetic, limits, uint
 
-OPERATORS = ("map", "reduce", "range", "chunk", "concat", "extract", "decode", "stochastic_round")
-NOT_BUILT = (
-    "filter",
-    "sort",
-    "topk",
-    "sample",
-    "gather",
-    "scatter",
-    "search",
+SELECTIONS = ("filter", "topk", "sort", "sample", "gather", "scatter", "search")
+OPERATORS = (
+    *("map", "reduce", "range", "chunk", "concat", "extract", "decode", "stochastic_round"),
+    *SELECTIONS,
 )
 
 
@@ -51,6 +46,9 @@ class Context(Protocol):
 
     def call(self, e: s.Call) -> Value:
         """Type a call of a vector operator, or run a function of the program on scalars."""
+
+    def table(self, e: s.Table) -> Value:
+        """Type a table of constants."""
 
 
 def expression(c: Context, e: s.Expr) -> Value:
@@ -81,6 +79,8 @@ def expression(c: Context, e: s.Expr) -> Value:
             return _index(c, e)
         case s.Lambda():
             raise c.report.error("a lambda stands here, where a value is needed", e.span)
+        case s.Table():
+            return c.table(e)
         case s.Call():
             return _call(c, e)
     raise AssertionError(e)
@@ -108,6 +108,13 @@ def element_type(c: Context, t: s.TypeName) -> Elem:
         if t.name == "void":
             raise c.report.error("nothing can have the type void here", t.span)
         return NAMED[t.name]
+    read = c.scope.find(t.width.name) if isinstance(t.width, s.Name) else None
+    if read is not None and isinstance(read.value, Unset) and isinstance(t.width, s.Name):
+        raise c.report.error(
+            "a width that is read from the payload is not built yet",
+            t.width.span,
+            hint=f"make '{t.width.name}' a hyper-parameter; extracting into its name checks that they agree",
+        )
     width = scalar(c, t.width, "a width")
     if not isinstance(width.expr, ir.Const):
         raise c.report.error(
@@ -322,11 +329,6 @@ def _call(c: Context, e: s.Call) -> Value:
     if e.name in FUNCTIONS and c.scope.find_function(e.name) is None:
         _arity(c, e, OPS[e.name].arity)
         return lift(c, e.span, lambda *x: operate(c, e.span, e.name, *x), *(operand(c, a) for a in e.args))
-    if e.name in NOT_BUILT:
-        raise c.report.error(
-            f"'{e.name}' is part of the language, and this version of the compiler does not build it yet",
-            e.span,
-        )
     return c.call(e)
 
 

@@ -49,6 +49,10 @@ class Statements(ABC):
         """Type a call of a vector operator, or of a function of the program."""
 
     @abstractmethod
+    def table(self, e: s.Table) -> Value:
+        """Type a table of constants."""
+
+    @abstractmethod
     def bind_scalar(self, name: str, value: ScalarValue) -> ScalarValue:
         """Give a scalar a name in the IR; inside functions and branches it stays an expression."""
 

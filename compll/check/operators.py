@@ -34,7 +34,7 @@ from compll.check.values import (
 )
 from compll.errors import did_you_mean
 from compll.ops import COMBINES, FUNCTIONS, OPS, identity
-from compll.types import BOOL, FLOAT, INT, arithmetic
+from compll.types import BOOL, FLOAT, INT, Elem, arithmetic
 
 GRADIENT = "gradient"  # its name in the IR, whatever the program calls it
 SYMBOLS = ("n", "i", "a", "b")  # of the IR: size, position, the two values of a reduction
@@ -79,6 +79,10 @@ class Operators(Statements):
         super().__init__(report, static, file_scope)
         self.sig, self.names = sig, names
         self.bindings: list[ir.Binding] = []
+        self.fields: tuple[ir.Field, ...] | None = None  # of the payload
+        self.most: dict[str, ir.Expr] = {}  # size that depends on data -> the most it can be
+        self.tables: dict[str, ir.Table] = {}
+        self.ascending: set[str] = set()  # vectors whose elements are strictly ascending positions
         self.lengths: dict[str, ir.Expr] = {}  # of the vectors whose length is not gradient.size
         self.wish = "{}"
         self.random = False
@@ -87,6 +91,10 @@ class Operators(Statements):
     @abstractmethod
     def payload_call(self, e: s.Call) -> Value:
         """Type concat, extract or decode."""
+
+    @abstractmethod
+    def selection(self, e: s.Call) -> Value:
+        """Type filter, topk, sort, sample, gather, scatter or search."""
 
     def initial(self, name: str, e: s.Expr) -> Value:
         """Type a variable's value; reductions inside it are named after the variable."""
@@ -118,8 +126,21 @@ class Operators(Statements):
             return value
         fresh = self.names.fresh(name)
         self.lengths[fresh] = value.length
+        source = value.body.arg if isinstance(value.body, ir.Convert) else value.body
+        if isinstance(source, ir.Read) and source.position == ir.Position():
+            if source.vector in self.ascending:
+                self.ascending.add(fresh)
+            if source.vector in self.tables:
+                return self.bind_table(fresh, value.elem, self.tables[source.vector].values)
         self.bindings.append(ir.Map(fresh, value.elem, value.length, value.body))
         return named(fresh, value.elem, value.length)
+
+    def bind_table(self, name: str, elem: Elem, values: Sequence[ir.Expr]) -> VectorValue:
+        """Bind constants to a name of their own."""
+        table = self.tables[name] = ir.Table(name, elem, tuple(ir.as_elem(v, elem) for v in values))
+        self.bindings.append(table)
+        self.lengths[name] = ir.const(len(values), INT)
+        return named(name, elem, self.lengths[name])
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -134,11 +155,11 @@ class Operators(Statements):
         if e.name not in OPERATORS:
             known = {*OPERATORS, *FUNCTIONS, "random", *self.scope.visible()}
             raise self.report.error(f"unknown function '{e.name}'", e.span, hint=did_you_mean(e.name, known))
-        if self.running and e.name != "range":
+        if self.running and e.name not in ("range", "search"):
             raise self.report.error(
                 f"'{e.name}' cannot stand inside a function that is applied to elements", e.span
             )
-        if self.conditional:
+        if self.conditional and e.name != "search":
             raise self.report.error(
                 f"'{e.name}' cannot stand under an 'if' that depends on data",
                 e.span,
@@ -153,12 +174,14 @@ class Operators(Statements):
                 return self._reduce(e)
             case "chunk":
                 raise self.report.error(
-                    "'chunk' stands only as the first argument of reduce",
+                    "'chunk' stands only as the first argument of reduce, sort or topk",
                     e.span,
                     hint="write reduce(chunk(vector, 256), 0, add)",
                 )
-            case _:
+            case "concat" | "extract" | "decode":
                 return self.payload_call(e)
+            case _:
+                return self.selection(e)
 
     def args(self, e: s.Call, low: int, high: int, shape: str) -> tuple[s.Expr, ...]:
         """Return the arguments of a call, or complain of their number."""
@@ -185,7 +208,8 @@ class Operators(Statements):
             )
         return Range(ir.as_elem(n.expr, INT))
 
-    def _vector(self, e: s.Expr) -> VectorValue:
+    def vector(self, e: s.Expr) -> VectorValue:
+        """Type an expression that must be a vector; a range is the vector of its positions."""
         value = expression(self, e)
         if isinstance(value, Range):
             return VectorValue(INT, value.length, index().expr)
@@ -195,7 +219,7 @@ class Operators(Statements):
 
     def _map(self, e: s.Call) -> VectorValue:
         over, f = self.args(e, 2, 2, "map(vector, function) or map(range(n), function)")
-        vector, g = self._vector(over), function(self, f)
+        vector, g = self.vector(over), function(self, f)
         element = ScalarValue(vector.body, vector.elem)
         if g.node is None:
             if g.name in COMBINES or OPS[g.name].arity != 1:
@@ -206,12 +230,12 @@ class Operators(Statements):
             result = self.apply_function(g, [element], e.span)
         return VectorValue(result.elem, vector.length, result.expr)
 
-    def _chunk(self, e: s.Expr) -> tuple[VectorValue, int]:
+    def chunked(self, e: s.Expr) -> tuple[VectorValue, int]:
         """Return the vector that is reduced, and the size of its blocks; 0 if it is reduced as a whole."""
         if not isinstance(e, s.Call) or e.name != "chunk":
-            return self._vector(e), 0
+            return self.vector(e), 0
         over, size = self.args(e, 2, 2, "chunk(vector, 256)")
-        vector, block = self._vector(over), scalar(self, size, "the size of a block")
+        vector, block = self.vector(over), scalar(self, size, "the size of a block")
         known = block.expr.value if isinstance(block.expr, ir.Const) else None
         if not isinstance(known, int) or isinstance(known, bool) or known < 1:
             raise self.report.error(
@@ -223,7 +247,7 @@ class Operators(Statements):
 
     def _reduce(self, e: s.Call) -> ScalarValue | VectorValue:
         args = self.args(e, 2, 3, "reduce(vector, init, function) or reduce(vector, add | smaller | greater)")
-        vector, block = self._chunk(args[0])
+        vector, block = self.chunked(args[0])
         f = function(self, args[-1])
         init = scalar(self, args[1], "the start of a reduction") if len(args) == 3 else None
         element = ScalarValue(vector.body, vector.elem)

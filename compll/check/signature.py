@@ -280,7 +280,26 @@ def nodes(node: object) -> Iterator[s.Node]:
 
 
 def random_sites(program: s.Program) -> dict[Span, int]:
-    """Number the calls of `random` and `stochastic_round` of a file in source order."""
-    calls = [n for n in nodes(program) if isinstance(n, s.Call) and n.name in ("random", "stochastic_round")]
-    calls.sort(key=lambda n: (n.span.line, n.span.column))
-    return {n.span: i for i, n in enumerate(calls)}
+    """Number what draws random numbers, in source order.
+
+    `random`, `stochastic_round` and a `sample` without key are numbered together, in the file; samples with
+    a key apart, from 0 in Encode and again in Decode.
+    """
+    private = [n for n in nodes(program) if isinstance(n, s.Call) and _draws(n) and not _is_keyed(n)]
+    numbered = {n.span: i for i, n in enumerate(sorted(private, key=_place))}
+    for f in program.functions:
+        keyed = [n for n in nodes(f.body) if isinstance(n, s.Call) and _is_keyed(n)]
+        numbered |= {n.span: i for i, n in enumerate(sorted(keyed, key=_place))}
+    return numbered
+
+
+def _draws(call: s.Call) -> bool:
+    return call.name in ("random", "stochastic_round", "sample")
+
+
+def _is_keyed(call: s.Call) -> bool:
+    return call.name == "sample" and len(call.args) == 3
+
+
+def _place(node: s.Node) -> tuple[int, int]:
+    return node.span.line, node.span.column

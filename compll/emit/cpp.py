@@ -109,6 +109,11 @@ class _Emitter:
                 return Step("guard", f"{self.scalar.text(read)} != {self.scalar.text(expected)}")
             case ir.Pass():
                 return Step("pass", loop=self.loop(b))
+            case ir.Filter() | ir.TopK() | ir.Sort() | ir.Scatter() | ir.Table():
+                raise BackendError(
+                    f"the cpp backend does not build {type(b).__name__.lower()} ('{b.name}') yet; "
+                    "backend='interp' runs it"
+                )
             case ir.Map(name, elem):
                 raise not_built(ir.Read(name, ir.Size(), arithmetic(elem)))
         raise AssertionError(b)

@@ -1,9 +1,4 @@
-"""The intermediate representation: frozen nodes, one grammar for the typed and the fused form.
-
-A function is a tuple of bindings in order.  The typed form has `Map` (named vectors) and free `Reduce` and
-`Store`; the fused form has neither maps nor free reductions and stores: they stand inside `Pass`, one loop
-over memory each.  An element expression is pure: it may be computed anywhere, and again.
-"""
+"""Expressions of the IR: pure scalars, equal by value; how they are made, walked and rebuilt."""
 
 from __future__ import annotations
 
@@ -19,8 +14,6 @@ from compll.ops import OPS
 from compll.types import BOOL, INT, Elem, arithmetic, convert, dtype
 
 SCALE, SHARED_SEED = "@scale", "@shared_seed"  # arguments of a call; no program can spell these names
-
-# --- expressions ----------------------------------------------------------------------------------
 
 
 class Expr:
@@ -128,12 +121,22 @@ class Convert(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Random(Expr):
-    """`random<T>(low, high)`: the word of this element at call site `site`."""
+    """`random<T>(low, high)`: the word of this element at call site `site`; `keyed`: from the shared seed."""
 
     site: int
     low: Expr
     high: Expr
     type: Elem
+    keyed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Search(Expr):
+    """How many entries of an ascending table are below the argument."""
+
+    table: str
+    arg: Expr
+    type: Elem = INT
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,161 +155,6 @@ def _digest(value: object) -> bytes:
     if isinstance(value, tuple):
         return b"(" + b"".join(_digest(v) for v in value) + b")"
     return repr(value).encode() + b"\0"
-
-
-# --- bindings -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Let:
-    """A named scalar."""
-
-    name: str
-    value: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class Map:
-    """A named vector: element i is `body` at i, converted to `elem`."""
-
-    name: str
-    elem: Elem
-    length: Expr
-    body: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class Combine:
-    """What a reduction does to two values `a` and `b` (scalars of these names) of type `type`."""
-
-    name: str
-    body: Expr
-    type: Elem
-
-
-@dataclass(frozen=True, slots=True)
-class Reduce:
-    """A scalar: f(init, tree(body at 0 .. length-1)) in the language's one order of reduction."""
-
-    name: str
-    combine: Combine
-    init: Expr
-    length: Expr
-    body: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class BlockReduce:
-    """A vector: one reduction for each `block` elements, each block starting at its own element 0."""
-
-    name: str
-    combine: Combine
-    init: Expr
-    block: int
-    length: Expr
-    body: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a vector is stored: kind "field" (of the payload), "state" or "output"."""
-
-    kind: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Write `body` at 0 .. length-1, as `elem`, to a payload field, a state or the output."""
-
-    target: Target
-    elem: Elem
-    length: Expr
-    body: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """Write a scalar field of the payload."""
-
-    field: str
-    elem: Elem
-    value: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class Get:
-    """Read a scalar field of the payload as the scalar `name`."""
-
-    name: str
-    field: str
-    elem: Elem
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """The payload is refused unless a scalar that was read equals the parameter of the same name."""
-
-    param: str
-    read: Expr
-    expected: Expr
-
-
-Sink = Reduce | BlockReduce | Store
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One loop over memory: reductions and stores over the same positions.
-
-    With a `block`, it reduces block by block, and may store one value a block besides.
-    """
-
-    length: Expr
-    sinks: tuple[Sink, ...]
-    block: int = 0
-
-
-Binding = Let | Map | Reduce | BlockReduce | Store | Put | Get | Guard | Pass
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of the payload; `length` is None for a scalar."""
-
-    name: str
-    elem: Elem
-    length: Expr | None
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A hyper-parameter: its element type, default, inclusive range, and whether kernels specialise to it."""
-
-    name: str
-    elem: Elem
-    default: float | int | bool | None
-    range: tuple[float, float] | None
-    static: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """One operation (`encode`, `decode`, `decode_add`) of a codec, typed or fused.
-
-    `vectors` gives the element type of everything that `Read` may name besides maps: the gradient, states
-    and payload fields.  `decoded` names the map that holds `decode(compressed)` inside an encode.
-    """
-
-    codec: str
-    op: str
-    params: tuple[Parameter, ...]
-    states: tuple[str, ...]
-    layout: tuple[Field, ...]
-    vectors: tuple[tuple[str, Elem], ...]
-    body: tuple[Binding, ...]
-    random: bool = False
-    decoded: str = ""
 
 
 # --- construction and traversal -------------------------------------------------------------------
@@ -360,7 +208,7 @@ def children(e: Expr) -> tuple[Expr, ...]:
         return (e.low, e.high)
     if isinstance(e, Read):
         return (e.position,)
-    if isinstance(e, Convert | StochasticRound):
+    if isinstance(e, Convert | StochasticRound | Search):
         return (e.arg,)
     return ()
 
@@ -394,27 +242,10 @@ def rewrite(e: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
                 new = replace(node, position=visit(node.position))
             elif isinstance(node, Convert):
                 new = as_elem(visit(node.arg), node.to)
-            elif isinstance(node, StochasticRound):
+            elif isinstance(node, StochasticRound | Search):
                 new = replace(node, arg=visit(node.arg))
             changed = change(new)
             done[node] = new if changed is None else changed
         return done[node]
 
     return visit(e)
-
-
-def expressions(b: Binding) -> tuple[Expr, ...]:
-    """Return the expressions that stand in a binding."""
-    match b:
-        case Let(_, value) | Put(_, _, value):
-            return (value,)
-        case Map(_, _, length, body) | Store(_, _, length, body):
-            return (length, body)
-        case Reduce(_, combine, init, length, body) | BlockReduce(_, combine, init, _, length, body):
-            return (combine.body, init, length, body)
-        case Guard(_, read, expected):
-            return (read, expected)
-        case Pass(length, sinks, _):
-            return (length, *(e for s in sinks for e in expressions(s)))
-        case Get():
-            return ()

@@ -1,0 +1,85 @@
+"""The interpreter's selections: filter, topk, sort, scatter, as the language's reference words them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compll import ir
+from compll.evaluate import Environment, evaluate
+from compll.types import Array, dtype
+
+
+class Refused(Exception):  # noqa: N818 - a decoder's answer, turned into a status by the interpreter
+    """A payload that this program did not make: a parameter, a count or an index does not fit."""
+
+
+def elements(body: ir.Expr, length: ir.Expr, env: Environment) -> Array:
+    """Return `body` at the positions 0 .. length-1."""
+    return evaluate(body, env, np.arange(integer(length, env), dtype=np.int64))
+
+
+def integer(e: ir.Expr, env: Environment) -> int:
+    """Return a size: an integer, at least 0."""
+    return max(0, int(evaluate(e, env)))
+
+
+def select(b: ir.Selection, env: Environment) -> None:
+    """Run one selection; its results are entered into the environment."""
+    match b:
+        case ir.Filter(name, count, length, body, limit):
+            found = np.flatnonzero(elements(body, length, env)).astype(np.int64)
+            if limit is not None:
+                found = found[: integer(limit, env)]
+            env.vectors[name] = found
+            env.scalars[count] = np.asarray(len(found), np.int64)
+        case ir.TopK(name, length, body, k, block):
+            values, most = elements(body, length, env), integer(k, env)
+            first = order(values, descending=True)
+            env.vectors[name] = _by_block(first, len(values), block, lambda part: np.sort(part[:most]))
+        case ir.Sort(name, length, body, key, descending, block):
+            values = elements(body, length, env)
+            inner = Environment(env.n, env.params, scalars=env.scalars | {"a": values})
+            keys = evaluate(key, inner, np.zeros(len(values), np.int64))
+            places = _by_block(order(keys, descending=descending), len(values), block, lambda part: part)
+            env.vectors[name] = values[places]
+        case ir.Scatter():
+            env.vectors[b.name] = scatter(b, env)
+
+
+def order(values: Array, *, descending: bool) -> Array:
+    """Return the positions in the total order -0 < +0 < ... < NaN, or its reverse; equal ones by position."""
+    if values.dtype.kind == "f":
+        bits = np.where(np.isnan(values), np.float32(np.nan), values).astype(np.float32).view(np.int32)
+        keys = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
+        keys = np.where(np.isnan(values), np.int64(2**31), keys)
+    else:
+        keys = values
+    return np.argsort(~keys if descending else keys, kind="stable")
+
+
+def _by_block(ordered: Array, length: int, block: int, take: object) -> Array:
+    """Give the ordered positions of each block to `take`, one block after the other; 0: one block of all."""
+    assert callable(take)
+    if not block:
+        return np.asarray(take(ordered))
+    parts = [take(ordered[ordered // block == b]) for b in range(-(-length // block))]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def scatter(b: ir.Scatter, env: Environment) -> Array:
+    """Return the base with the values at their positions.
+
+    Raises:
+        Refused: the index came from a payload and is not strictly ascending below the length.
+
+    """
+    out = np.array(elements(b.base, b.length, env), dtype(b.base.type))
+    index, value = elements(b.index, b.count, env), elements(b.value, b.count, env)
+    fits = len(index) == 0 or (index[0] >= 0 and index[-1] < len(out) and bool((np.diff(index) > 0).all()))
+    if not fits:
+        if b.checked:
+            raise Refused
+        env.out_of_range = True
+        return out
+    out[index] = value
+    return out

@@ -1,0 +1,262 @@
+"""Bindings of the IR: what a function is a tuple of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compll.ir.expr import Expr
+from compll.types import Elem
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    """A named scalar."""
+
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A named vector: element i is `body` at i, converted to `elem`."""
+
+    name: str
+    elem: Elem
+    length: Expr
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    """What a reduction does to two values `a` and `b` (scalars of these names) of type `type`."""
+
+    name: str
+    body: Expr
+    type: Elem
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """A scalar: f(init, tree(body at 0 .. length-1)) in the language's one order of reduction."""
+
+    name: str
+    combine: Combine
+    init: Expr
+    length: Expr
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReduce:
+    """A vector: one reduction for each `block` elements, each block starting at its own element 0."""
+
+    name: str
+    combine: Combine
+    init: Expr
+    block: int
+    length: Expr
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a vector is stored: kind "field" (of the payload), "state" or "output"."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write `body` at 0 .. length-1, as `elem`, to a payload field, a state or the output."""
+
+    target: Target
+    elem: Elem
+    length: Expr
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a scalar field of the payload."""
+
+    field: str
+    elem: Elem
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read a scalar field of the payload as the scalar `name`."""
+
+    name: str
+    field: str
+    elem: Elem
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The payload is refused unless a scalar that was read equals the parameter of the same name."""
+
+    param: str
+    read: Expr
+    expected: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Two results: the ascending positions where `body` holds, the first `limit` of them, and their count."""
+
+    name: str
+    count: str
+    length: Expr
+    body: Expr
+    limit: Expr | None
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """A vector: ascending positions of the k greatest; ties to the lower position, NaN greatest.
+
+    With a `block`, so of each block, one after the other.
+    """
+
+    name: str
+    length: Expr
+    body: Expr
+    k: Expr
+    block: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sort:
+    """A vector: `body` in the total order -0 < +0 < ... < NaN of `key` (a scalar `a` of it), stable.
+
+    With a `block`, sorted inside each block.
+    """
+
+    name: str
+    length: Expr
+    body: Expr
+    key: Expr
+    descending: bool
+    block: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """A vector: `base`, but `value` at the positions that `index` names.
+
+    `index` and `value` are elements of vectors of length `count`.  `checked`: the index was read from a
+    payload, which is refused unless it is strictly ascending and below `length`.
+    """
+
+    name: str
+    elem: Elem
+    length: Expr
+    base: Expr
+    count: Expr
+    index: Expr
+    value: Expr
+    checked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A vector of constants."""
+
+    name: str
+    elem: Elem
+    values: tuple[Expr, ...]
+
+
+Sink = Reduce | BlockReduce | Store
+Selection = Filter | TopK | Sort | Scatter
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One loop over memory: reductions and stores over the same positions.
+
+    With a `block`, it reduces block by block, and may store one value a block besides.
+    """
+
+    length: Expr
+    sinks: tuple[Sink, ...]
+    block: int = 0
+
+
+Binding = Let | Map | Reduce | BlockReduce | Store | Put | Get | Guard | Pass | Selection | Table
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of the payload; `length` is None for a scalar."""
+
+    name: str
+    elem: Elem
+    length: Expr | None
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A size that depends on data, as a payload begins with it: the scalar's name, and the most it can be."""
+
+    name: str
+    most: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A hyper-parameter: its element type, default, inclusive range, and whether kernels specialise to it."""
+
+    name: str
+    elem: Elem
+    default: float | int | bool | None
+    range: tuple[float, float] | None
+    static: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One operation (`encode`, `decode`, `decode_add`) of a codec, typed or fused.
+
+    `vectors` gives the element type of everything that `Read` may name besides maps: the gradient, states
+    and payload fields.  `decoded` names the map that holds `decode(compressed)` inside an encode.
+    """
+
+    codec: str
+    op: str
+    params: tuple[Parameter, ...]
+    states: tuple[str, ...]
+    layout: tuple[Field, ...]
+    vectors: tuple[tuple[str, Elem], ...]
+    body: tuple[Binding, ...]
+    random: bool = False
+    decoded: str = ""
+    counts: tuple[Count, ...] = ()
+
+
+def expressions(b: Binding) -> tuple[Expr, ...]:
+    """Return the expressions that stand in a binding."""
+    match b:
+        case Let(_, value) | Put(_, _, value):
+            return (value,)
+        case Map(_, _, length, body) | Store(_, _, length, body):
+            return (length, body)
+        case Reduce(_, combine, init, length, body) | BlockReduce(_, combine, init, _, length, body):
+            return (combine.body, init, length, body)
+        case Guard(_, read, expected):
+            return (read, expected)
+        case Pass(length, sinks, _):
+            return (length, *(e for s in sinks for e in expressions(s)))
+        case Filter(_, _, length, body, limit):
+            return (length, body) if limit is None else (length, body, limit)
+        case TopK(_, length, body, k, _) | Sort(_, length, body, k, _, _):
+            return (length, body, k)
+        case Scatter(_, _, length, base, count, index, value, _):
+            return (length, base, count, index, value)
+        case Table(_, _, values):
+            return values
+        case Get():
+            return ()
