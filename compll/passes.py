@@ -198,7 +198,8 @@ def decode_add(decode: ir.Function) -> ir.Function:
 
 def is_sparse(decode: ir.Function) -> bool:
     """Whether Decode is a scatter over 0 by positions that it reads from the payload."""
-    return _scattered(decode) is not None
+    scatter = _scattered(decode)
+    return scatter is not None and scatter.checked
 
 
 def _scattered(decode: ir.Function) -> ir.Scatter | None:
@@ -210,7 +211,7 @@ def _scattered(decode: ir.Function) -> ir.Scatter | None:
             while isinstance(e, ir.Read) and e.position == ir.Position() and e.vector in made:
                 b = made[e.vector]
                 if isinstance(b, ir.Scatter):
-                    return b if b.base == ir.const(0, FLOAT) and b.checked else None
+                    return b if b.base == ir.const(0, FLOAT) else None
                 e = b.body
     return None
 

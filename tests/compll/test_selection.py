@@ -175,6 +175,9 @@ def test_a_shared_seed_draws_the_same_positions_in_encode_and_decode() -> None:
     assert codec.info.summable
     assert codec.info.exact_size
     assert codec.info.keyed
+    total = np.full(1000, -0.0, np.float32)
+    codec.decode_add(codec.encode(g, shared_seed=3), total, shared_seed=3)
+    assert np.signbit(total[out == 0]).all()  # where nothing is named, nothing is added
     other = codec.decode(codec.encode(g, shared_seed=4), 1000, shared_seed=4)
     assert not np.array_equal(out != 0, other != 0)
 
