@@ -74,7 +74,7 @@ def compile(  # noqa: A001 - the API's name, as in re.compile
     Args:
         source: the name of a shipped algorithm; a path (or a string that ends in `.pse`) of a file with
             both functions; or a pair of paths, one with Encode and one with Decode.
-        backend: `auto`, `cpp` or `interp`.
+        backend: `auto` (`cpp` if there is a compiler, else `numba`), `cpp`, `numba` or `interp`.
         error_feedback: add a residual: what a payload loses is added to the next gradient.
         params: values of the program's hyper-parameters.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from compll import build as builder
 from compll import ir, knobs, passes
 from compll import syntax as s
 from compll.backends import Library, Unit, Values
@@ -18,7 +20,7 @@ from compll.properties import Info, infer
 
 __all__ = ["Program", "build", "check_files", "did_you_mean", "load", "parse_files", "program_of", "unit_of"]
 
-BACKENDS = ("cpp", "interp")
+BACKENDS = ("cpp", "numba", "interp")
 
 
 @dataclass(frozen=True)
@@ -179,14 +181,29 @@ def build(checked: Checked, backend: str = "auto") -> Library:
 def choose_backend(backend: str) -> str:
     """Return the backend that `auto` means here, or check the name of another.
 
-    `auto` takes `cpp`; without a compiler that is an error, never a silently slow run.
+    `auto` takes `cpp` if there is a compiler, else `numba` if that is installed; without both it is an
+    error, never a silently slow run.
     """
     name = knobs.backend() if backend == "auto" else backend
     if name == "auto":
-        name = "cpp"
+        return _fast_backend()
     if name not in BACKENDS:
         hint = did_you_mean(name, BACKENDS)
         raise BackendError(
             f"there is no backend '{name}' ({', '.join(BACKENDS)}){'; ' + hint if hint else ''}"
         )
     return name
+
+
+def _fast_backend() -> str:
+    try:
+        builder.compiler_version(knobs.compiler())
+    except BackendError:
+        if importlib.util.find_spec("numba") is None:
+            raise BackendError(
+                f"no backend can be used: the C++ compiler '{knobs.compiler()}' is not there, nor is Numba: "
+                "install g++ or name another compiler by COMPLL_CXX, or pip install 'compll[numba]', "
+                "or take the slow reference by backend='interp'"
+            ) from None
+        return "numba"
+    return "cpp"

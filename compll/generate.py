@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
 from compll import driver
 from compll.codec import algorithms
-from compll.emit import cpp
+from compll.emit import cpp, numba
+from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.passes import fuse
 
@@ -22,6 +24,8 @@ def texts() -> Iterator[tuple[str, str]]:
         yield f"{name}/{name}.ir", title + "\n".join(function_text(f) for f in unit.functions)
         yield f"{name}/{name}.fused", title + "\n".join(function_text(fuse(f)) for f in unit.functions)
         yield f"{name}/{name}.cpp", cpp.source(unit)
+        with contextlib.suppress(BackendError):  # it does not build every algorithm yet
+            yield f"{name}/{name}.py", numba.source(unit)
 
 
 def write(folder: Path) -> list[Path]:
@@ -55,4 +59,4 @@ def differences(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("*/*") if p.suffix in (".ir", ".fused", ".cpp")]
+    return [p for p in folder.glob("*/*") if p.suffix in (".ir", ".fused", ".cpp", ".py")]

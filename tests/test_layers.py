@@ -35,10 +35,13 @@ SEES = {
 }
 
 # A framework -> the only files that may import it.
+NUMBA = {f"compll/backends/{name}.py" for name in ("numba", "numba_lanes", "numba_tiles", "numba_runtime")}
 FRAMEWORKS = {
     "torch": {"casync/torch.py"},
     "tensorflow": {"casync/tensorflow.py"},
     "mxnet": {"casync/mxnet.py"},
+    "numba": NUMBA,
+    "llvmlite": NUMBA,
     "cupy": {"compll/backends/cuda.py"},
     "mpi4py": {"casync/transports/mpi.py"},
     "horovod": {"casync/torch.py"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
-from compll.emit.expressions import LANES, LaneWriter, ScalarWriter, not_built, not_built_type
+from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter, not_built, not_built_type
 from compll.emit.loops import Blocks, Lanes
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
 from compll.emit.ranges import Ranges, scalar_type, storage
@@ -32,7 +32,7 @@ def source(unit: Unit) -> str:
         static=[p.name for p in unit.params if p.static],
         params=[(scalar_type(p.elem), p.name) for p in run_time],
         fields=[_field(f, writer) for f in layout],
-        operations=[_Emitter(f).operation() for f in unit.functions],
+        operations=[Emitter(f).operation() for f in unit.functions],
     )
 
 
@@ -44,13 +44,13 @@ def _field(f: ir.Field, writer: ScalarWriter) -> FieldText:
     return FieldText(f.name, 16, size)
 
 
-def _no_read(e: ir.Read, lanes: str) -> str:
-    del lanes
-    raise not_built(e)
+class Emitter:
+    """Turns one function into an `Operation`.
 
+    The analysis is for every target that works on lanes; the methods under "texts" spell C++.
+    """
 
-class _Emitter:
-    """Turns one function into an `Operation`."""
+    dialect: Dialect = CPP
 
     def __init__(self, typed: ir.Function) -> None:
         self.f = fuse(typed)
@@ -58,19 +58,15 @@ class _Emitter:
         self.lengths = {field.name: field.length for field in self.f.layout if field.length is not None}
         self.lengths |= dict.fromkeys(("gradient", *self.f.states), ir.Size())
         self.checked = self.f.op != "encode"  # whether the gradient's values have been checked to be finite
-        self.scalar = ScalarWriter(self.place)
+        self.scalar = ScalarWriter(self.place, self.dialect)
         self.params = {p.name for p in self.f.params}
         self.combines: list[Combine] = []
         self.passes: list[PassText] = []
         self.scalars: list[str] = []
         self.members: list[str] = []
 
-    def place(self, name: str) -> str:
-        if name in (ir.SCALE, ir.SHARED_SEED):
-            return f"k.{name[1:]}"
-        return f"p.{name}_" if name in self.params else f"k.{name}_"
-
     def operation(self) -> Operation:
+        """Return the whole operation."""
         f = self.f
         body = list(f.body)
         if not self.checked and not any(isinstance(b, ir.Pass) and b.length == ir.Size() for b in body):
@@ -90,23 +86,18 @@ class _Emitter:
             scratch=tuple((p.length, len(p.reductions)) for p in self.passes if p.reductions),
         )
 
-    def define(self, name: str, elem: Elem) -> str:
-        self.scalars.append(f"{scalar_type(elem)} {name}_;")
-        return f"k.{name}_"
-
     def step(self, b: ir.Binding) -> Step:
+        """Return one statement."""
         match b:
             case ir.Let(name, value):
-                return Step("line", f"{self.define(name, value.type)} = {self.scalar.text(value)};")
-            case ir.Put(name, elem, value):
                 text = self.scalar.text(value)
-                return Step("line", f"put<{self.stored(elem)}>(item.payload + at.{name}_, {text});")
+                return Step("line", self.assign(name, value.type, text))
+            case ir.Put(name, elem, value):
+                return Step("line", self.put(name, elem, self.scalar.text(value)))
             case ir.Get(name, source_field, elem):
-                mask = f" & {(1 << elem.bits) - 1}" if elem.packed else " != 0" if elem == BOOL else ""
-                text = f"get<{self.stored(elem)}>(item.payload + at.{source_field}_){mask}"
-                return Step("line", f"{self.define(name, elem)} = {text};")
+                return Step("line", self.assign(name, elem, self.get(source_field, elem)))
             case ir.Guard(_, read, expected):
-                return Step("guard", f"{self.scalar.text(read)} != {self.scalar.text(expected)}")
+                return Step("guard", self.unequal(self.scalar.text(read), self.scalar.text(expected)))
             case ir.Pass():
                 return Step("pass", loop=self.loop(b))
             case ir.Filter() | ir.TopK() | ir.Sort() | ir.Scatter() | ir.Table():
@@ -115,18 +106,19 @@ class _Emitter:
                     "backend='interp' runs it"
                 )
             case ir.Map(name, elem):
-                raise not_built(ir.Read(name, ir.Size(), arithmetic(elem)))
+                raise not_built(ir.Read(name, ir.Size(), arithmetic(elem)), self.dialect)
         raise AssertionError(b)
 
-    @staticmethod
-    def stored(elem: Elem) -> str:
+    def stored(self, elem: Elem) -> str:
+        """Return the type of one stored element."""
         if elem.bits == 16 and elem.kind in ("float", "bfloat"):
-            raise not_built_type(elem)
+            raise not_built_type(elem, self.dialect)
         return storage(elem)
 
     # --- passes ---------------------------------------------------------------------------------
 
     def loop(self, b: ir.Pass) -> PassText:
+        """Return one loop over memory."""
         block = Blocks(self, b) if b.block else None
         lanes = Lanes(self, b, block)
         checks_finite = not self.checked and b.length == ir.Size()
@@ -159,10 +151,115 @@ class _Emitter:
         return text
 
     @staticmethod
-    def splat(lanes: str, kind: Elem, text: str) -> str:
+    def named(combine: ir.Combine) -> bool:
+        """Whether a reduction is by `add`, `smaller` or `greater` of the language, not by a program's own."""
+        a, b = (ir.Scalar(x, combine.type) for x in "ab")
+        return combine.name in COMBINES and combine.body == ir.apply(COMBINES[combine.name], a, b)
+
+    def reduction(self, s: ir.Reduce | ir.BlockReduce, writer: LaneWriter) -> Reduction:
+        """Return one reduction of a loop."""
+        kind = s.combine.type
+        lanes = writer.lane_type(s.body)
+        if kind == INT:
+            low, high = writer.ranges.of(s.body)
+            growth = TILE if s.combine.name == "add" else 1
+            lanes = (
+                "Int32" if self.named(s.combine) and max(abs(low), abs(high)) * growth < 2**31 else "Int64"
+            )
+        value = writer.write(s.body, lanes)
+        functor = self.functor(s)
+        if isinstance(s, ir.Reduce):
+            self.scalars.append(self.member(s.name, kind))
+            self.members.append(f"{scalar_type(kind)}* {s.name}_tiles;")
+        return Reduction(s.name, lanes, self.dialect.scalar(kind), functor, self.scalar.text(s.init), value)
+
+    def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
+        """Register what a reduction combines by; return its name."""
+        name = self.functor_name(s.combine.name)
+        kind, body = s.combine.type, s.combine.body
+        scalar = ScalarWriter(lambda x: self.argument(x, s), self.dialect).text(body)
+        if self.named(s.combine):
+            self.combines.append(Combine(name, "", scalar, "", (), ""))
+            return name
+        writer = LaneWriter(
+            Ranges({}),
+            self.no_read,
+            lambda e, _: self.argument(getattr(e, "name", "gradient.size"), s),
+            dialect=self.dialect,
+        )
+        lanes = LANES[kind.name]
+        result = writer.write(body, lanes)
+        self.combines.append(
+            Combine(name, self.dialect.scalar(kind), scalar, lanes, tuple(writer.lines), result)
+        )
+        return name
+
+    def argument(self, name: str, s: ir.Reduce | ir.BlockReduce) -> str:
+        """Return an argument of what a reduction combines by; it may use no other names."""
+        if name in ("a", "b"):
+            return name
+        raise BackendError(
+            f"the {self.dialect.backend} backend does not build the use of '{name}' inside the function that "
+            f"the reduction '{s.name}' combines by yet; backend='interp' runs it"
+        )
+
+    def no_read(self, e: ir.Read, lanes: str) -> str:
+        """Refuse a read inside what a reduction combines by."""
+        del lanes
+        raise not_built(e, self.dialect)
+
+    def store(self, s: ir.Store, writer: LaneWriter, packs: list[Packed]) -> str:
+        """Return the statement that stores lanes."""
+        value = writer.write(s.body)
+        if s.elem.packed:
+            packs.append(Packed(s.target.name, s.elem.bits))
+            return self.store_packed(s, value, is_mask=writer.lane_type(s.body) == "Mask")
+        if s.elem == BOOL:
+            value = f"bit({value})"
+        if arithmetic(s.elem) == FLOAT and s.target.kind != "state":
+            value = f"canonical({value})"
+        return self.store_plain(s, value)
+
+    # --- texts ----------------------------------------------------------------------------------
+
+    def place(self, name: str) -> str:
+        """Return where a named scalar lives."""
+        if name in (ir.SCALE, ir.SHARED_SEED):
+            return f"k.{name[1:]}"
+        return f"p.{name}_" if name in self.params else f"k.{name}_"
+
+    def member(self, name: str, elem: Elem) -> str:
+        """Return the declaration of a scalar of the frame."""
+        return f"{scalar_type(elem)} {name}_;"
+
+    def assign(self, name: str, elem: Elem, text: str) -> str:
+        """Return the statement that keeps a scalar."""
+        self.scalars.append(self.member(name, elem))
+        return f"k.{name}_ = {text};"
+
+    def put(self, name: str, elem: Elem, text: str) -> str:
+        """Return the statement that writes a scalar field."""
+        return f"put<{self.stored(elem)}>(item.payload + at.{name}_, {text});"
+
+    def get(self, name: str, elem: Elem) -> str:
+        """Return the value of a scalar field."""
+        mask = f" & {(1 << elem.bits) - 1}" if elem.packed else " != 0" if elem == BOOL else ""
+        return f"get<{self.stored(elem)}>(item.payload + at.{name}_){mask}"
+
+    def unequal(self, a: str, b: str) -> str:
+        """Return the condition that two scalars differ."""
+        return f"{a} != {b}"
+
+    def functor_name(self, combine: str) -> str:
+        """Return a new name for what a reduction combines by."""
+        return "".join(part.capitalize() for part in combine.split("_")) + f"Of{len(self.combines)}"
+
+    def splat(self, lanes: str, kind: Elem, text: str) -> str:
+        """Return a scalar in all lanes."""
         return f"splat<Mask>(-int32_t({text}))" if kind == BOOL else f"splat<{lanes}>({text})"
 
     def load(self, vector: str) -> Load:
+        """Return where the lanes of a vector come from."""
         elem = self.vectors[vector]
         kind = arithmetic(elem)
         lanes = {"float": "Float", "uint32": "UInt32", "uint64": "UInt64"}.get(kind.name, "Int32")
@@ -178,62 +275,26 @@ class _Emitter:
         return Load(vector, lanes, place, False, elem == BOOL)
 
     def vector(self, name: str) -> str:
+        """Return where the gradient or a state lies."""
         return f"k.s_{name}" if name in self.f.states else f"k.{name}"
 
-    @staticmethod
-    def named(combine: ir.Combine) -> bool:
-        """Whether a reduction is by `add`, `smaller` or `greater` of the language, not by a program's own."""
-        a, b = (ir.Scalar(x, combine.type) for x in "ab")
-        return combine.name in COMBINES and combine.body == ir.apply(COMBINES[combine.name], a, b)
+    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
+        """Return the lanes of a field that has one value for each block of `size` elements."""
+        kind = self.stored(self.vectors[e.vector])
+        get = f"get<{kind}>(k.f_{e.vector} + {{}} * sizeof({kind}))"
+        if size % 16 == 0:
+            return f"splat<{lanes}>({get.format(f'((tile * TILE + at) / {size})')})"
+        place = get.format(f"((tile * TILE + at + (j < live ? j : 0)) / {size})")
+        return f"each<{lanes}>([&](int j) {{ return {place}; }})"
 
-    def reduction(self, s: ir.Reduce | ir.BlockReduce, writer: LaneWriter) -> Reduction:
-        kind = s.combine.type
-        lanes = writer.lane_type(s.body)
-        if kind == INT:
-            low, high = writer.ranges.of(s.body)
-            growth = TILE if s.combine.name == "add" else 1
-            lanes = (
-                "Int32" if self.named(s.combine) and max(abs(low), abs(high)) * growth < 2**31 else "Int64"
-            )
-        value = writer.write(s.body, lanes)
-        functor = self.functor(s)
-        if isinstance(s, ir.Reduce):
-            self.scalars.append(f"{scalar_type(kind)} {s.name}_;")
-            self.members.append(f"{scalar_type(kind)}* {s.name}_tiles;")
-        return Reduction(s.name, lanes, scalar_type(kind), functor, self.scalar.text(s.init), value)
+    def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:
+        """Return the statement that stores codes of a packed field."""
+        code = f"bit({value})" if is_mask else value
+        return f"store<true>(o_{s.target.name} + at, FULL ? {code} : {code} & first_lanes(live), WIDTH);"
 
-    def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
-        def argument(name: str) -> str:
-            if name in ("a", "b"):
-                return name
-            raise BackendError(
-                f"the cpp backend does not build the use of '{name}' inside the function that the reduction "
-                f"'{s.name}' combines by yet; backend='interp' runs it"
-            )
-
-        name = "".join(part.capitalize() for part in s.combine.name.split("_")) + f"Of{len(self.combines)}"
-        kind, body = s.combine.type, s.combine.body
-        scalar = ScalarWriter(argument).text(body)
-        if self.named(s.combine):
-            self.combines.append(Combine(name, "", scalar, "", (), ""))
-            return name
-        writer = LaneWriter(Ranges({}), _no_read, lambda e, _: argument(getattr(e, "name", "gradient.size")))
-        lanes = LANES[kind.name]
-        result = writer.write(body, lanes)
-        self.combines.append(Combine(name, scalar_type(kind), scalar, lanes, tuple(writer.lines), result))
-        return name
-
-    def store(self, s: ir.Store, writer: LaneWriter, packs: list[Packed]) -> str:
-        value = writer.write(s.body)
+    def store_plain(self, s: ir.Store, value: str) -> str:
+        """Return the statement that stores lanes of whole bytes."""
         name = s.target.name
-        if s.elem.packed:
-            packs.append(Packed(name, s.elem.bits))
-            code = value if writer.lane_type(s.body) != "Mask" else f"bit({value})"
-            return f"store<true>(o_{name} + at, FULL ? {code} : {code} & first_lanes(live), WIDTH);"
-        if s.elem == BOOL:
-            value = f"bit({value})"
-        if arithmetic(s.elem) == FLOAT and s.target.kind != "state":
-            value = f"canonical({value})"
         place = {
             "state": f"k.new_{name}",
             "output": "k.gradient",

@@ -1,4 +1,4 @@
-"""Expressions as C++ text: of scalars, and of 16 lanes at a time.
+"""Expressions as text of a target language: of scalars, and of lanes.
 
 Both writers give every distinct subexpression a name, so that nothing is computed twice.  A lane is a
 `Float`, `Int64`, `UInt32`, `UInt64` or a `Mask`; an `int` whose interval fits is an `Int32`.
@@ -18,27 +18,72 @@ from compll.types import BOOL, FLOAT, INT, Elem, arithmetic, limits
 LANES = {"float": "Float", "int": "Int64", "uint32": "UInt32", "uint64": "UInt64", "bool": "Mask"}
 
 
-def literal(e: ir.Const) -> str:
-    """Return a constant as C++: floats in hexadecimal, so that nothing is rounded twice."""
-    if e.type == BOOL:
-        return "true" if e.value else "false"
-    if e.type == FLOAT:
-        value = float(e.value)
-        if value != value:
-            return '__builtin_nanf("")'
-        if abs(value) == float("inf"):
-            return "-__builtin_inff()" if value < 0 else "__builtin_inff()"
-        return f"{value.hex()}f"
-    if e.type == INT:
-        return f"INT64_C({e.value})" if e.value != -(2**63) else "INT64_MIN"
-    return f"UINT64_C({e.value})" if e.type.bits == 64 else f"{e.value}u"
+class Dialect:
+    """How a target language spells what is not a plain call.  This is C++; others override."""
+
+    backend = "cpp"
+
+    def number(self, e: ir.Const) -> str:
+        """Return a constant: floats in hexadecimal, so that nothing is rounded twice."""
+        if e.type == BOOL:
+            return "true" if e.value else "false"
+        if e.type == FLOAT:
+            value = float(e.value)
+            if value != value:
+                return '__builtin_nanf("")'
+            if abs(value) == float("inf"):
+                return "-__builtin_inff()" if value < 0 else "__builtin_inff()"
+            return f"{value.hex()}f"
+        if e.type == INT:
+            return f"INT64_C({e.value})" if e.value != -(2**63) else "INT64_MIN"
+        return f"UINT64_C({e.value})" if e.type.bits == 64 else f"{e.value}u"
+
+    def literal(self, e: ir.Const) -> str:
+        """Return a constant as a scalar of its type."""
+        return self.number(e)
+
+    def splat(self, lanes: str, e: ir.Const) -> str:
+        """Return a constant in all lanes."""
+        return f"splat<{lanes}>({self.number(e) if e.type != BOOL else -int(e.value)})"
+
+    def zero(self, kind: str) -> str:
+        """Return 0 of a type of scalars or lanes."""
+        return f"{kind}{{}}"
+
+    def call(self, function: str, kind: str, *args: str) -> str:
+        """Return a call of a function that is told the type of its result."""
+        return f"{function}<{kind}>({', '.join(args)})"
+
+    def declare(self, kind: str, name: str, text: str) -> str:
+        """Return the statement that names a value."""
+        return f"const {kind} {name} = {text};"
+
+    def scalar(self, elem: Elem) -> str:
+        """Return the type of scalars in which values of `elem` are computed with."""
+        return scalar_type(elem)
+
+    def size(self) -> str:
+        """Return the number of elements of the gradient."""
+        return "k.n"
+
+    def random_row(self, site: int) -> str:
+        """Return the random bits of the lanes at work, for one call site."""
+        return f"r{site}[block][row]"
+
+    def bounds(self, elem: Elem) -> tuple[str, str]:
+        """Return the limits of an integer type."""
+        low, high = (
+            self.number(ir.Const(x, INT if elem.kind == "int" or x < 2**63 else elem)) for x in limits(elem)
+        )
+        return low, high
+
+    def operator(self, op: str, elem: Elem) -> str:
+        """Return the text of an operator on an arithmetic type, with `{0}`, `{1}`, ... for the operands."""
+        del elem
+        return OPS[op].c
 
 
-def bounds(elem: Elem) -> str:
-    """Return the limits of an integer type as two C++ arguments."""
-    return ", ".join(
-        literal(ir.Const(x, INT if elem.kind == "int" or x < 2**63 else elem)) for x in limits(elem)
-    )
+CPP = Dialect()
 
 
 class ScalarWriter:
@@ -48,50 +93,57 @@ class ScalarWriter:
     """
 
     def __init__(
-        self, place: Callable[[str], str], read: Callable[[ir.Read], str] | None = None, position: str = ""
+        self,
+        place: Callable[[str], str],
+        dialect: Dialect = CPP,
+        read: Callable[[ir.Read], str] | None = None,
+        position: str = "",
     ) -> None:
         """Write with the given names."""
-        self.place, self.read, self.position = place, read, position
+        self.place, self.dialect, self.read, self.position = place, dialect, read, position
 
     def text(self, e: ir.Expr) -> str:
         """Return the expression as one C++ expression."""
+        d = self.dialect
         match e:
             case ir.Const():
-                return literal(e)
+                return d.literal(e)
             case ir.Size():
-                return "k.n"
+                return d.size()
             case ir.Position():
-                return self.position or "int64_t(0)"
+                return self.position or d.zero(d.scalar(INT))
             case ir.Read() if self.read is not None:
                 return self.read(e)
             case ir.Random() | ir.StochasticRound() if self.position:
-                raise not_built(e)
+                raise not_built(e, d)
             case ir.Scalar(name, _) | ir.Param(name, _):
                 return self.place(name)
             case ir.Convert(arg, to, kind):
                 return self._convert(self.text(arg), arg.type, to, kind)
             case ir.Random(site, low, high, kind):
                 word = f"random_word(k.seed, {site})"
-                f = "random_float<float>" if kind == FLOAT else "random_int"
-                return f"{f}({word}, {self.text(low)}, {self.text(high)})"
+                args = word, self.text(low), self.text(high)
+                return (
+                    d.call("random_float", d.scalar(FLOAT), *args)
+                    if kind == FLOAT
+                    else f"random_int({', '.join(args)})"
+                )
             case ir.StochasticRound(site, arg, _):
                 return f"stochastic_round(random_half(k.seed, {site}), {self.text(arg)})"
             case ir.Apply(op, args, _):
-                return "(" + OPS[op].c.format(*(self.text(a) for a in args)) + ")"
-        raise not_built(e)
+                c = d.operator(op, args[-1].type)
+                return "(" + c.format(*(self.text(a) for a in args)) + ")"
+        raise not_built(e, d)
 
-    @staticmethod
-    def _convert(x: str, have: Elem, to: Elem, kind: Elem) -> str:
-        want = scalar_type(kind)
+    def _convert(self, x: str, have: Elem, to: Elem, kind: Elem) -> str:
+        d = self.dialect
         if to.kind in ("float", "bfloat") and to != FLOAT:
-            raise not_built_type(to)
-        if to == FLOAT:
-            return f"widen<float>({'bit(' + x + ')' if have == BOOL else x})"
+            raise not_built_type(to, d)
         if to == BOOL:
-            return f"ne({x}, {scalar_type(have)}(0))"
-        if have == BOOL:
-            return f"{want}(bit({x}))"
-        return f"saturate_one<{want}>({x}, {', '.join(f'{want}({b})' for b in bounds(to).split(', '))})"
+            return f"ne({x}, {d.zero(d.scalar(have))})"
+        if have == BOOL or to == FLOAT:
+            return d.call("widen", d.scalar(kind), f"bit({x})" if have == BOOL else x)
+        return d.call("saturate_one", d.scalar(kind), x, *d.bounds(to))
 
 
 class LaneWriter:
@@ -103,12 +155,13 @@ class LaneWriter:
         read: Callable[[ir.Read, str], str],
         uniform: Callable[[ir.Expr, str], str],
         block: Callable[[ir.Expr, str], str | None] = lambda e, lanes: None,  # noqa: ARG005
+        dialect: Dialect = CPP,
     ) -> None:
         """Write with `read` for the lanes of a vector, `uniform` for a splat of a scalar.
 
         `block` gives the lanes of what is the same for a whole block, or None.
         """
-        self.ranges, self.read, self.uniform, self.block = ranges, read, uniform, block
+        self.ranges, self.read, self.uniform, self.block, self.dialect = ranges, read, uniform, block, dialect
         self.lines: list[str] = []
         self.names: dict[tuple[ir.Expr, str], str] = {}
         self.sites: dict[int, str] = {}
@@ -127,23 +180,24 @@ class LaneWriter:
         have = self.lane_type(e)
         want = want or have
         if (e, want) not in self.names:
-            text = self._compute(e, have) if want == have else f"widen<{want}>({self.write(e)})"
+            text = self._compute(e, have) if want == have else self.dialect.call("widen", want, self.write(e))
             simple = text.isidentifier() or isinstance(e, ir.Const)
             self.names[e, want] = text if simple else self._name(want, text)
         return self.names[e, want]
 
     def _name(self, kind: str, text: str) -> str:
         name = f"t{len(self.lines)}"
-        self.lines.append(f"const {kind} {name} = {text};")
+        self.lines.append(self.dialect.declare(kind, name, text))
         return name
 
     def _compute(self, e: ir.Expr, have: str) -> str:
         of_block = self.block(e, have)
         if of_block is not None:
             return of_block
+        d = self.dialect
         match e:
             case ir.Const():
-                return f"splat<{have}>({literal(e)})" if e.type != BOOL else f"splat<Mask>({-int(e.value)})"
+                return d.splat(have, e)
             case ir.Scalar() | ir.Param() | ir.Size():
                 return self.uniform(e, have)
             case ir.Position():
@@ -155,14 +209,16 @@ class LaneWriter:
                 return self._convert(arg, to, have)
             case ir.Random(site, low, high, kind):
                 self.sites[site] = "random_words"
-                f = "random_float<Float>" if kind == FLOAT else "random_int"
-                return f"{f}(r{site}[block][row], {self.write(low, have)}, {self.write(high, have)})"
+                args = d.random_row(site), self.write(low, have), self.write(high, have)
+                return (
+                    d.call("random_float", have, *args) if kind == FLOAT else f"random_int({', '.join(args)})"
+                )
             case ir.StochasticRound(site, arg, _):
                 self.sites[site] = "random_halves"
-                return f"stochastic_round(r{site}[block][row], {self.write(arg)})"
+                return f"stochastic_round({d.random_row(site)}, {self.write(arg)})"
             case ir.Apply(op, args, _):
                 return self._apply(op, args, have)
-        raise not_built(e)
+        raise not_built(e, d)
 
     def _apply(self, op: str, args: tuple[ir.Expr, ...], have: str) -> str:
         numbers = [a for a in args if a.type == INT]
@@ -170,37 +226,39 @@ class LaneWriter:
         if op == "popcount" or (have == "Int64" and op != "sign"):
             same = "Int64"  # the sign's copies count, so a negative number needs all its bits
         texts = [self.write(a, same if a.type == INT else None) for a in args]
-        if op in ("sign", "popcount"):
-            return f"widen<{have}>({OPS[op].c.format(*texts)})"
-        return OPS[op].c.format(*texts)
+        text = self.dialect.operator(op, args[-1].type).format(*texts)
+        return self.dialect.call("widen", have, text) if op in ("sign", "popcount") else text
 
     def _convert(self, arg: ir.Expr, to: Elem, have: str) -> str:
+        d = self.dialect
         if to.kind in ("float", "bfloat") and to != FLOAT:
-            raise not_built_type(to)
+            raise not_built_type(to, d)
         x, kind = self.write(arg), self.lane_type(arg)
         if arg.type == BOOL:
-            return f"widen<{have}>(bit({x}))"
+            return d.call("widen", have, f"bit({x})")
         if to == FLOAT:
-            return f"widen<Float>({x})"
+            return d.call("widen", "Float", x)
         if to == BOOL:
-            return f"ne({x}, {kind}{{}})"
+            return f"ne({x}, {d.zero(kind)})"
         low, high = self.ranges.of(arg) if arg.type == INT else (1, 0)
         if arg.type == INT and arithmetic(to) == INT and limits(to)[0] <= low and high <= limits(to)[1]:
-            return f"widen<{have}>({x})"
+            return d.call("widen", have, x)
         signed = kind in ("Int32", "Int64")
         through = kind if have == "Int32" and signed else have
-        clamped = f"saturate<{through}>({x}, {bounds(to)})"
-        return clamped if through == have else f"widen<{have}>({clamped})"
+        clamped = d.call("saturate", through, x, *d.bounds(to))
+        return clamped if through == have else d.call("widen", have, clamped)
 
 
-def not_built(e: ir.Expr) -> BackendError:
-    """Say what the cpp backend cannot do yet."""
+def not_built(e: ir.Expr, dialect: Dialect = CPP) -> BackendError:
+    """Say what a backend cannot do yet."""
     what = f"'{text(e)}' here"
     if isinstance(e, ir.Read):
         what = f"a read of '{e.vector}' elsewhere than at the element's own position of a loop of its length"
-    return BackendError(f"the cpp backend does not build {what} yet; backend='interp' runs it")
+    return BackendError(f"the {dialect.backend} backend does not build {what} yet; backend='interp' runs it")
 
 
-def not_built_type(elem: Elem) -> BackendError:
-    """Say which type the cpp backend cannot store yet."""
-    return BackendError(f"the cpp backend does not build the type {elem} yet; backend='interp' runs it")
+def not_built_type(elem: Elem, dialect: Dialect = CPP) -> BackendError:
+    """Say which type a backend cannot store yet."""
+    return BackendError(
+        f"the {dialect.backend} backend does not build the type {elem} yet; backend='interp' runs it"
+    )

@@ -12,7 +12,7 @@ import pytest
 from compll_cases import write
 from test_language import LEVELS
 
-from compll.codec import algorithms
+from compll import generate
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = """
@@ -85,7 +85,7 @@ def test_algorithms_and_env_tell_what_is_there() -> None:
 
 def test_generate_checks_and_writes(tmp_path: Path) -> None:
     target = tmp_path / "generated"
-    assert right("generate", "--folder", target).count("\n") == 3 * len(algorithms())
+    assert right("generate", "--folder", target).count("\n") == len(list(generate.texts()))
     right("generate", "--check", "--folder", target)
     (target / "onebit" / "onebit.ir").write_text("stale\n")
     done = compll("generate", "--check", "--folder", target)

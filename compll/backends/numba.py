@@ -1,0 +1,197 @@
+"""The Numba backend: generated Python on LLVM vectors, for users without a C++ compiler."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import itertools
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import filelock
+import numpy as np
+
+from compll import build as builder
+from compll import knobs
+from compll.backends import NOT_FINITE, OK, Call, Outcome, Unit, Values
+from compll.emit import numba as emit
+from compll.errors import BackendError
+from compll.types import Array
+
+CHUNK = 64  # tiles; smaller vectors stay on the calling thread
+RUNTIME = ("numba_lanes.py", "numba_tiles.py", "numba_runtime.py")
+
+
+def build(unit: Unit) -> NumbaLibrary:
+    """Generate, compile (or take from the cache) and load a codec.
+
+    Raises:
+        BackendError: Numba is not installed, or the program needs what this backend does not build yet.
+
+    """
+    return NumbaLibrary(unit, module(unit.codec, emit.source(unit)))
+
+
+@functools.cache
+def version() -> str:
+    """Return the versions of what compiles.
+
+    Raises:
+        BackendError: it is not installed.
+
+    """
+    try:
+        import llvmlite
+        import numba
+    except ImportError as e:
+        raise BackendError(
+            f"the numba backend needs Numba, and it cannot be imported ({e}): pip install 'compll[numba]', "
+            "or take the slow reference by backend='interp'"
+        ) from e
+    if numba.config.DISABLE_JIT:
+        raise BackendError("the numba backend compiles, and NUMBA_DISABLE_JIT is set: unset it")
+    return f"{numba.__version__} {llvmlite.__version__}"
+
+
+def module(name: str, source: str) -> ModuleType:
+    """Compile (or find) and load the module of one generated source.
+
+    Raises:
+        BackendError: there is no Numba, or the cache cannot be written.
+
+    """
+    here = Path(__file__).parent
+    runtime = (here.joinpath(file).read_text("utf-8") for file in RUNTIME)
+    parts = (source, *runtime, version(), sys.version, builder.cpu())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    folder = knobs.cache_dir() / f"{name}-numba-{key}"
+    path = folder / f"{name}.py"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(str(folder / "lock")):
+            if not path.is_file() or path.read_text("utf-8") != source:
+                path.write_text(source, "utf-8")
+            whole = folder / "kernels.sha256"
+            if not whole.is_file() or whole.read_text("ascii") != _digest(folder):
+                shutil.rmtree(
+                    folder / "__pycache__", ignore_errors=True
+                )  # half a kernel would end the process
+            loaded = _load(f"compll_numba_{key}", path)
+            whole.write_text(_digest(folder), "ascii")
+            return loaded
+    except OSError as e:
+        raise BackendError(f"cannot write to the cache '{folder}': {e}; name another by COMPLL_CACHE") from e
+
+
+def _digest(folder: Path) -> str:
+    """Return a hash of the kernels that Numba has stored below a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("__pycache__/*.nb?")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    """Import a file; Numba compiles its kernels, or takes them from `__pycache__` beside it."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    try:
+        spec.loader.exec_module(loaded)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return loaded
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Return the workers that help a caller, each process its own; the kernels release the GIL."""
+    del process
+    return ThreadPoolExecutor(threads, "compll")
+
+
+class NumbaLibrary:
+    """A loaded module.  Scratch memory is kept a thread, so kernels allocate nothing."""
+
+    backend = "numba"
+
+    def __init__(self, unit: Unit, module: ModuleType) -> None:
+        """Look up the operations."""
+        self.states = unit.functions[0].states
+        self.params = [p.name for p in unit.params if not p.static]
+        self.operations = module.OPERATIONS
+        self.local = threading.local()
+
+    def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
+        """Run one operation on every item; the GIL is released."""
+        kernels = self.operations[op]
+        params = tuple(values[name] for name in self.params)
+        return [self._run(kernels, call, params, threads) for call in calls]
+
+    def _run(self, kernels: Any, call: Call, params: tuple[Any, ...], threads: int) -> Outcome:
+        given = (
+            call.n,
+            call.seed,
+            call.shared_seed,
+            call.scale,
+            0,
+            call.gradient.ctypes.data,
+            call.payload.ctypes.data,
+            call.payload.nbytes,
+            0,
+            0,
+            0,
+            *(
+                state[name].ctypes.data
+                for state in (call.state, call.new_state)
+                for name in self.states
+                if state
+            ),
+            *params,
+        )
+        frame = np.zeros(1, kernels.frame)
+        frame[0] = given + (0,) * (len(kernels.frame.names) - len(given))
+        for number, before in enumerate(kernels.steps):
+            tiles = before(frame)
+            if tiles < 0:
+                return Outcome(tiles, call.payload.nbytes)
+            if number < len(kernels.loops):
+                work, results = kernels.loops[number]
+                if results:
+                    frame["scratch"] = self._scratch(results * tiles)
+                run_tiles(work, frame, tiles, threads)
+        return Outcome(NOT_FINITE if frame["bad"][0] else OK, int(frame["end"][0]))
+
+    def _scratch(self, values: int) -> int:
+        """Return the address of memory for so many values of 8 bytes."""
+        held: Array | None = getattr(self.local, "scratch", None)
+        if held is None or len(held) < values:
+            held = self.local.scratch = np.empty(values, np.uint64)
+        return int(held.ctypes.data)
+
+
+def run_tiles(work: Any, frame: Array, tiles: int, threads: int) -> None:
+    """Run a loop over all tiles, in as many threads as there is work for."""
+    chunks = -(-tiles // CHUNK)
+    teams = min(threads, chunks)
+    if teams <= 1:
+        work(frame, 0, tiles)
+        return
+    ends = [min(tiles, chunks * (team + 1) // teams * CHUNK) for team in range(teams)]
+    pool = _pool(threads - 1, os.getpid())
+    rest = [pool.submit(work, frame, begin, end) for begin, end in itertools.pairwise(ends)]
+    work(frame, 0, ends[0])
+    for one in rest:
+        one.result()

@@ -1,0 +1,426 @@
+"""Lanes for Numba: vectors of WIDTH elements as LLVM vectors, and the operators on them.
+
+Numba's own loops vectorise by luck, so kernels say what they mean: a value of type `Float` is one LLVM
+vector, `a + b` one LLVM instruction on it.  Scalars are lanes of width 1 (`f32`, `i64`, ...), for they
+follow the same rules, which are the language's and neither Python's nor Numba's.  Nothing here is fast-math:
+LLVM contracts and reorders nothing that does not say it may.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.typing import signature
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import intrinsic, lower_builtin, models, register_model, typeof_impl
+
+WIDTH = 32
+TILE, LANES, ROWS = 1024, 128, 8
+BLOCKS = LANES // WIDTH
+BITS = {
+    "bool": 1,
+    "f32": 32,
+    "i8": 8,
+    "i16": 16,
+    "i32": 32,
+    "i64": 64,
+    "u8": 8,
+    "u16": 16,
+    "u32": 32,
+    "u64": 64,
+}
+
+Builder = Any  # llvmlite's IRBuilder and Value: it has no type hints
+Value = Any
+
+
+class Lanes(types.Type):
+    """The type of `width` values of one kind (a key of BITS); of one, if width is 1."""
+
+    def __init__(self, kind: str, width: int = 1) -> None:
+        """Name the type."""
+        self.kind, self.width = kind, width
+        super().__init__(name=f"lanes({kind} x {width})")
+
+    def of(self, kind: str) -> Lanes:
+        """Return the type of as many values of another kind."""
+        return Lanes(kind, self.width)
+
+    @property
+    def llvm(self) -> Any:
+        """The LLVM type."""
+        one = ir.FloatType() if self.kind == "f32" else ir.IntType(BITS[self.kind])
+        return one if self.width == 1 else ir.VectorType(one, self.width)
+
+    @property
+    def signed(self) -> bool:
+        """Whether values are signed integers."""
+        return self.kind.startswith("i")
+
+    def constant(self, value: float | int | bool) -> Value:
+        """Return a constant, the same in all lanes."""
+        return ir.Constant(self.llvm, value if self.width == 1 else [value] * self.width)
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Lanes) -> None:
+        super().__init__(manager, kind, kind.llvm)
+
+
+@typeof_impl.register(Lanes)
+def _typeof(value: Lanes, _: object) -> Any:
+    return types.TypeRef(value)
+
+
+Float, Int32, UInt32, Int64, UInt64, Mask = (
+    Lanes(k, WIDTH) for k in ("f32", "i32", "u32", "i64", "u64", "bool")
+)
+f32, i32, u32, i64, u64, bit1 = (Lanes(k) for k in ("f32", "i32", "u32", "i64", "u64", "bool"))
+i8, i16, u8, u16 = (Lanes(k) for k in ("i8", "i16", "u8", "u16"))
+
+# --- how operators are made ---------------------------------------------------------------------------
+
+Emit = Callable[[Builder, Lanes, Sequence[Value]], Value]
+Rule = Callable[[Lanes], Lanes]
+
+
+def call(builder: Builder, name: str, result: Any, *args: Value) -> Value:
+    """Call an LLVM intrinsic by its full name."""
+    function = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
+
+
+def suffix(kind: Lanes) -> str:
+    """Return how LLVM's intrinsics spell a type."""
+    one = "f32" if kind.kind == "f32" else f"i{BITS[kind.kind]}"
+    return one if kind.width == 1 else f"v{kind.width}{one}"
+
+
+def lanes_operator(key: Any, result: Rule, emit: Emit) -> None:
+    """Give a Python operator its meaning on lanes of one type."""
+
+    class Typed(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:  # noqa: ARG002
+            return (
+                signature(result(args[0]), *args)
+                if all(a == args[0] for a in args) and isinstance(args[0], Lanes)
+                else None
+            )
+
+    infer_global(key)(Typed)
+    for arity in (1, 2):
+        lower_builtin(key, *[Lanes] * arity)(lambda _, builder, sig, args: emit(builder, sig.args[0], args))
+
+
+def lanes_function(name: str, arity: int, result: Rule, emit: Emit) -> Any:
+    """Return a function on lanes whose last argument gives the type (a `select` begins with a mask)."""
+
+    def build(typing: object, *args: Any) -> Any:  # noqa: ARG001
+        if not all(isinstance(a, Lanes) for a in args):
+            return None
+        return signature(result(args[-1]), *args), lambda _, builder, sig, values: emit(
+            builder, sig.args[-1], values
+        )
+
+    return _intrinsic(name, arity, build)
+
+
+def _intrinsic(name: str, arity: int, build: Callable[..., Any]) -> Any:
+    names = ", ".join("abcdef"[:arity])
+    scope: dict[str, Any] = {"build": build}
+    exec(f"def {name}(typing, {names}): return build(typing, {names})", scope)  # Numba reads the signature
+    return intrinsic(prefer_literal=True)(scope[name])
+
+
+def same(kind: Lanes) -> Lanes:
+    """An operator's result has the type of its operands."""
+    return kind
+
+
+def mask(kind: Lanes) -> Lanes:
+    """An operator's result is a condition."""
+    return kind.of("bool")
+
+
+def counted(kind: Lanes) -> Lanes:
+    """The type of small numbers: `i32` lanes, an `i64` scalar."""
+    return kind.of("i64" if kind.width == 1 else "i32")
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------
+
+
+def _arithmetic(f: str) -> Emit:
+    return lambda b, t, v: getattr(b, f"f{f}" if t.kind == "f32" else f)(*v)
+
+
+def _compare(op: str) -> Emit:
+    def emit(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+        if t.kind == "f32":
+            return (b.fcmp_unordered if op == "!=" else b.fcmp_ordered)(op, *v)
+        return (b.icmp_signed if t.signed else b.icmp_unsigned)(op, *v)
+
+    return emit
+
+
+_lt, _gt, _eq, _ne = (_compare(op) for op in ("<", ">", "==", "!="))
+
+
+def _divide(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    x, y = v
+    if t.kind == "f32":
+        return b.fdiv(x, y)
+    zero = _eq(b, t, (y, t.constant(0)))
+    if not t.signed:
+        return b.select(zero, t.constant(0), b.udiv(x, b.select(zero, t.constant(1), y)))
+    minus = _eq(b, t, (y, t.constant(-1)))
+    plain = b.sdiv(x, b.select(b.or_(zero, minus), t.constant(1), y))
+    return b.select(zero, t.constant(0), b.select(minus, b.neg(x), plain))
+
+
+def _remainder(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    x, y = v
+    return b.select(_eq(b, t, (y, t.constant(0))), t.constant(0), b.sub(x, b.mul(_divide(b, t, v), y)))
+
+
+def _shift(left: bool) -> Emit:
+    def emit(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+        x, count = v
+        none = t.constant(0)
+        if t.signed:
+            count = b.select(_lt(b, t, (count, none)), none, count)
+        gone = b.icmp_unsigned(">=", count, t.constant(BITS[t.kind]))
+        some = b.select(gone, none, count)
+        if left:
+            return b.select(gone, none, b.shl(x, some))
+        if not t.signed:
+            return b.select(gone, none, b.lshr(x, some))
+        return b.ashr(x, b.select(gone, t.constant(BITS[t.kind] - 1), count))
+
+    return emit
+
+
+def _prefer(better: Emit) -> Emit:
+    def emit(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+        first = better(b, t, v)
+        if t.kind == "f32":
+            first = b.or_(first, b.fcmp_unordered("uno", v[0], v[0]))
+        return b.select(first, *v)
+
+    return emit
+
+
+def _negate(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    return b.fneg(v[0]) if t.kind == "f32" else b.neg(v[0])
+
+
+def _absolute(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    if t.kind == "f32":
+        return call(b, f"llvm.fabs.{suffix(t)}", t.llvm, v[0])
+    return b.select(_lt(b, t, (v[0], t.constant(0))), b.neg(v[0]), v[0]) if t.signed else v[0]
+
+
+def _rounding(name: str) -> Emit:
+    return lambda b, t, v: call(b, f"llvm.{name}.{suffix(t)}", t.llvm, v[0]) if t.kind == "f32" else v[0]
+
+
+def _bit(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    return b.zext(v[0], counted(t).llvm)
+
+
+def _sign(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    zero = t.constant(0)
+    return b.sub(_bit(b, t, [_gt(b, t, (v[0], zero))]), _bit(b, t, [_lt(b, t, (v[0], zero))]))
+
+
+def _popcount(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    ones = call(b, f"llvm.ctpop.{suffix(t)}", t.llvm, v[0])
+    return resize(b, ones, t.of(f"u{BITS[t.kind]}"), counted(t))
+
+
+def isnan(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:  # noqa: ARG001
+    """Emit the condition that a float is no number."""
+    return b.fcmp_unordered("uno", v[0], v[0])
+
+
+def _canonical(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    if t.kind != "f32":
+        return v[0]
+    bits = t.of("u32")
+    return b.select(isnan(b, t, v), b.bitcast(bits.constant(0x7FC00000), t.llvm), v[0])
+
+
+def _float_bits(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    return b.bitcast(_canonical(b, t, v), t.of("u32").llvm)
+
+
+def _bits_float(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    return b.bitcast(v[0], t.of("f32").llvm)
+
+
+def _not_finite(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    bits = t.of("u32")
+    exponent = bits.constant(0x7F800000)
+    return b.icmp_unsigned("==", b.and_(b.bitcast(v[0], bits.llvm), exponent), exponent)
+
+
+for _key, _emit in (
+    (operator.add, _arithmetic("add")),
+    (operator.sub, _arithmetic("sub")),
+    (operator.mul, _arithmetic("mul")),
+    (operator.and_, _arithmetic("and_")),
+    (operator.or_, _arithmetic("or_")),
+    (operator.xor, _arithmetic("xor")),
+    (operator.neg, _negate),
+    (operator.invert, _arithmetic("not_")),
+):
+    lanes_operator(_key, same, _emit)
+
+lt, le, gt, ge, eq, ne = (
+    lanes_function(name, 2, mask, _compare(op))
+    for name, op in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="), ("eq", "=="), ("ne", "!="))
+)
+both = lanes_function("both", 2, same, _arithmetic("and_"))
+either = lanes_function("either", 2, same, _arithmetic("or_"))
+negation = lanes_function("negation", 1, same, _arithmetic("not_"))
+select = lanes_function("select", 3, same, lambda b, _, v: b.select(*v))
+divide = lanes_function("divide", 2, same, _divide)
+remainder = lanes_function("remainder", 2, same, _remainder)
+shift_left = lanes_function("shift_left", 2, same, _shift(True))
+shift_right = lanes_function("shift_right", 2, same, _shift(False))
+greater = lanes_function("greater", 2, same, _prefer(_gt))
+smaller = lanes_function("smaller", 2, same, _prefer(_lt))
+absolute = lanes_function("absolute", 1, same, _absolute)
+floor_ = lanes_function("floor_", 1, same, _rounding("floor"))
+ceil_ = lanes_function("ceil_", 1, same, _rounding("ceil"))
+round_ = lanes_function("round_", 1, same, _rounding("rint"))
+sqrt_ = lanes_function("sqrt_", 1, same, _rounding("sqrt"))
+isnan_ = lanes_function("isnan_", 1, mask, isnan)
+bit = lanes_function("bit", 1, counted, _bit)
+sign = lanes_function("sign", 1, counted, _sign)
+popcount = lanes_function("popcount", 1, counted, _popcount)
+canonical = lanes_function("canonical", 1, same, _canonical)
+float_bits = lanes_function("float_bits", 1, lambda t: t.of("u32"), _float_bits)
+bits_float = lanes_function("bits_float", 1, lambda t: t.of("f32"), _bits_float)
+not_finite = lanes_function("not_finite", 1, mask, _not_finite)
+
+# --- conversions --------------------------------------------------------------------------------------
+
+
+def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
+    """Emit a conversion between integers that hold the value, or from one to float."""
+    if have.kind == want.kind:
+        return x
+    if want.kind == "f32":
+        return (b.sitofp if have.signed else b.uitofp)(x, want.llvm)
+    if BITS[want.kind] < BITS[have.kind]:
+        return b.trunc(x, want.llvm)
+    if BITS[want.kind] == BITS[have.kind]:
+        return x
+    return (b.sext if have.signed else b.zext)(x, want.llvm)
+
+
+def broadcast(b: Builder, x: Value, want: Lanes) -> Value:
+    """Emit the same value in all lanes."""
+    if want.width == 1:
+        return x
+    one = b.insert_element(ir.Constant(want.llvm, ir.Undefined), x, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), want.width), None)
+    return b.shuffle_vector(one, ir.Constant(want.llvm, ir.Undefined), zeros)
+
+
+def _typed(name: str, arity: int, emit: Callable[[Any, Builder, Lanes, Any, Sequence[Value]], Value]) -> Any:
+    """Return a function whose first argument names the type (of lanes) of its result."""
+
+    def build(typing: object, kind: Any, *args: Any) -> Any:  # noqa: ARG001
+        want = kind.instance_type
+        return signature(want, kind, *args), lambda context, b, sig, v: emit(
+            context, b, want, sig.args[1:], v[1:]
+        )
+
+    return _intrinsic(name, arity + 1, build)
+
+
+def _splat(context: Any, b: Builder, want: Lanes, args: Any, v: Sequence[Value]) -> Value:
+    have, x = args[0], v[0]
+    one = Lanes(want.kind)
+    if isinstance(have, Lanes):
+        x = resize(b, x, have, one)
+    elif want.kind == "f32":
+        x = context.cast(b, x, have, types.float32)
+    elif want.kind != "bool":
+        x = context.cast(b, x, have, types.Integer(f"{'int' if one.signed else 'uint'}{BITS[one.kind]}"))
+    else:
+        x = context.cast(b, x, have, types.boolean)
+    return broadcast(b, x, want)
+
+
+def _widen(_: Any, b: Builder, want: Lanes, args: Any, v: Sequence[Value]) -> Value:
+    return resize(b, v[0], args[0], want)
+
+
+def _saturate(_: Any, b: Builder, want: Lanes, args: Any, v: Sequence[Value]) -> Value:
+    have, low, high = args[0], args[1].literal_value, args[2].literal_value
+    x = v[0]
+    if have.kind == "f32":
+        if max(abs(low), abs(high)) <= 1 << 24:  # both bounds are floats: clamp there, then convert
+            x = b.select(isnan(b, have, [x]), have.constant(0.0), x)
+            lowest, highest = have.constant(float(low)), have.constant(float(high))
+            x = b.select(b.fcmp_ordered("<", x, lowest), lowest, x)
+            x = b.select(b.fcmp_ordered(">", x, highest), highest, x)
+            return b.fptosi(x, want.llvm)
+        exact = want.of(f"{'i' if low else 'u'}{high.bit_length() + bool(low)}")
+        name = f"llvm.fpto{'si' if low else 'ui'}.sat.{suffix(exact)}.{suffix(have)}"
+        return resize(b, call(b, name, exact.llvm, x), exact, want)
+    bits = BITS[have.kind]
+    least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if have.signed else (0, (1 << bits) - 1)
+    if low > least:
+        bound = have.constant(low)
+        x = b.select(_lt(b, have, (x, bound)), bound, x)
+    if high < most:
+        bound = have.constant(high)
+        x = b.select(_gt(b, have, (x, bound)), bound, x)
+    return resize(b, x, have, want)
+
+
+splat = _typed("splat", 1, _splat)  # from a Python number or a scalar
+widen = _typed("widen", 1, _widen)
+saturate = _typed("saturate", 3, _saturate)  # to the limits that are given; NaN gives 0
+
+_NATIVE = {
+    "f32": types.float32,
+    "i64": types.int64,
+    "u32": types.uint32,
+    "u64": types.uint64,
+    "bool": types.boolean,
+    "i32": types.int32,
+}
+
+
+@intrinsic
+def native(_: Any, x: Any) -> Any:
+    """Return a scalar as a number of Numba's."""
+    return signature(_NATIVE[x.kind], x), lambda _c, _b, _s, v: v[0]
+
+
+@intrinsic
+def first(_: Any, x: Any) -> Any:
+    """Return lane 0 as a scalar."""
+    zero = ir.Constant(ir.IntType(32), 0)
+    return signature(Lanes(x.kind), x), lambda _c, b, _s, v: b.extract_element(v[0], zero)
+
+
+@intrinsic
+def any_(_: Any, x: Any) -> Any:
+    """Return whether a condition holds in any lane, as a boolean of Numba's."""
+
+    def emit(_c: Any, b: Builder, _s: Any, v: Sequence[Value]) -> Value:
+        whole = b.bitcast(v[0], ir.IntType(x.width))
+        return b.icmp_unsigned("!=", whole, ir.Constant(whole.type, 0))
+
+    return signature(types.boolean, x), emit

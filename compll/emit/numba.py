@@ -1,0 +1,238 @@
+"""Fused IR -> the pieces of a Python module for Numba, as data for the templates in `templates/numba/`.
+
+The analysis is the one of the C++ emitter; here stands what Python spells differently.
+"""
+
+from __future__ import annotations
+
+from compll import ir
+from compll.backends import Unit
+from compll.emit import render
+from compll.emit.cpp import Emitter
+from compll.emit.expressions import LANES, Dialect, not_built
+from compll.emit.pieces import FieldText, Load, PassText
+from compll.errors import BackendError
+from compll.ops import OPS
+from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, limits, scalar_bytes
+
+SCALARS = {"float": "f32", "int": "i64", "uint32": "u32", "uint64": "u64", "bool": "bit1"}
+
+
+ONE = {"Float": "f32", "Int32": "i32", "Int64": "i64", "UInt32": "u32", "UInt64": "u64"}  # lanes -> a lane
+
+
+BUILT = frozenset(OPS) - {"exp", "exp2", "log", "log2"}  # operators whose functions the runtime has
+
+
+class Python(Dialect):
+    """How the functions of `compll.backends.numba_runtime` are called."""
+
+    backend = "numba"
+
+    def number(self, e: ir.Const) -> str:
+        """Return a constant: a decimal with all digits is the same float32."""
+        if e.type == BOOL:
+            return str(bool(e.value))
+        return repr(float(e.value)) if e.type == FLOAT else str(int(e.value))
+
+    def literal(self, e: ir.Const) -> str:
+        """Return a constant as a scalar of its type."""
+        return self.splat(self.scalar(e.type), e)
+
+    def splat(self, lanes: str, e: ir.Const) -> str:
+        """Return a constant in all lanes."""
+        return f"splat({lanes}, {self.number(e)})"
+
+    def zero(self, kind: str) -> str:
+        """Return 0 of a type of scalars or lanes."""
+        return f"splat({kind}, 0)"
+
+    def call(self, function: str, kind: str, *args: str) -> str:
+        """Return a call of a function that is told the type of its result."""
+        return f"{function.removesuffix('_one')}({', '.join((kind, *args))})"
+
+    def declare(self, kind: str, name: str, text: str) -> str:  # noqa: ARG002
+        """Return the statement that names a value."""
+        return f"{name} = {text}"
+
+    def scalar(self, elem: Elem) -> str:
+        """Return the type of scalars in which values of `elem` are computed with."""
+        return SCALARS[arithmetic(elem).name]
+
+    def size(self) -> str:
+        """Return the number of elements of the gradient."""
+        return "one(k.n)"
+
+    def random_row(self, site: int) -> str:
+        """Return the random bits of the lanes at work, for one call site."""
+        return f"row_of(r{site}, row)"
+
+    def bounds(self, elem: Elem) -> tuple[str, str]:
+        """Return the limits of an integer type."""
+        low, high = limits(elem)
+        return str(low), str(high)
+
+    def operator(self, op: str, elem: Elem) -> str:
+        """Return the text of an operator: it is the C++ one, where the runtime has the function.
+
+        Raises:
+            BackendError: it has not.
+
+        """
+        if op not in BUILT:
+            raise BackendError(f"the numba backend does not build '{op}' yet; backend='interp' runs it")
+        return super().operator(op, elem)
+
+
+PYTHON = Python()
+
+
+def source(unit: Unit) -> str:
+    """Return the Python source of a codec's module.
+
+    Raises:
+        BackendError: the program uses something that this backend does not build yet.
+
+    """
+    return render(
+        "numba/library.py.j2",
+        codec=unit.codec,
+        one=ONE,
+        wide={one: lanes for lanes, one in ONE.items()},
+        static=[p.name for p in unit.params if p.static],
+        operations=[(e.operation(), e.fields(), e.run_time()) for e in map(NumbaEmitter, unit.functions)],
+    )
+
+
+def storage(elem: Elem) -> str:
+    """Return the lane type of one stored element."""
+    if elem == FLOAT:
+        return "f32"
+    if elem == BOOL or elem.packed:
+        return "u8"
+    return f"{'u' if elem.kind == 'uint' else 'i'}{elem.bits}"
+
+
+class NumbaEmitter(Emitter):
+    """Spells an operation in Python.  `k` is its frame, a record; scalars in it are numbers of Numba's."""
+
+    dialect = PYTHON
+
+    def __init__(self, typed: ir.Function) -> None:
+        """Begin with no functions to combine by."""
+        super().__init__(typed)
+        self.functors: list[tuple[ir.Combine, str]] = []
+
+    def run_time(self) -> list[tuple[str, str]]:
+        """Return names and NumPy types of the run-time parameters."""
+        return [(p.name, str(dtype(arithmetic(p.elem)))) for p in self.f.params if not p.static]
+
+    def fields(self) -> list[FieldText]:
+        """Return the places of the payload's fields."""
+        out = []
+        for field in self.f.layout:
+            if field.length is None:
+                out.append(FieldText(field.name, alignment(field.elem, False), str(scalar_bytes(field.elem))))
+                continue
+            count = f"max(0, native({self.scalar.text(field.length)}))"
+            size = (
+                f"({count} * {field.elem.bits} + 7) // 8"
+                if field.elem.packed
+                else f"{count} * {scalar_bytes(field.elem)}"
+            )
+            out.append(FieldText(field.name, 16, size))
+        return out
+
+    def place(self, name: str) -> str:
+        """Return a scalar of the frame."""
+        if name in (ir.SCALE, ir.SHARED_SEED):
+            return f"one(k.{name[1:]})"
+        return f"one(k.p_{name})" if name in self.params else f"one(k.{name}_)"
+
+    def member(self, name: str, elem: Elem) -> str:
+        """Return a member of the frame's record."""
+        return f'("{name}_", "{dtype(arithmetic(elem))}")'
+
+    def assign(self, name: str, elem: Elem, text: str) -> str:
+        """Return the statement that keeps a scalar."""
+        self.scalars.append(self.member(name, elem))
+        return f"k.{name}_ = native({text})"
+
+    def put(self, name: str, elem: Elem, text: str) -> str:
+        """Return the statement that writes a scalar field."""
+        self.stored(elem)
+        return f"store({storage(elem)}, k.payload + k.at_{name}, 0, canonical({text}), WHOLE)"
+
+    def get(self, name: str, elem: Elem) -> str:
+        """Return the value of a scalar field."""
+        kind = "i64" if elem == BOOL else self.dialect.scalar(elem)
+        self.stored(elem)
+        raw = f"load({kind}, {storage(elem)}, k.payload + k.at_{name}, 0, WHOLE)"
+        if elem == BOOL:
+            return f"ne({raw}, splat(i64, 0))"
+        return f"{raw} & splat({kind}, {(1 << elem.bits) - 1})" if elem.packed else raw
+
+    def unequal(self, a: str, b: str) -> str:
+        """Return the condition that two scalars differ."""
+        return f"native(ne({a}, {b}))"
+
+    def loop(self, b: ir.Pass) -> PassText:
+        """Return one loop over memory.
+
+        Raises:
+            BackendError: it goes by block.
+
+        """
+        if b.block:
+            raise BackendError(
+                "the numba backend does not build reductions by block yet; backend='interp' runs them"
+            )
+        return super().loop(b)
+
+    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:  # noqa: ARG002
+        """Refuse a vector of one value a block."""
+        raise not_built(e, self.dialect)
+
+    def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
+        """Return the name of what a reduction combines by; equal ones are compiled once."""
+        for have, name in self.functors:
+            if have == s.combine:
+                return name
+        self.functors.append((s.combine, super().functor(s)))
+        return self.functors[-1][1]
+
+    def functor_name(self, combine: str) -> str:
+        """Return the name of what a reduction combines by."""
+        return f"{self.f.op}_{combine}_{len(self.combines)}"
+
+    def splat(self, lanes: str, kind: Elem, text: str) -> str:  # noqa: ARG002
+        """Return a scalar in all lanes."""
+        return f"splat({lanes}, {text})"
+
+    def load(self, vector: str) -> Load:
+        """Return how the lanes of a vector are loaded."""
+        elem = self.vectors[vector]
+        kind = arithmetic(elem)
+        lanes = LANES[kind.name] if kind != INT or elem.bits > 32 else "Int32"
+        base = f"k.f_{vector}" if vector in {x.name for x in self.f.layout} else f"k.{vector}"
+        if vector in self.f.states:
+            base = f"k.s_{vector}"
+        if elem.packed:
+            return Load(vector, lanes, f"unpack({elem.bits}, {base}, start + at, live)", True, False)
+        self.stored(elem)
+        if elem == BOOL:
+            text = f"ne(load(Int32, u8, {base}, start + at, live), splat(Int32, 0))"
+            return Load(vector, "Mask", text, False, False)
+        return Load(vector, lanes, f"load({lanes}, {storage(elem)}, {base}, start + at, live)", False, False)
+
+    def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
+        """Return the statement that packs codes."""
+        return f"pack({s.elem.bits}, k.f_{s.target.name}, start + at, {value}, live)"
+
+    def store_plain(self, s: ir.Store, value: str) -> str:
+        """Return the statement that stores lanes."""
+        self.stored(s.elem)
+        name = {"state": f"new_{s.target.name}", "output": "gradient", "field": f"f_{s.target.name}"}[
+            s.target.kind
+        ]
+        return f"store({storage(s.elem)}, k.{name}, start + at, {value}, live)"
