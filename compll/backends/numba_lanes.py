@@ -248,15 +248,13 @@ def isnan(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:  # noqa: ARG001
     return b.fcmp_unordered("uno", v[0], v[0])
 
 
-def _canonical(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
-    if t.kind != "f32":
-        return v[0]
-    bits = t.of("u32")
-    return b.select(isnan(b, t, v), b.bitcast(bits.constant(0x7FC00000), t.llvm), v[0])
-
-
 def _float_bits(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
-    return b.bitcast(_canonical(b, t, v), t.of("u32").llvm)
+    """Emit the bits of a float, one pattern for every NaN.
+
+    Floats are stored as these bits: to LLVM all NaNs are one value, and it drops a selection between two.
+    """
+    bits = t.of("u32")
+    return b.select(isnan(b, t, v), bits.constant(0x7FC00000), b.bitcast(v[0], bits.llvm))
 
 
 def _bits_float(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
@@ -304,7 +302,6 @@ isnan_ = lanes_function("isnan_", 1, mask, isnan)
 bit = lanes_function("bit", 1, counted, _bit)
 sign = lanes_function("sign", 1, counted, _sign)
 popcount = lanes_function("popcount", 1, counted, _popcount)
-canonical = lanes_function("canonical", 1, same, _canonical)
 float_bits = lanes_function("float_bits", 1, lambda t: t.of("u32"), _float_bits)
 bits_float = lanes_function("bits_float", 1, lambda t: t.of("f32"), _bits_float)
 not_finite = lanes_function("not_finite", 1, mask, _not_finite)

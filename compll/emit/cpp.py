@@ -217,7 +217,7 @@ class Emitter:
         if s.elem == BOOL:
             value = f"bit({value})"
         if arithmetic(s.elem) == FLOAT and s.target.kind != "state":
-            value = f"canonical({value})"
+            value = self.dialect.canonical(value)
         return self.store_plain(s, value)
 
     # --- texts ----------------------------------------------------------------------------------

@@ -66,6 +66,10 @@ class Dialect:
         """Return the number of elements of the gradient."""
         return "k.n"
 
+    def canonical(self, x: str) -> str:
+        """Return a float as it is stored: every NaN is the same."""
+        return f"canonical({x})"
+
     def random_row(self, site: int) -> str:
         """Return the random bits of the lanes at work, for one call site."""
         return f"r{site}[block][row]"

@@ -63,6 +63,10 @@ class Python(Dialect):
         """Return the number of elements of the gradient."""
         return "one(k.n)"
 
+    def canonical(self, x: str) -> str:
+        """Return the bits of a float as they are stored."""
+        return f"float_bits({x})"
+
     def random_row(self, site: int) -> str:
         """Return the random bits of the lanes at work, for one call site."""
         return f"row_of(r{site}, row)"
@@ -161,7 +165,8 @@ class NumbaEmitter(Emitter):
     def put(self, name: str, elem: Elem, text: str) -> str:
         """Return the statement that writes a scalar field."""
         self.stored(elem)
-        return f"store({storage(elem)}, k.payload + k.at_{name}, 0, canonical({text}), WHOLE)"
+        kind, value = ("u32", self.dialect.canonical(text)) if elem == FLOAT else (storage(elem), text)
+        return f"store({kind}, k.payload + k.at_{name}, 0, {value}, WHOLE)"
 
     def get(self, name: str, elem: Elem) -> str:
         """Return the value of a scalar field."""
@@ -230,9 +235,10 @@ class NumbaEmitter(Emitter):
         return f"pack({s.elem.bits}, k.f_{s.target.name}, start + at, {value}, live)"
 
     def store_plain(self, s: ir.Store, value: str) -> str:
-        """Return the statement that stores lanes."""
+        """Return the statement that stores lanes; canonical floats are bits."""
         self.stored(s.elem)
         name = {"state": f"new_{s.target.name}", "output": "gradient", "field": f"f_{s.target.name}"}[
             s.target.kind
         ]
-        return f"store({storage(s.elem)}, k.{name}, start + at, {value}, live)"
+        kind = "u32" if s.elem == FLOAT and s.target.kind != "state" else storage(s.elem)
+        return f"store({kind}, k.{name}, start + at, {value}, live)"

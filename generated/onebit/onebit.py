@@ -189,8 +189,8 @@ def encode_before1(k):
     k.down_add_ = native(first(x_down_add))
     k.up_ = native((divide(one(k.up_add_), widen(f32, (greater(one(k.ups_), splat(i64, 1)))))))
     k.down_ = native((divide(one(k.down_add_), widen(f32, (greater((one(k.n) - one(k.ups_)), splat(i64, 1)))))))
-    store(f32, k.payload + k.at_up, 0, canonical(one(k.up_)), WHOLE)
-    store(f32, k.payload + k.at_down, 0, canonical(one(k.down_)), WHOLE)
+    store(u32, k.payload + k.at_up, 0, float_bits(one(k.up_)), WHOLE)
+    store(u32, k.payload + k.at_down, 0, float_bits(one(k.down_)), WHOLE)
     k.length = native(one(k.n))
     return tiles_of(k.length)
 
@@ -241,7 +241,7 @@ def decode_pass0_tile(k, tile, count):
             v_bit = unpack(1, k.f_bit, start + at, live)
             t0 = ne(v_bit, splat(Int32, 0))
             t1 = select(t0, u_up_1, u_down_1)
-            store(f32, k.gradient, start + at, canonical(t1), live)
+            store(u32, k.gradient, start + at, float_bits(t1), live)
 
 
 @loop(decode_frame)
@@ -328,7 +328,7 @@ def decode_add_pass0_tile(k, tile, count):
             t1 = select(t0, u_up_1, u_down_1)
             t2 = u_scale * t1
             t3 = v_gradient + t2
-            store(f32, k.gradient, start + at, canonical(t3), live)
+            store(u32, k.gradient, start + at, float_bits(t3), live)
 
 
 @loop(decode_add_frame)

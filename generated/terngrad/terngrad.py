@@ -149,7 +149,7 @@ def encode_before0(k):
     k.f_gap = k.payload + k.at_gap
     clear(k.payload + gap_level, k.payload + k.at_level)
     k.f_level = k.payload + k.at_level
-    store(u8, k.payload + k.at_bitwidth, 0, canonical(splat(i64, 2)), WHOLE)
+    store(u8, k.payload + k.at_bitwidth, 0, splat(i64, 2), WHOLE)
     k.length = native(one(k.n))
     return tiles_of(k.length)
 
@@ -173,8 +173,8 @@ def encode_before1(k):
         x_high = encode_greater_1(x_high, splat(Float, encode_greater_1_tiles(Float, f32, tile_values(k, 1), tiles_of(k.length))))
     k.high_ = native(first(x_high))
     k.gap_ = native((divide((one(k.high_) - one(k.low_)), splat(f32, 3.0))))
-    store(f32, k.payload + k.at_low, 0, canonical(one(k.low_)), WHOLE)
-    store(f32, k.payload + k.at_gap, 0, canonical(one(k.gap_)), WHOLE)
+    store(u32, k.payload + k.at_low, 0, float_bits(one(k.low_)), WHOLE)
+    store(u32, k.payload + k.at_gap, 0, float_bits(one(k.gap_)), WHOLE)
     k.length = native(one(k.n))
     return tiles_of(k.length)
 
@@ -230,7 +230,7 @@ def decode_pass0_tile(k, tile, count):
             t0 = widen(Float, v_level)
             t1 = t0 * u_gap_1
             t2 = t1 + u_low_1
-            store(f32, k.gradient, start + at, canonical(t2), live)
+            store(u32, k.gradient, start + at, float_bits(t2), live)
 
 
 @loop(decode_frame)
@@ -328,7 +328,7 @@ def decode_add_pass0_tile(k, tile, count):
             t2 = t1 + u_low_1
             t3 = u_scale * t2
             t4 = v_gradient + t3
-            store(f32, k.gradient, start + at, canonical(t4), live)
+            store(u32, k.gradient, start + at, float_bits(t4), live)
 
 
 @loop(decode_add_frame)

@@ -1,4 +1,4 @@
-"""The Numba backend writes the same bits as the interpreter, builds into the cache, and says what it needs."""
+"""Numba writes the same bits as the interpreter, builds into the cache, and says what it needs."""
 
 from __future__ import annotations
 
@@ -55,60 +55,82 @@ PACKS = (
     + "    gradient = v1 + v2 * 2 + v3 * 8 + v4 * 64 + v5 * 512 + v6 + v7 + v8 + (yes ? 1000 : bit);\n}\n"
 )
 
-# Every operator and conversion on lanes; both vectors run through all pairs of edges.
-LANES = """
-void LanesEncode(float* gradient, uint8* compressed, state float* b) {
-    float* sum = gradient + b; float* less = gradient - b; float* times = gradient * b; float* over = gradient / b;
-    float* low = min(gradient, b); float* high = max(gradient, b); float* root = sqrt(gradient);
-    float* down = floor(gradient); float* up = ceil(gradient); float* near = round(gradient * b); float* size = abs(-b);
-    float* cut = bitcast<float>(bitcast<uint32>(gradient) & 0xff800000);
-    int8* narrow = gradient * 100; int16* middle = b * 40000; int32* word = gradient * 1e9; int* whole = b * 1e18;
-    uint16* some = gradient * 40000; uint32* unsigned = gradient * 3e9; uint64* wide = b * 1e19;
-    int* quotient = whole / word; int* rest = whole % word; int* shifted = whole << narrow; int* back = whole >> narrow;
-    int* mixed = (whole ^ ~word) | (word & 255); int* ones = popcount(whole) + popcount(unsigned) + sign(whole);
-    uint32* wraps = unsigned * 3 - 7; uint32* part = unsigned / (unsigned >> 3); uint64* far = wide % 1000003 + wide;
-    uint32* same = wide; int* signs = sign(gradient) + sign(-narrow) - min(narrow, 3); float* real = whole; float* natural = wide;
-    bool* order = gradient < b && !(b <= 0) || isnan(b) || gradient == b;
-    bool* other = (gradient >= b) != (gradient > 0) || whole >= word || unsigned < 5 || wide != 0;
-    float* chosen = order ? gradient : other ? b : 1e-40; int* index = map(range(gradient.size), [&](int i) -> int { return i * i; });
-    float* noise = random<float>(-1, 2) + gradient; int* dice = random<int>(-9, 100); float* near_by = stochastic_round(b);
-    compressed = concat(sum, less, times, over, low, high, root, down, up, near, size, cut, narrow, middle, word, whole,
-        some, unsigned, wide, quotient, rest, shifted, back, mixed, ones, wraps, part, far, same, signs, real, natural,
-        order, other, chosen, index, noise, dice, near_by);
-    b = gradient * 0.5;
+# Every operator and conversion: type and expression, over two vectors that run through all pairs of edges.
+OVER_LANES = {
+    "sum": ("float", "a + b"),
+    "less": ("float", "a - b"),
+    "times": ("float", "a * b"),
+    "over": ("float", "a / b"),
+    "low": ("float", "min(a, b)"),
+    "high": ("float", "max(a, b)"),
+    "root": ("float", "sqrt(a)"),
+    "down": ("float", "floor(a) + ceil(b)"),
+    "near": ("float", "round(a * b)"),
+    "size": ("float", "abs(-b)"),
+    "cut": ("float", "bitcast<float>(bitcast<uint32>(a) & 0xff800000)"),
+    "i8": ("int8", "a * 100"),
+    "i16": ("int16", "b * 40000"),
+    "i32": ("int32", "a * 1e9"),
+    "i64": ("int", "b * 1e18"),
+    "u16": ("uint16", "a * 40000"),
+    "u32": ("uint32", "a * 3e9"),
+    "u64": ("uint64", "b * 1e19"),
+    "quotient": ("int", "i64 / i32"),
+    "rest": ("int", "i64 % i32"),
+    "left": ("int", "i64 << i8"),
+    "back": ("int", "i64 >> i8"),
+    "mixed": ("int", "(i64 ^ ~i32) | (i32 & 255)"),
+    "ones": ("int", "popcount(i64) + popcount(u32) + popcount(i8)"),
+    "signs": ("int", "sign(a) + sign(-i8) + sign(i64) - min(i8, 3) + abs(i64)"),
+    "wraps": ("uint32", "u32 * 3 - 7"),
+    "part": ("uint32", "u32 / (u32 >> 3) + (u32 << 1)"),
+    "far": ("uint64", "u64 % 1000003 + u64"),
+    "narrowed": ("uint32", "u64"),
+    "real": ("float", "i64"),
+    "natural": ("float", "u64"),
+    "order": ("bool", "a < b && !(b <= 0) || isnan(b) || a == b"),
+    "other": ("bool", "(a >= b) != (a > 0) || i64 >= i32 || u32 < 5 || u64 != 0"),
+    "chosen": ("float", "order ? a : other ? b : 1e-40"),
+    "noise": ("float", "random<float>(-1, 2) + a"),
+    "dice": ("int", "random<int>(-9, 100) + i8 * 0"),
+    "halves": ("float", "stochastic_round(b)"),
 }
-void LanesDecode(uint8* compressed, float* gradient) {
-    float* sum; float* less; float* times; float* over; float* low; float* high; float* root; float* down; float* up;
-    float* near; float* size; float* cut; int8* narrow; int16* middle; int32* word; int* whole; uint16* some;
-    uint32* unsigned; uint64* wide; int* quotient; int* rest; int* shifted; int* back; int* mixed; int* ones;
-    uint32* wraps; uint32* part; uint64* far; uint32* same; int* signs; float* real; float* natural; bool* order; bool* other;
-    float* chosen; int* index; float* noise; int* dice; float* near_by;
-    extract(compressed, sum, less, times, over, low, high, root, down, up, near, size, cut, narrow, middle, word, whole,
-        some, unsigned, wide, quotient, rest, shifted, back, mixed, ones, wraps, part, far, same, signs, real, natural,
-        order, other, chosen, index, noise, dice, near_by);
-    gradient = sum + narrow + some + middle + (order ? real : natural) + unsigned + wide;
-}
-"""
-
 # The same on scalars, which are lanes of width 1.
-SCALARS = """
-void ScalarsEncode(float* gradient, uint8* compressed, float p = 0.1, int q = -3, bool yes = true) {
-    float a = reduce(gradient, greater); float b = reduce(gradient, smaller);
-    int i = a * 1e10; int j = b; uint32 u = a * 3; uint64 w = i; int8 c = a; uint8 d = b * 7; bool f = a > b;
-    float x0 = a + b * p; float x1 = a / b; float x2 = min(a, b) - max(b, p); float x3 = floor(a) + ceil(b) + round(a);
-    float x4 = sqrt(abs(a)); float x5 = f && yes ? -a : b; float x6 = bitcast<float>(bitcast<uint32>(a) ^ 1);
-    int y0 = i / j + i % j; int y1 = (i << j) + (i >> c) + q; int y2 = (i & j) | (i ^ ~j); int y3 = popcount(i) + sign(j) + abs(j);
-    uint32 z0 = u * 3 - 7 / u; uint64 z1 = w % 10007 + (w >> 3); float z2 = w; float z3 = i; bool z4 = isnan(a) || !(i == j);
-    float r0 = random<float>(a, b); int r1 = random<int>(-9, 100); float r2 = stochastic_round(b);
-    compressed = concat(c, d, f, x0, x1, x2, x3, x4, x5, x6, y0, y1, y2, y3, z0, z1, z2, z3, z4, r0, r1, r2, u, w, i, j);
+OVER_SCALARS = OVER_LANES | {
+    "far": ("uint64", "u64 % 1000003 + (u64 >> 3)"),
+    "p": ("float", "a * ratio + whole"),
 }
-void ScalarsDecode(uint8* compressed, float* gradient) {
-    int8 c; uint8 d; bool f; float x0; float x1; float x2; float x3; float x4; float x5; float x6; int y0; int y1; int y2; int y3;
-    uint32 z0; uint64 z1; float z2; float z3; bool z4; float r0; int r1; float r2; uint32 u; uint64 w; int i; int j;
-    extract(compressed, c, d, f, x0, x1, x2, x3, x4, x5, x6, y0, y1, y2, y3, z0, z1, z2, z3, z4, r0, r1, r2, u, w, i, j);
-    gradient = map(range(gradient.size), [&](int k) -> float { return f ? x0 + c + d : z4 ? x1 : u; });
-}
-"""
+
+
+def program(name: str, expressions: dict[str, tuple[str, str]], star: str, arguments: str, begin: str) -> str:
+    """Return a program that writes every expression, as vectors or as scalars."""
+    names = ", ".join(expressions)
+    lines = [f"    {kind}{star} {x} = {e};" for x, (kind, e) in expressions.items()]
+    declared = [f"    {kind}{star} {x};" for x, (kind, _) in expressions.items()]
+    gradient = "sum + i8 + u16 + (order ? real : natural) + u32 + u64"
+    if not star:
+        gradient = f"map(range(gradient.size), [&](int i) -> float {{ return {gradient}; }})"
+    return "\n".join(
+        [
+            f"void {name}Encode(float* gradient, uint8* compressed{arguments}) {{",
+            begin,
+            *lines,
+            f"    compressed = concat({names});\n}}",
+            f"void {name}Decode(uint8* compressed, float* gradient) {{",
+            *declared,
+            f"    extract(compressed, {names});\n    gradient = {gradient};\n}}\n",
+        ]
+    )
+
+
+LANES = program("Lanes", OVER_LANES, "*", ", state float* b", "    float* a = gradient;")
+SCALARS = program(
+    "Scalars",
+    OVER_SCALARS,
+    "",
+    ", float ratio = 0.1, int whole = -3",
+    "    float a = reduce(gradient, greater); float b = reduce(gradient, smaller);",
+)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +229,10 @@ def test_nothing_is_written_beyond_the_buffers() -> None:
     ("body", "words"),
     [
         ("half* h = g; c = concat(h);", "does not build the type half"),
-        ("float* y = map(range(g.size), [&](int i) -> float { return g[0]; }); c = concat(y);", "a read of 'g"),
+        (
+            "float* y = map(range(g.size), [&](int i) -> float { return g[0]; }); c = concat(y);",
+            "a read of 'g",
+        ),
     ],
 )
 def test_what_is_not_built_is_said(body: str, words: str) -> None:
