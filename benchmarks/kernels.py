@@ -1,13 +1,14 @@
 """How fast are the generated kernels? Each against memcpy, and the same algorithm composed from NumPy.
 
-    python benchmarks/kernels.py [--backend cpp] [--seconds 1.0]
+    python benchmarks/kernels.py [--backend cpp] [--against none] [--seconds 1.0]
 
 Everything is timed interleaved in one run: a round calls memcpy, the kernel and the NumPy composition once
 each (small sizes: many times), and medians over the rounds are compared, so that a disturbance hits all of
 them. Rates count the gradient's float32 bytes, 4n, for every operation. An encoder reads 4n and writes
 little, memcpy reads and writes 4n: more than 1 x memcpy is possible.
 
-Writes benchmarks/results/kernels.md and kernels.json.
+`--against` measures another backend in the same rounds.  Writes benchmarks/results/kernels.md and
+kernels.json, for another backend than cpp kernels-BACKEND.md and .json.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Row:
     seconds: float
     memcpy_seconds: float
     numpy_seconds: float
+    other_seconds: float | None = None
 
     @property
     def gigabytes(self) -> float:
@@ -64,6 +66,10 @@ class Row:
     @property
     def of_numpy(self) -> float:
         return self.numpy_seconds / self.seconds
+
+    @property
+    def of_other(self) -> str:
+        return f" {self.other_seconds / self.seconds:.2f} |" if self.other_seconds else ""
 
 
 class NumpyTernGrad:
@@ -166,14 +172,19 @@ def seconds_each(functions: list[Callable[[], object]], budget: float) -> list[f
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
 
 
-def measure(codecs: dict[str, Codec], budget: float) -> list[Row]:
+def measure(codecs: dict[str, Codec], others: dict[str, Codec], budget: float) -> list[Row]:
     cases = [(a, n, t, op) for a in codecs for n in SIZES for t in THREADS for op in OPERATIONS]
     rows = []
     with ThreadPoolExecutor(max(THREADS)) as pool:
         for algorithm, n, threads, operation in track(cases, description="measuring"):
             kernel, composed = calls(codecs[algorithm], algorithm, n, threads)[operation]
-            times = seconds_each([kernel, composed, *memcpys(n, threads, pool)], budget)
-            rows.append(Row(algorithm, operation, n, threads, times[0], min(times[2:]), times[1]))
+            other = [
+                calls(c, algorithm, n, threads)[operation][0] for a, c in others.items() if a == algorithm
+            ]
+            copies = memcpys(n, threads, pool)
+            times = seconds_each([kernel, composed, *copies, *other], budget)
+            copy, rest = min(times[2 : 2 + len(copies)]), times[2 + len(copies) :]
+            rows.append(Row(algorithm, operation, n, threads, times[0], copy, times[1], *rest))
     return rows
 
 
@@ -198,7 +209,8 @@ def conditions(codecs: dict[str, Codec]) -> dict[str, str]:
     }
 
 
-def markdown(rows: list[Row], taken: dict[str, str]) -> str:
+def markdown(rows: list[Row], taken: dict[str, str], against: str) -> str:
+    column = f" x {against} |" if against else ""
     lines = [
         "# Kernels",
         "",
@@ -209,15 +221,16 @@ def markdown(rows: list[Row], taken: dict[str, str]) -> str:
         "",
         *(f"- {key}: {value}" for key, value in taken.items()),
         "",
-        "| algorithm | operation | elements | threads | GB/s | x memcpy | memcpy GB/s | x NumPy | us |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| algorithm | operation | elements | threads | GB/s | x memcpy | memcpy GB/s | x NumPy | us |"
+        + column,
+        "|---|---|---|---|---|---|---|---|---|" + ("---|" if against else ""),
     ]
     for row in rows:
         copy = 4 * row.elements / row.memcpy_seconds / 1e9
         lines.append(
             f"| {row.algorithm} | {row.operation} | 2^{row.elements.bit_length() - 1} | {row.threads} "
             f"| {row.gigabytes:.2f} | {row.of_memcpy:.2f} | {copy:.1f} | {row.of_numpy:.1f} "
-            f"| {row.seconds * 1e6:.1f} |"
+            f"| {row.seconds * 1e6:.1f} |{row.of_other}"
         )
     return "\n".join(lines) + "\n"
 
@@ -225,19 +238,23 @@ def markdown(rows: list[Row], taken: dict[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--backend", default="cpp")
+    parser.add_argument("--against", default="", help="another backend, measured in the same rounds")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each of the cases")
     arguments = parser.parse_args()
     codecs = {name: compll.compile(name, backend=arguments.backend) for name in ALGORITHMS}
+    against = {n: compll.compile(n, backend=arguments.against) for n in ALGORITHMS if arguments.against}
     taken = conditions(codecs)
     machine, own, start = machine_seconds(), time.process_time(), time.perf_counter()
-    rows = measure(codecs, arguments.seconds)
+    rows = measure(codecs, against, arguments.seconds)
     others = machine_seconds() - machine - (time.process_time() - own)
     taken["cores busy with other work meanwhile"] = f"{others / (time.perf_counter() - start):.2f}"
     RESULTS.mkdir(exist_ok=True)
     data = {"conditions": taken, "rows": [asdict(row) for row in rows]}
-    (RESULTS / "kernels.json").write_text(json.dumps(data, indent=1) + "\n")
-    (RESULTS / "kernels.md").write_text(markdown(rows, taken))
-    print(markdown(rows, taken))
+    name = "kernels" if arguments.backend == "cpp" else f"kernels-{arguments.backend}"
+    table = markdown(rows, taken, arguments.against)
+    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(table)
+    print(table)
 
 
 if __name__ == "__main__":

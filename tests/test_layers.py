@@ -35,7 +35,10 @@ SEES = {
 }
 
 # A framework -> the only files that may import it.
-NUMBA = {f"compll/backends/{name}.py" for name in ("numba", "numba_lanes", "numba_tiles", "numba_runtime")}
+NUMBA = {
+    "compll/backends/numba.py",
+    *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "lanes", "runtime", "tiles")),
+}
 FRAMEWORKS = {
     "torch": {"casync/torch.py"},
     "tensorflow": {"casync/tensorflow.py"},

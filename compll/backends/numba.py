@@ -27,7 +27,7 @@ from compll.errors import BackendError
 from compll.types import Array
 
 CHUNK = 64  # tiles; smaller vectors stay on the calling thread
-RUNTIME = ("numba_lanes.py", "numba_tiles.py", "numba_runtime.py")
+RUNTIME = tuple(f"numba_{part}.py" for part in ("convert", "elementary", "lanes", "runtime", "tiles"))
 
 
 def build(unit: Unit) -> NumbaLibrary:

@@ -127,10 +127,11 @@ def lanes_function(name: str, arity: int, result: Rule, emit: Emit) -> Any:
             builder, sig.args[-1], values
         )
 
-    return _intrinsic(name, arity, build)
+    return make_intrinsic(name, arity, build)
 
 
-def _intrinsic(name: str, arity: int, build: Callable[..., Any]) -> Any:
+def make_intrinsic(name: str, arity: int, build: Callable[..., Any]) -> Any:
+    """Return the intrinsic of so many arguments that `build` types and emits."""
     names = ", ".join("abcdef"[:arity])
     scope: dict[str, Any] = {"build": build}
     exec(f"def {name}(typing, {names}): return build(typing, {names})", scope)  # Numba reads the signature
@@ -152,6 +153,19 @@ def counted(kind: Lanes) -> Lanes:
     return kind.of("i64" if kind.width == 1 else "i32")
 
 
+def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
+    """Emit a conversion between integers that hold the value, or from one to float."""
+    if have.kind == want.kind:
+        return x
+    if want.kind == "f32":
+        return (b.sitofp if have.signed else b.uitofp)(x, want.llvm)
+    if BITS[want.kind] < BITS[have.kind]:
+        return b.trunc(x, want.llvm)
+    if BITS[want.kind] == BITS[have.kind]:
+        return x
+    return (b.sext if have.signed else b.zext)(x, want.llvm)
+
+
 # --- arithmetic ---------------------------------------------------------------------------------------
 
 
@@ -168,7 +182,7 @@ def _compare(op: str) -> Emit:
     return emit
 
 
-_lt, _gt, _eq, _ne = (_compare(op) for op in ("<", ">", "==", "!="))
+less, more, _eq, _ne = (_compare(op) for op in ("<", ">", "==", "!="))
 
 
 def _divide(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
@@ -193,7 +207,7 @@ def _shift(left: bool) -> Emit:
         x, count = v
         none = t.constant(0)
         if t.signed:
-            count = b.select(_lt(b, t, (count, none)), none, count)
+            count = b.select(less(b, t, (count, none)), none, count)
         gone = b.icmp_unsigned(">=", count, t.constant(BITS[t.kind]))
         some = b.select(gone, none, count)
         if left:
@@ -222,7 +236,7 @@ def _negate(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
 def _absolute(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
     if t.kind == "f32":
         return call(b, f"llvm.fabs.{suffix(t)}", t.llvm, v[0])
-    return b.select(_lt(b, t, (v[0], t.constant(0))), b.neg(v[0]), v[0]) if t.signed else v[0]
+    return b.select(less(b, t, (v[0], t.constant(0))), b.neg(v[0]), v[0]) if t.signed else v[0]
 
 
 def _rounding(name: str) -> Emit:
@@ -235,7 +249,7 @@ def _bit(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
 
 def _sign(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
     zero = t.constant(0)
-    return b.sub(_bit(b, t, [_gt(b, t, (v[0], zero))]), _bit(b, t, [_lt(b, t, (v[0], zero))]))
+    return b.sub(_bit(b, t, [more(b, t, (v[0], zero))]), _bit(b, t, [less(b, t, (v[0], zero))]))
 
 
 def _popcount(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
@@ -291,8 +305,8 @@ divide = lanes_function("divide", 2, same, _divide)
 remainder = lanes_function("remainder", 2, same, _remainder)
 shift_left = lanes_function("shift_left", 2, same, _shift(True))
 shift_right = lanes_function("shift_right", 2, same, _shift(False))
-greater = lanes_function("greater", 2, same, _prefer(_gt))
-smaller = lanes_function("smaller", 2, same, _prefer(_lt))
+greater = lanes_function("greater", 2, same, _prefer(more))
+smaller = lanes_function("smaller", 2, same, _prefer(less))
 absolute = lanes_function("absolute", 1, same, _absolute)
 floor_ = lanes_function("floor_", 1, same, _rounding("floor"))
 ceil_ = lanes_function("ceil_", 1, same, _rounding("ceil"))
@@ -305,119 +319,3 @@ popcount = lanes_function("popcount", 1, counted, _popcount)
 float_bits = lanes_function("float_bits", 1, lambda t: t.of("u32"), _float_bits)
 bits_float = lanes_function("bits_float", 1, lambda t: t.of("f32"), _bits_float)
 not_finite = lanes_function("not_finite", 1, mask, _not_finite)
-
-# --- conversions --------------------------------------------------------------------------------------
-
-
-def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
-    """Emit a conversion between integers that hold the value, or from one to float."""
-    if have.kind == want.kind:
-        return x
-    if want.kind == "f32":
-        return (b.sitofp if have.signed else b.uitofp)(x, want.llvm)
-    if BITS[want.kind] < BITS[have.kind]:
-        return b.trunc(x, want.llvm)
-    if BITS[want.kind] == BITS[have.kind]:
-        return x
-    return (b.sext if have.signed else b.zext)(x, want.llvm)
-
-
-def broadcast(b: Builder, x: Value, want: Lanes) -> Value:
-    """Emit the same value in all lanes."""
-    if want.width == 1:
-        return x
-    one = b.insert_element(ir.Constant(want.llvm, ir.Undefined), x, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), want.width), None)
-    return b.shuffle_vector(one, ir.Constant(want.llvm, ir.Undefined), zeros)
-
-
-def _typed(name: str, arity: int, emit: Callable[[Any, Builder, Lanes, Any, Sequence[Value]], Value]) -> Any:
-    """Return a function whose first argument names the type (of lanes) of its result."""
-
-    def build(typing: object, kind: Any, *args: Any) -> Any:  # noqa: ARG001
-        want = kind.instance_type
-        return signature(want, kind, *args), lambda context, b, sig, v: emit(
-            context, b, want, sig.args[1:], v[1:]
-        )
-
-    return _intrinsic(name, arity + 1, build)
-
-
-def _splat(context: Any, b: Builder, want: Lanes, args: Any, v: Sequence[Value]) -> Value:
-    have, x = args[0], v[0]
-    one = Lanes(want.kind)
-    if isinstance(have, Lanes):
-        x = resize(b, x, have, one)
-    elif want.kind == "f32":
-        x = context.cast(b, x, have, types.float32)
-    elif want.kind != "bool":
-        x = context.cast(b, x, have, types.Integer(f"{'int' if one.signed else 'uint'}{BITS[one.kind]}"))
-    else:
-        x = context.cast(b, x, have, types.boolean)
-    return broadcast(b, x, want)
-
-
-def _widen(_: Any, b: Builder, want: Lanes, args: Any, v: Sequence[Value]) -> Value:
-    return resize(b, v[0], args[0], want)
-
-
-def _saturate(_: Any, b: Builder, want: Lanes, args: Any, v: Sequence[Value]) -> Value:
-    have, low, high = args[0], args[1].literal_value, args[2].literal_value
-    x = v[0]
-    if have.kind == "f32":
-        if max(abs(low), abs(high)) <= 1 << 24:  # both bounds are floats: clamp there, then convert
-            x = b.select(isnan(b, have, [x]), have.constant(0.0), x)
-            lowest, highest = have.constant(float(low)), have.constant(float(high))
-            x = b.select(b.fcmp_ordered("<", x, lowest), lowest, x)
-            x = b.select(b.fcmp_ordered(">", x, highest), highest, x)
-            return b.fptosi(x, want.llvm)
-        exact = want.of(f"{'i' if low else 'u'}{high.bit_length() + bool(low)}")
-        name = f"llvm.fpto{'si' if low else 'ui'}.sat.{suffix(exact)}.{suffix(have)}"
-        return resize(b, call(b, name, exact.llvm, x), exact, want)
-    bits = BITS[have.kind]
-    least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if have.signed else (0, (1 << bits) - 1)
-    if low > least:
-        bound = have.constant(low)
-        x = b.select(_lt(b, have, (x, bound)), bound, x)
-    if high < most:
-        bound = have.constant(high)
-        x = b.select(_gt(b, have, (x, bound)), bound, x)
-    return resize(b, x, have, want)
-
-
-splat = _typed("splat", 1, _splat)  # from a Python number or a scalar
-widen = _typed("widen", 1, _widen)
-saturate = _typed("saturate", 3, _saturate)  # to the limits that are given; NaN gives 0
-
-_NATIVE = {
-    "f32": types.float32,
-    "i64": types.int64,
-    "u32": types.uint32,
-    "u64": types.uint64,
-    "bool": types.boolean,
-    "i32": types.int32,
-}
-
-
-@intrinsic
-def native(_: Any, x: Any) -> Any:
-    """Return a scalar as a number of Numba's."""
-    return signature(_NATIVE[x.kind], x), lambda _c, _b, _s, v: v[0]
-
-
-@intrinsic
-def first(_: Any, x: Any) -> Any:
-    """Return lane 0 as a scalar."""
-    zero = ir.Constant(ir.IntType(32), 0)
-    return signature(Lanes(x.kind), x), lambda _c, b, _s, v: b.extract_element(v[0], zero)
-
-
-@intrinsic
-def any_(_: Any, x: Any) -> Any:
-    """Return whether a condition holds in any lane, as a boolean of Numba's."""
-
-    def emit(_c: Any, b: Builder, _s: Any, v: Sequence[Value]) -> Value:
-        whole = b.bitcast(v[0], ir.IntType(x.width))
-        return b.icmp_unsigned("!=", whole, ir.Constant(whole.type, 0))
-
-    return signature(types.boolean, x), emit

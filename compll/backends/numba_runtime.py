@@ -18,6 +18,9 @@ from numba.core import types
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
+from compll.backends.numba_convert import *  # noqa: F403
+from compll.backends.numba_convert import broadcast, first, splat
+from compll.backends.numba_elementary import *  # noqa: F403
 from compll.backends.numba_lanes import *  # noqa: F403
 from compll.backends.numba_lanes import (
     BLOCKS,
@@ -29,10 +32,7 @@ from compll.backends.numba_lanes import (
     Lanes,
     UInt32,
     Value,
-    broadcast,
     call,
-    first,
-    splat,
     suffix,
     u32,
 )

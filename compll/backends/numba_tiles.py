@@ -15,13 +15,13 @@ from numba.core.imputils import lower_constant
 from numba.core.typing import signature
 from numba.extending import intrinsic, models, register_model, typeof_impl
 
+from compll.backends.numba_convert import broadcast
 from compll.backends.numba_lanes import (
     BITS,
     LANES,
     WIDTH,
     Builder,
     Value,
-    broadcast,
     resize,
 )
 from compll.backends.numba_lanes import Lanes as LanesType

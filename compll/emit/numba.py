@@ -12,16 +12,12 @@ from compll.emit.cpp import Emitter
 from compll.emit.expressions import LANES, Dialect, not_built
 from compll.emit.pieces import FieldText, Load, PassText
 from compll.errors import BackendError
-from compll.ops import OPS
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, limits, scalar_bytes
 
 SCALARS = {"float": "f32", "int": "i64", "uint32": "u32", "uint64": "u64", "bool": "bit1"}
 
 
 ONE = {"Float": "f32", "Int32": "i32", "Int64": "i64", "UInt32": "u32", "UInt64": "u64"}  # lanes -> a lane
-
-
-BUILT = frozenset(OPS) - {"exp", "exp2", "log", "log2"}  # operators whose functions the runtime has
 
 
 class Python(Dialect):
@@ -75,17 +71,6 @@ class Python(Dialect):
         """Return the limits of an integer type."""
         low, high = limits(elem)
         return str(low), str(high)
-
-    def operator(self, op: str, elem: Elem) -> str:
-        """Return the text of an operator: it is the C++ one, where the runtime has the function.
-
-        Raises:
-            BackendError: it has not.
-
-        """
-        if op not in BUILT:
-            raise BackendError(f"the numba backend does not build '{op}' yet; backend='interp' runs it")
-        return super().operator(op, elem)
 
 
 PYTHON = Python()

@@ -94,6 +94,8 @@ OVER_LANES = {
     "noise": ("float", "random<float>(-1, 2) + a"),
     "dice": ("int", "random<int>(-9, 100) + i8 * 0"),
     "halves": ("float", "stochastic_round(b)"),
+    "powers": ("float", "exp(a) - exp2(b)"),
+    "logs": ("float", "log(a) + log2(b)"),
 }
 # The same on scalars, which are lanes of width 1.
 OVER_SCALARS = OVER_LANES | {
