@@ -19,9 +19,11 @@ from compll.backends.numba_convert import broadcast
 from compll.backends.numba_lanes import (
     BITS,
     LANES,
+    TILE,
     WIDTH,
     Builder,
     Value,
+    call,
     resize,
 )
 from compll.backends.numba_lanes import Lanes as LanesType
@@ -122,19 +124,32 @@ def _as_i64(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> list
     ]
 
 
-@intrinsic
-def load(_: Any, want: Any, stored: Any, base: Any, at: Any, live: Any) -> Any:
-    """Load lanes of type `want` from elements of type `stored`, from element `at` on."""
-    out, store = want.instance_type, stored.instance_type
-    raw = store.of(store.kind) if out.width == 1 else LanesType(store.kind, out.width)
+def _loader(ahead: int) -> Any:
+    """Return the function that loads lanes, and fetches those `ahead` elements on into the cache."""
 
-    def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
-        _, _, base_, at_, live_ = _as_i64(context, b, sig, values)
+    @intrinsic
+    def load(_: Any, want: Any, stored: Any, base: Any, at: Any, live: Any) -> Any:
+        out, store = want.instance_type, stored.instance_type
+        raw = LanesType(store.kind, out.width)
         bits = BITS[store.kind]
-        x = _read(b, _pointer(b, base_, at_, bits, raw.llvm), raw.llvm, _bytes(b, live_, live, bits))
-        return resize(b, x, raw, out)
 
-    return signature(out, want, stored, base, at, live), emit
+        def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
+            _, _, base_, at_, live_ = _as_i64(context, b, sig, values)
+            for line in range(0, WIDTH * bits // 8 if ahead and live == _whole else 0, 64):
+                later = b.add(base_, ir.Constant(I64, ahead * bits // 8 + line))
+                place = _pointer(b, later, at_, bits, I8)
+                call(b, "llvm.prefetch.p0", ir.VoidType(), place, I32(0), I32(3), I32(1))
+            x = _read(b, _pointer(b, base_, at_, bits, raw.llvm), raw.llvm, _bytes(b, live_, live, bits))
+            return resize(b, x, raw, out)
+
+        return signature(out, want, stored, base, at, live), emit
+
+    return load
+
+
+# load(T, S, base, at, live): lanes of type T from elements of type S, from element `at` on.  A tile is walked
+# lane by lane, down its rows, which no processor foresees: `stream` has the next tile fetched meanwhile.
+load, stream = _loader(0), _loader(TILE)
 
 
 @intrinsic

@@ -101,9 +101,9 @@ class Emitter:
             case ir.Pass():
                 return Step("pass", loop=self.loop(b))
             case ir.Filter() | ir.TopK() | ir.Sort() | ir.Scatter() | ir.Table():
+                what = f"{type(b).__name__.lower()} ('{b.name}')"
                 raise BackendError(
-                    f"the {self.dialect.backend} backend does not build {type(b).__name__.lower()} ('{b.name}') "
-                    "yet; backend='interp' runs it"
+                    f"the {self.dialect.backend} backend does not build {what} yet; backend='interp' runs it"
                 )
             case ir.Map(name, elem):
                 raise not_built(ir.Read(name, ir.Size(), arithmetic(elem)), self.dialect)

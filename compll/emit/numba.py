@@ -211,9 +211,11 @@ class NumbaEmitter(Emitter):
             return Load(vector, lanes, f"unpack({elem.bits}, {base}, start + at, live)", True, False)
         self.stored(elem)
         if elem == BOOL:
-            text = f"ne(load(Int32, u8, {base}, start + at, live), splat(Int32, 0))"
+            text = f"ne(stream(Int32, u8, {base}, start + at, live), splat(Int32, 0))"
             return Load(vector, "Mask", text, False, False)
-        return Load(vector, lanes, f"load({lanes}, {storage(elem)}, {base}, start + at, live)", False, False)
+        return Load(
+            vector, lanes, f"stream({lanes}, {storage(elem)}, {base}, start + at, live)", False, False
+        )
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
         """Return the statement that packs codes."""

@@ -68,8 +68,8 @@ def encode_pass0_tile(k, tile, count):
         for row in range(ROWS):
             at = row * LANES + block * WIDTH
             live = left(count, at)
-            v_gradient = load(Float, f32, k.gradient, start + at, live)
-            v_residual = load(Float, f32, k.s_residual, start + at, live)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
             bad = bad | not_finite(v_gradient)
             t0 = v_gradient + v_residual
             t1 = ge(t0, splat(Float, 0.0))
@@ -115,8 +115,8 @@ def encode_pass1_tile(k, tile, count):
         for row in range(ROWS):
             at = row * LANES + block * WIDTH
             live = left(count, at)
-            v_gradient = load(Float, f32, k.gradient, start + at, live)
-            v_residual = load(Float, f32, k.s_residual, start + at, live)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = v_gradient + v_residual
             t1 = ge(t0, splat(Float, 0.0))
             t2 = select(t1, u_up, u_down)
@@ -322,7 +322,7 @@ def decode_add_pass0_tile(k, tile, count):
         for row in range(ROWS):
             at = row * LANES + block * WIDTH
             live = left(count, at)
-            v_gradient = load(Float, f32, k.gradient, start + at, live)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_bit = unpack(1, k.f_bit, start + at, live)
             t0 = ne(v_bit, splat(Int32, 0))
             t1 = select(t0, u_up_1, u_down_1)

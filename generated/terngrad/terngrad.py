@@ -64,7 +64,7 @@ def encode_pass0_tile(k, tile, count):
         for row in range(ROWS):
             at = row * LANES + block * WIDTH
             live = left(count, at)
-            v_gradient = load(Float, f32, k.gradient, start + at, live)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
             bad = bad | not_finite(v_gradient)
             a_low = v_gradient if row == 0 else keep(live, encode_smaller_0(a_low, v_gradient), a_low)
             a_high = v_gradient if row == 0 else keep(live, encode_greater_1(a_high, v_gradient), a_high)
@@ -102,7 +102,7 @@ def encode_pass1_tile(k, tile, count):
         for row in range(ROWS):
             at = row * LANES + block * WIDTH
             live = left(count, at)
-            v_gradient = load(Float, f32, k.gradient, start + at, live)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = v_gradient - u_low
             t1 = divide(t0, u_gap)
             t2 = stochastic_round(row_of(r0, row), t1)
@@ -321,7 +321,7 @@ def decode_add_pass0_tile(k, tile, count):
         for row in range(ROWS):
             at = row * LANES + block * WIDTH
             live = left(count, at)
-            v_gradient = load(Float, f32, k.gradient, start + at, live)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_level = unpack(2, k.f_level, start + at, live)
             t0 = widen(Float, v_level)
             t1 = t0 * u_gap_1
