@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 from compll import driver
 from compll.codec import algorithms
 from compll.emit import cpp, numba
-from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.passes import fuse
 
@@ -24,8 +22,7 @@ def texts() -> Iterator[tuple[str, str]]:
         yield f"{name}/{name}.ir", title + "\n".join(function_text(f) for f in unit.functions)
         yield f"{name}/{name}.fused", title + "\n".join(function_text(fuse(f)) for f in unit.functions)
         yield f"{name}/{name}.cpp", cpp.source(unit)
-        with contextlib.suppress(BackendError):  # it does not build every algorithm yet
-            yield f"{name}/{name}.py", numba.source(unit)
+        yield f"{name}/{name}.py", numba.source(unit)
 
 
 def write(folder: Path) -> list[Path]:

@@ -26,7 +26,6 @@ from compll.emit import numba as emit
 from compll.errors import BackendError
 from compll.types import Array
 
-CHUNK = 64  # tiles; smaller vectors stay on the calling thread
 RUNTIME = tuple(f"numba_{part}.py" for part in ("convert", "elementary", "lanes", "runtime", "tiles"))
 
 
@@ -168,10 +167,10 @@ class NumbaLibrary:
             if tiles < 0:
                 return Outcome(tiles, call.payload.nbytes)
             if number < len(kernels.loops):
-                work, results = kernels.loops[number]
+                work, results, chunk = kernels.loops[number]
                 if results:
                     frame["scratch"] = self._scratch(results * tiles)
-                run_tiles(work, frame, tiles, threads)
+                run_tiles(work, frame, tiles, chunk, threads)
         return Outcome(NOT_FINITE if frame["bad"][0] else OK, int(frame["end"][0]))
 
     def _scratch(self, values: int) -> int:
@@ -182,14 +181,14 @@ class NumbaLibrary:
         return int(held.ctypes.data)
 
 
-def run_tiles(work: Any, frame: Array, tiles: int, threads: int) -> None:
-    """Run a loop over all tiles, in as many threads as there is work for."""
-    chunks = -(-tiles // CHUNK)
+def run_tiles(work: Any, frame: Array, tiles: int, chunk: int, threads: int) -> None:
+    """Run a loop over all tiles, in as many threads as there are chunks of work for."""
+    chunks = -(-tiles // chunk)
     teams = min(threads, chunks)
     if teams <= 1:
         work(frame, 0, tiles)
         return
-    ends = [min(tiles, chunks * (team + 1) // teams * CHUNK) for team in range(teams)]
+    ends = [min(tiles, chunks * (team + 1) // teams * chunk) for team in range(teams)]
     pool = _pool(threads - 1, os.getpid())
     rest = [pool.submit(work, frame, begin, end) for begin, end in itertools.pairwise(ends)]
     work(frame, 0, ends[0])

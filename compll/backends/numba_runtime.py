@@ -307,12 +307,13 @@ def set_flags(_: Any, flags: Any) -> Any:
 class Kernels:
     """One operation: its frame, what runs before each loop and after the last, and the loops.
 
-    A loop comes with the number of vectors of tile results that it needs memory for.
+    A loop comes with the number of vectors of tile results that it needs memory for, and with how many
+    tiles (or spans of whole blocks and tiles) one thread takes at least.
     """
 
     frame: np.dtype[Any]
     steps: list[Callable[[Any], int]]
-    loops: list[tuple[Callable[[Any, int, int], None], int]]
+    loops: list[tuple[Callable[[Any, int, int], None], int, int]]
 
 
 HEADER = (

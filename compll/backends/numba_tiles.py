@@ -181,6 +181,49 @@ def buffer_of(_: Any, kind: Any) -> Any:
     return signature(types.int64, kind), emit
 
 
+@intrinsic(prefer_literal=True)
+def memory(_: Any, kind: Any, count: Any) -> Any:
+    """Return the address of memory for so many elements, of the function that asks."""
+    whole = ir.ArrayType(kind.instance_type.llvm, count.literal_value)
+
+    def emit(_c: Any, b: Builder, _s: Any, _v: Any) -> Value:
+        return b.ptrtoint(cgutils.alloca_once(b, whole), I64)
+
+    return signature(types.int64, kind, count), emit
+
+
+@intrinsic(prefer_literal=True)
+def per_block(_: Any, want: Any, stored: Any, base: Any, at: Any, size: Any, first: Any, live: Any) -> Any:
+    """Return lanes from element `at` on, of vectors with one value for each block of `size` elements.
+
+    The first value is that of block `first`; lanes that do not exist read one that does.
+    """
+    out, one = want.instance_type, LanesType(stored.instance_type.kind)
+    single = size.literal_value % WIDTH == 0
+
+    def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
+        _, _, base_, at_, size_, first_, live_ = _as_i64(context, b, sig, values)
+        zero = ir.Constant(I64, 0)
+
+        def read(lane: int) -> Value:
+            place = b.add(at_, ir.Constant(I64, lane))
+            if live != _whole:
+                place = b.select(b.icmp_signed("<", ir.Constant(I64, lane), live_), place, at_)
+                place = b.select(b.icmp_signed("<", zero, live_), place, b.mul(first_, size_))
+            block = b.sub(b.udiv(place, size_), first_)
+            x = b.load(_pointer(b, base_, block, BITS[one.kind], one.llvm), align=1)
+            return resize(b, x, one, LanesType(out.kind))
+
+        if single:
+            return broadcast(b, read(0), out)
+        lanes = ir.Constant(out.llvm, ir.Undefined)
+        for lane in range(WIDTH):
+            lanes = b.insert_element(lanes, read(lane), ir.Constant(I32, lane))
+        return lanes
+
+    return signature(out, want, stored, base, at, size, first, live), emit
+
+
 @intrinsic
 def clear(_: Any, begin: Any, end: Any) -> Any:
     """Write 0 from one address to another."""

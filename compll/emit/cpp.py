@@ -278,6 +278,21 @@ class Emitter:
         """Return where the gradient or a state lies."""
         return f"k.s_{name}" if name in self.f.states else f"k.{name}"
 
+    def block_value(self, name: str, kind: Elem) -> str:  # noqa: ARG002
+        """Return a value of the block at work."""
+        return f"b.{name}[j]"
+
+    def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:  # noqa: ARG002
+        """Return the lanes of a value of each block of `size` elements."""
+        if size % 16 == 0:
+            return f"splat<{lanes}>(b.{name}[(tile * TILE + at) / {size} - b.first])"
+        return f"each<{lanes}>([&](int j) {{ return b.{name}[(tile * TILE + at + j) / {size} - b.first]; }})"
+
+    def store_block(self, s: ir.Store, value: str) -> str:
+        """Return the statement that stores one value of the block at work."""
+        kind = self.stored(s.elem)
+        return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"
+
     def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
         kind = self.stored(self.vectors[e.vector])

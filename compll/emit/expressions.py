@@ -66,6 +66,10 @@ class Dialect:
         """Return the number of elements of the gradient."""
         return "k.n"
 
+    def block_index(self) -> str:
+        """Return the number of the block at work."""
+        return "(b.first + j)"
+
     def canonical(self, x: str) -> str:
         """Return a float as it is stored: every NaN is the same."""
         return f"canonical({x})"

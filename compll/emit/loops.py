@@ -9,7 +9,7 @@ from typing import Protocol
 from compll import ir
 from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter, not_built, not_built_type
 from compll.emit.pieces import TILE, BlockText, Load, Reduction, Stage
-from compll.emit.ranges import Ranges, scalar_type
+from compll.emit.ranges import Ranges
 from compll.errors import BackendError
 from compll.types import BOOL, Elem
 
@@ -37,6 +37,15 @@ class Emitter(Protocol):
 
     def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
+
+    def block_value(self, name: str, kind: Elem) -> str:
+        """Return a value of the block at work."""
+
+    def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:
+        """Return the lanes of a value of each block of `size` elements."""
+
+    def store_block(self, s: ir.Store, value: str) -> str:
+        """Return the statement that stores one value of the block at work."""
 
     def stored(self, elem: Elem) -> str:
         """Return the C type of a stored element."""
@@ -71,8 +80,9 @@ class Lanes:
         size = ir.block_of(e.position)
         if self.block and e.vector in self.block.made:
             if self.stage:
-                return f"splat<{lanes}>(b.r_{e.vector}[j])"
-            return self.block.spread(f"b.r_{e.vector}", lanes)
+                own = self.emitter.block_value(f"r_{e.vector}", e.type)
+                return self.emitter.splat(lanes, e.type, own)
+            return self.emitter.spread(f"r_{e.vector}", e.type, self.b.block, lanes)
         elem = self.emitter.vectors.get(e.vector)
         length = self.emitter.lengths.get(e.vector)
         if not size or elem is None or elem.packed or self.stage or length != ir.blocks(self.b.length, size):
@@ -104,20 +114,13 @@ class Blocks:
         self.made = {s.name for s in self.reduces}
         emitter.vectors |= {s.name: s.combine.type for s in self.reduces}
         self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
-        self.scalar = ScalarWriter(emitter.place, emitter.dialect, self.read, "(b.first + j)")
+        self.scalar = ScalarWriter(emitter.place, emitter.dialect, self.read, emitter.dialect.block_index())
 
     def read(self, e: ir.Read) -> str:
         """Return where the block's own reduction is held."""
         if e.vector not in self.made:
             raise not_built(e, self.emitter.dialect)
-        return f"b.r_{e.vector}[j]"
-
-    def spread(self, array: str, lanes: str) -> str:
-        """Return the lanes of an array that has one value a block."""
-        size = self.b.block
-        if size % 16 == 0:
-            return f"splat<{lanes}>({array}[(tile * TILE + at) / {size} - b.first])"
-        return f"each<{lanes}>([&](int j) {{ return {array}[(tile * TILE + at + j) / {size} - b.first]; }})"
+        return self.emitter.block_value(f"r_{e.vector}", e.type)
 
     def lanes(self, e: ir.Expr, lanes: str) -> str | None:
         """Return the lanes of an expression that is the same for a whole block, worked out once a block."""
@@ -125,8 +128,8 @@ class Blocks:
             return None
         if e not in self.hoisted:
             name = f"h{len(self.hoisted)}"
-            self.hoisted[e] = scalar_type(e.type), name, self.scalar.text(e)
-        return self.spread(f"b.{self.hoisted[e][1]}", lanes)
+            self.hoisted[e] = self.emitter.dialect.scalar(e.type), name, self.scalar.text(e)
+        return self.emitter.spread(self.hoisted[e][1], e.type, self.b.block, lanes)
 
     def same_in_block(self, e: ir.Expr) -> bool:
         """Whether an expression has the block's reductions and scalars only, and one reduction at least."""
@@ -150,9 +153,7 @@ class Blocks:
             if isinstance(s, ir.Store) and s.length != self.b.length:
                 if s.elem.packed or s.target.kind != "field":
                     raise not_built_type(s.elem, self.emitter.dialect)
-                kind = self.emitter.stored(s.elem)
-                value = self.scalar.text(s.body)
-                stores.append(f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});")
+                stores.append(self.emitter.store_block(s, self.scalar.text(s.body)))
         return BlockText(
             size=self.b.block,
             span=math.lcm(self.b.block, TILE),

@@ -17,6 +17,7 @@ from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, l
 SCALARS = {"float": "f32", "int": "i64", "uint32": "u32", "uint64": "u64", "bool": "bit1"}
 
 
+MOST_BLOCK = 1 << 20
 ONE = {"Float": "f32", "Int32": "i32", "Int64": "i64", "UInt32": "u32", "UInt64": "u64"}  # lanes -> a lane
 
 
@@ -58,6 +59,10 @@ class Python(Dialect):
     def size(self) -> str:
         """Return the number of elements of the gradient."""
         return "one(k.n)"
+
+    def block_index(self) -> str:
+        """Return the number of the block at work."""
+        return "one(block0 + j)"
 
     def canonical(self, x: str) -> str:
         """Return the bits of a float as they are stored."""
@@ -170,18 +175,40 @@ class NumbaEmitter(Emitter):
         """Return one loop over memory.
 
         Raises:
-            BackendError: it goes by block.
+            BackendError: its blocks are too large.
 
         """
-        if b.block:
+        if b.block > MOST_BLOCK:
             raise BackendError(
-                "the numba backend does not build reductions by block yet; backend='interp' runs them"
+                f"the numba backend does not build blocks of more than {MOST_BLOCK} elements yet; "
+                "backend='interp' runs them"
             )
         return super().loop(b)
 
-    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:  # noqa: ARG002
-        """Refuse a vector of one value a block."""
-        raise not_built(e, self.dialect)
+    def block_value(self, name: str, kind: Elem) -> str:
+        """Return a value of the block at work."""
+        own = self.dialect.scalar(kind)
+        return f"load({own}, {own}, b_{name}, j, WHOLE)"
+
+    def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:
+        """Return the lanes of a value of each block of `size` elements."""
+        own = self.dialect.scalar(kind)
+        return f"per_block({lanes}, {own}, b_{name}, start + at, {size}, block0, live)"
+
+    def store_block(self, s: ir.Store, value: str) -> str:
+        """Return the statement that stores one value of the block at work."""
+        self.stored(s.elem)
+        if s.elem == FLOAT:
+            return f"store(u32, k.f_{s.target.name}, block0 + j, {self.dialect.canonical(value)}, WHOLE)"
+        return f"store({storage(s.elem)}, k.f_{s.target.name}, block0 + j, {value}, WHOLE)"
+
+    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
+        """Return the lanes of a field that has one value for each block of `size` elements."""
+        elem = self.vectors[e.vector]
+        self.stored(elem)
+        if elem == BOOL:
+            raise not_built(e, self.dialect)
+        return f"per_block({lanes}, {storage(elem)}, k.f_{e.vector}, start + at, {size}, 0, live)"
 
     def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""

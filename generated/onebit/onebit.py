@@ -54,6 +54,7 @@ def encode_add_1(a, b):
 encode_add_1_fold, encode_add_1_tiles = reduction(encode_add_1)
 
 
+
 @inner
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
@@ -104,6 +105,7 @@ def encode_pass0(frame, begin, end):
         else:
             encode_pass0_tile(k, tile, count)
     set_flags(flags)
+
 
 
 @inner
@@ -207,7 +209,7 @@ def encode_step1(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, encode_step1, ],
-    [(encode_pass0, 3), (encode_pass1, 0), ],
+    [(encode_pass0, 3, 64), (encode_pass1, 0, 64), ],
 )
 
 
@@ -227,6 +229,7 @@ decode_frame = frame_type(
     fields=["up", "down", "bit", ],
     scalars=[("up_1_", "float32"), ("down_1_", "float32")],
 )
+
 
 
 @inner
@@ -290,7 +293,7 @@ def decode_step0(frame):
 OPERATIONS["decode"] = Kernels(
     decode_frame,
     [decode_step0, ],
-    [(decode_pass0, 0), ],
+    [(decode_pass0, 0, 64), ],
 )
 
 
@@ -310,6 +313,7 @@ decode_add_frame = frame_type(
     fields=["up", "down", "bit", ],
     scalars=[("up_1_", "float32"), ("down_1_", "float32")],
 )
+
 
 
 @inner
@@ -377,5 +381,5 @@ def decode_add_step0(frame):
 OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
-    [(decode_add_pass0, 0), ],
+    [(decode_add_pass0, 0, 64), ],
 )

@@ -52,6 +52,7 @@ def encode_greater_1(a, b):
 encode_greater_1_fold, encode_greater_1_tiles = reduction(encode_greater_1)
 
 
+
 @inner
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
@@ -89,6 +90,7 @@ def encode_pass0(frame, begin, end):
         else:
             encode_pass0_tile(k, tile, count)
     set_flags(flags)
+
 
 
 @inner
@@ -191,7 +193,7 @@ def encode_step1(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, encode_step1, ],
-    [(encode_pass0, 2), (encode_pass1, 0), ],
+    [(encode_pass0, 2, 64), (encode_pass1, 0, 64), ],
 )
 
 
@@ -215,6 +217,7 @@ decode_frame = frame_type(
     fields=["bitwidth", "low", "gap", "level", ],
     scalars=[("bitwidth_read_", "int64"), ("low_1_", "float32"), ("gap_1_", "float32")],
 )
+
 
 
 @inner
@@ -285,7 +288,7 @@ def decode_step0(frame):
 OPERATIONS["decode"] = Kernels(
     decode_frame,
     [decode_step0, ],
-    [(decode_pass0, 0), ],
+    [(decode_pass0, 0, 64), ],
 )
 
 
@@ -309,6 +312,7 @@ decode_add_frame = frame_type(
     fields=["bitwidth", "low", "gap", "level", ],
     scalars=[("bitwidth_read_", "int64"), ("low_1_", "float32"), ("gap_1_", "float32")],
 )
+
 
 
 @inner
@@ -383,5 +387,5 @@ def decode_add_step0(frame):
 OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
-    [(decode_add_pass0, 0), ],
+    [(decode_add_pass0, 0, 64), ],
 )

@@ -139,10 +139,12 @@ SCALARS = program(
     ("name", "params"),
     [
         ("onebit", {}),
-        *(("terngrad", {"bitwidth": w}) for w in (1, 2, 3, 8)),
+        *(("terngrad", {"bitwidth": w}) for w in (2, 7)),
         ("free", {}),
         ("keywords", {}),
         ("packs", {}),
+        ("qsgd", {}),
+        *(("int8", {"block": size}) for size in (7, 1500)),
     ],
 )
 def test_codecs_are_bit_equal(name: str, params: dict[str, int]) -> None:
@@ -152,7 +154,7 @@ def test_codecs_are_bit_equal(name: str, params: dict[str, int]) -> None:
             equal(a, b, gradient(label, n))
 
 
-@pytest.mark.parametrize("name", ["onebit", "terngrad"])
+@pytest.mark.parametrize("name", ["onebit", "terngrad", "qsgd"])
 def test_large_gradients_are_bit_equal_at_every_thread_count(name: str) -> None:
     a, b = pair(name)
     for threads in (1, 2, 3, 4):
@@ -231,6 +233,8 @@ def test_nothing_is_written_beyond_the_buffers() -> None:
     ("body", "words"),
     [
         ("half* h = g; c = concat(h);", "does not build the type half"),
+        ("float* s = sort(g, smaller); c = concat(s);", "does not build sort"),
+        (f"float* m = reduce(chunk(g, {2**20 + 1}), add); c = concat(m);", "blocks of more than"),
         (
             "float* y = map(range(g.size), [&](int i) -> float { return g[0]; }); c = concat(y);",
             "a read of 'g",
