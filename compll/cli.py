@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 import sys
 import time
@@ -247,8 +248,13 @@ def env() -> None:
         found = builder.compiler_version(command)
     except BackendError as e:
         found = f"not there: {e}"
+    try:
+        numba_found = importlib.metadata.version("numba")
+    except importlib.metadata.PackageNotFoundError:
+        numba_found = "not there: pip install 'compll[numba]'"
     rows = {
         "C++ compiler (COMPLL_CXX)": f"{command}: {found}",
+        "Numba": numba_found,
         "CPU": next(
             (x.partition(":")[2].strip() for x in builder.cpu().splitlines() if x.startswith("model name")),
             "unknown",
