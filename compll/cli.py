@@ -17,7 +17,7 @@ from compll import codec as api
 from compll import driver, generate, knobs, report
 from compll import syntax as s
 from compll.check.signature import Values
-from compll.emit import cpp
+from compll.emit import cpp, cuda
 from compll.errors import BackendError, CompileError, ParameterError, PayloadError
 from compll.ir_text import function_text
 from compll.passes import fuse
@@ -25,7 +25,8 @@ from compll.passes import fuse
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="CompLL: compile gradient compression algorithms."
 )
-STAGES = ("ast", "ir", "fused", "cpp")
+EMITTERS = {"cpp": cpp.source, "cuda": cuda.source}
+STAGES = ("ast", "ir", "fused", *EMITTERS)
 
 Sources = Annotated[
     list[str], typer.Argument(help="a shipped algorithm's name, a .pse file, or two files of one codec")
@@ -129,8 +130,8 @@ def show(
                 print("\n".join(_tree(program)))
             continue
         checked = driver.check_files(paths, _values(param), error_feedback=error_feedback)[0]
-        if emit == "cpp":
-            print(cpp.source(driver.unit_of(checked)))
+        if emit in EMITTERS:
+            print(EMITTERS[emit](driver.unit_of(checked)))
             continue
         for f in (checked.encode, checked.decode):
             if f is not None:
@@ -158,7 +159,7 @@ def run(
     sources: Sources,
     n: Annotated[int, typer.Option("-n", min=0, help="elements of the gradient")] = 100_000,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="seed of gradient and noise")] = 7,
-    backend: Annotated[str, typer.Option(help="auto | cpp | interp")] = "auto",
+    backend: Annotated[str, typer.Option(help=" | ".join(("auto", *driver.BACKENDS)))] = "auto",
     param: Params = None,
     error_feedback: Feedback = False,
 ) -> None:

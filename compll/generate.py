@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compll import driver
 from compll.codec import algorithms
-from compll.emit import cpp
+from compll.emit import cpp, cuda
 from compll.ir_text import function_text
 from compll.passes import fuse
 
@@ -22,6 +22,7 @@ def texts() -> Iterator[tuple[str, str]]:
         yield f"{name}/{name}.ir", title + "\n".join(function_text(f) for f in unit.functions)
         yield f"{name}/{name}.fused", title + "\n".join(function_text(fuse(f)) for f in unit.functions)
         yield f"{name}/{name}.cpp", cpp.source(unit)
+        yield f"{name}/{name}.cu", cuda.source(unit)
 
 
 def write(folder: Path) -> list[Path]:
@@ -55,4 +56,4 @@ def differences(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("*/*") if p.suffix in (".ir", ".fused", ".cpp")]
+    return [p for p in folder.glob("*/*") if p.suffix in (".ir", ".fused", ".cpp", ".cu")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
-from compll.emit.expressions import LANES, LaneWriter, ScalarWriter, not_built, not_built_type
+from compll.emit.expressions import CPP, LANES, LaneWriter, ScalarWriter
 from compll.emit.loops import Blocks, Lanes
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
 from compll.emit.ranges import Ranges, scalar_type, storage
@@ -31,12 +31,13 @@ def source(unit: Unit) -> str:
         codec=unit.codec,
         static=[p.name for p in unit.params if p.static],
         params=[(scalar_type(p.elem), p.name) for p in run_time],
-        fields=[_field(f, writer) for f in layout],
-        operations=[_Emitter(f).operation() for f in unit.functions],
+        fields=[field_text(f, writer) for f in layout],
+        operations=[Emitter(f).operation() for f in unit.functions],
     )
 
 
-def _field(f: ir.Field, writer: ScalarWriter) -> FieldText:
+def field_text(f: ir.Field, writer: ScalarWriter) -> FieldText:
+    """Return alignment and size of a payload field."""
     if f.length is None:
         return FieldText(f.name, alignment(f.elem, False), str(scalar_bytes(f.elem)))
     length = f"greater<int64_t>(0, {writer.text(f.length)})"
@@ -44,13 +45,10 @@ def _field(f: ir.Field, writer: ScalarWriter) -> FieldText:
     return FieldText(f.name, 16, size)
 
 
-def _no_read(e: ir.Read, lanes: str) -> str:
-    del lanes
-    raise not_built(e)
+class Emitter:
+    """Turns one function into an `Operation`; the CUDA emitter has another dialect and other stores."""
 
-
-class _Emitter:
-    """Turns one function into an `Operation`."""
+    dialect = CPP
 
     def __init__(self, typed: ir.Function) -> None:
         self.f = fuse(typed)
@@ -58,7 +56,7 @@ class _Emitter:
         self.lengths = {field.name: field.length for field in self.f.layout if field.length is not None}
         self.lengths |= dict.fromkeys(("gradient", *self.f.states), ir.Size())
         self.checked = self.f.op != "encode"  # whether the gradient's values have been checked to be finite
-        self.scalar = ScalarWriter(self.place)
+        self.scalar = ScalarWriter(self.place, self.dialect)
         self.params = {p.name for p in self.f.params}
         self.combines: list[Combine] = []
         self.passes: list[PassText] = []
@@ -66,11 +64,13 @@ class _Emitter:
         self.members: list[str] = []
 
     def place(self, name: str) -> str:
+        """Return where a named scalar lives."""
         if name in (ir.SCALE, ir.SHARED_SEED):
             return f"k.{name[1:]}"
         return f"p.{name}_" if name in self.params else f"k.{name}_"
 
     def operation(self) -> Operation:
+        """Return all of it."""
         f = self.f
         body = list(f.body)
         if not self.checked and not any(isinstance(b, ir.Pass) and b.length == ir.Size() for b in body):
@@ -91,10 +91,12 @@ class _Emitter:
         )
 
     def define(self, name: str, elem: Elem) -> str:
+        """Make room for a scalar in the frame, and return its place."""
         self.scalars.append(f"{scalar_type(elem)} {name}_;")
         return f"k.{name}_"
 
     def step(self, b: ir.Binding) -> Step:
+        """Return what a binding does."""
         match b:
             case ir.Let(name, value):
                 return Step("line", f"{self.define(name, value.type)} = {self.scalar.text(value)};")
@@ -115,18 +117,19 @@ class _Emitter:
                     "backend='interp' runs it"
                 )
             case ir.Map(name, elem):
-                raise not_built(ir.Read(name, ir.Size(), arithmetic(elem)))
+                raise self.dialect.not_built(ir.Read(name, ir.Size(), arithmetic(elem)))
         raise AssertionError(b)
 
-    @staticmethod
-    def stored(elem: Elem) -> str:
+    def stored(self, elem: Elem) -> str:
+        """Return the C type of one stored element."""
         if elem.bits == 16 and elem.kind in ("float", "bfloat"):
-            raise not_built_type(elem)
+            raise self.dialect.not_built_type(elem)
         return storage(elem)
 
     # --- passes ---------------------------------------------------------------------------------
 
     def loop(self, b: ir.Pass) -> PassText:
+        """Return one pass over memory."""
         block = Blocks(self, b) if b.block else None
         lanes = Lanes(self, b, block)
         checks_finite = not self.checked and b.length == ir.Size()
@@ -160,9 +163,11 @@ class _Emitter:
 
     @staticmethod
     def splat(lanes: str, kind: Elem, text: str) -> str:
+        """Return a scalar in all lanes."""
         return f"splat<Mask>(-int32_t({text}))" if kind == BOOL else f"splat<{lanes}>({text})"
 
     def load(self, vector: str) -> Load:
+        """Return how a vector is read."""
         elem = self.vectors[vector]
         kind = arithmetic(elem)
         lanes = {"float": "Float", "uint32": "UInt32", "uint64": "UInt64"}.get(kind.name, "Int32")
@@ -178,6 +183,7 @@ class _Emitter:
         return Load(vector, lanes, place, False, elem == BOOL)
 
     def vector(self, name: str) -> str:
+        """Return where a vector that is no field begins."""
         return f"k.s_{name}" if name in self.f.states else f"k.{name}"
 
     @staticmethod
@@ -187,6 +193,7 @@ class _Emitter:
         return combine.name in COMBINES and combine.body == ir.apply(COMBINES[combine.name], a, b)
 
     def reduction(self, s: ir.Reduce | ir.BlockReduce, writer: LaneWriter) -> Reduction:
+        """Return a reduction of a pass."""
         kind = s.combine.type
         lanes = writer.lane_type(s.body)
         if kind == INT:
@@ -203,27 +210,37 @@ class _Emitter:
         return Reduction(s.name, lanes, scalar_type(kind), functor, self.scalar.text(s.init), value)
 
     def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
+        """Keep what a reduction combines by, and return its name."""
+
         def argument(name: str) -> str:
             if name in ("a", "b"):
                 return name
             raise BackendError(
-                f"the cpp backend does not build the use of '{name}' inside the function that the reduction "
-                f"'{s.name}' combines by yet; backend='interp' runs it"
+                f"the {self.dialect.backend} backend does not build the use of '{name}' inside the function "
+                f"that the reduction '{s.name}' combines by yet; backend='interp' runs it"
             )
 
         name = "".join(part.capitalize() for part in s.combine.name.split("_")) + f"Of{len(self.combines)}"
         kind, body = s.combine.type, s.combine.body
-        scalar = ScalarWriter(argument).text(body)
+        scalar = ScalarWriter(argument, self.dialect).text(body)
         if self.named(s.combine):
             self.combines.append(Combine(name, "", scalar, "", (), ""))
             return name
-        writer = LaneWriter(Ranges({}), _no_read, lambda e, _: argument(getattr(e, "name", "gradient.size")))
+
+        def no_read(e: ir.Read, _: str) -> str:
+            raise self.dialect.not_built(e)
+
+        def uniform(e: ir.Expr, _: str) -> str:
+            return argument(getattr(e, "name", "gradient.size"))
+
+        writer = LaneWriter(Ranges({}), no_read, uniform, self.dialect)
         lanes = LANES[kind.name]
         result = writer.write(body, lanes)
         self.combines.append(Combine(name, scalar_type(kind), scalar, lanes, tuple(writer.lines), result))
         return name
 
     def store(self, s: ir.Store, writer: LaneWriter, packs: list[Packed]) -> str:
+        """Return the statement that stores the lanes of a vector."""
         value = writer.write(s.body)
         name = s.target.name
         if s.elem.packed:

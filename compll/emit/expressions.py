@@ -7,6 +7,7 @@ Both writers give every distinct subexpression a name, so that nothing is comput
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from compll import ir
 from compll.emit.ranges import Ranges, scalar_type
@@ -15,6 +16,30 @@ from compll.ir_text import text
 from compll.ops import OPS
 from compll.types import BOOL, FLOAT, INT, Elem, arithmetic, limits
 
+
+@dataclass(frozen=True)
+class Dialect:
+    """Whose C++ it is: the backend's name, and the text of an operator on an arithmetic type."""
+
+    backend: str
+    operator: Callable[[str, Elem], str]
+
+    def not_built(self, e: ir.Expr) -> BackendError:
+        """Say what the backend cannot do yet."""
+        what = f"'{text(e)}' here"
+        if isinstance(e, ir.Read):
+            where = "elsewhere than at the element's own position of a loop of its length"
+            what = f"a read of '{e.vector}' {where}"
+        return BackendError(f"the {self.backend} backend does not build {what} yet; backend='interp' runs it")
+
+    def not_built_type(self, elem: Elem) -> BackendError:
+        """Say which type the backend cannot store yet."""
+        return BackendError(
+            f"the {self.backend} backend does not build the type {elem} yet; backend='interp' runs it"
+        )
+
+
+CPP = Dialect("cpp", lambda op, _: OPS[op].c)
 LANES = {"float": "Float", "int": "Int64", "uint32": "UInt32", "uint64": "UInt64", "bool": "Mask"}
 
 
@@ -48,10 +73,14 @@ class ScalarWriter:
     """
 
     def __init__(
-        self, place: Callable[[str], str], read: Callable[[ir.Read], str] | None = None, position: str = ""
+        self,
+        place: Callable[[str], str],
+        dialect: Dialect = CPP,
+        read: Callable[[ir.Read], str] | None = None,
+        position: str = "",
     ) -> None:
         """Write with the given names."""
-        self.place, self.read, self.position = place, read, position
+        self.place, self.dialect, self.read, self.position = place, dialect, read, position
 
     def text(self, e: ir.Expr) -> str:
         """Return the expression as one C++ expression."""
@@ -65,7 +94,7 @@ class ScalarWriter:
             case ir.Read() if self.read is not None:
                 return self.read(e)
             case ir.Random() | ir.StochasticRound() if self.position:
-                raise not_built(e)
+                raise self.dialect.not_built(e)
             case ir.Scalar(name, _) | ir.Param(name, _):
                 return self.place(name)
             case ir.Convert(arg, to, kind):
@@ -77,14 +106,14 @@ class ScalarWriter:
             case ir.StochasticRound(site, arg, _):
                 return f"stochastic_round(random_half(k.seed, {site}), {self.text(arg)})"
             case ir.Apply(op, args, _):
-                return "(" + OPS[op].c.format(*(self.text(a) for a in args)) + ")"
-        raise not_built(e)
+                c = self.dialect.operator(op, args[-1].type)
+                return "(" + c.format(*(self.text(a) for a in args)) + ")"
+        raise self.dialect.not_built(e)
 
-    @staticmethod
-    def _convert(x: str, have: Elem, to: Elem, kind: Elem) -> str:
+    def _convert(self, x: str, have: Elem, to: Elem, kind: Elem) -> str:
         want = scalar_type(kind)
         if to.kind in ("float", "bfloat") and to != FLOAT:
-            raise not_built_type(to)
+            raise self.dialect.not_built_type(to)
         if to == FLOAT:
             return f"widen<float>({'bit(' + x + ')' if have == BOOL else x})"
         if to == BOOL:
@@ -102,6 +131,7 @@ class LaneWriter:
         ranges: Ranges,
         read: Callable[[ir.Read, str], str],
         uniform: Callable[[ir.Expr, str], str],
+        dialect: Dialect = CPP,
         block: Callable[[ir.Expr, str], str | None] = lambda e, lanes: None,  # noqa: ARG005
     ) -> None:
         """Write with `read` for the lanes of a vector, `uniform` for a splat of a scalar.
@@ -109,6 +139,7 @@ class LaneWriter:
         `block` gives the lanes of what is the same for a whole block, or None.
         """
         self.ranges, self.read, self.uniform, self.block = ranges, read, uniform, block
+        self.dialect = dialect
         self.lines: list[str] = []
         self.names: dict[tuple[ir.Expr, str], str] = {}
         self.sites: dict[int, str] = {}
@@ -162,7 +193,7 @@ class LaneWriter:
                 return f"stochastic_round(r{site}[block][row], {self.write(arg)})"
             case ir.Apply(op, args, _):
                 return self._apply(op, args, have)
-        raise not_built(e)
+        raise self.dialect.not_built(e)
 
     def _apply(self, op: str, args: tuple[ir.Expr, ...], have: str) -> str:
         numbers = [a for a in args if a.type == INT]
@@ -170,13 +201,12 @@ class LaneWriter:
         if op == "popcount" or (have == "Int64" and op != "sign"):
             same = "Int64"  # the sign's copies count, so a negative number needs all its bits
         texts = [self.write(a, same if a.type == INT else None) for a in args]
-        if op in ("sign", "popcount"):
-            return f"widen<{have}>({OPS[op].c.format(*texts)})"
-        return OPS[op].c.format(*texts)
+        c = self.dialect.operator(op, args[-1].type).format(*texts)
+        return f"widen<{have}>({c})" if op in ("sign", "popcount") else c
 
     def _convert(self, arg: ir.Expr, to: Elem, have: str) -> str:
         if to.kind in ("float", "bfloat") and to != FLOAT:
-            raise not_built_type(to)
+            raise self.dialect.not_built_type(to)
         x, kind = self.write(arg), self.lane_type(arg)
         if arg.type == BOOL:
             return f"widen<{have}>(bit({x}))"
@@ -191,16 +221,3 @@ class LaneWriter:
         through = kind if have == "Int32" and signed else have
         clamped = f"saturate<{through}>({x}, {bounds(to)})"
         return clamped if through == have else f"widen<{have}>({clamped})"
-
-
-def not_built(e: ir.Expr) -> BackendError:
-    """Say what the cpp backend cannot do yet."""
-    what = f"'{text(e)}' here"
-    if isinstance(e, ir.Read):
-        what = f"a read of '{e.vector}' elsewhere than at the element's own position of a loop of its length"
-    return BackendError(f"the cpp backend does not build {what} yet; backend='interp' runs it")
-
-
-def not_built_type(elem: Elem) -> BackendError:
-    """Say which type the cpp backend cannot store yet."""
-    return BackendError(f"the cpp backend does not build the type {elem} yet; backend='interp' runs it")

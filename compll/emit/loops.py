@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from compll import ir
-from compll.emit.expressions import LaneWriter, ScalarWriter, not_built, not_built_type
+from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter
 from compll.emit.pieces import TILE, BlockText, Load, Reduction, Stage
 from compll.emit.ranges import Ranges, scalar_type
 from compll.errors import BackendError
@@ -17,6 +17,7 @@ from compll.types import BOOL, Elem
 class Emitter(Protocol):
     """What the inside of a loop needs to know of the operation that it stands in."""
 
+    dialect: Dialect
     f: ir.Function
     vectors: dict[str, Elem]
     lengths: dict[str, ir.Expr]
@@ -35,8 +36,7 @@ class Emitter(Protocol):
     def splat(lanes: str, kind: Elem, text: str) -> str:
         """Return the lanes of a scalar."""
 
-    @staticmethod
-    def stored(elem: Elem) -> str:
+    def stored(self, elem: Elem) -> str:
         """Return the C type of a stored element."""
 
 
@@ -48,7 +48,7 @@ class Lanes:
         self.loads: dict[str, Load] = {}
         self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
         of_block = block.lanes if block and not stage else lambda e, lanes: None  # noqa: ARG005
-        self.writer = LaneWriter(Ranges(emitter.vectors), self.read, self.uniform, of_block)
+        self.writer = LaneWriter(Ranges(emitter.vectors), self.read, self.uniform, emitter.dialect, of_block)
 
     def declarations(self) -> tuple[str, ...]:
         """Return the declarations of the scalars that the loop splats."""
@@ -60,7 +60,7 @@ class Lanes:
         if e.position != ir.Position():
             return self.read_block(e, lanes)
         if emitter.lengths.get(e.vector) != b.length or (self.stage and emitter.vectors[e.vector].packed):
-            raise not_built(e)
+            raise self.emitter.dialect.not_built(e)
         self.loads.setdefault(e.vector, emitter.load(e.vector))
         return f"v_{e.vector}"
 
@@ -74,9 +74,9 @@ class Lanes:
         elem = self.emitter.vectors.get(e.vector)
         length = self.emitter.lengths.get(e.vector)
         if not size or elem is None or elem.packed or self.stage or length != ir.blocks(self.b.length, size):
-            raise not_built(e)
+            raise self.emitter.dialect.not_built(e)
         if e.vector not in {f.name for f in self.emitter.f.layout}:
-            raise not_built(e)
+            raise self.emitter.dialect.not_built(e)
         kind = self.emitter.stored(elem)
         get = f"get<{kind}>(k.f_{e.vector} + {{}} * sizeof({kind}))"
         if size % 16 == 0:
@@ -106,12 +106,12 @@ class Blocks:
         self.made = {s.name for s in self.reduces}
         emitter.vectors |= {s.name: s.combine.type for s in self.reduces}
         self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
-        self.scalar = ScalarWriter(emitter.place, self.read, "(b.first + j)")
+        self.scalar = ScalarWriter(emitter.place, emitter.dialect, self.read, "(b.first + j)")
 
     def read(self, e: ir.Read) -> str:
         """Return where the block's own reduction is held."""
         if e.vector not in self.made:
-            raise not_built(e)
+            raise self.emitter.dialect.not_built(e)
         return f"b.r_{e.vector}[j]"
 
     def spread(self, array: str, lanes: str) -> str:
@@ -151,7 +151,7 @@ class Blocks:
         for s in self.b.sinks:
             if isinstance(s, ir.Store) and s.length != self.b.length:
                 if s.elem.packed or s.target.kind != "field":
-                    raise not_built_type(s.elem)
+                    raise self.emitter.dialect.not_built_type(s.elem)
                 kind = self.emitter.stored(s.elem)
                 value = self.scalar.text(s.body)
                 stores.append(f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});")
@@ -173,8 +173,8 @@ class Blocks:
             reductions = [self.emitter.reduction(s, lanes.writer) for s in ready]
             if lanes.writer.sites:
                 raise BackendError(
-                    "the cpp backend does not build random numbers inside the reduction of a block yet; "
-                    "backend='interp' runs it"
+                    f"the {self.emitter.dialect.backend} backend does not build random numbers inside the "
+                    "reduction of a block yet; backend='interp' runs it"
                 )
             yield Stage(
                 uniforms=lanes.declarations(),

@@ -1,0 +1,205 @@
+"""Fused IR -> one CUDA C++ source, and the launches that an operation takes, as data.
+
+The passes are those of the C++ emitter; a lane is a plain number here.  What differs is how a tile's results
+are stored, and that an operation is a list of kernels: between passes, scalars are worked out on the device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from compll import ir
+from compll.backends import Unit
+from compll.emit import headers, render
+from compll.emit.cpp import Emitter, field_text
+from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter
+from compll.emit.pieces import Operation, Packed, PassText, Step
+from compll.emit.ranges import scalar_type
+from compll.ops import INTEGERS, OPS
+from compll.types import BOOL, FLOAT, Elem, arithmetic
+
+WRAPPING = {
+    "+": "wrap_add({0}, {1})",
+    "-": "wrap_subtract({0}, {1})",
+    "*": "wrap_multiply({0}, {1})",
+    "neg": "wrap_negate({0})",
+}
+OWN_HEADER = re.compile(r'^#include "(\w+\.cuh)"\n', re.M)
+
+
+def _operator(op: str, kind: Elem) -> str:
+    """Return an operator's text; sums of signed integers must wrap, which CUDA's compilers do not promise."""
+    if op in WRAPPING and kind in INTEGERS:
+        return WRAPPING[op]
+    return OPS[op].c
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: a kernel, and what its grid goes over: "items" (a block each) or "tiles" (a warp each)."""
+
+    kernel: str
+    over: str
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The memory that an item needs beside its frame: so many reductions over a vector of this length."""
+
+    length: ir.Expr
+    reductions: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a codec becomes: its source, the launches of each operation in order, and its need of scratch."""
+
+    source: str
+    launches: Mapping[str, tuple[Launch, ...]]
+    frame_bytes: int
+    scratch: tuple[Scratch, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A vector that a pass writes element by element: the type that it is stored as, and its beginning."""
+
+    name: str
+    type: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Loop(PassText):
+    """One pass over memory, by a warp a tile."""
+
+    outputs: tuple[Output, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: a pass over tiles, or what one thread an item does before and between the passes."""
+
+    name: str
+    over: str
+    begins: bool = False
+    pass_: PassText | None = None
+    folds: PassText | None = None
+    lines: tuple[Step, ...] = field(default=())
+
+
+def generate(unit: Unit) -> Generated:
+    """Return the CUDA form of a codec.
+
+    Raises:
+        BackendError: the program uses something that this backend does not build yet.
+
+    """
+    emitters = [CudaEmitter(f) for f in unit.functions]
+    operations = [(e, e.operation()) for e in emitters]
+    kernels = {o.op: tuple(_kernels(unit.codec, o)) for _, o in operations}
+    frame = max(e.frame_bytes() for e in emitters)
+    writer = ScalarWriter(lambda name: f"p.{name}_", CudaEmitter.dialect)
+    source = render(
+        "cuda/library.cu.j2",
+        codec=unit.codec,
+        static=[p.name for p in unit.params if p.static],
+        params=[(scalar_type(p.elem), p.name) for p in unit.params if not p.static],
+        fields=[field_text(f, writer) for f in unit.functions[0].layout],
+        operations=[vars(o) | {"kernels": kernels[o.op]} for _, o in operations],
+        kernels=[k.name for op in kernels.values() for k in op],
+        frame_bytes=frame,
+    )
+    launches = {op: tuple(Launch(k.name, k.over) for k in ks) for op, ks in kernels.items()}
+    return Generated(source, launches, frame, tuple(s for e in emitters for s in e.scratch))
+
+
+def source(unit: Unit) -> str:
+    """Return the CUDA C++ source of a codec's library."""
+    return generate(unit).source
+
+
+def runtime() -> dict[str, str]:
+    """Return the headers that generated source includes, by name."""
+    return headers("cuda") | {"elementary.cuh": headers("cpp")["elementary.h"]}
+
+
+def self_contained(text: str) -> str:
+    """Return source with the runtime put in where it is included, once each: NVRTC looks into no folder."""
+    files, seen = runtime(), set[str]()
+
+    def put_in(found: re.Match[str]) -> str:
+        name = found[1]
+        if name in seen:
+            return ""
+        seen.add(name)
+        return OWN_HEADER.sub(put_in, files[name].replace("#pragma once\n", ""))
+
+    return OWN_HEADER.sub(put_in, text)
+
+
+def _kernels(codec: str, o: Operation) -> Iterator[Kernel]:
+    """Yield an operation's kernels: one that begins, and for each pass one over tiles and what follows it."""
+    prefix = f"{codec}_{o.op}"
+    name, folds, lines = f"{prefix}_begin", None, list[Step]()
+    begins = True
+    for step in (*o.steps, None):
+        if step is not None and step.loop is None:
+            lines.append(step)
+            continue
+        if begins or folds is not None or lines:
+            yield Kernel(name, "items", begins, None, folds, tuple(lines))
+        if step is None or step.loop is None:
+            return
+        at = o.passes.index(step.loop)
+        yield Kernel(f"{prefix}_pass{at}", "tiles", pass_=step.loop)
+        name, folds, lines = f"{prefix}_then{at}", step.loop if step.loop.reductions else None, []
+        begins = False
+
+
+class CudaEmitter(Emitter):
+    """Turns one function into an `Operation` whose passes store quads of a row."""
+
+    dialect = Dialect("cuda", _operator)
+
+    def __init__(self, typed: ir.Function) -> None:
+        super().__init__(typed)
+        self.outputs: list[Output] = []
+        self.scratch: list[Scratch] = []
+
+    def frame_bytes(self) -> int:
+        """Return a bound of the size of the frame: no member of it has more than 8 bytes."""
+        vectors = sum(x.length is not None for x in self.f.layout)
+        members = 5 + vectors + 2 * len(self.f.states) + len(self.scalars)
+        return -(-8 * members // 64) * 64
+
+    def loop(self, b: ir.Pass) -> PassText:
+        """Return one pass over memory, with the vectors that it writes."""
+        self.outputs = []
+        plain = super().loop(b)
+        loop = Loop(**vars(plain), outputs=tuple(self.outputs))
+        self.passes[-1] = loop
+        if loop.reductions:
+            self.scratch.append(Scratch(b.length, len(loop.reductions)))
+        return loop
+
+    def store(self, s: ir.Store, writer: LaneWriter, packs: list[Packed]) -> str:
+        """Return the statement that keeps an element until its row is stored, or its tile packed."""
+        value = writer.write(s.body)
+        name = s.target.name
+        if s.elem.packed:
+            packs.append(Packed(name, s.elem.bits))
+            return f"o_{name}.put(row, block, uint32_t({value}));"
+        if arithmetic(s.elem) == FLOAT and s.target.kind != "state":
+            value = f"canonical({value})"
+        stored = "uint8_t" if s.elem == BOOL else self.stored(s.elem)
+        place = {
+            "state": f"k.new_{name}",
+            "output": "k.gradient",
+            "field": f"reinterpret_cast<{stored}*>(k.f_{name})",
+        }[s.target.kind]
+        output = Output(f"{s.target.kind}_{name}", stored, place)
+        self.outputs.append(output)
+        return f"o_{output.name}.at[block] = static_cast<{stored}>({value});"
