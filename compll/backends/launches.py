@@ -94,11 +94,8 @@ class LaunchLibrary:
     def scratch_bytes(self, n: int, values: Values) -> int:
         """Return the scratch for an item of n elements; the generated `scratch_bytes` says the same."""
         params = dict(values) | {ir.SCALE: 1.0, ir.SHARED_SEED: 0}
-        most = 0
-        for s in self.generated.scratch:
-            tiles = -(-max(0, host_int(s.length, n, params)) // TILE)
-            most = max(most, s.reductions * sum(_aligned(8 * x) for x in (tiles, -(-tiles // TILE))))
-        return self.generated.frame_bytes + most
+        sizes = (s.size(max(0, host_int(s.length, n, params))) for s in self.generated.scratch)
+        return self.generated.frame_bytes + max(sizes, default=0)
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item: one upload, the launches, one download of what became of them."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.cpp import Emitter, field_text
 from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter
-from compll.emit.pieces import Operation, Packed, PassText, Step
+from compll.emit.pieces import TILE, Operation, Packed, PassText, Step
 from compll.emit.ranges import scalar_type
 from compll.ops import INTEGERS, OPS
 from compll.types import BOOL, FLOAT, Elem, arithmetic
@@ -46,10 +46,47 @@ class Launch:
 
 @dataclass(frozen=True)
 class Scratch:
-    """The memory that an item needs beside its frame: so many reductions over a vector of this length."""
+    """What a pass over a vector needs beside the frame.
+
+    `reductions` of tile results; for blocks, `slots` of one value a block, and for blocks beyond a tile
+    `parts` of tile results for each span of blocks.  `text` and `size` say the same, in C and in Python.
+    """
 
     length: ir.Expr
     reductions: int
+    block: int = 1
+    span: int = 1
+    slots: int = 0
+    parts: int = 0
+
+    @property
+    def text(self) -> str:
+        """Return the bytes as C, for `length` elements."""
+        terms = [f"{self.reductions} * partial_bytes(tiles_of(length))"] if self.reductions else []
+        if self.slots:
+            terms.append(f"{self.slots} * level_bytes(blocks_of(length, {self.block}))")
+        if self.parts:
+            spans = f"blocks_of(length, {self.span})"
+            terms.append(f"{spans} * {self.parts} * partial_bytes(tiles_of({self.block}))")
+        return " + ".join(terms)
+
+    def size(self, length: int) -> int:
+        """Return the bytes for `length` elements."""
+        blocks, spans = -(-length // self.block), -(-length // self.span)
+        tiles, tiles_of_block = -(-length // TILE), -(-self.block // TILE)
+        return (
+            self.reductions * _partial_bytes(tiles)
+            + self.slots * _level_bytes(blocks)
+            + spans * self.parts * _partial_bytes(tiles_of_block)
+        )
+
+
+def _level_bytes(count: int) -> int:
+    return -(-count * 8 // 64) * 64
+
+
+def _partial_bytes(tiles: int) -> int:
+    return _level_bytes(tiles) + _level_bytes(-(-tiles // TILE))
 
 
 @dataclass(frozen=True)
@@ -73,9 +110,28 @@ class Output:
 
 @dataclass(frozen=True)
 class Loop(PassText):
-    """One pass over memory, by a warp a tile."""
+    """One pass over memory, by a warp a tile, or a warp a span of blocks."""
 
     outputs: tuple[Output, ...] = ()
+    scratch: str = ""
+
+    @property
+    def slots(self) -> tuple[tuple[str, str], ...]:
+        """Type and name of what is kept of each block."""
+        stages = self.block.stages if self.block else ()
+        reductions = tuple((r.type, f"r_{r.name}") for stage in stages for r in stage.reductions)
+        return reductions + tuple(h[:2] for h in (self.block.hoisted if self.block else ()))
+
+    @property
+    def most_reductions(self) -> int:
+        """The reductions of the stage that has most of them."""
+        return max((len(s.reductions) for s in self.block.stages), default=0) if self.block else 0
+
+    @property
+    def known(self) -> int:
+        """The elements of a whole block where they are quads, up to a tile, else 0."""
+        size = self.block.size if self.block else 0
+        return size if size % 4 == 0 and size <= TILE else 0
 
 
 @dataclass(frozen=True)
@@ -180,9 +236,15 @@ class CudaEmitter(Emitter):
         self.outputs = []
         plain = super().loop(b)
         loop = Loop(**vars(plain), outputs=tuple(self.outputs))
+        need = Scratch(b.length, len(loop.reductions))
+        if loop.block:
+            parts = loop.most_reductions if loop.block.size > TILE else 0
+            need = replace(
+                need, block=loop.block.size, span=loop.block.span, slots=len(loop.slots), parts=parts
+            )
+        loop = replace(loop, scratch=need.text)
+        self.scratch.append(need)
         self.passes[-1] = loop
-        if loop.reductions:
-            self.scratch.append(Scratch(b.length, len(loop.reductions)))
         return loop
 
     def store(self, s: ir.Store, writer: LaneWriter, packs: list[Packed]) -> str:

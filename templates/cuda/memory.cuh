@@ -27,6 +27,11 @@ template <bool FULL, class T> COMPLL_DEVICE Quad<T> load_row(const T* tile, int 
         return out;
     }
 }
+// A row of a block of `count` elements; WIDE: their number is a multiple of 4, and they begin at one of 16 bytes.
+template <bool WIDE, class T> COMPLL_DEVICE Quad<T> load_some(const T* block, int row, int thread, int count) {
+    if constexpr (WIDE) return row * LANES + QUAD * thread < count ? load_row<true>(block, row, thread, count) : Quad<T>{};
+    else return load_row<false>(block, row, thread, count);
+}
 template <bool FULL, class T> COMPLL_DEVICE Rows<T> load(const T* tile, int thread, int count) {
     Rows<T> out;  // all rows before any is used: eight independent accesses
 #pragma unroll

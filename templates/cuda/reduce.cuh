@@ -39,11 +39,15 @@ COMPLL_BOTH int64_t tiles_of(int64_t length) { return length <= 0 ? 0 : (length 
 COMPLL_BOTH int64_t level_bytes(int64_t tiles) { return (tiles * 8 + 63) / 64 * 64; }
 COMPLL_BOTH int64_t partial_bytes(int64_t tiles) { return level_bytes(tiles) + level_bytes(tiles_of(tiles)); }
 
-// Reduce the results of `count` > 0 tiles by the same rule; the whole block calls it and gets the result.
-template <class T, class F> COMPLL_DEVICE T fold_tiles(char* partials, int64_t count, F f) {
+COMPLL_BOTH int64_t blocks_of(int64_t length, int64_t block) { return length <= 0 ? 0 : (length + block - 1) / block; }
+
+// Reduce the results of `count` > 0 tiles by the same rule.  All threads of the block on an item, or with
+// ALONE those of one warp, call it and get the result.
+template <class T, bool ALONE = false, class F> COMPLL_DEVICE T fold_tiles(char* partials, int64_t count, F f) {
     T* from = reinterpret_cast<T*>(partials);
     T* to = reinterpret_cast<T*>(partials + level_bytes(count));
-    const int thread = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = ITEM_THREADS / WARP;
+    const int thread = threadIdx.x % WARP;
+    const int warp = ALONE ? 0 : threadIdx.x / WARP, warps = ALONE ? 1 : ITEM_THREADS / WARP;
     while (count > 1) {
         const int64_t tiles = tiles_of(count);
         for (int64_t tile = warp; tile < tiles; tile += warps) {
@@ -52,7 +56,8 @@ template <class T, class F> COMPLL_DEVICE T fold_tiles(char* partials, int64_t c
                                           : fold_tile<false>(from + tile * TILE, thread, int(rest), f);
             if (thread == 0) to[tile] = result;
         }
-        __syncthreads();
+        if constexpr (ALONE) __syncwarp();
+        else __syncthreads();
         T* const read = from;
         from = to;
         to = read;
