@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from compll_cases import gradient, same_bits, write
-from test_cudasim import MIXED
+from test_cudasim import BLOCKS, ELEMENTARY, MIXED
 
 import compll
 from compll import arrays, driver
@@ -35,18 +35,24 @@ def generated(source: str) -> cuda.Generated:
 
 @pytest.mark.skipif(not COMPILERS, reason="neither NVRTC (pip: nvidia-cuda-nvrtc) nor nvcc is installed")
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("name", ["onebit", "terngrad", "mixed"])
-def test_shipped_kernels_spill_no_register_and_others_compile(
-    name: str, compiler: str, arch: str, tmp_path: Path
-) -> None:
-    made = generated(str(write(MIXED)) if name == "mixed" else name)
+@pytest.mark.parametrize("compiler", COMPILERS[:1])
+@pytest.mark.parametrize("name", compll.algorithms())
+def test_shipped_kernels_spill_no_register(name: str, compiler: str, arch: str, tmp_path: Path) -> None:
+    made = generated(name)
     resources = cuda_compilers.compile_for(compiler, arch, made.source, tmp_path)
     kernels = {x.kernel for launches in made.launches.values() for x in launches}
     assert {r.kernel for r in resources} == kernels
-    if name in compll.algorithms():
-        assert {r.kernel: r.spilled_bytes for r in resources} == dict.fromkeys(kernels, 0)
-        assert max(r.registers for r in resources) <= 200
+    assert {r.kernel: r.spilled_bytes for r in resources} == dict.fromkeys(kernels, 0)
+    assert max(r.registers for r in resources) <= 200
+
+
+@pytest.mark.skipif(not COMPILERS, reason="neither NVRTC (pip: nvidia-cuda-nvrtc) nor nvcc is installed")
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_every_compiler_takes_every_type_function_and_block(compiler: str, tmp_path: Path) -> None:
+    for text in (MIXED, BLOCKS, ELEMENTARY):
+        made = generated(str(write(text)))
+        resources = cuda_compilers.compile_for(compiler, "sm_90", made.source, tmp_path)
+        assert {r.kernel for r in resources} == {x.kernel for xs in made.launches.values() for x in xs}
 
 
 def test_the_launches_of_an_operation_are_data() -> None:

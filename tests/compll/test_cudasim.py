@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from compll_cases import LABELS, encode, gradient, same_bits, write
+from test_blocks import PROGRAM as BLOCKS
 from test_differential import generated
 from test_language import FREE, KEYWORDS, LEVELS
 
@@ -48,7 +49,24 @@ void MixedDecode(uint8* compressed, float* gradient) {
     });
 }
 """
-OWN = {"levels": LEVELS, "free": FREE, "keywords": KEYWORDS, "mixed": MIXED}
+ELEMENTARY = """
+void ElementaryEncode(float* gradient, uint8* compressed) {
+    compressed = concat(exp(gradient), exp2(gradient), log(gradient), log2(gradient));
+}
+void ElementaryDecode(uint8* compressed, float* gradient) {
+    float* e; float* p; float* l; float* b;
+    extract(compressed, e, p, l, b);
+    gradient = e + p + l + b;
+}
+"""
+OWN = {
+    "levels": LEVELS,
+    "free": FREE,
+    "keywords": KEYWORDS,
+    "mixed": MIXED,
+    "blocks": BLOCKS,
+    "elementary": ELEMENTARY,
+}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("onebit", {}),
     *(("terngrad", {"bitwidth": w}) for w in range(1, 9)),
@@ -56,6 +74,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("free", {}),
     ("keywords", {}),
     ("mixed", {}),
+    ("elementary", {}),
+    ("int8", {}),
+    ("qsgd", {}),
+    *(("blocks", {"size": size}) for size in (1, 48, 100, 1024, 1025, 3000)),
 ]
 
 
@@ -204,11 +226,14 @@ def test_a_payload_of_another_width_is_refused_and_nothing_is_written() -> None:
 
 
 def test_launches_over_the_elements_are_one_more_than_the_chain_of_reductions() -> None:
-    for name in ("onebit", "terngrad"):
+    for name, encode in (("onebit", 2), ("terngrad", 2), ("int8", 1), ("qsgd", 1)):
         lists = cuda.generate(unit(name)).launches
         over = {op: [x.over for x in xs] for op, xs in lists.items()}
-        assert over["encode"] == ["items", "tiles", "items", "tiles"]
-        assert over["decode"] == over["decode_add"] == ["items", "tiles"]
+        assert {op: kinds.count("tiles") for op, kinds in over.items()} == {
+            "encode": encode,
+            "decode": 1,
+            "decode_add": 1,
+        }
 
 
 def test_python_and_the_headers_agree_on_the_rule_of_launches() -> None:
@@ -224,7 +249,10 @@ def test_python_and_the_headers_agree_on_the_rule_of_launches() -> None:
 # --- the C ABI ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "params"), [("onebit", {}), ("mixed", {}), ("terngrad", {"bitwidth": 5})])
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [("onebit", {}), ("mixed", {}), ("terngrad", {"bitwidth": 5}), ("blocks", {"size": 3000})],
+)
 def test_the_c_functions_launch_the_same_kernels(name: str, params: dict[str, Any]) -> None:
     codec, one = simulated(name, **params), unit(name, **params)
     library, n = codec._library, 5000
@@ -321,7 +349,7 @@ from compll import codec, driver
 from compll.backends import cudasim, Call
 
 beyond = int(sys.argv[1])
-for name, params in (("onebit", {}), (sys.argv[2], {}), ("terngrad", {"bitwidth": 3}))[2 if beyond else 0 :]:
+for name, params in (("int8", {}), (sys.argv[2], {}))[: 1 if beyond else 2]:
     program = driver.load(codec.find(name), params)
     unit = driver.unit_of(program.checked)
     library = cudasim.build(unit, "scattered", tuple(cudasim.SANITIZERS))

@@ -18,7 +18,6 @@ import test_types
 from compll_cases import compiled
 
 # Collected here again, and so run with the fixture below.
-from test_differential import test_generated_programs_are_bit_equal  # noqa: F401
 from test_language import (  # noqa: F401
     test_any_name_may_be_used_also_a_keyword_of_cplusplus,
     test_cpp_groups_as_the_program_does_around_constants,
@@ -72,3 +71,8 @@ def on_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, replacement in (("compiled", simulated), ("both", both)):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, replacement)
+
+
+@pytest.mark.parametrize("seed", range(100, 106))
+def test_generated_programs_are_bit_equal_on_the_simulator(seed: int) -> None:
+    test_differential.test_generated_programs_are_bit_equal(seed)
