@@ -27,7 +27,7 @@ COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
 }
 
 constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scratch begins with it
-COMPLL_BOTH char* partials(const compll_item& item, int64_t reduction, int64_t tiles) {
+[[maybe_unused]] COMPLL_BOTH char* partials(const compll_item& item, int64_t reduction, int64_t tiles) {
     return item.scratch + FRAME_BYTES + reduction * partial_bytes(tiles);
 }
 
@@ -82,6 +82,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             bad = bad || not_finite(v_gradient);
@@ -112,6 +113,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float t0 = v_gradient - u_low;
@@ -189,6 +191,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Int32 v_level = widen<Int32>(c_level.get(row, block));
             const Float t0 = widen<Float>(v_level);
@@ -257,6 +260,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_level = widen<Int32>(c_level.get(row, block));
@@ -442,7 +446,10 @@ COMPLL_EXPORT int64_t terngrad_scratch_bytes(int64_t n, [[maybe_unused]] const v
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     struct { int64_t n; } k{n};
     int64_t most = 0;
-    most = greater<int64_t>(most, 2 * partial_bytes(tiles_of(k.n)));
+    {
+        const int64_t length = k.n;
+        most = greater<int64_t>(most, 2 * partial_bytes(tiles_of(length)));
+    }
     return k.n < 0 ? 0 : FRAME_BYTES + most;
 }
 

@@ -77,7 +77,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("elementary", {}),
     ("int8", {}),
     ("qsgd", {}),
-    *(("blocks", {"size": size}) for size in (1, 48, 100, 1024, 1025, 3000)),
+    *(("blocks", {"size": size}) for size in (7, 48, 100, 1024, 1025, 3000)),
 ]
 
 
@@ -226,11 +226,11 @@ def test_a_payload_of_another_width_is_refused_and_nothing_is_written() -> None:
 
 
 def test_launches_over_the_elements_are_one_more_than_the_chain_of_reductions() -> None:
-    for name, encode in (("onebit", 2), ("terngrad", 2), ("int8", 1), ("qsgd", 1)):
+    for name, passes in (("onebit", 2), ("terngrad", 2), ("int8", 1), ("qsgd", 1)):
         lists = cuda.generate(unit(name)).launches
         over = {op: [x.over for x in xs] for op, xs in lists.items()}
         assert {op: kinds.count("tiles") for op, kinds in over.items()} == {
-            "encode": encode,
+            "encode": passes,
             "decode": 1,
             "decode_add": 1,
         }
@@ -364,8 +364,9 @@ for name, params in (("int8", {}), (sys.argv[2], {}))[: 1 if beyond else 2]:
         assert simulated.decode(p, n).tobytes() == meant.decode(p, n).tobytes()
         sums = [c.decode_add(p, np.ones(n, np.float32), 0.3) for c in (simulated, meant)]
         assert sums[0].tobytes() == sums[1].tobytes()
-payload = np.zeros(simulated.max_bytes(5000 + beyond), np.uint8)
-library.run("encode", [Call(5000 + beyond, np.zeros(5000, np.float32), payload)], {}, 1)
+if beyond:
+    payload = np.zeros(simulated.max_bytes(5000 + beyond), np.uint8)
+    library.run("encode", [Call(5000 + beyond, np.zeros(5000, np.float32), payload)], {}, 1)
 print("all right")
 """
 
@@ -394,7 +395,7 @@ def test_kernels_run_clean_under_the_address_and_undefined_behaviour_sanitizers(
 
 
 def test_the_sanitizers_see_a_read_beyond_the_gradient() -> None:
-    done = sanitized(200_000)
+    done = sanitized(4)
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
     assert "all right" not in done.stdout
