@@ -76,3 +76,9 @@ def on_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", range(100, 106))
 def test_generated_programs_are_bit_equal_on_the_simulator(seed: int) -> None:
     test_differential.test_generated_programs_are_bit_equal(seed)
+
+
+def test_the_tests_above_run_on_the_simulator() -> None:
+    text = test_language.IDENTITY
+    assert [c.backend for c in test_scalars.both(text)] == ["interp", "cudasim"]
+    assert test_differential.compiled(text, "cpp").backend == "cudasim"
