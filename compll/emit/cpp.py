@@ -113,8 +113,8 @@ class Emitter:
                 return Step("pass", loop=self.loop(b))
             case ir.Filter() | ir.TopK() | ir.Sort() | ir.Scatter() | ir.Table():
                 raise BackendError(
-                    f"the cpp backend does not build {type(b).__name__.lower()} ('{b.name}') yet; "
-                    "backend='interp' runs it"
+                    f"the {self.dialect.backend} backend does not build {type(b).__name__.lower()} "
+                    f"('{b.name}') yet; backend='interp' runs it"
                 )
             case ir.Map(name, elem):
                 raise self.dialect.not_built(ir.Read(name, ir.Size(), arithmetic(elem)))
