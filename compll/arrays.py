@@ -1,4 +1,9 @@
-"""NumPy views of callers' arrays: NumPy itself, and CPU tensors of frameworks that offer `.numpy()`."""
+"""Callers' arrays: where they lie, views of them for a backend, and new ones beside them.
+
+A backend works on one kind of array: NumPy's in host memory, CuPy's on a GPU.  Tensors of other libraries
+are viewed as these without a copy, by `.numpy()` or DLPack.  The libraries are found where they are loaded
+already: who gives a tensor has imported its library, and the `cuda` backend imports CuPy.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +17,43 @@ from compll.errors import BackendError, ParameterError
 from compll.types import Array
 
 ALIGNMENT = 64
+HOST, GPU = "cpu", "cuda"
 
 
-def view(x: Any, what: str, kind: str, *, writes: bool = False) -> tuple[Array, Callable[[Array], Any]]:
-    """Return a one-dimensional NumPy view of `x`, and the function that gives results the caller's type.
+def device_of(backend: str) -> str:
+    """Return where the arrays of a backend lie: `HOST` or `GPU`."""
+    return GPU if backend == "cuda" else HOST
+
+
+def view(
+    x: Any, what: str, kind: str, *, writes: bool = False, device: str = HOST
+) -> tuple[Array, Callable[[Array], Any]]:
+    """Return a one-dimensional view of `x`, and the function that gives results the caller's type.
 
     Args:
-        x: NumPy array, or a CPU tensor.
+        x: NumPy array or CPU tensor; on a GPU, CuPy array or a tensor that knows DLPack.
         what: its name, for messages.
         kind: the element type that it must have, "float32" or "uint8".
         writes: whether it is written to.
+        device: where the backend wants it.
+
+    Returns:
+        A NumPy array, or on a GPU a CuPy array, which has the same methods as far as we use them.
 
     Raises:
         ParameterError: another element type, more than one dimension, a stride, or a read-only array that
             is to be written.
-        BackendError: a tensor on a device that has no backend yet.
+        BackendError: it lies elsewhere than the backend works.
 
     """
+    have = _place(x)
+    if have != device:
+        raise BackendError(_misplaced(what, have, device))
     wrap: Callable[[Array], Any] = _same
-    if not isinstance(x, np.ndarray):
+    if device == GPU:
+        if not _is_cupy(x):
+            x, wrap = _from_dlpack(x, what)
+    elif not isinstance(x, np.ndarray):
         x, wrap = _from_tensor(x, what)
     if x.dtype != kind:
         hint = f"; give {what}.astype('{kind}')" if kind == "float32" else ""
@@ -39,7 +62,7 @@ def view(x: Any, what: str, kind: str, *, writes: bool = False) -> tuple[Array, 
         raise ParameterError(f"{what} has {x.ndim} dimensions, {x.shape}; give {what}.reshape(-1)")
     if not x.flags.c_contiguous:
         raise ParameterError(f"{what} is not contiguous (strides {x.strides}); copy it first")
-    if writes and not x.flags.writeable:
+    if writes and device == HOST and not x.flags.writeable:
         raise ParameterError(f"{what} is read-only; give an array that can be written")
     return x, wrap
 
@@ -48,12 +71,34 @@ def _same(x: Array) -> Array:
     return x
 
 
+def _is_cupy(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] == "cupy"
+
+
+def _place(x: Any) -> str:
+    """Return where an array or tensor lies; what is neither counts as lying in host memory."""
+    if _is_cupy(x):
+        return GPU
+    return HOST if isinstance(x, np.ndarray) else str(getattr(getattr(x, "device", None), "type", HOST))
+
+
+def _misplaced(what: str, have: str, want: str) -> str:
+    if want == GPU:
+        return (
+            f"{what} lies in the memory of '{have}', and backend 'cuda' works on the GPU: "
+            f"give a CuPy array or {what}.cuda(), or compile with backend='cpp'"
+        )
+    mend = f"give {what}.cpu()" + (", or compile with backend='cuda'" if have == GPU else "")
+    return f"{what} lies on '{have}', and this backend works on the CPU: {mend}"
+
+
+def _framework(x: Any) -> Any:
+    """Return the loaded library that `x` comes from."""
+    return sys.modules.get(type(x).__module__.partition(".")[0])
+
+
 def _from_tensor(x: Any, what: str) -> tuple[Array, Callable[[Array], Any]]:
-    device = getattr(getattr(x, "device", None), "type", None)
-    if device not in (None, "cpu"):
-        raise BackendError(f"{what} lies on '{device}', and there is no GPU backend yet: give {what}.cpu()")
-    framework = sys.modules.get(type(x).__module__.partition(".")[0])
-    from_numpy = getattr(framework, "from_numpy", None)
+    from_numpy = getattr(_framework(x), "from_numpy", None)
     if from_numpy is None or not hasattr(x, "detach"):
         raw = (
             "; np.frombuffer(x, np.uint8) makes one" if isinstance(x, bytes | bytearray | memoryview) else ""
@@ -64,8 +109,55 @@ def _from_tensor(x: Any, what: str) -> tuple[Array, Callable[[Array], Any]]:
     return x.detach().numpy(), from_numpy
 
 
-def aligned_empty(nbytes: int) -> Array:
+def _from_dlpack(x: Any, what: str) -> tuple[Array, Callable[[Array], Any]]:
+    wrap = getattr(_framework(x), "from_dlpack", None)
+    if wrap is None or not hasattr(x, "__dlpack__"):
+        raise ParameterError(
+            f"{what} is a {type(x).__name__}; give a CuPy array or a tensor that knows DLPack"
+        )
+    return _cupy().from_dlpack(x.detach() if hasattr(x, "detach") else x), wrap
+
+
+def _cupy() -> Any:
+    return sys.modules["cupy"]  # loaded by the backend whose arrays these are
+
+
+def current_gpu_stream() -> int | None:
+    """Return PyTorch's current stream as an address if that is none of its default ones, else None.
+
+    CuPy knows its own current stream; whoever set one in PyTorch means the kernels to run there.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return torch.cuda.current_stream().cuda_stream or None
+
+
+def address(x: Array) -> int:
+    """Return where an array begins, in the memory that it lies in."""
+    return int(x.data.ptr) if _is_cupy(x) else int(x.ctypes.data)  # type: ignore[attr-defined]
+
+
+def on_host(x: Array) -> Array:
+    """Return an array's values as NumPy array; waits for a GPU."""
+    return x.get() if _is_cupy(x) else x  # type: ignore[attr-defined]
+
+
+def empty(count: int, device: str = HOST) -> Array:
+    """Return an uninitialised float32 array."""
+    return np.empty(count, np.float32) if device == HOST else _cupy().empty(count, np.float32)
+
+
+def zeros(count: int, device: str = HOST) -> Array:
+    """Return a float32 array of zeros."""
+    return np.zeros(count, np.float32) if device == HOST else _cupy().zeros(count, np.float32)
+
+
+def aligned_empty(nbytes: int, device: str = HOST) -> Array:
     """Return an uninitialised uint8 array whose data begins at a multiple of 64."""
+    if device == GPU:
+        gpu: Array = _cupy().empty(nbytes, np.uint8)
+        return gpu  # CuPy's memory begins at multiples of 512
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + nbytes]

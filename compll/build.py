@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,14 +68,16 @@ def cpu() -> str:
     )
 
 
-def library(name: str, source: str, headers: Mapping[str, str]) -> ctypes.CDLL:
-    """Build (or find) and load the library of one generated source.
+def library(
+    name: str, source: str, headers: Mapping[str, str], flags: Sequence[str] | None = None
+) -> ctypes.CDLL:
+    """Build (or find) and load the library of one generated source; `flags` defaults to those of `cpp`.
 
     Raises:
         BackendError: no compiler, or it refused the source (a bug of ours; its output is in the message).
 
     """
-    path = library_path(name, source, headers)
+    path = library_path(name, source, headers, flags)
     with _patient_openmp():
         return ctypes.CDLL(str(path))
 
@@ -99,10 +101,12 @@ def _patient_openmp() -> Iterator[None]:
         del os.environ[names[0]]
 
 
-def library_path(name: str, source: str, headers: Mapping[str, str]) -> Path:
+def library_path(
+    name: str, source: str, headers: Mapping[str, str], flags: Sequence[str] | None = None
+) -> Path:
     """Return the path of the built library, building it if it is not in the cache."""
-    command = knobs.compiler()
-    parts = (source, *headers.values(), " ".join(FLAGS), command, compiler_version(command), cpu())
+    command, flags = knobs.compiler(), FLAGS if flags is None else flags
+    parts = (source, *headers.values(), " ".join(flags), command, compiler_version(command), cpu())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     folder = knobs.cache_dir() / f"{name}-{key}"
     path = folder / f"lib{name}.so"
@@ -112,7 +116,7 @@ def library_path(name: str, source: str, headers: Mapping[str, str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(str(folder / "lock")):
             if not _is_whole(path):
-                _compile(command, name, source, headers, folder, path)
+                _compile([*shlex.split(command), *flags], name, source, headers, folder, path)
     except OSError as e:
         raise BackendError(f"cannot write to the cache '{folder}': {e}; name another by COMPLL_CACHE") from e
     return path
@@ -131,7 +135,7 @@ def _digest(path: Path) -> str:
 
 
 def _compile(
-    command: str, name: str, source: str, headers: Mapping[str, str], folder: Path, path: Path
+    command: Sequence[str], name: str, source: str, headers: Mapping[str, str], folder: Path, path: Path
 ) -> None:
     for header, content in headers.items():
         (folder / header).write_text(content, "utf-8")
@@ -139,11 +143,9 @@ def _compile(
     text.write_text(source, "utf-8")
     handle, made = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(handle)
-    done = subprocess.run(
-        [*shlex.split(command), *FLAGS, "-o", made, str(text)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "-o", made, str(text)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         Path(made).unlink(missing_ok=True)
-        raise BackendError(f"'{command}' refused the generated '{text}':\n{done.stderr.strip()[-4000:]}")
+        raise BackendError(f"'{command[0]}' refused the generated '{text}':\n{done.stderr.strip()[-4000:]}")
     path.with_suffix(".sha256").write_text(_digest(Path(made)), "ascii")
     Path(made).replace(path)

@@ -18,7 +18,7 @@ from compll import codec as api
 from compll import driver, generate, knobs, report
 from compll import syntax as s
 from compll.check.signature import Values
-from compll.emit import cpp, numba
+from compll.emit import cpp, cuda, numba
 from compll.errors import BackendError, CompileError, ParameterError, PayloadError
 from compll.ir_text import function_text
 from compll.passes import fuse
@@ -26,7 +26,7 @@ from compll.passes import fuse
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="CompLL: compile gradient compression algorithms."
 )
-SOURCES = {"cpp": cpp.source, "numba": numba.source}
+SOURCES = {"cpp": cpp.source, "cuda": cuda.source, "numba": numba.source}
 STAGES = ("ast", "ir", "fused", *SOURCES)
 
 Sources = Annotated[
@@ -160,7 +160,7 @@ def run(
     sources: Sources,
     n: Annotated[int, typer.Option("-n", min=0, help="elements of the gradient")] = 100_000,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="seed of gradient and noise")] = 7,
-    backend: Annotated[str, typer.Option(help="auto | cpp | numba | interp")] = "auto",
+    backend: Annotated[str, typer.Option(help=" | ".join(("auto", *driver.BACKENDS)))] = "auto",
     param: Params = None,
     error_feedback: Feedback = False,
 ) -> None:

@@ -11,9 +11,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from compll import arrays, driver, payload
 from compll import backends as b
-from compll import driver, payload
-from compll.arrays import aligned_empty, view
 from compll.check.signature import choose
 from compll.errors import BackendError, CompileError, ParameterError, PayloadError
 from compll.knobs import threads as default_threads
@@ -74,7 +73,8 @@ def compile(  # noqa: A001 - the API's name, as in re.compile
     Args:
         source: the name of a shipped algorithm; a path (or a string that ends in `.pse`) of a file with
             both functions; or a pair of paths, one with Encode and one with Decode.
-        backend: `auto` (`cpp` if there is a compiler, else `numba`), `cpp`, `numba` or `interp`.
+        backend: `auto` (`cpp` if there is a compiler, else `numba`), `cpp`, `numba`, `interp`, `cuda` (for
+            arrays on a GPU) or `cudasim` (its kernels, on the CPU).
         error_feedback: add a residual: what a payload loses is added to the next gradient.
         params: values of the program's hyper-parameters.
 
@@ -121,6 +121,7 @@ class Codec:
         self._program, self._library = program, library
         self._values = program.checked.values
         self._places: dict[int, tuple[payload.Extent, ...]] = {}
+        self._device = arrays.device_of(library.backend)
         self.info: Info = program.info
 
     def __repr__(self) -> str:
@@ -142,10 +143,10 @@ class Codec:
     def new_state(self, n: int, like: Any = None) -> dict[str, Any]:
         """Return the zero state for n elements: name -> float32[n], of the array type of `like`."""
         n = _length(n)
-        zeros = {name: np.zeros(n, np.float32) for name in self._program.encode.states}
+        zeros = {name: arrays.zeros(n, self._device) for name in self._program.encode.states}
         if like is None:
             return dict(zeros)
-        wrap = view(like, "like", "float32")[1]
+        wrap = self._view(like, "like", "float32")[1]
         return {name: wrap(z) for name, z in zeros.items()}
 
     def with_params(self, **params: float | bool) -> Codec:
@@ -210,8 +211,7 @@ class Codec:
 
         """
         if out is None:
-            out = np.empty(_length(n), np.float32)
-            out = view(payload, "payload", "uint8")[1](out)
+            out = self._view(payload, "payload", "uint8")[1](arrays.empty(_length(n), self._device))
         elif len(out) != n:
             raise ParameterError(f"out has {len(out)} elements, and n is {n}")
         return self.batch("decode", [Item(payload=payload, out=out, shared_seed=shared_seed)])[0].value
@@ -280,8 +280,8 @@ class Codec:
             raise ParameterError(f"{self.info.name} has no hop: {self.info.why['hop']}")
         encodes = []
         for item in items:
-            grad, wrap = view(item.grad, "grad", "float32")
-            total = np.empty(len(grad), np.float32)
+            grad, wrap = self._view(item.grad, "grad", "float32")
+            total = arrays.empty(len(grad), self._device)
             self.batch(
                 "decode", [Item(payload=item.payload, out=wrap(total), shared_seed=item.shared_seed)], threads
             )
@@ -290,6 +290,9 @@ class Codec:
                 np.multiply(total, _scale(item.scale), out=total)
             encodes.append(replace(item, grad=wrap(total), payload=None, scale=1.0))
         return self.batch("encode", encodes, threads)
+
+    def _view(self, x: Any, what: str, kind: str, *, writes: bool = False) -> tuple[Array, Any]:
+        return arrays.view(x, what, kind, writes=writes, device=self._device)
 
     # --- preparation ------------------------------------------------------------------------------
 
@@ -304,11 +307,11 @@ class Codec:
         """Return where the fields of this payload lie; those of the largest one, if all have one length."""
         if self.info.exact_size:
             return self._extents(n)
-        counts = payload.read_counts(self._program.decode, raw, n, self._values)
+        counts = payload.read_counts(self._program.decode, arrays.on_host(raw), n, self._values)
         return payload.extents(self._program.decode.layout, n, self._values, counts)
 
     def _prepare_encode(self, item: Item) -> tuple[b.Call, Any]:
-        grad, wrap = view(item.grad, "grad", "float32")
+        grad, wrap = self._view(item.grad, "grad", "float32")
         n = len(grad)
         seed = self._seed(item.seed, "seed", required=self.info.random)
         shared = item.seed if item.shared_seed is None else item.shared_seed
@@ -317,14 +320,14 @@ class Codec:
         kept, what = (item.state, "state") if item.new_state is None else (item.new_state, "new_state")
         new_state = self._state(kept, what, n, writes=True)
         need = self.max_bytes(n)
-        out = buffer = aligned_empty(need)
+        out = buffer = arrays.aligned_empty(need, self._device)
         if item.out is not None:
-            buffer, wrap = view(item.out, "out", "uint8", writes=True)
+            buffer, wrap = self._view(item.out, "out", "uint8", writes=True)
             if len(buffer) < need:
                 raise ParameterError(
                     f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}"
                 )
-            out = buffer if _is_aligned(buffer) else aligned_empty(need)
+            out = buffer if _is_aligned(buffer) else arrays.aligned_empty(need, self._device)
 
         def finish(length: int) -> Any:
             if out is not buffer:
@@ -334,11 +337,11 @@ class Codec:
         return b.Call(n, grad, out, seed, shared, 1.0, state, new_state), finish
 
     def _prepare_decode(self, item: Item) -> tuple[b.Call, Any]:
-        raw = view(item.payload, "payload", "uint8")[0]
-        out, wrap = view(item.out, "out", "float32", writes=True)
+        raw = self._view(item.payload, "payload", "uint8")[0]
+        out, wrap = self._view(item.out, "out", "float32", writes=True)
         payload.check_length(self.info.name, raw, self._extents_of(raw, len(out)), len(out))
         if not _is_aligned(raw):
-            copy = aligned_empty(len(raw))
+            copy = arrays.aligned_empty(len(raw), self._device)
             copy[:] = raw
             raw = copy
         shared = self._seed(item.shared_seed, "shared_seed", required=self.info.keyed)
@@ -363,14 +366,14 @@ class Codec:
             raise ParameterError(
                 f"{what} has {have}, and {self.info.name} keeps {want}: see codec.new_state(n)"
             )
-        arrays = {}
+        vectors = {}
         for name, value in (state or {}).items():
-            arrays[name] = view(value, f"{what}['{name}']", "float32", writes=writes)[0]
-            if len(arrays[name]) != n:
+            vectors[name] = self._view(value, f"{what}['{name}']", "float32", writes=writes)[0]
+            if len(vectors[name]) != n:
                 raise ParameterError(
-                    f"{what}['{name}'] has {len(arrays[name])} elements, and the gradient {n}"
+                    f"{what}['{name}'] has {len(vectors[name])} elements, and the gradient {n}"
                 )
-        return arrays
+        return vectors
 
     def _failure(self, op: str, call: b.Call, outcome: b.Outcome) -> Exception:
         name = self.info.name
@@ -380,7 +383,11 @@ class Codec:
             )
         if outcome.status == b.REFUSED:
             return payload.explain_refusal(
-                name, self._program.decode, call.payload, self._extents_of(call.payload, call.n), self._values
+                name,
+                self._program.decode,
+                arrays.on_host(call.payload),
+                self._extents_of(call.payload, call.n),
+                self._values,
             )
         return PayloadError(f"{name}: Decode read a vector outside its range; the payload is corrupt")
 
@@ -410,4 +417,4 @@ def _scale(value: Any) -> np.float32:
 
 
 def _is_aligned(x: Array) -> bool:
-    return x.ctypes.data % 16 == 0
+    return arrays.address(x) % 16 == 0

@@ -20,7 +20,7 @@ from compll.properties import Info, infer
 
 __all__ = ["Program", "build", "check_files", "did_you_mean", "load", "parse_files", "program_of", "unit_of"]
 
-BACKENDS = ("cpp", "numba", "interp")
+BACKENDS = ("cpp", "numba", "cuda", "cudasim", "interp")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compll import driver
 from compll.codec import algorithms
-from compll.emit import cpp, numba
+from compll.emit import cpp, cuda, numba
 from compll.ir_text import function_text
 from compll.passes import fuse
 
@@ -23,6 +23,7 @@ def texts() -> Iterator[tuple[str, str]]:
         yield f"{name}/{name}.fused", title + "\n".join(function_text(fuse(f)) for f in unit.functions)
         yield f"{name}/{name}.cpp", cpp.source(unit)
         yield f"{name}/{name}.py", numba.source(unit)
+        yield f"{name}/{name}.cu", cuda.source(unit)
 
 
 def write(folder: Path) -> list[Path]:
@@ -56,4 +57,4 @@ def differences(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("*/*") if p.suffix in (".ir", ".fused", ".cpp", ".py")]
+    return [p for p in folder.glob("*/*") if p.suffix in (".ir", ".fused", ".cpp", ".cu", ".py")]

@@ -37,5 +37,5 @@ def threads() -> int:
 
 
 def backend() -> str:
-    """`COMPLL_BACKEND`: what `backend="auto"` takes: `auto` (the default), `cpp`, `numba` or `interp`."""
+    """`COMPLL_BACKEND`: what `backend="auto"` takes: `auto` (the default) or a backend's name."""
     return os.environ.get("COMPLL_BACKEND") or "auto"

@@ -22,7 +22,7 @@ MAPPED = {
     name: PROJECT["tool"]["setuptools"]["package-dir"].get(name, name.replace(".", "/"))
     for name in PROJECT["tool"]["setuptools"]["packages"]
 }
-DATA = (".pse", ".lark", ".j2", ".h", ".typed")
+DATA = (".pse", ".lark", ".j2", ".h", ".cuh", ".typed")
 
 
 def pins() -> dict[str, str]:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from compll import ir
-from compll.types import Array
+from compll.types import Array, arithmetic, dtype
 
 OK, NOT_FINITE, OUT_OF_RANGE, REFUSED = 0, 1, -1, -2
 
@@ -56,3 +58,13 @@ class Library(Protocol):
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item of a batch."""
+
+
+def pack_parameters(params: Sequence[ir.Parameter], values: Values) -> Array:
+    """Lay out the run-time parameters as the generated C struct `Params`: an array of one record."""
+    named = [p for p in params if not p.static]
+    kinds = [(p.name, dtype(arithmetic(p.elem))) for p in named] or [("none", np.dtype(np.uint8))]
+    packed = np.zeros(1, np.dtype(kinds, align=True))
+    for p in named:
+        packed[p.name] = values[p.name]
+    return packed

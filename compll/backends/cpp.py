@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from compll import build as builder
-from compll.backends import Call, Outcome, Unit, Values
+from compll.backends import Call, Outcome, Unit, Values, pack_parameters
 from compll.emit import cpp
-from compll.types import Array, arithmetic, dtype
+from compll.types import Array
 
 POINTERS = ctypes.c_void_p * 8
 
@@ -53,7 +53,6 @@ class CppLibrary:
         """Look up the operations."""
         self.unit = unit
         self.states = unit.functions[0].states
-        self.params = [p for p in unit.params if not p.static]
         self.operations = {}
         for f in unit.functions:
             entry = getattr(library, f"{unit.codec}_{f.op}_f32")
@@ -87,19 +86,11 @@ class CppLibrary:
                 new = POINTERS(*(call.new_state[name].ctypes.data for name in self.states))
                 item.state, item.new_state = ctypes.addressof(old), ctypes.addressof(new)
                 alive += [old, new]
-        params = self._params(values)
+        params = pack_parameters(self.unit.params, values)
         most = max((call.n for call in calls), default=0)
         scratch = self._scratch(int(self.scratch_bytes(most, params.ctypes.data)))
         self.operations[op](items, len(calls), params.ctypes.data, scratch.ctypes.data, threads, None)
         return [Outcome(item.status, item.length) for item in items]
-
-    def _params(self, values: Values) -> Array:
-        """Lay out the run-time parameters as the C struct `Params`."""
-        kinds = [(p.name, dtype(arithmetic(p.elem))) for p in self.params] or [("none", np.dtype(np.uint8))]
-        params = np.zeros(1, np.dtype(kinds, align=True))
-        for p in self.params:
-            params[p.name] = values[p.name]
-        return params
 
     def _scratch(self, size: int) -> Array:
         held: Array | None = getattr(self.local, "scratch", None)

@@ -30,5 +30,7 @@ def headers(folder: str) -> dict[str, str]:
     """Return the runtime headers of a backend: name -> text, such as `compll.h` of folder `cpp`."""
     files = importlib.resources.files("compll._templates").joinpath(folder).iterdir()
     return {
-        f.name: f.read_text("utf-8") for f in sorted(files, key=lambda f: f.name) if f.name.endswith(".h")
+        f.name: f.read_text("utf-8")
+        for f in sorted(files, key=lambda f: f.name)
+        if f.name.endswith((".h", ".cuh"))
     }

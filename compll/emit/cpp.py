@@ -31,12 +31,13 @@ def source(unit: Unit) -> str:
         codec=unit.codec,
         static=[p.name for p in unit.params if p.static],
         params=[(scalar_type(p.elem), p.name) for p in run_time],
-        fields=[_field(f, writer) for f in layout],
+        fields=[field_text(f, writer) for f in layout],
         operations=[Emitter(f).operation() for f in unit.functions],
     )
 
 
-def _field(f: ir.Field, writer: ScalarWriter) -> FieldText:
+def field_text(f: ir.Field, writer: ScalarWriter) -> FieldText:
+    """Return alignment and size of a payload field."""
     if f.length is None:
         return FieldText(f.name, alignment(f.elem, False), str(scalar_bytes(f.elem)))
     length = f"greater<int64_t>(0, {writer.text(f.length)})"

@@ -4,8 +4,8 @@
 // by hoping that a loop is vectorised.  There is no fast-math and no FMA: payloads are equal bit for bit.
 #pragma once
 
-#include "elementary.h"
 #include "lanes.h"
+#include "elementary.h"
 #include "memory.h"
 #include "random.h"
 #include "reduce.h"

@@ -144,4 +144,17 @@ template <class T> inline auto popcount(T x) {
     else return each<Int32>([&](int j) { return popcount_one(std::make_unsigned_t<Element<T>>(x[j])); });
 }
 
+// --- what elementary.h is written in ------------------------------------------------------------------
+#define COMPLL_FUNCTION inline
+template <class T> struct IntegersOf;
+template <> struct IntegersOf<float> { using Signed = int32_t; using Unsigned = uint32_t; };
+template <> struct IntegersOf<Float> { using Signed = Int32; using Unsigned = UInt32; };
+template <class T> using SignedOf = typename IntegersOf<T>::Signed;
+template <class T> using UnsignedOf = typename IntegersOf<T>::Unsigned;
+
+inline int32_t whole(float x) { return int32_t(x); }
+inline Int32 whole(Float x) { return __builtin_convertvector(x, Int32); }
+inline float real(int32_t x) { return float(x); }
+inline Float real(Int32 x) { return __builtin_convertvector(x, Float); }
+
 }  // namespace compll

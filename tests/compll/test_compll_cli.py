@@ -55,6 +55,7 @@ def test_show_prints_every_stage() -> None:
     fused = right("show", "onebit")
     assert fused.count("pass[n]") == 3
     assert "compll_item" in right("show", "onebit", "--emit", "cpp")
+    assert "__global__" in right("show", "onebit", "--emit", "cuda")
     assert "residual" in right("show", "terngrad", "--emit", "ir", "--error-feedback")
 
 
@@ -121,7 +122,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str | Path], str]]:
         "parameter out of range": (["build", "terngrad", "-p", "bitwidth=9"], "from 1 to 8"),
         "infinite parameter": (["check", "terngrad", "-p", "bitwidth=inf"], "bitwidth"),
         "unknown stage": (["show", "onebit", "--emit", "cp"], "did you mean 'cpp'"),
-        "unknown backend": (["run", "onebit", "--backend", "cuda"], "no backend 'cuda'"),
+        "unknown backend": (["run", "onebit", "--backend", "cudo"], "no backend 'cudo'.*did you mean 'cuda'"),
         "decode is missing": (["run", write(SMALL.strip().splitlines()[0])], "has no Decode"),
         "no encode to build": (["build", write(SMALL.strip().splitlines()[1])], "Encode"),
         "too many files": (["run", "onebit", "terngrad", "onebit"], "one codec"),

@@ -1,0 +1,73 @@
+// The runtime of generated CUDA C++.
+//
+// A tile is 1024 elements = 8 rows x 128 lanes, and one warp's work.  A codec's operation is a list of launches
+// in the order of one stream, all with the same arguments: kernels over items (a block each; they fold the
+// reductions of the pass before and work out scalars) and kernels over tiles (one pass over memory each).
+// Scalars stay in the item's frame, at the start of its scratch; nothing is allocated and nothing waits for the
+// host.  Compile with --fmad=false and without fast-math: payloads are equal bit for bit on every backend.
+#pragma once
+
+#include "random.cuh"
+#include "reduce.cuh"
+
+// The C ABI: a call takes a table of items in device memory, so that a single call is a batch of one.  The
+// pointers in it, `state` and `new_state` included, are device pointers too.
+extern "C" struct compll_item {
+    float* gradient;        // encode: input; decode, decode_add: output
+    uint8_t* payload;       // a multiple of 16; encode: output of `capacity` bytes; otherwise input of `length`
+    int64_t n;              // elements of the gradient
+    int64_t capacity;
+    int64_t length;         // encode: set to the payload's true length
+    const float* const* state;   // one pointer a state vector, in the order of the program
+    float* const* new_state;     // may be the same
+    uint64_t seed, shared_seed;
+    char* scratch;          // a multiple of 64; `scratch_bytes(n)` bytes of its own
+    float scale;            // decode_add
+    int32_t status;         // 0, 1: the input was not finite, or negative: an error
+};
+
+namespace compll {
+
+enum Status : int32_t { OK = 0, NOT_FINITE = 1, OUT_OF_RANGE = -1, REFUSED = -2, BAD_BUFFER = -3, NO_LAUNCH = -4 };
+
+COMPLL_BOTH int64_t align(int64_t at, int64_t to) { return (at + to - 1) / to * to; }
+template <class T, class V> COMPLL_DEVICE void put(uint8_t* to, V x) {
+    *reinterpret_cast<T*>(to) = static_cast<T>(canonical(x));
+}
+template <class T> COMPLL_DEVICE T get(const uint8_t* from) { return *reinterpret_cast<const T*>(from); }
+COMPLL_DEVICE void clear(uint8_t* from, uint8_t* to) {
+    while (from < to) *from++ = 0;
+}
+
+// The rule of every launch: over items a block each; over tiles a warp each, in x as many as the longest item
+// has, and the items in y.  Kernels stride, so that any grid gives the same.
+constexpr int64_t MOST_X = 1 << 20, MOST_Y = 65535;
+struct Grid { unsigned x, y, threads; };
+COMPLL_BOTH int64_t within(int64_t x, int64_t most) { return x < 1 ? 1 : x < most ? x : most; }
+COMPLL_BOTH Grid over_items(int64_t count) { return {unsigned(within(count, MOST_X)), 1, ITEM_THREADS}; }
+COMPLL_BOTH Grid over_tiles(int64_t count, int64_t most) {
+    constexpr int64_t warps = TILE_THREADS / WARP;
+    return {unsigned(within((tiles_of(most) + warps - 1) / warps, MOST_X)), unsigned(within(count, MOST_Y)), TILE_THREADS};
+}
+
+}  // namespace compll
+
+#if defined(__CUDACC_RTC__)
+// Launched by the caller of NVRTC; there is no host code.
+#elif defined(__CUDACC__)
+#define COMPLL_EXPORT extern "C" __attribute__((visibility("default")))
+#define COMPLL_LAUNCH(KERNEL, GRID, ...) \
+    do { const compll::Grid g = GRID; KERNEL<<<dim3(g.x, g.y), g.threads, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); } while (0)
+#define COMPLL_LAUNCHED (cudaGetLastError() == cudaSuccess)
+#else
+#define COMPLL_EXPORT extern "C" __attribute__((visibility("default")))
+#define COMPLL_LAUNCH(KERNEL, GRID, ...) \
+    do { const compll::Grid g = GRID; if (compll_sim_launch(KERNEL, g.x, g.y, g.threads, 0, __VA_ARGS__)) return NO_LAUNCH; } while (0)
+#define COMPLL_LAUNCHED true
+
+// Run one kernel; return what is wrong with it, or null.
+COMPLL_EXPORT const char* compll_sim_launch(void (*kernel)(compll_item*, int64_t, const void*), unsigned x, unsigned y,
+                                            unsigned threads, int order, compll_item* items, int64_t count, const void* params) {
+    return compll::sim::launch({x, y, 1}, int(threads), order, [=] { kernel(items, count, params); });
+}
+#endif
