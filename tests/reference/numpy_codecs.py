@@ -5,6 +5,7 @@ They have what makes a runtime wrong: state, randomness, a key, and payloads who
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,19 +35,22 @@ class Info:
     why: dict[str, str] = field(default_factory=dict)
 
 
-class NumpyCodec:
+class NumpyCodec(ABC):
     """encode, decode, decode_add and hop from two pure functions; feedback adds the residual around them."""
 
     info: Info
 
+    @abstractmethod
     def max_bytes(self, n: int) -> int:
-        raise NotImplementedError
+        """Of the codec."""
 
+    @abstractmethod
     def compress(self, x: Vector, seed: int, shared: int) -> bytes:
-        raise NotImplementedError
+        """Of the codec."""
 
+    @abstractmethod
     def expand(self, payload: bytes, n: int, shared: int) -> Vector:
-        raise NotImplementedError
+        """Of the codec."""
 
     def new_state(self, n: int) -> dict[str, Vector]:
         return {"residual": np.zeros(n, np.float32)} if self.info.feedback else {}
