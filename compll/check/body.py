@@ -247,6 +247,7 @@ class Body(Selection):
         """Read one field; a field read into a parameter must equal it."""
         if field.length is not None:
             self.lengths[field.name] = field.length
+            self.received.add(field.name)
             if field.elem.kind in ("int", "uint"):
                 self.ascending.add(field.name)  # the decoder checks it where a scatter uses it
             return named(field.name, field.elem, field.length)

@@ -82,6 +82,7 @@ class Operators(Statements):
         self.fields: tuple[ir.Field, ...] | None = None  # of the payload
         self.most: dict[str, ir.Expr] = {}  # size that depends on data -> the most it can be
         self.tables: dict[str, ir.Table] = {}
+        self.received: set[str] = set()  # fields that are read from bytes which may be anything
         self.ascending: set[str] = set()  # vectors whose elements are strictly ascending positions
         self.lengths: dict[str, ir.Expr] = {}  # of the vectors whose length is not gradient.size
         self.wish = "{}"

@@ -187,7 +187,7 @@ class Selection(Operators):
                 places.length,
                 ir.as_elem(places.body, INT),
                 ir.as_elem(put, elem),
-                places.name in {f.name for f in self.fields or ()} and self.sig.op == "decode",
+                places.name in self.received,
             )
         )
         self.lengths[name] = length

@@ -33,7 +33,10 @@ def generated(source: str) -> cuda.Generated:
     return cuda.generate(driver.unit_of(driver.load(api.find(source), {}).checked))
 
 
-@pytest.mark.skipif(not COMPILERS, reason="neither NVRTC (pip: nvidia-cuda-nvrtc) nor nvcc is installed")
+def test_a_compiler_for_the_gpu_is_there() -> None:
+    assert COMPILERS, "neither NVRTC (pip: nvidia-cuda-nvrtc, which `make setup` installs) nor nvcc is there"
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("compiler", COMPILERS[:1])
 @pytest.mark.parametrize("name", compll.algorithms())
@@ -46,7 +49,6 @@ def test_shipped_kernels_spill_no_register(name: str, compiler: str, arch: str, 
     assert max(r.registers for r in resources) <= 200
 
 
-@pytest.mark.skipif(not COMPILERS, reason="neither NVRTC (pip: nvidia-cuda-nvrtc) nor nvcc is installed")
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_every_compiler_takes_every_type_function_and_block(compiler: str, tmp_path: Path) -> None:
     for text in (MIXED, BLOCKS, ELEMENTARY):

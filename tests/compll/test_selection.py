@@ -9,7 +9,10 @@ import pytest
 from compll_cases import gradient, write
 
 from compll import codec as api
-from compll import rng
+from compll import driver, rng
+from compll.backends import Call
+from compll.backends.interp import interpret
+from compll.passes import fuse
 
 PAIR = """
 void PairDecode(uint8* compressed, float* gradient) {
@@ -272,6 +275,31 @@ def test_a_payload_that_this_program_did_not_make_is_refused() -> None:
         except api.PayloadError:
             continue
         assert np.count_nonzero(out) <= 4
+
+
+@pytest.mark.parametrize("text", [GRADDROP, RANDOMK], ids=["graddrop", "randomk"])
+def test_every_pass_keeps_the_meaning(text: str) -> None:
+    program = driver.load([write(text)], {})
+    n, values = 3000, program.checked.values
+    g, old = gradient("normal", n), gradient("normal", n, seed=9)
+    results = []
+    for typed in driver.unit_of(program.checked).functions:
+        for f in (typed, fuse(typed)):
+            state = {name: old.copy() for name in f.states}
+            payload = np.zeros(8 * n + 16, np.uint8) if f.op == "encode" else results[0][0]
+            out = g.copy()
+            outcome = interpret(f, Call(n, out, payload, 5, 5, 0.5, state, state), values)
+            assert outcome.status == 0
+            results.append((payload[: outcome.length], out, *state.values()))
+    for a, b in zip(results[::2], results[1::2], strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_an_index_too_narrow_for_its_positions_is_an_error_of_encode() -> None:
+    text = GRADDROP.replace("uint32* index", "uint8* index")
+    codec = api.compile(write(text), "interp")
+    with pytest.raises(IndexError, match="Encode"):
+        codec.encode(gradient("normal", 20_000), seed=1, state=codec.new_state(20_000))
 
 
 def test_cpp_says_that_it_does_not_build_selections_yet() -> None:
