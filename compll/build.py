@@ -41,7 +41,10 @@ def compiler_version(command: str) -> str:
         program = shlex.split(command)
     except ValueError:  # unbalanced quotes
         program = []
-    mend = "install g++, name another by COMPLL_CXX, or take the slow reference by backend='interp'"
+    mend = (
+        "install g++, name another by COMPLL_CXX, take backend='numba' (pip install numba), "
+        "or the slow reference by backend='interp'"
+    )
     if not program or shutil.which(program[0]) is None:
         raise BackendError(f"the cpp backend needs a C++ compiler, and '{command}' is not there: {mend}")
     try:

@@ -267,6 +267,18 @@ def progress(visible: bool, epochs: int) -> Iterator[Show]:
         yield show
 
 
+def check_algorithm(algorithm: str) -> None:
+    """End with the compiler's message, before any rank waits for another, if there is no such compressor."""
+    if algorithm in ("none", "horovod"):
+        return
+    import compll
+
+    try:
+        compll.compile(algorithm)
+    except (compll.CompileError, compll.ParameterError, compll.BackendError) as error:
+        raise SystemExit(f"--algorithm {algorithm}:\n{error}") from None
+
+
 def connect(algorithm: str, topology: Topology, plan: Path | None, seed: int) -> Link:
     """Start the library that the algorithm names."""
     return HorovodLink() if algorithm == "horovod" else CasyncLink(algorithm, topology, plan, seed)
@@ -276,7 +288,8 @@ def main(
     algorithm: Annotated[
         str,
         typer.Option(
-            help="terngrad, onebit, a .pse file, none (exact ring), or horovod (its own all-reduce)."
+            help="A shipped algorithm (`compll algorithms` lists them), a .pse file, none (exact ring), "
+            "or horovod (its own all-reduce)."
         ),
     ] = "terngrad",
     topology: Annotated[
@@ -301,6 +314,7 @@ def main(
 
         casync.write_gradients(model, write_gradients)
         return
+    check_algorithm(algorithm)
     link = connect(algorithm, topology, comprplan, seed)
     if GLOBAL_BATCH % link.size:
         raise typer.BadParameter(
