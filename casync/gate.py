@@ -7,7 +7,10 @@ the socket unless both are right. So a stranger neither takes a rank's place nor
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import socket
+import time
 
 import zmq
 
@@ -19,10 +22,13 @@ class Gate:
     """Makes the sockets of one rank and answers the handshakes that arrive at them.
 
     One a context. Made before anything is bound, so that early handshakes wait for `open` instead of failing.
+    spared: the port at which the ranks meet; no socket of the gate takes it, whichever the system offers,
+    for rank 0 may be on this machine and yet to listen there.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, spared: int = 0) -> None:
         self._context = context
+        self._spared = spared
         self._secret = ""
         self.socket: Socket = context.socket(zmq.ROUTER)
         self.socket.bind("inproc://zeromq.zap.01")
@@ -33,10 +39,16 @@ class Gate:
 
     def listen(self, address: str, service: str, peer: int) -> tuple[Socket, int]:
         """Return a socket that rank `peer` alone may connect to, and its port at `address` (IPv4)."""
-        socket = self._pair(service)
-        socket.plain_server = True
-        socket.zap_domain = f"{service}/{peer}".encode()
-        return socket, socket.bind_to_random_port(f"tcp://{address}")
+        made = self._pair(service)
+        made.plain_server = True
+        made.zap_domain = f"{service}/{peer}".encode()
+        port = made.bind_to_random_port(f"tcp://{address}")
+        if port != self._spared:
+            return made, port
+        other = self.listen(address, service, peer)  # while this one holds the port: at another
+        made.close(0)
+        _wait_until_free(address, port)
+        return other
 
     def connect(self, address: str, port: int, service: str, rank: int) -> Socket:
         """Return a socket that connects to the one that a peer made for `rank` by `listen`."""
@@ -66,3 +78,12 @@ class Gate:
             let_in = right_rank and bool(self._secret) and hmac.compare_digest(secret, self._secret.encode())
             status = (b"200", b"welcome") if let_in else (b"400", b"not of this job")
             self.socket.send_multipart([route, b"", version, request, *status, user, b""])
+
+
+def _wait_until_free(address: str, port: int) -> None:
+    """A ZeroMQ socket gives its port back some microseconds after it was closed."""
+    for _ in range(1000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((address, port))
+            return
+        time.sleep(0.001)

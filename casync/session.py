@@ -100,7 +100,7 @@ def connect(
 def _join(place: launch.Launch, timeout: float, start_timeout: float, open_transport: base.Open) -> Session:
     context: Context = zmq.Context(io_threads=2)
     plane: Plane | None = None
-    gate = Gate(context)
+    gate = Gate(context, spared=place.meeting.port if place.meeting else 0)
     listening = {}
     try:
         address = rendezvous.own_address(context, place)

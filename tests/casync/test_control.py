@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import zmq
-from casync_jobs import in_threads, places, sessions
+from casync_jobs import free_port, in_threads, places, sessions
 
 from casync import machine
 from casync.control import MismatchError, RankFailure, Wait
@@ -221,6 +221,31 @@ def test_strangers_that_come_first_do_not_take_a_ranks_place() -> None:
         assert held.recv() == b"rank 1"
         assert not held.poll(100)
         for one in (*visitors, ours, held, gate.socket):
+            one.close(0)
+
+
+def test_no_socket_takes_the_port_at_which_the_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may offer it to a rank that is on rank 0's machine, or to rank 0 itself."""
+    from casync.gate import Gate
+
+    bind = zmq.Socket.bind_to_random_port
+    spared = free_port()
+    offers = [spared]
+
+    def offer(socket: zmq.Socket[bytes], address: str) -> int:
+        if not offers:
+            return bind(socket, address)
+        socket.bind(f"{address}:{offers[0]}")
+        return offers.pop()
+
+    monkeypatch.setattr(zmq.Socket, "bind_to_random_port", offer)
+    with zmq.Context() as context:
+        gate = Gate(context, spared)
+        held, port = gate.listen("127.0.0.1", "control", 1)
+        assert port != spared
+        meeting = context.socket(zmq.ROUTER)
+        meeting.bind(f"tcp://127.0.0.1:{spared}")  # Raises where it is taken.
+        for one in (held, meeting, gate.socket):
             one.close(0)
 
 
