@@ -68,9 +68,9 @@ class Python(Dialect):
         """Return the bits of a float as they are stored."""
         return f"float_bits({x})"
 
-    def random_row(self, site: int) -> str:
-        """Return the random bits of the lanes at work, for one call site."""
-        return f"row_of(r{site}, row)"
+    def random_row(self, name: str) -> str:
+        """Return the random bits of the lanes at work, of those that a tile holds under a name."""
+        return f"row_of({name}, row)"
 
     def bounds(self, elem: Elem) -> tuple[str, str]:
         """Return the limits of an integer type."""
