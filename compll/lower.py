@@ -96,12 +96,12 @@ class _Lowering:
                 self.scatter(b, later)
             case ir.Store() if any(list(reads_of(b.body, name)) for name in self.patched):
                 self.patch(b)
-            case ir.Let(name, value):
-                value = self.with_ranks(value)
-                self.body.append(ir.Let(name, value))
-            case ir.Put(field, elem, value):
-                value = self.with_ranks(value)
-                self.body.append(ir.Put(field, elem, value))
+            case ir.Store(target, _, length, body) if target.kind == "state" and not _along(body):
+                value = self.vector(self.fresh(target.name + "_new"), body.type, length, body)
+                self.body.append(replace(b, body=value))
+            case ir.Let() | ir.Put():
+                ranked = self.with_ranks(b.value)
+                self.body.append(replace(b, value=ranked))
             case _:
                 self.body.append(b)
 
@@ -190,6 +190,12 @@ def selected(length: ir.Expr, k: ir.Expr, block: int) -> ir.Expr:
     size = ir.const(block, INT)
     whole, rest = (ir.apply(op, length, size) for op in "/%")
     return ir.apply("+", ir.apply("*", whole, most(size)), most(rest))
+
+
+def _along(e: ir.Expr) -> bool:
+    """Whether every read is at the own position, or at its block, so that none can be out of range."""
+    reads = (x.position for x in ir.walk(e) if isinstance(x, ir.Read))
+    return all(p == ir.Position() or ir.block_of(p) for p in reads)
 
 
 def _reads(e: ir.Expr) -> set[str]:

@@ -156,6 +156,7 @@ def _write_last(f: ir.Function, place: dict[int, int], by_block: Mapping[int, in
     """Put the stores of states into the last pass that reads one, or behind; patches behind what they patch.
 
     A loop may read the elements of a state that it stores, and no other loop that runs at the same level.
+    Nor may one that could find a position out of range, since then every state stays as it is.
     """
     stored = [at for at, b in enumerate(f.body) if isinstance(b, ir.Store) and b.target.kind == "state"]
     last = max((place[at] for at in stored), default=0)
@@ -168,6 +169,8 @@ def _write_last(f: ir.Function, place: dict[int, int], by_block: Mapping[int, in
                 if isinstance(x, ir.Read) and x.vector in f.states
             ]
             by = {by_block[o] for o, level in place.items() if level == place[at] and o in by_block}
+            if any(_elsewhere(x) for e in ir.expressions(b) for x in ir.walk(e)):
+                last = max(last, place[at] + 1)  # only now is it known that all positions were in range
             along = b.length == ir.Size() and len(by) <= 1 and all(x.position == ir.Position() for x in reads)
             last = max(last, place[at] + (not along)) if reads else last
     place.update(dict.fromkeys(stored, last))
@@ -175,6 +178,10 @@ def _write_last(f: ir.Function, place: dict[int, int], by_block: Mapping[int, in
     for at, b in enumerate(f.body):
         if isinstance(b, ir.Patch):
             place[at] = max(place[at], levels.get(b.target, -1) + 1)
+
+
+def _elsewhere(e: ir.Expr) -> bool:
+    return isinstance(e, ir.Read) and e.position != ir.Position() and not ir.block_of(e.position)
 
 
 SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch)

@@ -115,7 +115,17 @@ class NumbaEmitter(Emitter):
     def __init__(self, typed: ir.Function) -> None:
         """Begin with no functions to combine by."""
         super().__init__(typed)
+        self.refuse_stored()
         self.functors: list[tuple[ir.Combine, str]] = []
+
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Refuse a read at a computed position."""
+        del lanes, position, asked
+        raise not_built(e, self.dialect)
+
+    def read_at(self, e: ir.Read | ir.Search) -> str:
+        """Refuse a read of one element."""
+        raise not_built(e, self.dialect)
 
     def run_time(self) -> list[tuple[str, str]]:
         """Return names and NumPy types of the run-time parameters."""

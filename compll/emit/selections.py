@@ -51,6 +51,21 @@ class Selections:
                     self.vectors[name], self.lengths[name] = elem, ir.const(len(values), INT)
                     self.tables[name] = b
 
+    def refuse_stored(self) -> None:
+        """Say that this backend has no scratch vectors yet.
+
+        Raises:
+            BackendError: the program needs some, or selects, or looks into a table.
+
+        """
+        needs = (ir.Compact, ir.Select, ir.Arrange, ir.Nth, ir.Ascends, ir.Table)
+        if self.stored_vectors or any(isinstance(b, needs) for b in self.f.body):
+            what = next(iter([*self.stored_vectors, *self.tables]), "a selection")
+            raise BackendError(
+                f"the {self.dialect.backend} backend does not build what '{what}' is made by yet; "
+                "backend='cpp' and backend='interp' run it"
+            )
+
     def enter(self, name: str, elem: Elem, length: ir.Expr) -> None:
         """Enter one vector, and reserve memory for the most elements that it can have."""
         self.vectors[name], self.lengths[name] = elem, length
@@ -76,33 +91,35 @@ class Selections:
             BackendError: it depends on data in a way that has no such bound.
 
         """
-        least, most = self._interval(e)
-        del least
+        most = self._limit(e, most=True)
+        if most is None:
+            raise BackendError(
+                f"the {self.dialect.backend} backend does not build a length that depends on data and "
+                "has no bound; backend='interp' runs it"
+            )
         return most
 
-    def _interval(self, e: ir.Expr) -> tuple[ir.Expr, ir.Expr]:
-        zero = ir.const(0, INT)
+    def _limit(self, e: ir.Expr, *, most: bool) -> ir.Expr | None:
+        """Return what an integer is at most, or at least; None if nobody knows."""
+        host = self._host(e)
+        if host is not None:
+            return host
         match e:
             case ir.Scalar(name, _) if name in self.most:
-                return zero, self.bound(self.most[name])
+                return self.bound(self.most[name]) if most else ir.const(0, INT)
             case ir.Scalar(name, _) if name in self.lets:
-                return self._interval(self.lets[name])
-            case ir.Apply(("+" | "min" | "max") as op, (a, b), _):
-                (low_a, high_a), (low_b, high_b) = self._interval(a), self._interval(b)
-                return ir.apply(op, low_a, low_b), ir.apply(op, high_a, high_b)
-            case ir.Apply("-", (a, b), _):
-                (low_a, high_a), (low_b, high_b) = self._interval(a), self._interval(b)
-                return ir.apply("-", low_a, high_b), ir.apply("-", high_a, low_b)
+                return self._limit(self.lets[name], most=most)
+            case ir.Apply(("min" | "max") as op, args, _):
+                known = [x for x in (self._limit(a, most=most) for a in args) if x is not None]
+                enough = 1 if most == (op == "min") else 2
+                return ir.apply(op, *known) if len(known) == 2 else known[0] if len(known) == enough else None
+            case ir.Apply(("+" | "-") as op, (a, b), _):
+                sides = self._limit(a, most=most), self._limit(b, most=most == (op == "+"))
+                return None if sides[0] is None or sides[1] is None else ir.apply(op, sides[0], sides[1])
             case ir.Apply(("*" | "/") as op, (a, ir.Const(value, _) as b), _) if value > 0:
-                low, high = self._interval(a)
-                return ir.apply(op, low, b), ir.apply(op, high, b)
-        host = self._host(e)
-        if host is None:
-            raise BackendError(
-                f"the {self.dialect.backend} backend does not build a length that depends on data so yet; "
-                "backend='interp' runs it"
-            )
-        return host, host
+                side = self._limit(a, most=most)
+                return None if side is None else ir.apply(op, side, b)
+        return None
 
     def _host(self, e: ir.Expr) -> ir.Expr | None:
         """Return an expression of n and parameters alone, with the names of scalars put in."""
