@@ -189,7 +189,7 @@ def test_dgc_without_momentum_loses_nothing_and_with_it_delays_as_momentum_would
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_elements_are_not_left_waiting(name: str) -> None:
-    """A constant gradient, whose every element is the threshold, is sent bit by bit, in turns."""
+    """A constant gradient, whose every element is the threshold, is sent part by part."""
     n, codec = 1000, CODEC[name]
     codec = codec.with_params(**({"drop": 0.9} if name == "graddrop" else {"ratio": 0.1}))
     if not codec.info.stateful:
