@@ -24,7 +24,7 @@ COMPLL = (
     {"check", "lower", "passes", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
     {"driver", "codec"},
-    {"", "__main__", "cli", "report", "algorithms", "generate"},
+    {"", "__main__", "cli", "report", "algorithms", "generate", "catalogue"},
 )
 
 # What a package sees of the others. "" is the package itself.
