@@ -21,7 +21,7 @@ EDGES = np.array(
 
 
 BACKENDS = ("interp", "cpp", "numba", "cudasim")
-SELECTING = ("interp",)  # those of them that build selections and tables
+SELECTING = ("interp", "cpp")
 
 
 @functools.cache
