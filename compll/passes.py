@@ -165,7 +165,8 @@ def _places(f: ir.Function) -> tuple[dict[int, int], dict[int, int]]:
             level = max(level, known.get(name, 0), vectors.get(name, 0))
             if name in made:
                 there, source = made[name]
-                inside = isinstance(b, SINKS) and _goes_with(b, source)
+                own = by_block.get(at, getattr(b, "block", source.block))  # a loop goes by one block
+                inside = isinstance(b, SINKS) and own == source.block and _goes_with(b, source)
                 level = max(level, there if inside else there + 1)
                 if inside:
                     by_block[at] = source.block
@@ -196,26 +197,27 @@ def _places(f: ir.Function) -> tuple[dict[int, int], dict[int, int]]:
 
 
 def _write_last(f: ir.Function, place: dict[int, int], by_block: Mapping[int, int]) -> None:
-    """Put the stores of states into the last pass that reads one, or behind; patches behind what they patch.
+    """Put what is written over its own input into the last pass that reads that, or behind; then the patches.
 
-    A loop may read the elements of a state that it stores, and no other loop that runs at the same level.
-    Nor may one that could find a position out of range, since then every state stays as it is.
+    So are states, whose new value may take the place of the old one, and the output that is added to.  A loop
+    may read the elements that it stores, and no other loop that runs at the same level.  Nor may one that
+    could find a position out of range, since then every state stays as it is.
     """
-    stored = [at for at, b in enumerate(f.body) if isinstance(b, ir.Store) and b.target.kind == "state"]
+    stored = [
+        at for at, b in enumerate(f.body) if isinstance(b, ir.Store) and b.target.kind in ("state", "output")
+    ]
+    own = {*f.states} if f.op == "encode" else {*f.states, GRADIENT}
     last = max((place[at] for at in stored), default=0)
     for at, b in enumerate(f.body):
-        if stored and isinstance(b, SINKS):
-            reads = [
-                x
-                for e in ir.expressions(b)
-                for x in ir.walk(e)
-                if isinstance(x, ir.Read) and x.vector in f.states
-            ]
-            by = {by_block[o] for o, level in place.items() if level == place[at] and o in by_block}
-            if any(_elsewhere(x) for e in ir.expressions(b) for x in ir.walk(e)):
-                last = max(last, place[at] + 1)  # only now is it known that all positions were in range
-            along = b.length == ir.Size() and len(by) <= 1 and all(x.position == ir.Position() for x in reads)
-            last = max(last, place[at] + (not along)) if reads else last
+        if not isinstance(b, SINKS) or at in stored:
+            continue
+        reads = [x for e in ir.expressions(b) for x in ir.walk(e) if isinstance(x, ir.Read)]
+        by = {by_block[o] for o, level in place.items() if level == place[at] and o in by_block}
+        along = b.length == ir.Size() and len(by) <= 1
+        if any(_elsewhere(x) for x in reads):
+            last = max(last, place[at] + 1)
+        elif any(x.vector in own for x in reads):
+            last = max(last, place[at] + (not along))
     place.update(dict.fromkeys(stored, last))
     levels = {b.target: place[at] for at, b in enumerate(f.body) if isinstance(b, ir.Store)}
     for at, b in enumerate(f.body):
