@@ -5,10 +5,10 @@ from __future__ import annotations
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
-from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter, not_built, not_built_type
+from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter, not_built
 from compll.emit.loops import Blocks, Lanes
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
-from compll.emit.ranges import Ranges, scalar_type, storage
+from compll.emit.ranges import Ranges, scalar_type
 from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.ops import COMBINES
@@ -109,12 +109,6 @@ class Emitter:
             case ir.Map(name, elem):
                 raise not_built(ir.Read(name, ir.Size(), arithmetic(elem)), self.dialect)
         raise AssertionError(b)
-
-    def stored(self, elem: Elem) -> str:
-        """Return the type of one stored element."""
-        if elem.bits == 16 and elem.kind in ("float", "bfloat"):
-            raise not_built_type(elem, self.dialect)
-        return storage(elem)
 
     # --- passes ---------------------------------------------------------------------------------
 
@@ -217,7 +211,7 @@ class Emitter:
             return self.store_packed(s, value, is_mask=writer.lane_type(s.body) == "Mask")
         if s.elem == BOOL:
             value = f"bit({value})"
-        if arithmetic(s.elem) == FLOAT and s.target.kind != "state":
+        if s.elem == FLOAT and s.target.kind != "state":
             value = self.dialect.canonical(value)
         return self.store_plain(s, value)
 
@@ -240,12 +234,12 @@ class Emitter:
 
     def put(self, name: str, elem: Elem, text: str) -> str:
         """Return the statement that writes a scalar field."""
-        return f"put<{self.stored(elem)}>(item.payload + at.{name}_, {text});"
+        return f"put<{self.dialect.stored(elem)}>(item.payload + at.{name}_, {text});"
 
     def get(self, name: str, elem: Elem) -> str:
         """Return the value of a scalar field."""
         mask = f" & {(1 << elem.bits) - 1}" if elem.packed else " != 0" if elem == BOOL else ""
-        return f"get<{self.stored(elem)}>(item.payload + at.{name}_){mask}"
+        return f"get<{self.dialect.stored(elem)}>(item.payload + at.{name}_){mask}"
 
     def unequal(self, a: str, b: str) -> str:
         """Return the condition that two scalars differ."""
@@ -271,7 +265,9 @@ class Emitter:
         known = dict(self.f.vectors)
         is_field = vector in known and vector in {x.name for x in self.f.layout}
         place = (
-            f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})" if is_field else self.vector(vector)
+            f"reinterpret_cast<const {self.dialect.stored(elem)}*>(k.f_{vector})"
+            if is_field
+            else self.vector(vector)
         )
         return Load(vector, lanes, place, False, elem == BOOL)
 
@@ -291,12 +287,12 @@ class Emitter:
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
-        kind = self.stored(s.elem)
+        kind = self.dialect.stored(s.elem)
         return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"
 
     def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
-        kind = self.stored(self.vectors[e.vector])
+        kind = self.dialect.stored(self.vectors[e.vector])
         get = f"get<{kind}>(k.f_{e.vector} + {{}} * sizeof({kind}))"
         if size % 16 == 0:
             return f"splat<{lanes}>({get.format(f'((tile * TILE + at) / {size})')})"
@@ -314,7 +310,7 @@ class Emitter:
         place = {
             "state": f"k.new_{name}",
             "output": "k.gradient",
-            "field": f"reinterpret_cast<{self.stored(s.elem)}*>(k.f_{name})",
+            "field": f"reinterpret_cast<{self.dialect.stored(s.elem)}*>(k.f_{name})",
         }[s.target.kind]
         return f"store<FULL>({place} + tile * TILE + at, {value}, live);"
 

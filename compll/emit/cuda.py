@@ -185,7 +185,8 @@ def source(unit: Unit) -> str:
 
 def runtime() -> dict[str, str]:
     """Return the headers that generated source includes, by name."""
-    return headers("cuda") | {"elementary.cuh": headers("cpp")["elementary.h"]}
+    shared = {f"{name}.cuh": headers("cpp")[f"{name}.h"] for name in ("elementary", "half")}
+    return headers("cuda") | shared
 
 
 def self_contained(text: str) -> str:
@@ -260,7 +261,7 @@ class CudaEmitter(Emitter):
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that keeps an element until its row is stored."""
         name = s.target.name
-        stored = "uint8_t" if s.elem == BOOL else self.stored(s.elem)
+        stored = self.dialect.stored(s.elem)
         place = {
             "state": f"k.new_{name}",
             "output": "k.gradient",

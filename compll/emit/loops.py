@@ -47,9 +47,6 @@ class Emitter(Protocol):
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
 
-    def stored(self, elem: Elem) -> str:
-        """Return the C type of a stored element."""
-
 
 class Lanes:
     """A lane writer for one loop, with what it loads and the scalars that it splats."""

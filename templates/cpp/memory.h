@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lanes.h"
+#include "half.h"
 
 namespace compll {
 
@@ -82,6 +83,16 @@ template <bool FULL, class T, class V> inline void store(T* p, V x, int live) {
             if (j < live) p[j] = T(x[j]);
     }
 }
+#define COMPLL_SHORT(H)                                                                  \
+    template <class V, bool FULL> inline V load(const H* p, int live) {                  \
+        return H::widened<V>(load<UInt32, FULL>(&p->bits, live));                        \
+    }                                                                                    \
+    template <bool FULL, class V> inline void store(H* p, V x, int live) {               \
+        store<FULL>(&p->bits, H::rounded(x), live);                                      \
+    }
+COMPLL_SHORT(half)
+COMPLL_SHORT(bfloat16)
+#undef COMPLL_SHORT
 
 // --- sub-byte fields: element i has bits i*w .. i*w+w-1 of the little-endian bit string -------------------
 constexpr uint64_t repeated(uint64_t bits, int every) {
