@@ -167,7 +167,7 @@ def run(
     """Encode and decode gradients; compare a backend with the interpreter, bit for bit."""
     if len(sources) > 2:
         raise ParameterError("`compll run` takes one codec: a name, a file, or the two files of a pair")
-    source: api.Source = sources[0] if len(sources) == 1 else (sources[0], sources[1])
+    source: driver.Source = sources[0] if len(sources) == 1 else (sources[0], sources[1])
     values = dict(_values(param))
     codec = api.compile(source, backend, error_feedback=error_feedback, **values)
     reference = api.compile(source, "interp", error_feedback=error_feedback, **values)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from compll import ir
 from compll.ir_verify import verify
-from compll.types import FLOAT
+from compll.types import FLOAT, Elem
 
 GRADIENT = "gradient"
 SELECTIONS = (ir.Filter, ir.TopK, ir.Sort, ir.Scatter)
@@ -194,6 +194,15 @@ def decode_add(decode: ir.Function) -> ir.Function:
             b = replace(b, body=ir.apply("+", old, ir.apply("*", scale, b.body)))
         body.append(b)
     return replace(decode, op="decode_add", vectors=((GRADIENT, FLOAT), *decode.vectors), body=tuple(body))
+
+
+def for_gradients_of(f: ir.Function, elem: Elem) -> ir.Function:
+    """Return a typed operation on gradients stored as `elem`: widened where read, rounded where written."""
+    body = [
+        replace(b, elem=elem) if isinstance(b, ir.Store) and b.target.kind == "output" else b for b in f.body
+    ]
+    vectors = tuple((name, elem if name == GRADIENT else kind) for name, kind in f.vectors)
+    return replace(f, vectors=vectors, body=tuple(body))
 
 
 def is_sparse(decode: ir.Function) -> bool:

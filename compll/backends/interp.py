@@ -15,7 +15,7 @@ from compll.backends.selection import Refused, elements, select
 from compll.evaluate import Environment, evaluate
 from compll.payload import count_bytes, extents, read_counts, total_bytes
 from compll.rng import LANES, ROWS, TILE
-from compll.types import Array, arithmetic, canonical, dtype, from_bytes, to_bytes
+from compll.types import Array, arithmetic, dtype, from_bytes, to_bytes, widened
 
 
 class InterpLibrary:
@@ -44,9 +44,11 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     env = Environment(call.n, params, seed=call.seed)
     finite = True
     raw: dict[str, Array] = {}  # the payload's fields, as bytes
+    if f.op != "decode":
+        gradient = widened(call.gradient)
     if f.op == "encode":
-        finite = bool(np.isfinite(call.gradient).all())
-        env.vectors = {"gradient": call.gradient, **call.state}
+        finite = bool(np.isfinite(gradient).all())
+        env.vectors = {"gradient": gradient, **call.state}
     else:
         counts = read_counts(f, call.payload, call.n, values)
         env.scalars = {name: np.asarray(count, np.int64) for name, count in counts.items()}
@@ -55,7 +57,7 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
             if place.count is not None:
                 env.vectors[place.name] = from_bytes(raw[place.name], place.elem, place.count)
         if f.op == "decode_add":
-            env.vectors["gradient"] = call.gradient
+            env.vectors["gradient"] = gradient
     writes: list[tuple[Array, Array]] = []
     try:
         _run(f.body, env, raw, call, writes)
@@ -113,11 +115,12 @@ def _run(
                     raise Refused
             case ir.Store(target, elem, length, value):
                 stored = elements(value, length, env)
+                laid = to_bytes(stored, elem)
                 if target.kind == "field":
-                    raw[target.name] = to_bytes(stored, elem)
+                    raw[target.name] = laid
                 else:
                     into = call.new_state[target.name] if target.kind == "state" else call.gradient
-                    writes.append((into, canonical(stored)))
+                    writes.append((into, laid.view(into.dtype)))
             case ir.Pass(_, sinks, _):
                 _run(sinks, env, raw, call, writes)
 

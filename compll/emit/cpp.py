@@ -29,6 +29,8 @@ def source(unit: Unit) -> str:
     return render(
         "cpp/library.cpp.j2",
         codec=unit.codec,
+        gradient=CPP.stored(unit.element),
+        suffix=unit.suffix,
         static=[p.name for p in unit.params if p.static],
         params=[(scalar_type(p.elem), p.name) for p in run_time],
         fields=[field_text(f, writer) for f in layout],

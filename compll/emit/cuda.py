@@ -18,7 +18,7 @@ from compll.emit.expressions import Dialect, ScalarWriter
 from compll.emit.pieces import TILE, Operation, PassText, Step
 from compll.emit.ranges import scalar_type
 from compll.ops import INTEGERS
-from compll.types import BOOL, Elem
+from compll.types import Elem
 
 WRAPPING = {
     "+": "wrap_add({0}, {1})",
@@ -167,6 +167,8 @@ def generate(unit: Unit) -> Generated:
     source = render(
         "cuda/library.cu.j2",
         codec=unit.codec,
+        gradient=CUDA.stored(unit.element),
+        suffix=unit.suffix,
         static=[p.name for p in unit.params if p.static],
         params=[(scalar_type(p.elem), p.name) for p in unit.params if not p.static],
         fields=[field_text(f, writer) for f in unit.functions[0].layout],
