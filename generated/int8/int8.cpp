@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: block
 };
@@ -48,7 +49,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
 };
@@ -141,7 +142,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;
     int64_t end = 0;  // bytes between fields are written 0
@@ -172,7 +173,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
 };
@@ -203,7 +204,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;
     {
@@ -231,7 +232,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
 };
@@ -267,7 +268,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;
     {

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
 };
@@ -60,7 +61,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     const float* s_residual;
     float* new_residual;
@@ -162,7 +163,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_bit = item.payload + at.bit_;
     k.s_residual = item.state[0];
     k.new_residual = item.new_state[0];
@@ -223,7 +224,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
@@ -258,7 +259,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_bit = item.payload + at.bit_;
     k.up_1_ = get<float>(item.payload + at.up_);
     k.down_1_ = get<float>(item.payload + at.down_);
@@ -289,7 +290,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
@@ -329,7 +330,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_bit = item.payload + at.bit_;
     k.up_1_ = get<float>(item.payload + at.up_);
     k.down_1_ = get<float>(item.payload + at.down_);

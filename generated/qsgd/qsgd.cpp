@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: bits, bucket
 };
@@ -53,7 +54,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_norm;
     uint8_t* f_level;
     uint8_t* f_negative;
@@ -160,7 +161,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_norm = item.payload + at.norm_;
     k.f_level = item.payload + at.level_;
     k.f_negative = item.payload + at.negative_;
@@ -196,7 +197,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_norm;
     uint8_t* f_level;
     uint8_t* f_negative;
@@ -238,7 +239,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_norm = item.payload + at.norm_;
     k.f_level = item.payload + at.level_;
     k.f_negative = item.payload + at.negative_;
@@ -269,7 +270,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_norm;
     uint8_t* f_level;
     uint8_t* f_negative;
@@ -316,7 +317,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_norm = item.payload + at.norm_;
     k.f_level = item.payload + at.level_;
     k.f_negative = item.payload + at.negative_;

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: bitwidth
 };
@@ -60,7 +61,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     float low_;
     float high_;
@@ -137,7 +138,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_level = item.payload + at.level_;
     int64_t end = 0;  // bytes between fields are written 0
     std::memset(item.payload + end, 0, at.bitwidth_ - end);
@@ -199,7 +200,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -236,7 +237,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_level = item.payload + at.level_;
     k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);
     if (k.bitwidth_read_ != INT64_C(2)) return REFUSED;
@@ -273,7 +274,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -315,7 +316,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.f_level = item.payload + at.level_;
     k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);
     if (k.bitwidth_read_ != INT64_C(2)) return REFUSED;
