@@ -19,7 +19,7 @@ from compll.errors import BackendError
 
 HEAD = """#include "compll.cuh"
 extern "C" __global__ void probe(compll_item* items, int64_t, const void*) {
-    float* x = items->gradient;
+    float* x = static_cast<float*>(items->gradient);
     const int t = threadIdx.x;
 """
 FLAWS = {
