@@ -22,6 +22,7 @@ from compll.types import BFLOAT16, FLOAT, HALF, Array, Elem, dtype
 ALIGNMENT = 64
 HOST, GPU = "cpu", "cuda"
 GRADIENT = ("float32", "float16", "bfloat16")  # what a gradient may be
+NAMES: dict[Any, str] = {np.dtype(name): name for name in ("float32", "float16", "uint8")}  # found at once
 
 
 def device_of(backend: str) -> str:
@@ -54,7 +55,7 @@ def view(
     have = _place(x)
     if have != device:
         raise BackendError(_misplaced(what, have, device))
-    kind = str(getattr(x, "dtype", "")).rpartition(".")[2]  # "float32" of NumPy's and "torch.float32" alike
+    kind = _kind(x)
     if kind and kind not in kinds:
         hint = f"; give {what}.astype('float32')" if "float32" in kinds else ""
         raise ParameterError(f"{what} has elements of type {kind}; this takes {' or '.join(kinds)}{hint}")
@@ -71,6 +72,15 @@ def view(
     if writes and device == HOST and not x.flags.writeable:
         raise ParameterError(f"{what} is read-only; give an array that can be written")
     return x, wrap
+
+
+def _kind(x: Any) -> str:
+    """Return the name of an array's element type; of what has none, nothing."""
+    have = getattr(x, "dtype", "")
+    try:
+        return NAMES[have]
+    except (KeyError, TypeError):
+        return str(have).rpartition(".")[2]  # of "torch.float32" too; ">f4" is none of the names
 
 
 def element(kind: Any) -> Elem:

@@ -230,11 +230,12 @@ class Libraries:
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item, those of one element type together."""
-        at: dict[Elem, list[int]] = {}
-        for number, call in enumerate(calls):
-            at.setdefault(call.element, []).append(number)
+        elements = [call.element for call in calls]
+        if len(set(elements)) <= 1:
+            return self.of(elements[0] if elements else FLOAT).run(op, calls, values, threads)
         outcomes: dict[int, Outcome] = {}
-        for element, numbers in at.items():
+        for element in dict.fromkeys(elements):
+            numbers = [number for number, e in enumerate(elements) if e == element]
             done = self.of(element).run(op, [calls[number] for number in numbers], values, threads)
             outcomes.update(zip(numbers, done, strict=True))
         return [outcomes[number] for number in range(len(calls))]

@@ -14,6 +14,7 @@ from compll.types import FLOAT, GRADIENTS, Array, Elem, arithmetic, dtype
 OK, NOT_FINITE, OUT_OF_RANGE, REFUSED = 0, 1, -1, -2
 
 Values = Mapping[str, float | int | bool]
+STORED = {dtype(elem): elem for elem in GRADIENTS}  # what holds a gradient -> its element type
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Call:
     @property
     def element(self) -> Elem:
         """The element type of the gradient."""
-        return next(elem for elem in GRADIENTS if dtype(elem) == self.gradient.dtype)
+        return STORED[self.gradient.dtype]
 
 
 @dataclass(frozen=True, slots=True)
