@@ -264,7 +264,7 @@ def test_a_reduction_beside_blocks_has_room_for_all_tile_results(monkeypatch: py
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("float* s = sort(g, smaller); c = concat(s);", "does not build sort"),
+        ("float* s = sort(g, smaller); c = concat(s);", "does not build what 's_sort_keys'"),
         (f"float* m = reduce(chunk(g, {2**20 + 1}), add); c = concat(m);", "blocks of more than"),
         (
             "float* y = map(range(g.size), [&](int i) -> float { return g[0]; }); c = concat(y);",
