@@ -8,7 +8,7 @@ from dataclasses import replace
 from compll import ir
 from compll.ir_verify import verify
 from compll.lower import GRADIENT, is_random, lower_selections, sure
-from compll.types import FLOAT, INT
+from compll.types import FLOAT, INT, Elem
 
 NAMED = (
     *(ir.Let, ir.Map, ir.Reduce, ir.BlockReduce, ir.Get, ir.Table),
@@ -309,6 +309,15 @@ def decode_add(decode: ir.Function) -> ir.Function:
             b = replace(b, body=ir.apply("+", old, ir.apply("*", scale, b.body)))
         body.append(b)
     return replace(decode, op="decode_add", vectors=((GRADIENT, FLOAT), *decode.vectors), body=tuple(body))
+
+
+def for_gradients_of(f: ir.Function, elem: Elem) -> ir.Function:
+    """Return a typed operation on gradients stored as `elem`: widened where read, rounded where written."""
+    body = [
+        replace(b, elem=elem) if isinstance(b, ir.Store) and b.target.kind == "output" else b for b in f.body
+    ]
+    vectors = tuple((name, elem if name == GRADIENT else kind) for name, kind in f.vectors)
+    return replace(f, vectors=vectors, body=tuple(body))
 
 
 def is_sparse(decode: ir.Function) -> bool:
