@@ -154,7 +154,14 @@ class Statements(ABC):
             raise self.report.error(
                 f"'{name}' is a {kind} and cannot hold {describe(value)}", span, hint=hint
             )
-        formula = value.expr if isinstance(value, ScalarValue) else value.body
+        self._limit(name, value.expr if isinstance(value, ScalarValue) else value.body, span)
+        if isinstance(value, ScalarValue):
+            return self.bind_scalar(name, as_type(value, elem))
+        converted = VectorValue(elem, value.length, ir.as_elem(value.body, elem))
+        return self.bind_vector(name, converted)
+
+    def _limit(self, name: str, formula: ir.Expr, span: Span) -> None:
+        """Report a formula that is too large: functions of functions make it grow exponentially."""
         if formula.depth > DEEPEST or formula.size > LARGEST:
             raise self.report.error(
                 f"'{name}' is too large a formula: it nests {formula.depth} operations deep, "
@@ -163,10 +170,6 @@ class Statements(ABC):
                 note=f"functions are put in where they are called; the limits are {DEEPEST} and {LARGEST}",
                 hint="divide it into variables of Encode or Decode, which have places of their own",
             )
-        if isinstance(value, ScalarValue):
-            return self.bind_scalar(name, as_type(value, elem))
-        converted = VectorValue(elem, value.length, ir.as_elem(value.body, elem))
-        return self.bind_vector(name, converted)
 
     def _block(self, body: Sequence[s.Statement]) -> None:
         self.scope = Scope(self.scope)
@@ -269,6 +272,7 @@ class Statements(ABC):
             if result is None:
                 message = f"'{f.name}' returns nothing on one path"
                 raise self.report.error(message, node.span, hint="end every path with 'return ...;'")
+            self._limit(f.name, result.expr, span)
             return as_type(result, element_type(self, node.type))
         finally:
             self.running.pop()
