@@ -14,11 +14,9 @@ import argparse
 import collections
 import json
 import multiprocessing
-import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -75,20 +73,17 @@ def examine(
     outcomes: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     findings: dict[str, dict[str, Any]] = {}
     begin = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        for number in range(chunk * CHUNK, min((chunk + 1) * CHUNK, last)):
-            at.value = number
-            made = fuzz_inputs.make(seed, number)
-            if number in skip:
-                outcomes[made.kind]["finding"] += 1
-                continue
-            outcome = answer(number, made.text)
-            if isinstance(outcome, fuzz_oracle.Finding):
-                findings.setdefault(outcome.signature, shortened(number, made.text, outcome))
-                outcome = "finding"
-            outcomes[made.kind][outcome] += 1
-        os.chdir(ROOT)
+    for number in range(chunk * CHUNK, min((chunk + 1) * CHUNK, last)):
+        at.value = number
+        made = fuzz_inputs.make(seed, number)
+        if number in skip:
+            outcomes[made.kind]["finding"] += 1
+            continue
+        outcome = answer(number, made.text)
+        if isinstance(outcome, fuzz_oracle.Finding):
+            findings.setdefault(outcome.signature, shortened(number, made.text, outcome))
+            outcome = "finding"
+        outcomes[made.kind][outcome] += 1
     to.send({"outcomes": outcomes, "findings": findings, "cpu_seconds": time.process_time() - begin})
 
 
@@ -212,7 +207,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS / "fuzz_language.md")
     given = parser.parse_args()
-    fuzz_inputs.corpus(), fuzz_inputs.grammar()  # once, before processes are forked
+    fuzz_inputs.grammar()
+    fuzz_oracle.examine(fuzz_inputs.corpus()[0][0], run=True)  # loads everything before processes are forked
     kept = knobs.cache_dir() / f"fuzz-language-{given.seed}-{given.inputs}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     state = fuzz(given.seed, given.inputs, given.processes, kept)

@@ -42,6 +42,7 @@ class Statements(ABC):
         self.outside: Scope | None = None  # the scope around the function that runs now
         self.running: list[s.Lambda | s.Function] = []
         self.indexed: list[tuple[str, ir.Expr, Span]] = []  # every vector[position] of the program
+        self.applied = 0  # how often functions have been put in
         self.conditional = 0  # how many `if`s are open that are not static
 
     @abstractmethod
@@ -252,6 +253,16 @@ class Statements(ABC):
             raise self.report.error(f"'{f.name}' cannot be called here", span)
         if any(n is node for n in self.running):
             raise self.report.error(f"'{f.name}' calls itself: the language has no recursion", span)
+        self.applied += 1
+        if self.applied == LARGEST:
+            self.report.error(
+                f"functions are called more than {LARGEST:,} times",
+                span,
+                note="they are put in where they are called, and what they call in turn",
+                hint="call each function once and give its result a name",
+            )
+        if self.applied >= LARGEST:
+            raise Abandon
         formals = (
             node.formals if isinstance(node, s.Lambda) else tuple((a.type, a.name) for a in node.formals)
         )

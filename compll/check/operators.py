@@ -298,8 +298,7 @@ class Operators(Statements):
                 f"the function of a reduction should be {broken}",
                 span,
                 note="which values meet first, and on which side, follows from the order of reduction",
-                hint="treat both values alike; what belongs to each element comes before the reduction, "
-                "as in reduce(abs(x), 0, greater)",
+                hint="treat both values alike; prepare the elements before, as in reduce(abs(x), 0, greater)",
             )
 
     def _random(self, e: s.Call) -> ScalarValue | VectorValue:
