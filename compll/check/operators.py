@@ -271,7 +271,7 @@ class Operators(Statements):
                     f"this reduce needs {what}", e.span, hint="write reduce(vector, init, f)"
                 )
             own = element_type(self, types[0])
-            kind = arithmetic(own)
+            kind = arithmetic(INT if own == BOOL else own)
             pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
             if any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(body)):

@@ -185,6 +185,29 @@ def test_integer_reductions_are_64_bits_wide_and_wrap(n: int) -> None:
         assert bool(codec.encode(g)[32]) == all(x > 0 for x in g)
 
 
+TRUTH = """
+void TruthEncode(float* gradient, uint8* compressed) {
+    bool all = reduce(gradient > 0, true, [&](bool a, bool b) -> bool { return a && b; });
+    bool some = reduce(gradient, 0, [&](bool a, bool b) -> bool { return a || b; });
+    int odd = reduce(gradient > 0, 0, [&](bool a, bool b) -> bool { return a != b; });
+    compressed = concat(all, some, odd);
+}
+void TruthDecode(uint8* compressed, float* gradient) {
+    bool all, some; int odd; extract(compressed, all, some, odd);
+    gradient = map(range(gradient.size), [&](int i) -> float { return odd; });
+}
+"""
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 129, 1025, 3000])
+def test_truth_is_reduced(n: int) -> None:
+    for g in (np.ones(n, f32), np.zeros(n, f32), np.arange(n, dtype=f32) - 2):
+        for codec in both(TRUTH):
+            payload = codec.encode(g)
+            assert payload[:2].tolist() == [(g > 0).all(), (g != 0).any()]
+            assert int(payload[8:].view(np.int64)[0]) == np.count_nonzero(g > 0) % 2
+
+
 def test_nan_and_zeros_of_both_signs_take_the_literal_minimum_and_maximum() -> None:
     def greater(a: Any, b: Any) -> Any:
         return a if a > b or a != a else b

@@ -6,6 +6,7 @@ import functools
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,21 +34,25 @@ class Result:
         return sum(accepted + refused for accepted, refused in self.counts.values())
 
 
-def flags() -> list[str]:
-    """Return the flags of the cpp backend, with sanitizers and less optimisation."""
-    changed = {"-O3": ["-O1", "-g"], "-shared": []}
-    return [new for flag in builder.FLAGS for new in changed.get(flag, [flag])] + SANITIZERS
+def flags(level: str) -> list[str]:
+    """Return the flags of the cpp backend with sanitizers, at another level of optimisation."""
+    return [level if flag == "-O3" else flag for flag in builder.FLAGS] + ["-g", *SANITIZERS]
 
 
 @functools.cache
 def folder() -> Path:
-    """Return a folder for what is built."""
+    """Return a folder for the programs."""
     return Path(tempfile.mkdtemp(prefix="compll-payloads-"))
 
 
 @functools.cache
-def build(source: api.Source) -> tuple[Path, str]:
+def build(source: api.Source, level: str, change: Callable[[str], str] = str) -> tuple[Path, str]:
     """Generate, compile and link; return the program and the parameters that it takes.
+
+    Args:
+        source: the codec, as `compll.compile` takes it.
+        level: of optimisation; -O0 builds ten times faster than -O1, and runs some ten times slower.
+        change: what is done to the generated C++, to see the driver find it.
 
     Raises:
         BackendError: the C++ backend does not build this codec.
@@ -55,26 +60,28 @@ def build(source: api.Source) -> tuple[Path, str]:
     """
     program = driver.load(api.find(source), {})
     unit = driver.unit_of(program.checked)
-    text = cpp.source(unit)
-    here = folder() / unit.codec
-    here.mkdir()
-    for name, content in {**cpp.runtime(), "library.cpp": text}.items():
-        (here / name).write_text(content, "utf-8")
-    compiler, made = shlex.split(knobs.compiler()), here / "driver"
-    names = [f"-DCODEC={unit.codec}", f"-DSTATES={len(program.encode.states)}"]
-    c_flags = ["-x", "c", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *names, *SANITIZERS]
-    for command in (
-        [*compiler, *flags(), "-c", "library.cpp", "-o", "library.o"],
-        [*compiler, *c_flags, "-c", str(SOURCE), "-o", "driver.o"],
-        [*compiler, *flags(), "driver.o", "library.o", "-o", str(made)],
-    ):
-        subprocess.run(command, cwd=here, check=True)
+    text = change(cpp.source(unit))
+    library = builder.library_path(f"{unit.codec}-sanitized", text, cpp.runtime(), flags(level))
+    made = folder() / library.parent.name
+    command = [
+        *shlex.split(knobs.compiler()),
+        "-x",
+        "c",
+        "-std=gnu11",
+        "-O1",
+        "-g",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
+    command += [*SANITIZERS, f"-DCODEC={unit.codec}", f"-DSTATES={len(program.encode.states)}", str(SOURCE)]
+    command += ["-x", "none", str(library), f"-Wl,-rpath,{library.parent}", "-o", str(made)]
+    subprocess.run(command, check=True)
     return made, pack_parameters(unit.params, program.checked.values).tobytes().hex()
 
 
-def run(source: api.Source, inputs: int, seed: int = 0) -> Result:
-    """Decode so many payloads, rounded up to whole groups, through the sanitized library of a codec."""
-    program, parameters = build(source)
+def run(program: Path, parameters: str, inputs: int, seed: int = 0) -> Result:
+    """Decode so many payloads, rounded up to whole groups, by what `build` has made."""
     groups = -(-inputs // GROUP)
     done = subprocess.run(
         [str(program), str(groups), str(seed), parameters], capture_output=True, text=True, check=False
