@@ -1,4 +1,4 @@
-"""Lengths past 2^31, one codec a family; each in a process of its own, since each takes some ten gigabytes."""
+"""Lengths past 2^31, one codec a family; each in a process of its own, since each takes many gigabytes."""
 
 from __future__ import annotations
 
