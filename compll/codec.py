@@ -13,7 +13,7 @@ from compll import arrays, driver, payload
 from compll import backends as b
 from compll.check.signature import choose
 from compll.driver import Source, algorithms, find
-from compll.errors import BackendError, CompileError, ParameterError, PayloadError
+from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
 from compll.knobs import threads as default_threads
 from compll.properties import Info
 from compll.types import Array, widened, written
@@ -22,6 +22,7 @@ __all__ = [
     "BackendError",
     "Codec",
     "CompileError",
+    "CompileWarning",
     "Info",
     "Item",
     "ParameterError",
@@ -60,7 +61,7 @@ class Result:
 def compile(  # noqa: A001 - the API's name, as in re.compile
     source: Source, backend: str = "auto", *, error_feedback: bool = False, **params: float | bool
 ) -> Codec:
-    """Make a codec from a `.pse` program.
+    """Make a codec from a `.pse` program; warns (CompileWarning) of one that hardly means what it says.
 
     Args:
         source: the name of a shipped algorithm; a path (or a string that ends in `.pse`) of a file with
@@ -77,8 +78,7 @@ def compile(  # noqa: A001 - the API's name, as in re.compile
 
     """
     program = driver.load(find(source), params, error_feedback=error_feedback)
-    library = driver.build(program.checked, backend)
-    return Codec(program, library)
+    return Codec(program, driver.build(program.checked, backend))
 
 
 class Codec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,15 @@ from compll import ir, knobs, passes
 from compll import syntax as s
 from compll.backends import Call, Library, Outcome, Unit, Values
 from compll.check import Checked, Header, check, header
-from compll.errors import BackendError, CompileError, Diagnostic, ParameterError, Span, did_you_mean
+from compll.errors import (
+    BackendError,
+    CompileError,
+    CompileWarning,
+    Diagnostic,
+    ParameterError,
+    Span,
+    did_you_mean,
+)
 from compll.parse import parse
 from compll.properties import Info, infer
 from compll.types import FLOAT, Elem
@@ -137,17 +146,19 @@ def _check(
     programs: Sequence[s.Program], sources: Mapping[str, str], given: Values, *, error_feedback: bool
 ) -> Checked:
     try:
-        plain = check(programs, sources, given)
-        if not error_feedback:
-            return plain
-        if plain.encode is not None and passes.has_feedback(plain.encode):
-            raise ParameterError(
-                f"{plain.codec} has error feedback of its own (its state '{plain.encode.states[0]}'): "
-                "leave error_feedback=True away"
-            )
-        return check(programs, sources, given, error_feedback=True)
+        checked = check(programs, sources, given)
+        if error_feedback:
+            if checked.encode is not None and passes.has_feedback(checked.encode):
+                raise ParameterError(
+                    f"{checked.codec} has error feedback of its own (its state "
+                    f"'{checked.encode.states[0]}'): leave error_feedback=True away"
+                )
+            checked = check(programs, sources, given, error_feedback=True)
     except RecursionError:
         raise CompileError([_too_deep(file) for file in sources], sources) from None
+    if checked.warnings:  # told at the line that called `compile`: compile, load, _check
+        warnings.warn(CompileWarning(checked.warnings, sources), stacklevel=4)
+    return checked
 
 
 def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False) -> Program:

@@ -13,6 +13,7 @@ from compll import ir
 from compll.backends import NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
 from compll.backends.selection import Refused, elements, lowered, patch, select
 from compll.evaluate import Environment, evaluate
+from compll.passes import drop_unused
 from compll.payload import count_bytes, extents, read_counts, total_bytes
 from compll.rng import LANES, ROWS, TILE
 from compll.types import FLOAT, Array, arithmetic, dtype, from_bytes, to_bytes, widened
@@ -24,8 +25,8 @@ class InterpLibrary:
     backend = "interp"
 
     def __init__(self, unit: Unit) -> None:
-        """Keep the typed functions."""
-        self.functions = {f.op: f for f in unit.functions}
+        """Keep the typed functions, without what they compute and do not use: no error can come of that."""
+        self.functions = {f.op: drop_unused(f) for f in unit.functions}
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item; `threads` changes nothing."""
@@ -151,11 +152,13 @@ def reduce_blocks(b: ir.BlockReduce, env: Environment) -> Array:
     return combine(b.combine, env, evaluate(b.init, env), np.concatenate(reduced))
 
 
-def combine(f: ir.Combine, env: Environment, a: Array, b: Array) -> Array:
-    """Return f(a, b), element by element."""
+def combine(f: ir.Combine, env: Environment, a: Array, b: Array, there: Array | None = None) -> Array:
+    """Return f(a, b), element by element; `there` tells which elements there are, by default all."""
     x, y = np.broadcast_arrays(a, b)
-    inner = Environment(env.n, env.params, scalars=env.scalars | {"a": x, "b": y})
-    return np.asarray(evaluate(f.body, inner, np.zeros(x.shape, np.int64)), dtype(f.type))
+    inner = Environment(env.n, env.params, env.vectors, env.scalars | {"a": x, "b": y})
+    result = evaluate(f.body, inner, np.zeros(x.shape, np.int64), there)
+    env.out_of_range |= inner.out_of_range
+    return np.asarray(result, dtype(f.type))
 
 
 def tree(f: ir.Combine, values: Array, count: int, env: Environment) -> Array:
@@ -172,11 +175,12 @@ def tree(f: ir.Combine, values: Array, count: int, env: Environment) -> Array:
         there = (np.arange(tiles * TILE) < count).reshape(1, tiles, ROWS, LANES)
         lanes, filled = grid[:, :, 0].copy(), there[:, :, 0]
         for row in range(1, ROWS):
-            lanes = np.where(there[:, :, row], combine(f, env, lanes, grid[:, :, row]), lanes)
+            present = there[:, :, row]
+            lanes = np.where(present, combine(f, env, lanes, grid[:, :, row], present), lanes)
         width = LANES // 2
         while width:
             both = filled[..., width : 2 * width]
-            folded = combine(f, env, lanes[..., :width], lanes[..., width : 2 * width])
+            folded = combine(f, env, lanes[..., :width], lanes[..., width : 2 * width], both)
             lanes, filled = np.where(both, folded, lanes[..., :width]), filled[..., :width]
             width //= 2
         values, count = lanes[..., 0], tiles
