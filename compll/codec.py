@@ -85,8 +85,7 @@ def compile(  # noqa: A001 - the API's name, as in re.compile
 
     """
     program = driver.load(find(source), params, error_feedback=error_feedback)
-    library = driver.build(program.checked, backend)
-    return Codec(program, library)
+    return Codec(program, driver.build(program.checked, backend))
 
 
 def find(source: Source) -> tuple[Path, ...]:
@@ -305,10 +304,11 @@ class Codec:
 
     def _extents_of(self, raw: Array, n: int) -> tuple[payload.Extent, ...]:
         """Return where the fields of this payload lie; those of the largest one, if all have one length."""
-        if self.info.exact_size:
+        decode = self._program.decode_of(raw, n)
+        if self.info.exact_size and decode is self._program.decode:
             return self._extents(n)
-        counts = payload.read_counts(self._program.decode, arrays.on_host(raw), n, self._values)
-        return payload.extents(self._program.decode.layout, n, self._values, counts)
+        counts = payload.read_counts(decode, arrays.on_host(raw), n, self._values)
+        return payload.extents(decode.layout, n, self._values, counts)
 
     def _prepare_encode(self, item: Item) -> tuple[b.Call, Any]:
         grad, wrap = self._view(item.grad, "grad", "float32")
@@ -384,7 +384,7 @@ class Codec:
         if outcome.status == b.REFUSED:
             return payload.explain_refusal(
                 name,
-                self._program.decode,
+                self._program.decode_of(call.payload, call.n),
                 arrays.on_host(call.payload),
                 self._extents_of(call.payload, call.n),
                 self._values,

@@ -13,10 +13,21 @@ from compll import build as builder
 from compll import ir, knobs, passes
 from compll import syntax as s
 from compll.backends import Library, Unit, Values
+from compll.backends.widths import WidthLibrary
 from compll.check import Checked, Header, check, header
-from compll.errors import BackendError, CompileError, Diagnostic, ParameterError, Span, did_you_mean
+from compll.errors import (
+    BackendError,
+    CompileError,
+    Diagnostic,
+    ParameterError,
+    PayloadError,
+    Span,
+    did_you_mean,
+)
 from compll.parse import parse
+from compll.payload import read_scalar
 from compll.properties import Info, infer
+from compll.types import Array
 
 __all__ = ["Program", "build", "check_files", "did_you_mean", "load", "parse_files", "program_of", "unit_of"]
 
@@ -39,6 +50,27 @@ class Program:
     def decode(self) -> ir.Function:
         """The typed Decode."""
         return cast("ir.Function", self.checked.decode)
+
+    def decode_of(self, raw: Array, n: int) -> ir.Function:
+        """Return the typed Decode for these bytes, which may say of what width they are.
+
+        Raises:
+            PayloadError: no payload of this codec is of that width.
+
+        """
+        width = self.checked.width
+        if width is None:
+            return self.decode
+        found = read_scalar(self.decode, width.field, raw, n, self.checked.values)
+        if found == self.checked.values[width.parameter]:
+            return self.decode
+        if found not in width.others:
+            able = sorted({*width.others, self.checked.values[width.parameter]})
+            raise PayloadError(
+                f"{self.checked.codec}: the payload says that '{width.field}' is {found}; "
+                f"it can be {', '.join(map(str, able))}"
+            )
+        return cast("ir.Function", width.others[found].decode)
 
 
 def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]:
@@ -175,7 +207,16 @@ def build(checked: Checked, backend: str = "auto") -> Library:
     """
     name = choose_backend(backend)
     module = importlib.import_module(f"compll.backends.{name}")
-    return cast("Library", module.build(unit_of(checked)))
+    library = cast("Library", module.build(unit_of(checked)))
+    width = checked.width
+    if width is None or checked.decode is None:
+        return library
+
+    def of_width(value: int) -> Library:
+        other = width.others.get(value)
+        return library if other is None else cast("Library", module.build(unit_of(other)))
+
+    return WidthLibrary(library, checked.decode, width.field, of_width)
 
 
 def choose_backend(backend: str) -> str:

@@ -79,6 +79,12 @@ def render(diagnostic: Diagnostic, source: str) -> str:
     return "\n".join(out)
 
 
+def unknown_type(name: str, span: Span, known: Iterable[str]) -> Diagnostic:
+    """Return the complaint about a type that is not there."""
+    hint = did_you_mean(name, known) or "the types are " + ", ".join(sorted(known))
+    return Diagnostic(f"unknown type '{name}'", span, hint=hint)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `did you mean 'x'?` for the known word nearest to `word`, or an empty string."""
     near = difflib.get_close_matches(word, sorted(set(known)), n=1, cutoff=0.6)

@@ -15,7 +15,7 @@ from lark import Lark, Token, Transformer, Tree, UnexpectedCharacters, Unexpecte
 from lark.exceptions import VisitError
 
 from compll import syntax as s
-from compll.errors import CompileError, Diagnostic, Span, did_you_mean
+from compll.errors import CompileError, Diagnostic, Span, unknown_type
 from compll.types import NAMED
 
 REPAIRS = ("SEMICOLON", "RPAR", "RSQB", "RBRACE", "GT", "EQUAL", "COMMA", "LPAR", "LBRACE")
@@ -151,8 +151,7 @@ class _Parse:
         return len(self.fed) == 1 or self.fed[-2].type in ("SEMICOLON", "LBRACE", "RBRACE")
 
     def unknown_type(self, t: Token) -> None:
-        hint = did_you_mean(str(t), NAMED) or "the types are " + ", ".join(sorted(NAMED))
-        self.errors.append(Diagnostic(f"unknown type '{t}'", self.span(t), hint=hint))
+        self.errors.append(unknown_type(str(t), self.span(t), NAMED))
 
     def end(self) -> Span:
         """Return the place right after the previous token, where something is missing."""
@@ -185,7 +184,9 @@ class _Builder(Transformer[Any, Any]):
 
     def start(self, meta: Any, items: list[Any]) -> s.Program:
         functions = tuple(i for i in items if isinstance(i, s.Function))
-        return s.Program(self.at(meta), functions, tuple(i for i in items if isinstance(i, s.Declaration)))
+        variables = tuple(i for i in items if isinstance(i, s.Declaration))
+        structures = tuple(i for i in items if isinstance(i, s.Structure))
+        return s.Program(self.at(meta), functions, variables, structures)
 
     def function(self, meta: Any, items: list[Any]) -> s.Function:
         items = _kept(items)
@@ -201,6 +202,19 @@ class _Builder(Transformer[Any, Any]):
         attributes = tuple(i for i in items if isinstance(i, s.Attribute))
         role, kind, name, default = items[len(attributes) :]
         return s.Formal(self.at(meta), attributes, str(role or ""), kind, str(name), default)
+
+    def struct_type(self, meta: Any, items: list[Any]) -> s.TypeName:
+        return s.TypeName(self.at(meta), str(items[0]), None, items[1] is not None)
+
+    def structure(self, meta: Any, items: list[Any]) -> s.Structure:
+        _, name, *members = items
+        return s.Structure(self.at(meta), str(name), tuple(m for some in members for m in some))
+
+    def member_declaration(self, meta: Any, items: list[Any]) -> list[s.Formal]:
+        attributes = tuple(i for i in items if isinstance(i, s.Attribute))
+        kind, *rest = items[len(attributes) :]
+        named = zip(rest[::2], rest[1::2], strict=True)
+        return [s.Formal(self.at(meta), attributes, "", kind, str(name), default) for name, default in named]
 
     def attribute(self, meta: Any, items: list[Any]) -> s.Attribute:
         name, *args = _kept(items)

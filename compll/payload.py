@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compll import ir
+from compll import arrays, ir
 from compll.errors import PayloadError
 from compll.evaluate import Environment, evaluate, host_int
 from compll.types import Array, Elem, alignment, from_bytes, scalar_bytes, vector_bytes
@@ -84,6 +84,27 @@ def read_counts(
                 f"{f.codec}: the payload says that '{name}' is {found[name]}, and {n} elements allow {most}"
             )
     return found
+
+
+def read_scalar(
+    f: ir.Function, name: str, payload: Array, n: int, params: Mapping[str, float | int | bool]
+) -> int:
+    """Return the integer in a scalar field that stands before all vectors.
+
+    Raises:
+        PayloadError: the payload is too short for it.
+
+    """
+    names = [field.name for field in f.layout]
+    head = f.layout[: names.index(name) + 1]
+    place = extents(head, n, params, {c.name: 0 for c in f.counts})[-1]
+    raw = arrays.on_host(payload[place.offset : place.offset + place.size])
+    if len(raw) < place.size:
+        raise PayloadError(
+            f"{f.codec}: the payload is truncated: it has {len(payload)} bytes, and '{name}' ends at "
+            f"{place.offset + place.size}"
+        )
+    return int(from_bytes(raw, place.elem, 1)[0])
 
 
 def total_bytes(places: tuple[Extent, ...]) -> int:

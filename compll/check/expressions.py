@@ -16,6 +16,7 @@ from compll.check.values import (
     Abandon,
     Broken,
     FunctionValue,
+    Record,
     Reporter,
     ScalarValue,
     Scope,
@@ -25,7 +26,7 @@ from compll.check.values import (
     describe,
     real,
 )
-from compll.errors import Span, did_you_mean
+from compll.errors import Span, did_you_mean, unknown_type
 from compll.ops import COMBINES, FUNCTIONS, OPS
 from compll.types import BOOL, FLOAT, INT, NAMED, UINT32, UINT64, Elem, arithmetic, limits, uint
 
@@ -34,6 +35,9 @@ OPERATORS = (
     *("map", "reduce", "range", "chunk", "concat", "extract", "decode", "stochastic_round"),
     *SELECTIONS,
 )
+
+
+WIDTHS = "make it a hyper-parameter, or a variable of Decode that extract reads and Encode knows"
 
 
 class Context(Protocol):
@@ -49,6 +53,9 @@ class Context(Protocol):
 
     def table(self, e: s.Table) -> Value:
         """Type a table of constants."""
+
+    def width_to_read(self, e: s.Name) -> ScalarValue:
+        """Return the value of a variable that stands as a width before the payload has been read."""
 
 
 def expression(c: Context, e: s.Expr) -> Value:
@@ -107,20 +114,18 @@ def element_type(c: Context, t: s.TypeName) -> Elem:
     if t.width is None:
         if t.name == "void":
             raise c.report.error("nothing can have the type void here", t.span)
+        if t.name not in NAMED:
+            c.report.diagnostics.append(unknown_type(t.name, t.span, NAMED))
+            raise Abandon
         return NAMED[t.name]
     read = c.scope.find(t.width.name) if isinstance(t.width, s.Name) else None
     if read is not None and isinstance(read.value, Unset) and isinstance(t.width, s.Name):
-        raise c.report.error(
-            "a width that is read from the payload is not built yet",
-            t.width.span,
-            hint=f"make '{t.width.name}' a hyper-parameter; extracting into its name checks that they agree",
-        )
-    width = scalar(c, t.width, "a width")
+        width = c.width_to_read(t.width)
+    else:
+        width = scalar(c, t.width, "a width")
     if not isinstance(width.expr, ir.Const):
         raise c.report.error(
-            "the width of uint<...> must be known to the compiler",
-            t.width.span,
-            hint="make it a hyper-parameter of the function; extracting into its name checks that they agree",
+            "the width of uint<...> must be known to the compiler", t.width.span, hint=WIDTHS
         )
     if not (isinstance(width.expr.value, int) and 1 <= width.expr.value <= 8):
         raise c.report.error(f"uint<{width.expr.value}>: a width is 1 to 8 bits", t.width.span)
@@ -289,6 +294,11 @@ def _member(c: Context, e: s.Member) -> Value:
     ):
         return ScalarValue(output.value.length, INT)
     value = expression(c, e.value)
+    if isinstance(value, Record):
+        if e.name not in value.members:
+            hint = did_you_mean(e.name, value.members) or "it has " + ", ".join(value.members)
+            raise c.report.error(f"{describe(value)} has no member '{e.name}'", e.span, hint=hint)
+        return value.members[e.name].value
     if e.name != "size" or not isinstance(value, VectorValue):
         raise c.report.error(f"{describe(value)} has no '.{e.name}'", e.span, hint="a vector has '.size'")
     return ScalarValue(value.length, INT)

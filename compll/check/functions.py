@@ -53,6 +53,10 @@ class Statements(ABC):
         """Type a table of constants."""
 
     @abstractmethod
+    def width_to_read(self, e: s.Name) -> ScalarValue:
+        """Return the value of a variable that stands as a width before the payload has been read."""
+
+    @abstractmethod
     def bind_scalar(self, name: str, value: ScalarValue) -> ScalarValue:
         """Give a scalar a name in the IR; inside functions and branches it stays an expression."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from compll import ir
 from compll import syntax as s
 from compll.check.values import Abandon, Reporter
-from compll.errors import ParameterError, Span, did_you_mean
+from compll.errors import ParameterError, Span, did_you_mean, unknown_type
 from compll.types import NAMED, Elem, arithmetic, convert, dtype, limits
 
 DECLARED = ("unbiased", "no_hop", "drops")
@@ -33,6 +33,15 @@ class Signature:
     key: str
     params: tuple[s.Formal, ...]
     declared: frozenset[str]
+    record: str = ""  # the formal that is a `param` struct, whose members the hyper-parameters are
+
+    def parameter(self, e: object) -> str:
+        """Return the hyper-parameter that an expression names, `ratio` or `params.ratio`; "" for others."""
+        if self.record and isinstance(e, s.Member) and isinstance(e.value, s.Name):
+            name = e.name if e.value.name == self.record else ""
+        else:
+            name = e.name if isinstance(e, s.Name) and not self.record else ""
+        return name if any(p.name == name for p in self.params) else ""
 
 
 def find_codec(programs: Sequence[s.Program], report: Reporter) -> tuple[Signature | None, Signature | None]:
@@ -76,6 +85,11 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
     shape = "float* gradient, uint8* compressed"
     if op == "Decode":
         want, shape = want[::-1], "uint8* compressed, float* gradient"
+    known = {*NAMED, *(x.name for x in program.structures)}
+    wrong = [a.type for a in f.formals if a.type.name not in {*known, "void", "uint"}]
+    report.diagnostics.extend(unknown_type(t.name, t.span, known) for t in wrong)
+    if wrong:
+        raise Abandon
     begins = [(a.type.name, a.type.vector) for a in f.formals[:2] if a.role == ""]
     if begins != want or f.type.name != "void":
         raise report.error(
@@ -83,8 +97,9 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
             f.span,
             hint=f"write 'void {f.name}({shape}, ...)'",
         )
-    first, second, *rest = f.formals
+    first, second, *given = f.formals
     gradient, compressed = (first, second) if op == "Encode" else (second, first)
+    record, rest = _members(program, given, report)
     for name in {a.name for a in f.formals if [b.name for b in f.formals].count(a.name) > 1}:
         report.error(f"two formals are called '{name}'", f.span)
     declared = set()
@@ -133,7 +148,34 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
         key,
         tuple(params),
         frozenset(declared),
+        record,
     )
+
+
+def _members(program: s.Program, given: Sequence[s.Formal], report: Reporter) -> tuple[str, list[s.Formal]]:
+    """Return the formal that is a struct, if one is, and the formals with its members in its place."""
+    structures = {x.name: x for x in program.structures}
+    for x in program.structures:
+        if structures[x.name] is not x:
+            report.error(f"a second struct '{x.name}'", x.span, hint="give it another name")
+        for m in x.members:
+            if [b.name for b in x.members].count(m.name) > 1:
+                report.error(f"'{x.name}' has two members '{m.name}'", m.span)
+    records = [a for a in given if a.type.name in structures and not a.role]
+    scalars = [a for a in given if not a.role and a not in records]
+    for a in (*records[1:], *(scalars if records else ())):
+        report.error(
+            "hyper-parameters are scalars or the members of one struct",
+            a.span,
+            hint=f"make '{a.name}' a member of '{records[0].type.name}'"
+            if a in scalars
+            else "join the structs",
+        )
+    for a in records[:1]:
+        if a.type.vector or a.attributes or a.default is not None:
+            report.error(f"a struct is given as '{a.type.name} {a.name}' alone", a.span)
+        return a.name, [m for b in given for m in (structures[a.type.name].members if b is a else (b,))]
+    return "", list(given)
 
 
 def parameters(signatures: Sequence[Signature], report: Reporter) -> tuple[ir.Parameter, ...]:
@@ -246,26 +288,36 @@ def choose(codec: str, params: Sequence[ir.Parameter], given: Values) -> dict[st
 
 def _static_names(sig: Signature) -> Iterator[str]:
     """Yield the parameters that stand in a type, in chunk or in a static `if`: kernels specialise to them."""
-    own = {p.name for p in sig.params}
     for node in nodes(sig.program):
         inside: list[s.Expr] = []
         if isinstance(node, s.TypeName) and node.width is not None:
             inside.append(node.width)
         if isinstance(node, s.Call) and node.name == "chunk":
             inside.extend(node.args[1:])
-        if isinstance(node, s.If) and is_static(node.condition, own):
+        if isinstance(node, s.If) and _is_static(node.condition, sig):
             inside.append(node.condition)
         for e in inside:
-            yield from (n.name for n in nodes(e) if isinstance(n, s.Name) and n.name in own)
+            yield from (name for n in nodes(e) if (name := sig.parameter(n)))
 
 
-def is_static(condition: s.Expr, params: set[str]) -> bool:
+def _is_static(condition: s.Expr, sig: Signature) -> bool:
     """Whether a condition has only parameters and literals."""
     return all(
         isinstance(n, s.Integer | s.Number | s.Truth | s.Unary | s.Binary | s.Conditional)
-        or (isinstance(n, s.Name) and n.name in params)
+        or sig.parameter(n)
+        or (isinstance(n, s.Name) and n.name == sig.record)
         for n in nodes(condition)
     )
+
+
+def read_widths(f: s.Function) -> dict[str, int]:
+    """Return the variables of a Decode that are widths and come from the payload: name -> which field."""
+    widths = {
+        n.width.name for n in nodes(f.body) if isinstance(n, s.TypeName) and isinstance(n.width, s.Name)
+    }
+    extracts = [n for n in nodes(f.body) if isinstance(n, s.Call) and n.name == "extract"]
+    read = {a.name: at for n in extracts for at, a in enumerate(n.args[1:]) if isinstance(a, s.Name)}
+    return {name: at for name, at in read.items() if name in widths}
 
 
 def nodes(node: object) -> Iterator[s.Node]:

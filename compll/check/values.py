@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from compll import ir
@@ -79,7 +79,15 @@ class Broken:
     """A variable whose value is wrong; that has been reported, and its uses say nothing more."""
 
 
-Value = ScalarValue | VectorValue | FunctionValue | Range | Payload | Unset | Broken
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A formal that is a `param` struct, with the hyper-parameters that are its members."""
+
+    name: str
+    members: Mapping[str, Variable]
+
+
+Value = ScalarValue | VectorValue | FunctionValue | Range | Payload | Unset | Broken | Record
 
 
 def named(name: str, elem: Elem, length: ir.Expr) -> VectorValue:
@@ -104,6 +112,8 @@ def describe(value: Value) -> str:
             return f"an unassigned {'vector' if vector else 'scalar'} ({elem})"
         case Broken():
             return "a wrong value"
+        case Record(name):
+            return f"the struct '{name}'"
 
 
 @dataclass(eq=False)
