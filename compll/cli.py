@@ -17,7 +17,7 @@ from compll import build as builder
 from compll import codec as api
 from compll import driver, generate, knobs, report
 from compll import syntax as s
-from compll.check.signature import Values
+from compll.check.parameters import Values
 from compll.emit import cpp, cuda, numba
 from compll.errors import BackendError, CompileError, ParameterError, PayloadError
 from compll.ir_text import function_text

@@ -13,7 +13,7 @@ import numpy as np
 
 from compll import arrays, driver, payload
 from compll import backends as b
-from compll.check.signature import choose
+from compll.check.parameters import choose
 from compll.errors import BackendError, CompileError, ParameterError, PayloadError
 from compll.knobs import threads as default_threads
 from compll.properties import Info
@@ -66,7 +66,7 @@ def algorithms() -> dict[str, Path]:
 
 
 def compile(  # noqa: A001 - the API's name, as in re.compile
-    source: Source, backend: str = "auto", *, error_feedback: bool = False, **params: float | bool
+    source: Source, /, backend: str = "auto", *, error_feedback: bool = False, **params: float | bool
 ) -> Codec:
     """Make a codec from a `.pse` program.
 
@@ -148,7 +148,7 @@ class Codec:
         wrap = self._view(like, "like", "float32")[1]
         return {name: wrap(z) for name, z in zeros.items()}
 
-    def with_params(self, **params: float | bool) -> Codec:
+    def with_params(self, /, **params: float | bool) -> Codec:
         """Return this codec with other values of run-time parameters; nothing is compiled.
 
         Raises:

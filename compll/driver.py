@@ -147,11 +147,12 @@ def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False)
 def variants(head: Header, given: Values) -> list[Values]:
     """Return the sets of parameters to build for.
 
-    A static width without default and without a given value is built for every width that it may have, as
+    A width without default and without a given value is built for every value that it may have, as
     published programs leave it open; the caller then chooses.
     """
-    open_widths = [p for p in head.params if p.static and p.default is None and p.name not in given]
-    if len(open_widths) != 1 or open_widths[0].elem.kind != "uint":
+    needed = [p for p in head.params if p.default is None and p.name not in given]
+    open_widths = [p for p in needed if p.name in head.widths]
+    if len(open_widths) != 1:
         return [given]
     width = open_widths[0]
     low, high = width.range or (1, 8)

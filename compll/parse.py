@@ -288,8 +288,9 @@ class _Builder(Transformer[Any, Any]):
         return s.Call(self.at(meta), str(items[0]), None, tuple(_kept(items[1:])))
 
     def cast(self, meta: Any, items: list[Any]) -> s.Call:
-        kind = s.TypeName(self.at(meta), str(items[0]), None, False)
-        return s.Call(self.at(meta), "cast", kind, (items[1],))
+        width = items[2] if len(items) > 2 else None
+        kind = s.TypeName(self.at(meta), str(items[0]), width, False)
+        return s.Call(self.at(meta), "cast", kind, (items[-1],))
 
     def typed_call(self, meta: Any, items: list[Any]) -> s.Call:
         name, _, kind, _, *args = items

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from compll import arrays, ir
-from compll.errors import PayloadError
+from compll.errors import ParameterError, PayloadError
 from compll.evaluate import Environment, evaluate, host_int
-from compll.types import Array, Elem, alignment, from_bytes, scalar_bytes, vector_bytes
+from compll.types import Array, Elem, alignment, from_bytes, limits, scalar_bytes, vector_bytes
 
 WIRE_VERSION = 1
 
@@ -57,7 +57,19 @@ def count_bytes(n: int) -> int:
 
 
 def most_counts(f: ir.Function, n: int, params: Mapping[str, float | int | bool]) -> dict[str, int]:
-    """Return the most that each count can be."""
+    """Return the most that each count can be.
+
+    Raises:
+        ParameterError: the payload keeps positions in a type that does not hold those of n elements.
+
+    """
+    for positions in f.narrow:
+        length, most = host_int(positions.length, n, params), limits(positions.elem)[1]
+        if length > most + 1:
+            raise ParameterError(
+                f"{f.codec} keeps positions as {positions.elem}, which holds those of {most + 1} elements, "
+                f"not of {length}"
+            )
     return {c.name: max(0, min(n, host_int(c.most, n, params))) for c in f.counts}
 
 

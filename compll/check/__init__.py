@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from compll import ir
 from compll import syntax as s
 from compll.check.body import Body
+from compll.check.parameters import Values, choose, parameters, width_names
 from compll.check.payload import Written
-from compll.check.signature import Signature, Values, choose, find_codec, parameters
+from compll.check.signature import Signature, find_codec
 from compll.check.values import Abandon, Reporter
 from compll.errors import CompileError, ParameterError
 
@@ -52,6 +53,7 @@ class Header:
     has_encode: bool
     has_decode: bool
     params: tuple[ir.Parameter, ...]
+    widths: frozenset[str]  # the parameters that a width of uint<...> is made of
 
 
 def header(programs: Sequence[s.Program], sources: Mapping[str, str]) -> Header:
@@ -64,7 +66,8 @@ def header(programs: Sequence[s.Program], sources: Mapping[str, str]) -> Header:
     report = Reporter()
     encode, decode, params = _signatures(programs, report, sources)
     known = encode or decode
-    return Header(known.codec if known else "", encode is not None, decode is not None, params)
+    widths = frozenset(name for sig in (encode, decode) if sig for name in width_names(sig))
+    return Header(known.codec if known else "", encode is not None, decode is not None, params, widths)
 
 
 def _signatures(

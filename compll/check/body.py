@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from compll import ir
 from compll import syntax as s
-from compll.check.expressions import as_type, element_type, expression, length_text, scalar
+from compll.check.expressions import expression, length_text
 from compll.check.operators import GRADIENT, Names
 from compll.check.payload import PayloadCalls, Written
 from compll.check.signature import Signature
@@ -35,8 +35,8 @@ class Body(PayloadCalls):
     """Checks one function of a codec and collects its bindings.
 
     For an Encode, `decoder` is the file's Decode, which `decode(compressed)` runs on the fields as stored;
-    for that run of a Decode, `stored` holds those fields.  A Decode is held against what its Encode
-    has `written`.
+    for that run of a Decode `within` it, `stored` holds those fields.  A Decode is held against what its
+    Encode has `written`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Body(PayloadCalls):
         static: Mapping[str, float | int | bool],
         params: Sequence[ir.Parameter],
         *,
-        names: Names | None = None,
+        within: Body | None = None,
         decoder: Signature | None = None,
         written: Written | None = None,
         stored: Payload | None = None,
@@ -63,31 +63,30 @@ class Body(PayloadCalls):
             *(f.name for f in (written.fields if written else ())),
             *(c.name for c in (written.counts if written else ())),
         )
-        super().__init__(sig, report, static, file_scope, names or Names(taken), written, stored)
+        super().__init__(
+            sig, report, static, file_scope, within.names if within else Names(taken), written, stored
+        )
         self.output: VectorValue | None = None
         self.updates: dict[str, VectorValue] = {}
         self.decoded = ""
+        if within is not None:
+            self.bindings, self.lengths, self.most = within.bindings, within.lengths, within.most
+            self.ascending, self.tables, self.narrow = within.ascending, within.tables, within.narrow
         self._bind_file(file_scope)
         self._bind_formals()
 
     # --- names ----------------------------------------------------------------------------------
 
     def _bind_file(self, scope: Scope) -> None:
-        for declaration in self.sig.program.variables:
-            elem = element_type(self, declaration.type)
-            for d in declaration.declarators:
-                vector = declaration.type.vector
-                value: Value = Unset(elem, vector)
-                if d.value is not None:
-                    value = as_type(scalar(self, d.value, "a file-level value"), elem)
-                if d.name in scope.names:
-                    self.report.error(f"'{d.name}' is declared twice", d.span)
-                scope.names[d.name] = Variable(elem, vector, value)
+        """Enter the functions of the file and run its declarations, for this function of the codec alone."""
         for f in self.sig.program.functions:
             if f is not self.sig.function and not f.name.endswith(("Encode", "Decode")):
                 if f.name in scope.functions:
                     self.report.error(f"the function '{f.name}' is defined twice", f.span)
                 scope.functions[f.name] = FunctionValue(f.name, f, scope)
+        inside, self.scope = self.scope, scope
+        self.run(self.sig.program.variables)
+        self.scope = inside
 
     def _bind_formals(self) -> None:
         sig, names = self.sig, self.scope.names
@@ -127,7 +126,10 @@ class Body(PayloadCalls):
         ):
             return False
         if self.conditional:
-            raise self.report.error(f"'{name}' cannot be assigned under an 'if' that depends on data", span)
+            hint = f"assign it once, outside: {name} = condition ? a : b;"
+            raise self.report.error(
+                f"'{name}' cannot be assigned under an 'if' that depends on data", span, hint=hint
+            )
         if name == self.sig.compressed:
             if not isinstance(value, Payload):
                 raise self.report.error(f"'{name}' is assigned concat(...), not {describe(value)}", span)
@@ -161,7 +163,7 @@ class Body(PayloadCalls):
             raise self.report.error(
                 "'decode(compressed)' needs the Decode, which this file does not have", e.span
             )
-        names, values = self.names, payload.fields
+        values = payload.fields
         scalars = {
             f.name: v.expr
             for f, v in zip(self.fields or (), values, strict=True)
@@ -172,12 +174,10 @@ class Body(PayloadCalls):
             self.report,
             self.static,
             self.params,
-            names=names,
+            within=self,
             written=Written(self.fields or (), (), scalars),
             stored=payload,
         )
-        inner.bindings, inner.lengths, inner.most = self.bindings, self.lengths, self.most
-        inner.ascending, inner.tables = self.ascending, self.tables
         inner.run(self.decoder.function.body.body)
         if inner.output is None:
             raise Abandon  # the Decode is checked by itself, and complains there
@@ -225,6 +225,7 @@ class Body(PayloadCalls):
             random=self.random,
             decoded=self.decoded,
             counts=self.counts,
+            narrow=tuple(dict.fromkeys(self.narrow)),
         )
 
     def _add_feedback(self) -> None:

@@ -62,10 +62,7 @@ def expression(c: Context, e: s.Expr) -> Value:
     """Return the value of an expression; raises `Abandon` after reporting what is wrong with it."""
     match e:
         case s.Integer(value=value):
-            if not -(2**63) <= value < 2**64:
-                raise c.report.error("this number does not fit 64 bits", e.span)
-            kind = INT if value < 2**63 else UINT64
-            return ScalarValue(ir.const(value, kind), kind, literal=True)
+            return _integer(c, value, e.span)
         case s.Number(text=text):
             return real(float(text))
         case s.Truth(value=value):
@@ -227,11 +224,14 @@ def operate(c: Context, span: Span, op: str, *values: ScalarValue) -> ScalarValu
         args = [value, ir.as_elem(count, value.type)] if count.type.kind != "float" else [value, count]
     else:
         args = unify(c, span, *values)
+    if entry.takes == (FLOAT,):
+        args = [ir.as_elem(a, FLOAT) for a in args]
     for a in args:
         if a.type not in entry.takes:
             raise c.report.error(f"'{op}' does not take a value of type {a.type}", span, hint="cast it first")
-    if op in ("/", "%") and args[1] in (ir.const(0, INT), ir.const(0, UINT32), ir.const(0, UINT64)):
-        raise c.report.error("division by the constant 0", span)
+    if op in ("/", "%") and isinstance(args[1], ir.Const) and args[1].value == 0:
+        hint = "an infinity is written inf" if args[1].type is FLOAT else ""
+        raise c.report.error("division by the constant 0", span, hint=hint)
     result = ir.apply(op, *args)
     return ScalarValue(result, result.type, all(v.literal for v in values) and result.type is INT)
 
@@ -268,7 +268,16 @@ def function(c: Context, e: s.Expr) -> FunctionValue:
     raise c.report.error("a function is needed here: a lambda, or the name of one", e.span)
 
 
+def _integer(c: Context, value: int, span: Span) -> ScalarValue:
+    if not -(2**63) <= value < 2**64:
+        raise c.report.error("this number does not fit 64 bits", span)
+    kind = INT if value < 2**63 else UINT64
+    return ScalarValue(ir.const(value, kind), kind, literal=True)
+
+
 def _unary(c: Context, e: s.Unary) -> Value:
+    if e.op == "-" and isinstance(e.arg, s.Integer):
+        return _integer(c, -e.arg.value, e.span)
     value = operand(c, e.arg)
     if e.op == "+":
         return value

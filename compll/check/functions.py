@@ -17,6 +17,7 @@ from compll.check.values import (
     Abandon,
     Broken,
     FunctionValue,
+    Range,
     Reporter,
     ScalarValue,
     Scope,
@@ -25,9 +26,10 @@ from compll.check.values import (
     Variable,
     VectorValue,
     describe,
+    index,
 )
 from compll.errors import Span, did_you_mean
-from compll.types import Elem
+from compll.types import INT, Elem
 
 DEEPEST, LARGEST = 100, 20_000  # operations of one formula: what every stage of the compiler can hold
 
@@ -150,6 +152,8 @@ class Statements(ABC):
     def _typed(self, variable: Variable, name: str, value: Value, span: Span) -> Value:
         """Convert a value to a variable's type and name it in the IR."""
         elem = variable.elem
+        if isinstance(value, Range):
+            value = VectorValue(INT, value.length, index().expr)
         if elem is None or not isinstance(value, ScalarValue | VectorValue):
             raise self.report.error(f"'{name}' cannot hold {describe(value)}", span)
         if isinstance(value, VectorValue) != variable.vector:
@@ -207,6 +211,12 @@ class Statements(ABC):
             v.value = Broken()
             if isinstance(a, Broken) or isinstance(b, Broken):
                 continue
+            if isinstance(a, VectorValue) or isinstance(b, VectorValue):
+                raise self.report.error(
+                    f"the vector '{name}' cannot be assigned under an 'if' that depends on data",
+                    statement.span,
+                    hint=f"choose element by element: {name} = condition ? a : b;",
+                )
             if not isinstance(a, ScalarValue) or not isinstance(b, ScalarValue) or v.elem is None:
                 hint = "give it a value before the 'if'" if Unset in (type(a), type(b)) else ""
                 raise self.report.error(

@@ -6,6 +6,8 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from compll import ir
 from compll import syntax as s
 from compll.check.expressions import (
@@ -33,10 +35,12 @@ from compll.check.values import (
     named,
 )
 from compll.errors import did_you_mean
+from compll.evaluate import Environment, evaluate
 from compll.ops import COMBINES, FUNCTIONS, OPS, identity
-from compll.types import BOOL, FLOAT, INT, Elem, arithmetic
+from compll.types import BOOL, FLOAT, INT, UINT64, Array, Elem, arithmetic, dtype
 
 GRADIENT = "gradient"  # its name in the IR, whatever the program calls it
+LARGEST_TABLE = 65536  # elements; longer vectors of constants are made when the program runs
 SYMBOLS = ("n", "i", "a", "b")  # of the IR: size, position, the two values of a reduction
 
 
@@ -44,6 +48,34 @@ def of_host(e: ir.Expr) -> bool:
     """Whether a scalar is known before anything runs: it depends on n and hyper-parameters only."""
     known = ir.Const | ir.Size | ir.Param | ir.Apply | ir.Convert
     return all(isinstance(x, known) for x in ir.walk(e))
+
+
+def constant_elements(value: VectorValue, tables: Mapping[str, ir.Table]) -> tuple[ir.Expr, ...]:
+    """Return the elements of a vector that depends on constants and `tables` only; none for any other."""
+    known = ir.Const | ir.Position | ir.Apply | ir.Convert | ir.Search | ir.Read
+    size = value.length.value if isinstance(value.length, ir.Const) else 0
+    nodes = tuple(ir.walk(value.body))
+    reads = {
+        x.vector if isinstance(x, ir.Read) else x.table for x in nodes if isinstance(x, ir.Read | ir.Search)
+    }
+    if (
+        not 0 < size <= LARGEST_TABLE
+        or not reads <= tables.keys()
+        or not all(isinstance(x, known) for x in nodes)
+    ):
+        return ()
+    env = Environment(0, {}, {t.name: _array(t) for name, t in tables.items() if name in reads})
+    values = evaluate(value.body, env, np.arange(size, dtype=np.int64))
+    return () if env.out_of_range else tuple(ir.const(x.item(), value.body.type) for x in values)
+
+
+def _array(t: ir.Table) -> Array:
+    return np.array([v.value for v in t.values if isinstance(v, ir.Const)], dtype(arithmetic(t.elem)))
+
+
+def draws(e: ir.Expr) -> bool:
+    """Whether an expression draws random numbers."""
+    return any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(e))
 
 
 class Names:
@@ -82,8 +114,9 @@ class Operators(Statements):
         self.fields: tuple[ir.Field, ...] | None = None  # of the payload
         self.most: dict[str, ir.Expr] = {}  # size that depends on data -> the most it can be
         self.tables: dict[str, ir.Table] = {}
-        self.received: set[str] = set()  # fields that are read from bytes which may be anything
-        self.ascending: set[str] = set()  # vectors whose elements are strictly ascending positions
+        self.received: set[str] = set()  # vectors that are read from bytes which may be anything
+        self.ascending: dict[str, ir.Expr] = {}  # vectors of strictly ascending positions -> below what
+        self.narrow: list[ir.Narrow] = []
         self.lengths: dict[str, ir.Expr] = {}  # of the vectors whose length is not gradient.size
         self.wish = "{}"
         self.random = False
@@ -128,13 +161,22 @@ class Operators(Statements):
         fresh = self.names.fresh(name)
         self.lengths[fresh] = value.length
         source = value.body.arg if isinstance(value.body, ir.Convert) else value.body
-        if isinstance(source, ir.Read) and source.position == ir.Position():
-            if source.vector in self.ascending:
-                self.ascending.add(fresh)
-            if source.vector in self.tables:
-                return self.bind_table(fresh, value.elem, self.tables[source.vector].values)
+        part = source.vector if isinstance(source, ir.Read) and source.position == ir.Position() else ""
+        if part in self.ascending and value.elem.kind in ("int", "uint"):
+            self._keep_positions(fresh, value.elem, part)
+        constants = constant_elements(value, self.tables)
+        if constants:
+            return self.bind_table(fresh, value.elem, constants)
         self.bindings.append(ir.Map(fresh, value.elem, value.length, value.body))
         return named(fresh, value.elem, value.length)
+
+    def _keep_positions(self, name: str, elem: Elem, source: str) -> None:
+        """Note that a vector has the ascending positions of another one, in a type that may limit them."""
+        below = self.ascending[name] = self.ascending[source]
+        if source in self.received:
+            self.received.add(name)
+        elif elem not in (INT, UINT64):
+            self.narrow.append(ir.Narrow(below, elem))
 
     def bind_table(self, name: str, elem: Elem, values: Sequence[ir.Expr]) -> VectorValue:
         """Bind constants to a name of their own."""
@@ -201,11 +243,12 @@ class Operators(Statements):
             raise self.report.error(
                 "the length of a range is an integer", count.span, hint="write int(...) around it"
             )
-        if not of_host(n.expr):
+        counted = isinstance(n.expr, ir.Scalar) and n.expr.name in self.most
+        if not counted and not of_host(n.expr):
             raise self.report.error(
-                "the length of a range depends on data: this version of the compiler does not build that yet",
+                "the length of a range depends on data",
                 count.span,
-                hint="make it from gradient.size and hyper-parameters",
+                hint="make it from gradient.size and hyper-parameters, or give the size of a vector as it is",
             )
         return Range(ir.as_elem(n.expr, INT))
 
@@ -252,37 +295,37 @@ class Operators(Statements):
         f = function(self, args[-1])
         init = scalar(self, args[1], "the start of a reduction") if len(args) == 3 else None
         element = ScalarValue(vector.body, vector.elem)
-        if f.node is None and f.name not in COMBINES:
-            hint = did_you_mean(f.name, COMBINES) or "use add, smaller, greater or a function of two values"
+        arity = len(f.node.formals) if f.node else 2 if f.name in COMBINES else OPS[f.name].arity
+        if arity != 2:
+            hint = "use add, smaller, greater or a function of two values"
             raise self.report.error(f"'{f.name}' does not combine two values", args[-1].span, hint=hint)
+        if init is None and f.name not in COMBINES:
+            hint = "write reduce(vector, init, f): init is what an empty vector gives"
+            raise self.report.error(
+                f"a reduction by '{f.name}' needs a value to start from", e.span, hint=hint
+            )
         if f.node is None:
             own = kind = arithmetic(INT if vector.elem == BOOL else vector.elem)
             a, b = ScalarValue(ir.Scalar("a", kind), kind), ScalarValue(ir.Scalar("b", kind), kind)
-            body = ir.apply(COMBINES[f.name], a.expr, b.expr)
-            if init is None:
-                init = ScalarValue(ir.const(identity(f.name, kind), kind), kind)
+            body = ir.apply(COMBINES.get(f.name, f.name), a.expr, b.expr)
         else:
-            formals = f.node.formals
-            types = [t[0] if isinstance(t, tuple) else t.type for t in formals]
-            if len(types) != 2 or init is None:
-                what = "a function of two values" if len(types) != 2 else "a value to start from"
-                raise self.report.error(
-                    f"this reduce needs {what}", e.span, hint="write reduce(vector, init, f)"
-                )
-            own = element_type(self, types[0])
+            first = f.node.formals[0]
+            own = element_type(self, first[0] if isinstance(first, tuple) else first.type)
             kind = arithmetic(own)
             pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
-            if any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(body)):
+            if draws(body):
                 raise self.report.error("a reduction cannot draw random numbers", args[-1].span)
+        if init is None:
+            init = ScalarValue(ir.const(identity(f.name, kind), kind), kind)
         label = args[-1].name if isinstance(args[-1], s.Name) else "combine"
         name = self.names.fresh(self.wish.format(label))
         start = as_type(init, own)  # init enters once, as f's parameter holds it
         combine = ir.Combine(label, body, kind)
         value = ir.as_elem(as_type(element, kind).expr, kind)
         if block:
-            first = ir.as_elem(start.expr, kind)
-            self.bindings.append(ir.BlockReduce(name, combine, first, block, vector.length, value))
+            begin = ir.as_elem(start.expr, kind)
+            self.bindings.append(ir.BlockReduce(name, combine, begin, block, vector.length, value))
             self.lengths[name] = ir.blocks(vector.length, block)
             return named(name, kind, self.lengths[name])
         self.bindings.append(ir.Reduce(name, combine, ir.as_elem(start.expr, kind), vector.length, value))

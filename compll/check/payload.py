@@ -66,7 +66,7 @@ class PayloadCalls(Selection):
         self.counts = written.counts if written else ()
         self.written = written.scalars if written else {}
         self.copies: list[str] = []  # of which hyper-parameter each field is a copy, "" if of none
-        self.read_widths = read_widths(sig.function) if sig.op == "decode" else {}
+        self.read_widths = read_widths(sig) if sig.op == "decode" else {}
 
     @abstractmethod
     def decode_stored(self, e: s.Call) -> VectorValue:
@@ -154,7 +154,9 @@ class PayloadCalls(Selection):
                 raise self.report.error(
                     f"Encode writes {_kind(field)} here, and this reads it as {wants} {name}", arg.span
                 )
-            v.value = value if value is not None else self._field(name, v, field)
+            read = value if value is not None else self._field(name, v, field)
+            if not self.assign_special(name, read, arg.span):
+                v.value = read
         return source
 
     def _check_widths(self, variables: Sequence[tuple[str, Variable]], e: s.Call) -> None:
@@ -188,7 +190,7 @@ class PayloadCalls(Selection):
             self.lengths[field.name] = field.length
             self.received.add(field.name)
             if field.elem.kind in ("int", "uint"):
-                self.ascending.add(field.name)  # the decoder checks it where a scatter uses it
+                self.ascending[field.name] = ir.Size()  # the decoder checks it where a scatter uses it
             return named(field.name, field.elem, field.length)
         fresh = self.names.fresh(name if v.writable else f"{name}_read")
         self.bindings.append(ir.Get(fresh, field.name, field.elem))
