@@ -6,6 +6,7 @@ import importlib.metadata
 import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,7 @@ Feedback = Annotated[bool, typer.Option("--error-feedback", help="add a residual
 
 def main() -> None:
     """Run the command; what the user did wrong ends in a message and exit code 1, never in a traceback."""
+    warnings.formatwarning = lambda message, *_: f"{message}\n"
     try:
         app()
     except (CompileError, ParameterError, PayloadError, BackendError, IndexError, OSError) as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ from compll.check import Checked, Header, check, header
 from compll.errors import (
     BackendError,
     CompileError,
+    CompileWarning,
     Diagnostic,
     ParameterError,
     PayloadError,
     Span,
     did_you_mean,
+    render,
 )
 from compll.parse import parse
 from compll.payload import read_scalar
@@ -125,6 +128,8 @@ def _check(
 ) -> Checked:
     try:
         plain = check(programs, sources, given)
+        for warning in plain.warnings:
+            warnings.warn(render(warning, sources[warning.span.file]), CompileWarning, stacklevel=2)
         if not error_feedback:
             return plain
         if plain.encode is not None and passes.has_feedback(plain.encode):

@@ -27,13 +27,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One complaint: message and place, a label under the carets, a note and a hint that mends it."""
+    """One complaint, an error or a warning: message and place, a label under the carets, a note, a hint."""
 
     message: str
     span: Span
     label: str = ""
     note: str = ""
     hint: str = ""
+    severity: str = "error"
 
 
 class CompileError(Exception):
@@ -45,6 +46,10 @@ class CompileError(Exception):
         self.diagnostics = tuple(ordered)
         self.sources = dict(sources)
         super().__init__("\n".join(render(d, self.sources.get(d.span.file, "")) for d in ordered))
+
+
+class CompileWarning(UserWarning):
+    """A `.pse` program is right, and probably does not mean what its author thinks."""
 
 
 class PayloadError(ValueError):
@@ -60,9 +65,9 @@ class BackendError(RuntimeError):
 
 
 def render(diagnostic: Diagnostic, source: str) -> str:
-    """Format one diagnostic: `file:line:column: error: message`, the source line, carets, note and hint."""
+    """Format one diagnostic: `file:line:column: severity: message`, source line, carets, note and hint."""
     span = diagnostic.span
-    out = [f"{span.file}:{span.line}:{span.column}: error: {diagnostic.message}"]
+    out = [f"{span.file}:{span.line}:{span.column}: {diagnostic.severity}: {diagnostic.message}"]
     lines = source.splitlines()
     if 1 <= span.line <= len(lines):
         text = lines[span.line - 1].replace("\t", " ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import re
 from typing import Any, cast
 
 from lark import Lark, Token, Transformer, Tree, UnexpectedCharacters, UnexpectedToken, v_args
@@ -21,6 +22,15 @@ from compll.types import NAMED
 REPAIRS = ("SEMICOLON", "RPAR", "RSQB", "RBRACE", "GT", "EQUAL", "COMMA", "LPAR", "LBRACE")
 MOST_ERRORS = 20
 LOOPS = ("for", "while", "do")
+HABITS = (  # what people bring from C, as the last tokens look, and how it is written here
+    (r"(PLUS|MINUS|STAR|SLASH|PERCENT|AMPERSAND|BAR|CARET|SHL|SHR) EQUAL$", "write x = x + y"),
+    (r"(PLUS PLUS|MINUS MINUS) (SEMICOLON|RPAR)$", "write i = i + 1"),
+    (r"RSQB EQUAL$", "a vector is made as a whole: x = map(range(n), ...)"),
+    (r"DOT NAME LPAR$", "'.size' is no function: leave the parentheses away"),
+    (r"LPAR TYPE RPAR$", "a conversion is written float(x)"),
+    (r"(TYPE|STAR) NAME LSQB$", "a table is written float* t = {1, 2, 3};"),
+    (r"(SEMICOLON|LBRACE|RBRACE) NAME TYPE$", "a declaration is a type and a name: float x = ...;"),
+)
 
 
 def parse(text: str, file: str) -> s.Program:
@@ -119,6 +129,11 @@ class _Parse:
             if token.type == "NAME" and "TYPE" in accepts and "NAME" not in accepts:
                 self.unknown_type(token)
                 return parser.feed_token(Token.new_borrow_pos("TYPE", "float", token))
+            types = " ".join(t.type for t in (*self.fed[-3:], token))
+            habit = next((hint for pattern, hint in HABITS if re.search(pattern, types)), "")
+            if habit:
+                self.errors.append(Diagnostic(f"unexpected '{token}'", self.span(token), hint=habit))
+                raise GiveUp from None
             if token.type == "NAME" and self.begins_statement():
                 self.unknown_type(self.fed[-1])
                 parser.feed_token(Token.new_borrow_pos("SEMICOLON", ";", token))

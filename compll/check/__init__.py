@@ -12,7 +12,7 @@ from compll.check.parameters import Values, choose, parameters, width_names
 from compll.check.payload import Written
 from compll.check.signature import Signature, find_codec
 from compll.check.values import Abandon, Reporter
-from compll.errors import CompileError, ParameterError
+from compll.errors import CompileError, Diagnostic, ParameterError
 
 __all__ = ["Checked", "Header", "Width", "check", "header"]
 
@@ -29,6 +29,7 @@ class Checked:
     declared: frozenset[str]
     keyed: bool
     width: Width | None = None
+    warnings: tuple[Diagnostic, ...] = ()
 
     @property
     def label(self) -> str:
@@ -158,6 +159,7 @@ def _typed(
         declared=encode.declared if encode else frozenset(),
         keyed=any(sig.key for sig in (encode, decode) if sig),
         width=width,
+        warnings=tuple(dict.fromkeys(report.warnings)),
     )
 
 

@@ -35,6 +35,7 @@ OPERATORS = (
     *("map", "reduce", "range", "chunk", "concat", "extract", "decode", "stochastic_round"),
     *SELECTIONS,
 )
+CALLED = ("clamp", "random", "cast", "bitcast")  # written as calls, too, and no functions of one value
 
 
 WIDTHS = "make it a hyper-parameter, or a variable of Decode that extract reads and Encode knows"
@@ -263,6 +264,9 @@ def function(c: Context, e: s.Expr) -> FunctionValue:
             return own
         if e.name in COMBINES or e.name in FUNCTIONS:
             return FunctionValue(e.name, None, None)
+        if e.name in (*OPERATORS, *CALLED):
+            hint = f"put the call into a lambda: [&](float x) -> float {{ return {e.name}(...); }}"
+            raise c.report.error(f"'{e.name}' cannot be given as a function", e.span, hint=hint)
         known = {*COMBINES, *FUNCTIONS, *(name for scope in c.scope.chain() for name in scope.functions)}
         raise c.report.error(f"unknown function '{e.name}'", e.span, hint=did_you_mean(e.name, known))
     raise c.report.error("a function is needed here: a lambda, or the name of one", e.span)

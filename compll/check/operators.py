@@ -22,6 +22,7 @@ from compll.check.expressions import (
     scalar,
 )
 from compll.check.functions import Statements
+from compll.check.reductions import odd_example
 from compll.check.signature import Signature, random_sites
 from compll.check.values import (
     Range,
@@ -238,19 +239,22 @@ class Operators(Statements):
 
     def _range(self, e: s.Call) -> Range:
         (count,) = self.args(e, 1, 1, "range(n)")
-        n = scalar(self, count, "the length of a range")
+        return Range(self.length(scalar(self, count, "the length of a range"), "a range", count))
+
+    def length(self, n: ScalarValue, what: str, e: s.Expr) -> ir.Expr:
+        """Return the length of a new vector: it is known before anything runs, or the size of another one."""
         if n.expr.type.kind == "float":
             raise self.report.error(
-                "the length of a range is an integer", count.span, hint="write int(...) around it"
+                f"the length of {what} is an integer", e.span, hint="write int(...) around it"
             )
         counted = isinstance(n.expr, ir.Scalar) and n.expr.name in self.most
         if not counted and not of_host(n.expr):
             raise self.report.error(
-                "the length of a range depends on data",
-                count.span,
+                f"the length of {what} depends on data",
+                e.span,
                 hint="make it from gradient.size and hyper-parameters, or give the size of a vector as it is",
             )
-        return Range(ir.as_elem(n.expr, INT))
+        return ir.as_elem(n.expr, INT)
 
     def vector(self, e: s.Expr) -> VectorValue:
         """Type an expression that must be a vector; a range is the vector of its positions."""
@@ -297,8 +301,12 @@ class Operators(Statements):
         element = ScalarValue(vector.body, vector.elem)
         arity = len(f.node.formals) if f.node else 2 if f.name in COMBINES else OPS[f.name].arity
         if arity != 2:
-            hint = "use add, smaller, greater or a function of two values"
-            raise self.report.error(f"'{f.name}' does not combine two values", args[-1].span, hint=hint)
+            takes = "1 value" if arity == 1 else f"{arity} values"
+            raise self.report.error(
+                f"'{f.name}' takes {takes}, and a reduction gives it 2",
+                args[-1].span,
+                hint="use add, smaller, greater or a function of two values",
+            )
         if init is None and f.name not in COMBINES:
             hint = "write reduce(vector, init, f): init is what an empty vector gives"
             raise self.report.error(
@@ -316,6 +324,13 @@ class Operators(Statements):
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
             if draws(body):
                 raise self.report.error("a reduction cannot draw random numbers", args[-1].span)
+            if odd := odd_example(body, own):
+                self.report.warn(
+                    f"'{f.name}' is {odd}",
+                    args[-1].span,
+                    note="elements are combined in one order, which is not the one in which they stand",
+                    hint="reduce by a sum, a least or a greatest, of elements that map has changed before",
+                )
         if init is None:
             init = ScalarValue(ir.const(identity(f.name, kind), kind), kind)
         label = args[-1].name if isinstance(args[-1], s.Name) else "combine"

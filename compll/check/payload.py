@@ -64,6 +64,7 @@ class PayloadCalls(Selection):
         self.stored = stored
         self.fields = written.fields if written else None
         self.counts = written.counts if written else ()
+        self.most.update((c.name, c.most) for c in self.counts)
         self.written = written.scalars if written else {}
         self.copies: list[str] = []  # of which hyper-parameter each field is a copy, "" if of none
         self.read_widths = read_widths(sig) if sig.op == "decode" else {}

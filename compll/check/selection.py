@@ -182,9 +182,7 @@ class Selection(Operators):
             length, under, elem = base.length, base.body, base.elem
             kind = arithmetic(elem)
         else:
-            length, under, elem = as_type(base, INT).expr, ir.const(0, kind), kind
-            if not of_host(length):
-                raise self.report.error("the length of a scatter depends on data", onto.span)
+            length, under, elem = self.length(base, "a scatter", onto), ir.const(0, kind), kind
         put = value.body if isinstance(value, VectorValue) else value.expr
         name = self.names.fresh(self.wish.format("scatter"))
         self.bindings.append(

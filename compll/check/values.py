@@ -162,13 +162,18 @@ class Reporter:
     """Collects the diagnostics of one run of the checker."""
 
     def __init__(self) -> None:
-        """Start without errors."""
+        """Start without errors and warnings."""
         self.diagnostics: list[Diagnostic] = []
+        self.warnings: list[Diagnostic] = []
 
     def error(self, message: str, span: Span, *, label: str = "", note: str = "", hint: str = "") -> Abandon:
         """Record an error and return the exception that abandons the statement: `raise report.error(...)`."""
         self.diagnostics.append(Diagnostic(message, span, label, note, hint))
         return Abandon()
+
+    def warn(self, message: str, span: Span, *, note: str = "", hint: str = "") -> None:
+        """Record what is probably a mistake."""
+        self.warnings.append(Diagnostic(message, span, note=note, hint=hint, severity="warning"))
 
 
 def index() -> ScalarValue:
