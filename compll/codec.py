@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from compll import arrays, driver, payload
+from compll import arrays, driver, ir, payload
 from compll import backends as b
 from compll.check.parameters import choose
 from compll.errors import BackendError, CompileError, ParameterError, PayloadError
@@ -387,7 +387,7 @@ class Codec:
                 self._program.decode_of(call.payload, call.n),
                 arrays.on_host(call.payload),
                 self._extents_of(call.payload, call.n),
-                self._values,
+                {**self._values, ir.SHARED_SEED: call.shared_seed},
             )
         return PayloadError(f"{name}: Decode read a vector outside its range; the payload is corrupt")
 

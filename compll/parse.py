@@ -25,6 +25,7 @@ LOOPS = ("for", "while", "do")
 HABITS = (  # what people bring from C, as the last tokens look, and how it is written here
     (r"(PLUS|MINUS|STAR|SLASH|PERCENT|AMPERSAND|BAR|CARET|SHL|SHR) EQUAL$", "write x = x + y"),
     (r"(PLUS PLUS|MINUS MINUS) (SEMICOLON|RPAR)$", "write i = i + 1"),
+    (r"DOT NAME EQUAL$", "declare a variable of your own: float x = ...;"),
     (r"RSQB EQUAL$", "a vector is made as a whole: x = map(range(n), ...)"),
     (r"DOT NAME LPAR$", "'.size' is no function: leave the parentheses away"),
     (r"LPAR TYPE RPAR$", "a conversion is written float(x)"),
@@ -126,6 +127,10 @@ class _Parse:
             if len(self.errors) >= MOST_ERRORS:
                 raise
             accepts = parser.accepts()
+            if token == "struct" and "PARAM" in accepts:
+                hint = "write param in its place: it declares hyper-parameters that are given together"
+                self.errors.append(Diagnostic("there is no 'struct'", self.span(token), hint=hint))
+                return parser.feed_token(Token.new_borrow_pos("PARAM", "param", token))
             if token.type == "NAME" and "TYPE" in accepts and "NAME" not in accepts:
                 self.unknown_type(token)
                 return parser.feed_token(Token.new_borrow_pos("TYPE", "float", token))

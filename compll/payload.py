@@ -142,14 +142,17 @@ def explain_refusal(
     places: tuple[Extent, ...],
     params: Mapping[str, float | int | bool],
 ) -> PayloadError:
-    """Say which field a decoder refused; called after a kernel has reported that it did."""
+    """Say which field a decoder refused; called after a kernel has reported that it did.
+
+    `params` has the shared seed of the call besides the hyper-parameters.
+    """
     read = {b.name: b.field for b in decode.body if isinstance(b, ir.Get)}
     by_name = {place.name: place for place in places}
     for b in decode.body:
         if isinstance(b, ir.Guard) and isinstance(b.read, ir.Scalar):
             place = by_name[read[b.read.name]]
             have = from_bytes(payload[place.offset : place.offset + place.size], place.elem, 1)[0]
-            want = b.expected.value if isinstance(b.expected, ir.Const) else params[b.param]
+            want = evaluate(b.expected, Environment(0, params))
             if have != want:
                 return PayloadError(
                     f"{codec}: the payload was made with {b.param} = {have}, and this codec has {want}"

@@ -98,7 +98,7 @@ class Body(PayloadCalls):
             kind = arithmetic(p.elem)
             known = p.name in self.static
             e = ir.const(self.static[p.name], p.elem) if known else ir.Param(p.name, kind)
-            members[p.name] = Variable(p.elem, False, ScalarValue(e, p.elem), writable=False)
+            members[p.name] = Variable(p.elem, False, ScalarValue(e, p.elem, copy_of=p.name), writable=False)
         if sig.record:
             members = {sig.record: Variable(None, False, Record(sig.record, members), writable=False)}
         names.update(members)
@@ -197,6 +197,9 @@ class Body(PayloadCalls):
             self.report.error(f"'{sig.function.name}' never writes '{sig.compressed}'", span, hint=hint)
         if sig.op == "decode" and self.output is None and clean:
             self.report.error(f"'{sig.function.name}' never assigns '{sig.gradient}'", span)
+        if sig.op == "decode" and not self.extracted and clean:
+            hint = f"begin with 'extract({sig.compressed}, ...);'"
+            self.report.error(f"'{sig.function.name}' never reads '{sig.compressed}'", span, hint=hint)
         for name, place, at in self.indexed:
             if name in self.updates and place != ir.Position():
                 self.report.error(

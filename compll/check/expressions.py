@@ -246,7 +246,10 @@ def _name(c: Context, e: s.Name) -> Value:
             raise c.report.error(
                 f"the function '{e.name}' is no value", e.span, hint=f"call it: {e.name}(...)"
             )
-        raise c.report.error(f"unknown name '{e.name}'", e.span, hint=did_you_mean(e.name, c.scope.visible()))
+        records = [(r, v.value) for r, v in c.scope.variables() if isinstance(v.value, Record)]
+        members = {name: f"{r}.{name}" for r, value in records for name in value.members}
+        hint = did_you_mean(members.get(e.name, e.name), {*c.scope.visible(), *members.values()})
+        raise c.report.error(f"unknown name '{e.name}'", e.span, hint=hint)
     if isinstance(variable.value, Unset):
         raise c.report.error(f"'{e.name}' is used before it is assigned", e.span)
     if isinstance(variable.value, Broken):
@@ -320,7 +323,10 @@ def _member(c: Context, e: s.Member) -> Value:
 def _index(c: Context, e: s.Index) -> Value:
     value = expression(c, e.vector)
     if not isinstance(value, VectorValue) or value.name is None:
-        raise c.report.error(f"only a vector that has a name can be indexed, not {describe(value)}", e.span)
+        hint = "give it a name: float* x = ...;" if isinstance(value, VectorValue) else ""
+        raise c.report.error(
+            f"only a vector that has a name can be indexed, not {describe(value)}", e.span, hint=hint
+        )
     position = scalar(c, e.position, "an index")
     if position.expr.type.kind == "float":
         raise c.report.error("an index is an integer", e.position.span, hint="write int(...) around it")

@@ -44,9 +44,13 @@ def _parameter(formal: s.Formal, static: bool, report: Reporter) -> ir.Parameter
     default = _literal(formal.default, elem, report) if formal.default is not None else None
     bounds = None
     for a in formal.attributes:
-        if a.name != "range" or len(a.args) != 2:
-            raise report.error("a parameter's attribute is [[range(low, high)]]", a.span)
+        if a.name != "range" or len(a.args) != 2 or elem.kind == "bool":
+            raise report.error("the attribute of a parameter, a number, is [[range(low, high)]]", a.span)
         low, high = (_literal(x, elem, report) for x in a.args)
+        if not low <= high:
+            raise report.error(
+                f"nothing is from {low} to {high}", a.span, hint="the lower bound stands first"
+            )
         bounds = (low, high)
     parameter = ir.Parameter(formal.name, elem, default, bounds, static)
     if default is not None:
@@ -67,6 +71,8 @@ def _literal(e: s.Expr, elem: Elem, report: Reporter) -> float | int | bool:
         return sign * float(e.text)
     if isinstance(e, s.Truth) and elem.kind == "bool":
         return e.value
+    if isinstance(e, s.Name) and e.name == "inf" and arithmetic(elem).kind == "float":
+        return sign * math.inf
     raise report.error(f"this must be a literal of type {elem}", e.span)
 
 

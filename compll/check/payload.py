@@ -66,6 +66,7 @@ class PayloadCalls(Selection):
         self.counts = written.counts if written else ()
         self.most.update((c.name, c.most) for c in self.counts)
         self.written = written.scalars if written else {}
+        self.extracted = False
         self.copies: list[str] = []  # of which hyper-parameter each field is a copy, "" if of none
         self.read_widths = read_widths(sig) if sig.op == "decode" else {}
 
@@ -90,9 +91,8 @@ class PayloadCalls(Selection):
         taken = {GRADIENT, *self.states}  # the vectors of the IR that are no fields
         for at, arg in enumerate(self.args(e, 1, 64, "compressed = concat(a, b, ...)")):
             value = operand(self, arg)
-            copied = self.sig.parameter(arg)
-            self.copies.append(copied)
-            wish = copied or (arg.name if isinstance(arg, s.Name) else f"field{at}")
+            self.copies.append(value.copy_of if isinstance(value, ScalarValue) else "")
+            wish = self.sig.parameter(arg) or (arg.name if isinstance(arg, s.Name) else f"field{at}")
             name = wish if wish not in taken else f"{wish}_{at}"
             taken.add(name)
             if isinstance(value, VectorValue):
@@ -127,6 +127,7 @@ class PayloadCalls(Selection):
             raise self.report.error(
                 "'extract' reads the payload in a Decode", e.span, hint="extract(compressed, a, b)"
             )
+        self.extracted = True
         variables = [self._destination(a) for a in e.args[1:]]
         if self.fields is None:  # without Encode: vectors are taken to be as long as the gradient
             kinds = [(v.elem or FLOAT, ir.Size() if v.vector else None) for _, v in variables]
@@ -135,22 +136,30 @@ class PayloadCalls(Selection):
                 for (name, _), (elem, length) in zip(variables, kinds, strict=True)
             )
             self.names.taken.update(f.name for f in self.fields)
-        if len(variables) != len(self.fields):
+        try:
+            self._fill(variables, self.fields, e)
+        except Abandon:
             for _, v in variables:
                 v.value = Broken()
+            raise
+        return source
+
+    def _fill(
+        self, variables: Sequence[tuple[str, Variable]], fields: tuple[ir.Field, ...], e: s.Call
+    ) -> None:
+        """Give the variables of an extract the fields of the payload, if these are what Encode wrote."""
+        if len(variables) != len(fields):
             raise self.report.error(
-                f"Encode writes {_some(len(self.fields), 'field')} and this reads {len(variables)}",
+                f"Encode writes {_some(len(fields), 'field')} and this reads {len(variables)}",
                 e.span,
-                note="Encode writes " + ", ".join(_kind(f) for f in self.fields),
+                note="Encode writes " + ", ".join(_kind(f) for f in fields),
             )
         self._check_widths(variables, e)
         given: Sequence[ScalarValue | VectorValue | None] = [None] * len(variables)
         if self.stored is not None:
             given = self.stored.fields or ()
-        for (name, v), field, value, arg in zip(variables, self.fields, given, e.args[1:], strict=True):
+        for (name, v), field, value, arg in zip(variables, fields, given, e.args[1:], strict=True):
             if (v.elem, v.vector) != (field.elem, field.length is not None):
-                for _, other in variables:
-                    other.value = Broken()
                 wants = f"{v.elem}{'*' if v.vector else ''}"
                 raise self.report.error(
                     f"Encode writes {_kind(field)} here, and this reads it as {wants} {name}", arg.span
@@ -158,7 +167,6 @@ class PayloadCalls(Selection):
             read = value if value is not None else self._field(name, v, field)
             if not self.assign_special(name, read, arg.span):
                 v.value = read
-        return source
 
     def _check_widths(self, variables: Sequence[tuple[str, Variable]], e: s.Call) -> None:
         """Complain of widths that cannot be found in a payload before its vectors are."""
@@ -177,7 +185,7 @@ class PayloadCalls(Selection):
         if isinstance(e, s.Member) and self.sig.parameter(e):
             record = expression(self, e.value)
             variable = record.members[e.name] if isinstance(record, Record) else None
-        if variable is None or not isinstance(e, s.Name | s.Member):
+        if variable is None or not isinstance(e, s.Name | s.Member) or isinstance(variable.value, Record):
             raise self.report.error(
                 "extract fills declared variables", e.span, hint="declare it first: float x;"
             )

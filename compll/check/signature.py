@@ -106,8 +106,10 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
                 or "before an Encode stand [[unbiased]], [[no_hop]], [[drops]]"
             )
             report.error(f"unknown attribute '{attribute.name}' {where}".rstrip(), attribute.span, hint=hint)
+        elif attribute.args:
+            report.error(f"[[{attribute.name}]] takes no arguments", attribute.span)
         declared.add(attribute.name)
-    params = []
+    params: list[s.Formal] = []
     for a in rest:
         if a.role == "state" and (op == "Decode" or a.type.name != "float" or not a.type.vector):
             report.error("a state is a 'state float* name' of Encode", a.span)
@@ -119,6 +121,8 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
             report.error(f"'{a.name}' takes neither a default nor attributes", a.span)
         elif a.role == "shared" and (a.type.name != "uint64" or a.type.vector):
             report.error("the shared key is a 'shared uint64 name'", a.span)
+        elif a.role == "shared" and a is not next(b for b in rest if b.role == "shared"):
+            report.error("a second shared key: there is one shared seed", a.span)
         elif a.role == "" and (a.type.vector or a.type.name == "void"):
             report.error(
                 f"the hyper-parameter '{a.name}' is no scalar",
@@ -127,7 +131,7 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
             )
         elif a.role == "" and a.name in RESERVED:
             report.error(f"'{a.name}' is an argument of compile() and cannot be a parameter", a.span)
-        elif a.role == "":
+        elif a.role == "" and a.name not in {p.name for p in params}:
             params.append(a)
     states = tuple(a.name for a in rest if a.role == "state")
     key = next((a.name for a in rest if a.role == "shared"), "")
@@ -169,7 +173,8 @@ def _members(program: s.Program, given: Sequence[s.Formal], report: Reporter) ->
     for a in records[:1]:
         if a.type.vector or a.attributes or a.default is not None:
             report.error(f"a struct is given as '{a.type.name} {a.name}' alone", a.span)
-        return a.name, [m for b in given for m in (structures[a.type.name].members if b is a else (b,))]
+        rest = [b for b in given if b not in records[1:]]
+        return a.name, [m for b in rest for m in (structures[a.type.name].members if b is a else (b,))]
     return "", list(given)
 
 

@@ -17,11 +17,15 @@ class Abandon(Exception):  # noqa: N818 - control flow, not an error that anybod
 
 @dataclass(frozen=True, slots=True)
 class ScalarValue:
-    """A scalar with the element type that it was declared with; `literal` adapts to the other operand."""
+    """A scalar with the element type that it was declared with.
+
+    `literal` adapts to the other operand; `copy_of` is the hyper-parameter whose value this is.
+    """
 
     expr: ir.Expr
     elem: Elem
     literal: bool = False
+    copy_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
