@@ -67,6 +67,10 @@ class Statements(ABC):
         """Give a vector a name in the IR."""
 
     @abstractmethod
+    def is_there(self, value: VectorValue) -> bool:
+        """Whether a vector has a name already, or is made of constants."""
+
+    @abstractmethod
     def assign_special(self, name: str, value: Value, span: Span) -> bool:
         """Assign to a formal of Encode or Decode; False if `name` is an ordinary variable."""
 
@@ -159,6 +163,8 @@ class Statements(ABC):
         if isinstance(value, VectorValue) != variable.vector:
             kind = f"{elem}*" if variable.vector else str(elem)
             hint = f"declare it as {value.elem}* {name}" if not variable.vector else ""
+            if self.running and hint:
+                hint = "a function works on one element, such as x[i]"
             raise self.report.error(
                 f"'{name}' is a {kind} and cannot hold {describe(value)}", span, hint=hint
             )
@@ -174,6 +180,9 @@ class Statements(ABC):
         if isinstance(value, ScalarValue):
             return self.bind_scalar(name, as_type(value, elem))
         converted = VectorValue(elem, value.length, ir.as_elem(value.body, elem))
+        if self.running and not self.is_there(converted):
+            hint = "make it before, outside of the function"
+            raise self.report.error("a function that is applied to elements makes no vector", span, hint=hint)
         return self.bind_vector(name, converted)
 
     def _block(self, body: Sequence[s.Statement]) -> None:

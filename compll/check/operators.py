@@ -155,19 +155,23 @@ class Operators(Statements):
         self.bindings.append(ir.Let(fresh, value.expr))
         return ScalarValue(ir.Scalar(fresh, value.expr.type), value.elem)
 
+    def is_there(self, value: VectorValue) -> bool:
+        """Whether a vector has a name already, or is made of constants."""
+        return value.name is not None or bool(constant_elements(value, self.tables))
+
     def bind_vector(self, name: str, value: VectorValue) -> VectorValue:
         """Name a vector by a `Map`, unless it has a name already; a part of a named one is another vector."""
         if value.name is not None and value.length == self.lengths.get(value.name, ir.Size()):
             return value
+        constants = constant_elements(value, self.tables)
+        if constants:
+            return self.constants(name, value.elem, constants)
         fresh = self.names.fresh(name)
         self.lengths[fresh] = value.length
         source = value.body.arg if isinstance(value.body, ir.Convert) else value.body
         part = source.vector if isinstance(source, ir.Read) and source.position == ir.Position() else ""
         if part in self.ascending and value.elem.kind in ("int", "uint"):
             self._keep_positions(fresh, value.elem, part)
-        constants = constant_elements(value, self.tables)
-        if constants:
-            return self.bind_table(fresh, value.elem, constants)
         self.bindings.append(ir.Map(fresh, value.elem, value.length, value.body))
         return named(fresh, value.elem, value.length)
 
@@ -179,12 +183,17 @@ class Operators(Statements):
         elif elem not in (INT, UINT64):
             self.narrow.append(ir.Narrow(below, elem))
 
-    def bind_table(self, name: str, elem: Elem, values: Sequence[ir.Expr]) -> VectorValue:
-        """Bind constants to a name of their own."""
-        table = self.tables[name] = ir.Table(name, elem, tuple(ir.as_elem(v, elem) for v in values))
-        self.bindings.append(table)
-        self.lengths[name] = ir.const(len(values), INT)
-        return named(name, elem, self.lengths[name])
+    def constants(self, name: str, elem: Elem, values: Sequence[ir.Expr]) -> VectorValue:
+        """Name a table of constants; the same constants are one table, however often a function has them."""
+        kept = tuple(ir.as_elem(v, elem) for v in values)
+        same = (t for t in self.tables.values() if (t.elem, t.values) == (elem, kept))
+        table = next(same, None)
+        if table is None:
+            table = ir.Table(self.names.fresh(name), elem, kept)
+            self.tables[table.name] = table
+            self.bindings.append(table)
+            self.lengths[table.name] = ir.const(len(kept), INT)
+        return named(table.name, elem, self.lengths[table.name])
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -193,7 +202,7 @@ class Operators(Statements):
         own = self.scope.find_function(e.name)
         if own is not None:
             args = [operand(self, a) for a in e.args]
-            return lift(self, e.span, lambda *x: self.apply_function(own, x, e.span), *args)
+            return self._drawn(e, lift(self, e.span, lambda *x: self.apply_function(own, x, e.span), *args))
         if e.name in ("random", "stochastic_round"):
             return self._random(e)
         if e.name not in OPERATORS:
@@ -322,8 +331,7 @@ class Operators(Statements):
             kind = arithmetic(own)
             pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
-            if draws(body):
-                raise self.report.error("a reduction cannot draw random numbers", args[-1].span)
+            self.only_scalars(body, "a reduction", args[-1])
             if odd := odd_example(body, own):
                 self.report.warn(
                     f"'{f.name}' is {odd}",
@@ -346,6 +354,14 @@ class Operators(Statements):
         self.bindings.append(ir.Reduce(name, combine, ir.as_elem(start.expr, kind), vector.length, value))
         return ScalarValue(ir.Scalar(name, kind), kind)
 
+    def only_scalars(self, body: ir.Expr, what: str, f: s.Expr) -> None:
+        """Complain of a function of two values that draws random numbers or reads vectors."""
+        if draws(body):
+            raise self.report.error(f"{what} cannot draw random numbers", f.span)
+        if any(isinstance(x, ir.Read | ir.Search) for x in ir.walk(body)):
+            hint = "read the element before, into a variable of its own"
+            raise self.report.error(f"{what} cannot read vectors in its function", f.span, hint=hint)
+
     def _random(self, e: s.Call) -> ScalarValue | VectorValue:
         if self.sig.op == "decode":
             raise self.report.error(
@@ -355,12 +371,13 @@ class Operators(Statements):
         site = self.sites[e.span]
         if e.name == "stochastic_round":
             (arg,) = self.args(e, 1, 1, "stochastic_round(x)")
-            return lift(
+            rounded = lift(
                 self,
                 e.span,
                 lambda x: ScalarValue(ir.StochasticRound(site, as_type(x, FLOAT).expr, FLOAT), FLOAT),
                 operand(self, arg),
             )
+            return self._drawn(e, rounded)
         if e.type is None:
             raise self.report.error("random needs a type", e.span, hint="write random<float>(0, 1)")
         low, high = self.args(e, 2, 2, "random<float>(low, high)")
@@ -371,5 +388,10 @@ class Operators(Statements):
                 f"random<{elem}> is not there", e.span, hint="use random<float> or random<int>"
             )
         a, b = (as_type(scalar(self, x, "a bound of random"), kind).expr for x in (low, high))
-        drawn = as_type(ScalarValue(ir.Random(site, a, b, kind), kind), elem)
-        return drawn if self.running else self.let("random", drawn)  # outside a map: that of element 0
+        return self._drawn(e, as_type(ScalarValue(ir.Random(site, a, b, kind), kind), elem))
+
+    def _drawn(self, e: s.Call, value: ScalarValue | VectorValue) -> ScalarValue | VectorValue:
+        """Name a random scalar that is drawn outside of a map: wherever it is used, it is that of element 0."""
+        if self.running or not isinstance(value, ScalarValue) or not draws(value.expr):
+            return value
+        return self.let(e.name, value)

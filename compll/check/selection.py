@@ -7,7 +7,7 @@ from collections.abc import Callable
 from compll import ir
 from compll import syntax as s
 from compll.check.expressions import as_type, expression, function, lift, operand, scalar, truth
-from compll.check.operators import Operators, draws, of_host
+from compll.check.operators import Operators, of_host
 from compll.check.values import Range, ScalarValue, Value, VectorValue, describe, index, named
 from compll.types import BOOL, FLOAT, INT, Elem, arithmetic
 
@@ -103,8 +103,7 @@ class Selection(Operators):
             if by.node is None:
                 raise self.report.error("sort takes smaller, greater or a comparison", order.span)
             body = self.apply_function(by, [ScalarValue(x, kind) for x in (a, b)], order.span).expr
-            if draws(body):
-                raise self.report.error("a comparison cannot draw random numbers", order.span)
+            self.only_scalars(body, "a sort", order)
             key, descending = self._key(body, a, b, order)
         name = self.names.fresh(self.wish.format("sort"))
         self.bindings.append(ir.Sort(name, vector.length, value, key, descending, block))
@@ -207,11 +206,7 @@ class Selection(Operators):
         values = [as_type(x, elem).expr for x in entries]
         if not all(isinstance(v, ir.Const) for v in values):
             raise self.report.error("a table has constants only", e.span)
-        if self.running:
-            raise self.report.error(
-                "a table stands outside of functions", e.span, hint="give it a name first, and use that"
-            )
-        return self.bind_table(self.names.fresh(self.wish.format("table")), elem, values)
+        return self.constants(self.wish.format("table"), elem, values)
 
     def _search(self, e: s.Call) -> Value:
         table, what = self.args(e, 2, 2, "search({0, 0.5, 1}, value)")
