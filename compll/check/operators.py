@@ -391,7 +391,7 @@ class Operators(Statements):
         return self._drawn(e, as_type(ScalarValue(ir.Random(site, a, b, kind), kind), elem))
 
     def _drawn(self, e: s.Call, value: ScalarValue | VectorValue) -> ScalarValue | VectorValue:
-        """Name a random scalar that is drawn outside of a map: wherever it is used, it is that of element 0."""
+        """Name a random scalar that is drawn outside of a map: it is that of element 0 in every use."""
         if self.running or not isinstance(value, ScalarValue) or not draws(value.expr):
             return value
         return self.let(e.name, value)

@@ -45,7 +45,8 @@ def _parameter(formal: s.Formal, static: bool, report: Reporter) -> ir.Parameter
     bounds = None
     for a in formal.attributes:
         if a.name != "range" or len(a.args) != 2 or elem.kind == "bool":
-            raise report.error("the attribute of a parameter, a number, is [[range(low, high)]]", a.span)
+            hint = "[[range(low, high)]] may stand before a parameter that is a number"
+            raise report.error(f"[[{a.name}]] does not belong here", a.span, hint=hint)
         low, high = (_literal(x, elem, report) for x in a.args)
         if not low <= high:
             raise report.error(

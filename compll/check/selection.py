@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from compll import ir
@@ -211,7 +212,7 @@ class Selection(Operators):
     def _search(self, e: s.Call) -> Value:
         table, what = self.args(e, 2, 2, "search({0, 0.5, 1}, value)")
         entries = self.vector(table)
-        if entries.name not in self.tables:
+        if entries.name not in self.tables or entries.length != self.lengths[entries.name]:
             raise self.report.error(
                 "search looks in a table of constants",
                 table.span,
@@ -219,6 +220,10 @@ class Selection(Operators):
             )
         kind = arithmetic(entries.elem)
         name = entries.name or ""
+        values = [v.value for v in self.tables[name].values if isinstance(v, ir.Const)]
+        if not all(a <= b for a, b in itertools.pairwise(values)):
+            hint = "write its entries in that order"
+            raise self.report.error("search needs a table in ascending order", table.span, hint=hint)
         return lift(
             self,
             e.span,

@@ -153,7 +153,7 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
 
 def _members(program: s.Program, given: Sequence[s.Formal], report: Reporter) -> tuple[str, list[s.Formal]]:
     """Return the formal that is a struct, if one is, and the formals with its members in its place."""
-    structures = {x.name: x for x in program.structures}
+    structures = {x.name: x for x in reversed(program.structures)}
     for x in program.structures:
         if structures[x.name] is not x:
             report.error(f"a second struct '{x.name}'", x.span, hint="give it another name")
@@ -168,7 +168,7 @@ def _members(program: s.Program, given: Sequence[s.Formal], report: Reporter) ->
             a.span,
             hint=f"make '{a.name}' a member of '{records[0].type.name}'"
             if a in scalars
-            else "join the structs",
+            else f"make its members members of '{records[0].type.name}'",
         )
     for a in records[:1]:
         if a.type.vector or a.attributes or a.default is not None:
