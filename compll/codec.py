@@ -17,7 +17,7 @@ from compll.check.parameters import choose
 from compll.errors import BackendError, CompileError, ParameterError, PayloadError
 from compll.knobs import threads as default_threads
 from compll.properties import Info
-from compll.types import Array
+from compll.types import Array, written
 
 __all__ = [
     "BackendError",
@@ -125,7 +125,7 @@ class Codec:
 
     def __repr__(self) -> str:
         """Show name, parameters and backend."""
-        values = ", ".join(f"{k}={v}" for k, v in self._values.items())
+        values = ", ".join(f"{k}={written(v)}" for k, v in self._values.items())
         return f"<Codec {self.info.name}({values}) on {self._library.backend}>"
 
     @property

@@ -21,10 +21,10 @@ MOST_LINES = 420
 COMPLL = (
     {"errors", "knobs", "types", "rng", "elementary", "arrays"},
     {"ops", "syntax", "parse", "ir", "ir_text", "ir_verify"},
-    {"check", "passes", "properties", "evaluate", "payload"},
+    {"check", "lower", "passes", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
     {"driver", "codec"},
-    {"", "__main__", "cli", "report", "algorithms", "generate"},
+    {"", "__main__", "cli", "report", "algorithms", "generate", "catalogue"},
 )
 
 # What a package sees of the others. "" is the package itself.

@@ -13,6 +13,7 @@ from compll.check.payload import Written
 from compll.check.signature import Signature, find_codec
 from compll.check.values import Abandon, Reporter
 from compll.errors import CompileError, Diagnostic, ParameterError
+from compll.types import written
 
 __all__ = ["Checked", "Header", "Width", "check", "header"]
 
@@ -34,7 +35,7 @@ class Checked:
     @property
     def label(self) -> str:
         """The codec with the values of its parameters, such as `terngrad(bitwidth=2)`."""
-        return f"{self.codec}({', '.join(f'{k}={v}' for k, v in self.values.items())})"
+        return f"{self.codec}({', '.join(f'{k}={written(v)}' for k, v in self.values.items())})"
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,15 @@ class Emitter(Protocol):
     def stored(self, elem: Elem) -> str:
         """Return the C type of a stored element."""
 
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Return the lanes of a vector at computed positions; 0 where they are out of range."""
+
+    def search(self, e: ir.Search, kind: str, arg: str) -> str:
+        """Return how many entries of a table are below, in scalars or lanes."""
+
+    def read_at(self, e: ir.Read | ir.Search) -> str:
+        """Return one element of a vector, or what a search in a table gives, as a scalar."""
+
 
 class Lanes:
     """A lane writer for one loop, with what it loads and the scalars that it splats."""
@@ -59,37 +68,56 @@ class Lanes:
         self.loads: dict[str, Load] = {}
         self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
         of_block = block.lanes if block and not stage else lambda e, lanes: None  # noqa: ARG005
-        self.writer = LaneWriter(Ranges(emitter.vectors), self.read, self.uniform, of_block, emitter.dialect)
+        self.writer = LaneWriter(
+            Ranges(emitter.vectors), self.read, self.uniform, of_block, emitter.dialect, self.elsewhere
+        )
 
     def declarations(self) -> tuple[str, ...]:
         """Return the declarations of the scalars that the loop splats."""
         return tuple(line for _, line in self.uniforms.values())
 
-    def read(self, e: ir.Read, lanes: str) -> str:
-        """Return the lanes of a vector at the element's own position, or at its block."""
-        emitter, b = self.emitter, self.b
-        if e.position != ir.Position():
+    def read(self, e: ir.Read | ir.Search, lanes: str) -> str:
+        """Return the lanes of a vector: at the element's own position, at its block, or gathered."""
+        emitter = self.emitter
+        if isinstance(e, ir.Search):
+            return emitter.search(e, lanes, self.writer.write(e.arg))
+        if self.own(e):
+            self.loads.setdefault(e.vector, emitter.load(e.vector))
+            return f"v_{e.vector}"
+        if self.of_block(e):
             return self.read_block(e, lanes)
-        if emitter.lengths.get(e.vector) != b.length or (self.stage and emitter.vectors[e.vector].packed):
-            raise not_built(e, self.emitter.dialect)
-        self.loads.setdefault(e.vector, emitter.load(e.vector))
-        return f"v_{e.vector}"
+        if e.vector not in emitter.vectors or (self.block and e.vector in self.block.made):
+            raise not_built(e, emitter.dialect)
+        return emitter.gather(e, lanes, self.writer.write(e.position, "Int64"), self.writer.asked)
+
+    def own(self, e: ir.Read) -> bool:
+        """Whether a vector is read along with the loop."""
+        emitter = self.emitter
+        along = e.position == ir.Position() and emitter.lengths.get(e.vector) == self.b.length
+        return along and not (self.stage and emitter.vectors[e.vector].packed)
+
+    def of_block(self, e: ir.Read) -> bool:
+        """Whether a read at i / B finds what this loop has reduced, or a field of one value a block."""
+        size = ir.block_of(e.position)
+        if self.block and e.vector in self.block.made:
+            return size == self.b.block
+        if not size or self.stage or e.vector not in {f.name for f in self.emitter.f.layout}:
+            return False
+        whole = not self.emitter.vectors[e.vector].packed
+        return whole and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size)
+
+    def elsewhere(self, e: ir.Read) -> bool:
+        """Whether a read has to look whether its position is in range."""
+        return not self.own(e) and not self.of_block(e)
 
     def read_block(self, e: ir.Read, lanes: str) -> str:
         """Read at i / B: what this loop has reduced the block to, or a field of one value a block."""
-        size = ir.block_of(e.position)
         if self.block and e.vector in self.block.made:
             if self.stage:
                 own = self.emitter.block_value(f"r_{e.vector}", e.type)
                 return self.emitter.splat(lanes, e.type, own)
             return self.emitter.spread(f"r_{e.vector}", e.type, self.b.block, lanes)
-        elem = self.emitter.vectors.get(e.vector)
-        length = self.emitter.lengths.get(e.vector)
-        if not size or elem is None or elem.packed or self.stage or length != ir.blocks(self.b.length, size):
-            raise not_built(e, self.emitter.dialect)
-        if e.vector not in {f.name for f in self.emitter.f.layout}:
-            raise not_built(e, self.emitter.dialect)
-        return self.emitter.field_of_block(e, size, lanes)
+        return self.emitter.field_of_block(e, ir.block_of(e.position), lanes)
 
     def uniform(self, e: ir.Expr, lanes: str) -> str:
         """Return the lanes of a scalar, splatted once before the loop."""
@@ -116,11 +144,11 @@ class Blocks:
         self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
         self.scalar = ScalarWriter(emitter.place, emitter.dialect, self.read, emitter.dialect.block_index())
 
-    def read(self, e: ir.Read) -> str:
-        """Return where the block's own reduction is held."""
-        if e.vector not in self.made:
-            raise not_built(e, self.emitter.dialect)
-        return self.emitter.block_value(f"r_{e.vector}", e.type)
+    def read(self, e: ir.Read | ir.Search) -> str:
+        """Return where the block's own reduction is held, or an element of another vector."""
+        if isinstance(e, ir.Read) and e.vector in self.made:
+            return self.emitter.block_value(f"r_{e.vector}", e.type)
+        return self.emitter.read_at(e)
 
     def lanes(self, e: ir.Expr, lanes: str) -> str | None:
         """Return the lanes of an expression that is the same for a whole block, worked out once a block."""
@@ -151,7 +179,7 @@ class Blocks:
         stores = []
         for s in self.b.sinks:
             if isinstance(s, ir.Store) and s.length != self.b.length:
-                if s.elem.packed or s.target.kind != "field":
+                if s.elem.packed or s.target.kind not in ("field", "vector"):
                     raise not_built_type(s.elem, self.emitter.dialect)
                 stores.append(self.emitter.store_block(s, self.scalar.text(s.body)))
         return BlockText(
@@ -170,7 +198,7 @@ class Blocks:
             ready = [s for s in left if not self.needs(s) - done]
             lanes = Lanes(self.emitter, self.b, self, stage=True)
             reductions = [self.emitter.reduction(s, lanes.writer) for s in ready]
-            if lanes.writer.sites:
+            if lanes.writer.draws:
                 raise BackendError(
                     f"the {self.emitter.dialect.backend} backend does not build random numbers inside the "
                     "reduction of a block yet; backend='interp' runs it"

@@ -12,9 +12,13 @@ struct Layout {  // where the fields of the payload begin
     int64_t end;
 };
 
-inline Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
+struct Counts {  // sizes that depend on data: a payload begins with them
+};
+
+inline Layout layout(int64_t n, [[maybe_unused]] const Params& p, [[maybe_unused]] const Counts& c) {
     Layout k{};
     k.n = n;
+    k.end = 0 * count_bytes(n);
     k.up_ = align(k.end, 4);
     k.end = k.up_end = k.up_ + 4;
     k.down_ = align(k.end, 4);
@@ -22,6 +26,15 @@ inline Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
     k.bit_ = align(k.end, 16);
     k.end = k.bit_end = k.bit_ + (greater<int64_t>(0, k.n) * 1 + 7) / 8;
     return k;
+}
+
+inline Counts most_counts([[maybe_unused]] int64_t n, [[maybe_unused]] const Params& p) {
+    Counts c{};
+    return c;
+}
+
+inline bool read_counts([[maybe_unused]] const compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] Counts& c) {
+    return true;
 }
 
 template <class T, class V> inline void put(uint8_t* to, V x) {
@@ -55,11 +68,12 @@ template <class T> inline T get(const uint8_t* from) {
 //   pass[n]
 //     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - (((gradient[i] + residual[i]) >= 0x0.0p+0) ? up : down))) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - (((gradient[i] + residual[i]) >= 0x0.0p+0) ? up : down)) : 0x0.0p+0)
 
+
 struct EncodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_bit;
     const float* s_residual;
@@ -153,32 +167,42 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.ups_tiles = arena.take<int64_t>((greater<int64_t>(0, k.n) + 1023) / 1024);
+    k.up_add_tiles = arena.take<float>((greater<int64_t>(0, k.n) + 1023) / 1024);
+    k.down_add_tiles = arena.take<float>((greater<int64_t>(0, k.n) + 1023) / 1024);
+    return arena.used;
+}
+
 int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.capacity < at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Layout at = layout(item.n, p, most_counts(item.n, p));
+    if (item.capacity < at.end) return BAD_BUFFER;
     EncodeFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
-    k.f_bit = item.payload + at.bit_;
     k.s_residual = item.state[0];
     k.new_residual = item.new_state[0];
-    int64_t end = 0;  // bytes between fields are written 0
-    std::memset(item.payload + end, 0, at.up_ - end);
-    end = at.up_end;
-    std::memset(item.payload + end, 0, at.down_ - end);
-    end = at.down_end;
-    std::memset(item.payload + end, 0, at.bit_ - end);
-    end = at.bit_end;
+    encode_scratch(k, p, scratch);
+    k.f_bit = item.payload + at.bit_;
+    {
+        int64_t end = 0 * count_bytes(item.n);  // bytes between fields are written 0
+        std::memset(item.payload + end, 0, at.up_ - end);
+        end = at.up_end;
+        std::memset(item.payload + end, 0, at.down_ - end);
+        end = at.down_end;
+        std::memset(item.payload + end, 0, at.bit_ - end);
+        end = at.bit_end;
+    }
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        k.ups_tiles = reinterpret_cast<int64_t*>(scratch + 0 * align(tiles * 8, 64));
-        k.up_add_tiles = reinterpret_cast<float*>(scratch + 1 * align(tiles * 8, 64));
-        k.down_add_tiles = reinterpret_cast<float*>(scratch + 2 * align(tiles * 8, 64));
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) encode_pass0<true>(k, p, tile, TILE);
@@ -198,6 +222,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
+        if (k.outside && k.n) return OUT_OF_RANGE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) encode_pass1<true>(k, p, tile, TILE);
@@ -205,6 +230,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
         });
     }
     item.length = at.end;
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -218,11 +244,12 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   pass[n]
 //     store output: float[n] = ((bit[i] != 0) ? up_1 : down_1)
 
+
 struct DecodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_bit;
     float up_1_;
@@ -249,16 +276,26 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.length != at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Counts c{};
+    if (!read_counts(item, p, c)) return BAD_BUFFER;
+    const Layout at = layout(item.n, p, c);
+    if (item.length != at.end) return BAD_BUFFER;
     DecodeFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    decode_scratch(k, p, scratch);
     k.f_bit = item.payload + at.bit_;
     k.up_1_ = get<float>(item.payload + at.up_);
     k.down_1_ = get<float>(item.payload + at.down_);
@@ -271,6 +308,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else decode_pass0<false>(k, p, tile, int(rest));
         });
     }
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -284,11 +322,12 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   pass[n]
 //     store output: float[n] = (gradient[i] + (scale * ((bit[i] != 0) ? up_1 : down_1)))
 
+
 struct DecodeAddFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_bit;
     float up_1_;
@@ -320,16 +359,26 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.length != at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Counts c{};
+    if (!read_counts(item, p, c)) return BAD_BUFFER;
+    const Layout at = layout(item.n, p, c);
+    if (item.length != at.end) return BAD_BUFFER;
     DecodeAddFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    decode_add_scratch(k, p, scratch);
     k.f_bit = item.payload + at.bit_;
     k.up_1_ = get<float>(item.payload + at.up_);
     k.down_1_ = get<float>(item.payload + at.down_);
@@ -342,6 +391,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -357,15 +407,19 @@ template <class F> inline int32_t all_items(compll_item* items, int64_t count, F
 }  // namespace
 
 COMPLL_EXPORT int64_t onebit_max_bytes(int64_t n, const void* params) {
-    return layout(n, *static_cast<const Params*>(params)).end;
+    const Params& p = *static_cast<const Params*>(params);
+    return layout(n, p, most_counts(n, p)).end;
 }
 
 COMPLL_EXPORT int64_t onebit_scratch_bytes(int64_t n, [[maybe_unused]] const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    struct { int64_t n; } k{n};
     int64_t most = 0;
-    most = greater(most, 3 * align((k.n + TILE - 1) / TILE * 8, 64));
-    return k.n < 0 ? 0 : most;
+    {
+        EncodeFrame k{};
+        k.n = greater<int64_t>(0, n);
+        most = greater(most, encode_scratch(k, p, nullptr));
+    }
+    return most;
 }
 
 COMPLL_EXPORT int32_t onebit_encode_f32(compll_item* items, int64_t count, const void* params, void* scratch,

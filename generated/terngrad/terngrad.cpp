@@ -12,9 +12,13 @@ struct Layout {  // where the fields of the payload begin
     int64_t end;
 };
 
-inline Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
+struct Counts {  // sizes that depend on data: a payload begins with them
+};
+
+inline Layout layout(int64_t n, [[maybe_unused]] const Params& p, [[maybe_unused]] const Counts& c) {
     Layout k{};
     k.n = n;
+    k.end = 0 * count_bytes(n);
     k.bitwidth_ = align(k.end, 1);
     k.end = k.bitwidth_end = k.bitwidth_ + 1;
     k.low_ = align(k.end, 4);
@@ -24,6 +28,15 @@ inline Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
     k.level_ = align(k.end, 16);
     k.end = k.level_end = k.level_ + (greater<int64_t>(0, k.n) * 2 + 7) / 8;
     return k;
+}
+
+inline Counts most_counts([[maybe_unused]] int64_t n, [[maybe_unused]] const Params& p) {
+    Counts c{};
+    return c;
+}
+
+inline bool read_counts([[maybe_unused]] const compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] Counts& c) {
+    return true;
 }
 
 template <class T, class V> inline void put(uint8_t* to, V x) {
@@ -55,11 +68,12 @@ template <class T> inline T get(const uint8_t* from) {
 //   pass[n]
 //     store field level: uint<2>[n] = uint<2>(stochastic_round0(((gradient[i] - low) / gap)))
 
+
 struct EncodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_level;
     float low_;
@@ -128,32 +142,42 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
     pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, count);
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.low_tiles = arena.take<float>((greater<int64_t>(0, k.n) + 1023) / 1024);
+    k.high_tiles = arena.take<float>((greater<int64_t>(0, k.n) + 1023) / 1024);
+    return arena.used;
+}
+
 int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.capacity < at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Layout at = layout(item.n, p, most_counts(item.n, p));
+    if (item.capacity < at.end) return BAD_BUFFER;
     EncodeFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    encode_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
-    int64_t end = 0;  // bytes between fields are written 0
-    std::memset(item.payload + end, 0, at.bitwidth_ - end);
-    end = at.bitwidth_end;
-    std::memset(item.payload + end, 0, at.low_ - end);
-    end = at.low_end;
-    std::memset(item.payload + end, 0, at.gap_ - end);
-    end = at.gap_end;
-    std::memset(item.payload + end, 0, at.level_ - end);
-    end = at.level_end;
+    {
+        int64_t end = 0 * count_bytes(item.n);  // bytes between fields are written 0
+        std::memset(item.payload + end, 0, at.bitwidth_ - end);
+        end = at.bitwidth_end;
+        std::memset(item.payload + end, 0, at.low_ - end);
+        end = at.low_end;
+        std::memset(item.payload + end, 0, at.gap_ - end);
+        end = at.gap_end;
+        std::memset(item.payload + end, 0, at.level_ - end);
+        end = at.level_end;
+    }
     put<uint8_t>(item.payload + at.bitwidth_, INT64_C(2));
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        k.low_tiles = reinterpret_cast<float*>(scratch + 0 * align(tiles * 8, 64));
-        k.high_tiles = reinterpret_cast<float*>(scratch + 1 * align(tiles * 8, 64));
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) encode_pass0<true>(k, p, tile, TILE);
@@ -177,6 +201,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
         });
     }
     item.length = at.end;
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -194,11 +219,12 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   pass[n]
 //     store output: float[n] = ((float(level[i]) * gap_1) + low_1)
 
+
 struct DecodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
@@ -227,16 +253,26 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.length != at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Counts c{};
+    if (!read_counts(item, p, c)) return BAD_BUFFER;
+    const Layout at = layout(item.n, p, c);
+    if (item.length != at.end) return BAD_BUFFER;
     DecodeFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    decode_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
     k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);
     if (k.bitwidth_read_ != INT64_C(2)) return REFUSED;
@@ -251,6 +287,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else decode_pass0<false>(k, p, tile, int(rest));
         });
     }
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -268,11 +305,12 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   pass[n]
 //     store output: float[n] = (gradient[i] + (scale * ((float(level[i]) * gap_1) + low_1)))
 
+
 struct DecodeAddFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
@@ -306,16 +344,26 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.length != at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Counts c{};
+    if (!read_counts(item, p, c)) return BAD_BUFFER;
+    const Layout at = layout(item.n, p, c);
+    if (item.length != at.end) return BAD_BUFFER;
     DecodeAddFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    decode_add_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
     k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);
     if (k.bitwidth_read_ != INT64_C(2)) return REFUSED;
@@ -330,6 +378,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -345,15 +394,19 @@ template <class F> inline int32_t all_items(compll_item* items, int64_t count, F
 }  // namespace
 
 COMPLL_EXPORT int64_t terngrad_max_bytes(int64_t n, const void* params) {
-    return layout(n, *static_cast<const Params*>(params)).end;
+    const Params& p = *static_cast<const Params*>(params);
+    return layout(n, p, most_counts(n, p)).end;
 }
 
 COMPLL_EXPORT int64_t terngrad_scratch_bytes(int64_t n, [[maybe_unused]] const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    struct { int64_t n; } k{n};
     int64_t most = 0;
-    most = greater(most, 2 * align((k.n + TILE - 1) / TILE * 8, 64));
-    return k.n < 0 ? 0 : most;
+    {
+        EncodeFrame k{};
+        k.n = greater<int64_t>(0, n);
+        most = greater(most, encode_scratch(k, p, nullptr));
+    }
+    return most;
 }
 
 COMPLL_EXPORT int32_t terngrad_encode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
