@@ -141,8 +141,8 @@ def _typed(
             typed[0], copies = body.finish(), body.copies
         if decode is not None and (typed[0] is None or typed[0].layout):
             # without a layout Encode is broken and has said so
-            written = Written.by(typed[0]) if typed[0] else None
-            body = Body(decode, report, static, params, written=written)
+            wrote = Written.by(typed[0]) if typed[0] else None
+            body = Body(decode, report, static, params, written=wrote)
             typed[1] = decoded = body.finish()
             for at in body.read_widths.values():
                 if at < len(copies) and copies[at] in static:
