@@ -9,8 +9,10 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,7 +24,7 @@ from compll import codec as api
 from compll import syntax as s
 from compll.check.parameters import Values
 from compll.emit import cpp
-from compll.errors import BackendError, CompileError, ParameterError, PayloadError
+from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
 from compll.ir_text import function_text
 from compll.passes import fuse
 
@@ -40,12 +42,31 @@ Feedback = Annotated[bool, typer.Option("--error-feedback", help="add a residual
 
 def main() -> None:
     """Run the command; what the user did wrong ends in a message and exit code 1, never in a traceback."""
-    warnings.formatwarning = lambda message, *_: f"{message}\n"
     try:
-        app()
+        with _warnings_as_messages():
+            app()
     except (CompileError, ParameterError, PayloadError, BackendError, IndexError, OSError) as e:
         print(e if isinstance(e, CompileError) else f"compll: {e}", file=sys.stderr)
         sys.exit(1)
+
+
+@contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """Print what the compiler warns of as it prints errors, each once: variants of a codec repeat it."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not isinstance(message, CompileWarning):
+                usual(message, category, *place, **more)
+            elif str(message) not in told:
+                told.add(str(message))
+                print(message, file=sys.stderr)
+
+        warnings.simplefilter("always", CompileWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _codecs(sources: list[str]) -> list[tuple[Path, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 from compll import arrays, driver, ir, payload
 from compll import backends as b
 from compll.check.parameters import choose
-from compll.errors import BackendError, CompileError, ParameterError, PayloadError
+from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
 from compll.knobs import threads as default_threads
 from compll.properties import Info
 from compll.types import Array, written
@@ -23,6 +23,7 @@ __all__ = [
     "BackendError",
     "Codec",
     "CompileError",
+    "CompileWarning",
     "Info",
     "Item",
     "ParameterError",
@@ -68,7 +69,7 @@ def algorithms() -> dict[str, Path]:
 def compile(  # noqa: A001 - the API's name, as in re.compile
     source: Source, /, backend: str = "auto", *, error_feedback: bool = False, **params: float | bool
 ) -> Codec:
-    """Make a codec from a `.pse` program.
+    """Make a codec from a `.pse` program; warns (CompileWarning) of one that hardly means what it says.
 
     Args:
         source: the name of a shipped algorithm; a path (or a string that ends in `.pse`) of a file with
@@ -382,12 +383,9 @@ class Codec:
                 f"{name}: Encode read a vector outside its range (gradient of {call.n} elements)"
             )
         if outcome.status == b.REFUSED:
+            raw, n, values = call.payload, call.n, {**self._values, ir.SHARED_SEED: call.shared_seed}
             return payload.explain_refusal(
-                name,
-                self._program.decode_of(call.payload, call.n),
-                arrays.on_host(call.payload),
-                self._extents_of(call.payload, call.n),
-                {**self._values, ir.SHARED_SEED: call.shared_seed},
+                name, self._program.decode_of(raw, n), arrays.on_host(raw), self._extents_of(raw, n), values
             )
         return PayloadError(f"{name}: Decode read a vector outside its range; the payload is corrupt")
 

@@ -25,7 +25,6 @@ from compll.errors import (
     PayloadError,
     Span,
     did_you_mean,
-    render,
 )
 from compll.parse import parse
 from compll.payload import read_scalar
@@ -127,19 +126,19 @@ def _check(
     programs: Sequence[s.Program], sources: Mapping[str, str], given: Values, *, error_feedback: bool
 ) -> Checked:
     try:
-        plain = check(programs, sources, given)
-        for warning in plain.warnings:
-            warnings.warn(render(warning, sources[warning.span.file]), CompileWarning, stacklevel=2)
-        if not error_feedback:
-            return plain
-        if plain.encode is not None and passes.has_feedback(plain.encode):
-            raise ParameterError(
-                f"{plain.codec} has error feedback of its own (its state '{plain.encode.states[0]}'): "
-                "leave error_feedback=True away"
-            )
-        return check(programs, sources, given, error_feedback=True)
+        checked = check(programs, sources, given)
+        if error_feedback:
+            if checked.encode is not None and passes.has_feedback(checked.encode):
+                raise ParameterError(
+                    f"{checked.codec} has error feedback of its own (its state "
+                    f"'{checked.encode.states[0]}'): leave error_feedback=True away"
+                )
+            checked = check(programs, sources, given, error_feedback=True)
     except RecursionError:
         raise CompileError([_too_deep(file) for file in sources], sources) from None
+    if checked.warnings:  # told at the line that called `compile`: compile, load, _check
+        warnings.warn(CompileWarning(checked.warnings, sources), stacklevel=4)
+    return checked
 
 
 def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False) -> Program:

@@ -112,15 +112,15 @@ def form_passes(f: ir.Function) -> ir.Function:
     place: dict[int, int] = {}  # index in the body -> pass (sinks) or passes before it (scalars)
     by_block: dict[int, int] = {}  # index in the body -> the block that its loop must go by
     for at, b in enumerate(f.body):
-        level = 0
-        for name in _names(ir.expressions(b)):
-            level = max(level, known.get(name, 0), vectors.get(name, 0))
-            if name in made:
-                there, source = made[name]
-                inside = isinstance(b, SINKS) and _goes_with(b, source)
-                level = max(level, there if inside else there + 1)
-                if inside:
-                    by_block[at] = source.block
+        names = set(_names(ir.expressions(b)))
+        sources = [made[name] for name in names & made.keys()]
+        inside = {source.block for _, source in sources if _goes_with(b, source)}
+        joins = len(inside) == 1  # a loop goes by blocks of one size
+        level = max((max(known.get(name, 0), vectors.get(name, 0)) for name in names), default=0)
+        for there, source in sources:
+            level = max(level, there if joins and _goes_with(b, source) else there + 1)
+        if joins:
+            (by_block[at],) = inside
         place[at] = level
         if isinstance(b, ir.Let | ir.Get):
             known[b.name] = level
@@ -187,11 +187,14 @@ def _elsewhere(e: ir.Expr) -> bool:
 SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch)
 
 
-def _goes_with(b: ir.Sink, source: ir.BlockReduce) -> bool:
-    """Whether a sink can stand in the loop that reduces `source`'s blocks.
+def _goes_with(b: ir.Binding, source: ir.BlockReduce) -> bool:
+    """Whether a binding can stand in the loop that reduces `source`'s blocks.
 
-    Either it has the same positions and reads the vector at i / B, or it stores one value a block.
+    It is a sink that has the same positions and reads the vector at i / B, or stores one value a block; and
+    what is reduced by block itself has blocks of that size.
     """
+    if not isinstance(b, SINKS) or (isinstance(b, ir.BlockReduce) and b.block != source.block):
+        return False
     positions = {
         x.position
         for e in ir.expressions(b)

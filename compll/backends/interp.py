@@ -148,11 +148,13 @@ def reduce_blocks(b: ir.BlockReduce, env: Environment) -> Array:
     return combine(b.combine, env, evaluate(b.init, env), np.concatenate(reduced))
 
 
-def combine(f: ir.Combine, env: Environment, a: Array, b: Array) -> Array:
-    """Return f(a, b), element by element."""
+def combine(f: ir.Combine, env: Environment, a: Array, b: Array, there: Array | None = None) -> Array:
+    """Return f(a, b), element by element; `there` tells which elements there are, by default all."""
     x, y = np.broadcast_arrays(a, b)
-    inner = Environment(env.n, env.params, scalars=env.scalars | {"a": x, "b": y})
-    return np.asarray(evaluate(f.body, inner, np.zeros(x.shape, np.int64)), dtype(f.type))
+    inner = Environment(env.n, env.params, env.vectors, env.scalars | {"a": x, "b": y})
+    result = evaluate(f.body, inner, np.zeros(x.shape, np.int64), there)
+    env.out_of_range |= inner.out_of_range
+    return np.asarray(result, dtype(f.type))
 
 
 def tree(f: ir.Combine, values: Array, count: int, env: Environment) -> Array:
@@ -169,11 +171,12 @@ def tree(f: ir.Combine, values: Array, count: int, env: Environment) -> Array:
         there = (np.arange(tiles * TILE) < count).reshape(1, tiles, ROWS, LANES)
         lanes, filled = grid[:, :, 0].copy(), there[:, :, 0]
         for row in range(1, ROWS):
-            lanes = np.where(there[:, :, row], combine(f, env, lanes, grid[:, :, row]), lanes)
+            present = there[:, :, row]
+            lanes = np.where(present, combine(f, env, lanes, grid[:, :, row], present), lanes)
         width = LANES // 2
         while width:
             both = filled[..., width : 2 * width]
-            folded = combine(f, env, lanes[..., :width], lanes[..., width : 2 * width])
+            folded = combine(f, env, lanes[..., :width], lanes[..., width : 2 * width], both)
             lanes, filled = np.where(both, folded, lanes[..., :width]), filled[..., :width]
             width //= 2
         values, count = lanes[..., 0], tiles

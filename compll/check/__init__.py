@@ -12,7 +12,7 @@ from compll.check.parameters import Values, choose, parameters, width_names
 from compll.check.payload import Written
 from compll.check.signature import Signature, find_codec
 from compll.check.values import Abandon, Reporter
-from compll.errors import CompileError, Diagnostic, ParameterError
+from compll.errors import CompileError, Diagnostic, ParameterError, in_order
 from compll.types import written
 
 __all__ = ["Checked", "Header", "Width", "check", "header"]
@@ -29,8 +29,8 @@ class Checked:
     values: Mapping[str, float | int | bool]
     declared: frozenset[str]
     keyed: bool
+    warnings: tuple[Diagnostic, ...]
     width: Width | None = None
-    warnings: tuple[Diagnostic, ...] = ()
 
     @property
     def label(self) -> str:
@@ -159,8 +159,8 @@ def _typed(
         values=values,
         declared=encode.declared if encode else frozenset(),
         keyed=any(sig.key for sig in (encode, decode) if sig),
+        warnings=in_order(report.warnings),
         width=width,
-        warnings=tuple(dict.fromkeys(report.warnings)),
     )
 
 

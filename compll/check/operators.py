@@ -10,6 +10,7 @@ import numpy as np
 
 from compll import ir
 from compll import syntax as s
+from compll.check import laws
 from compll.check.expressions import (
     OPERATORS,
     as_type,
@@ -22,7 +23,6 @@ from compll.check.expressions import (
     scalar,
 )
 from compll.check.functions import Statements
-from compll.check.reductions import odd_example
 from compll.check.signature import Signature, random_sites
 from compll.check.values import (
     Range,
@@ -35,7 +35,7 @@ from compll.check.values import (
     index,
     named,
 )
-from compll.errors import did_you_mean
+from compll.errors import Span, did_you_mean
 from compll.evaluate import Environment, evaluate
 from compll.ops import COMBINES, FUNCTIONS, OPS, identity
 from compll.types import BOOL, FLOAT, INT, UINT64, Array, Elem, arithmetic, dtype
@@ -328,17 +328,12 @@ class Operators(Statements):
         else:
             first = f.node.formals[0]
             own = element_type(self, first[0] if isinstance(first, tuple) else first.type)
-            kind = arithmetic(own)
+            kind = arithmetic(INT if own == BOOL else own)
             pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
-            self.only_scalars(body, "a reduction", args[-1])
-            if odd := odd_example(body, own):
-                self.report.warn(
-                    f"'{f.name}' is {odd}",
-                    args[-1].span,
-                    note="elements are combined in one order, which is not the one in which they stand",
-                    hint="reduce by a sum, a least or a greatest, of elements that map has changed before",
-                )
+            if draws(body):
+                raise self.report.error("a reduction cannot draw random numbers", args[-1].span)
+            self._try_laws(ir.Combine(f.name, body, kind), own, args[-1].span)
         if init is None:
             init = ScalarValue(ir.const(identity(f.name, kind), kind), kind)
         label = args[-1].name if isinstance(args[-1], s.Name) else "combine"
@@ -354,13 +349,16 @@ class Operators(Statements):
         self.bindings.append(ir.Reduce(name, combine, ir.as_elem(start.expr, kind), vector.length, value))
         return ScalarValue(ir.Scalar(name, kind), kind)
 
-    def only_scalars(self, body: ir.Expr, what: str, f: s.Expr) -> None:
-        """Complain of a function of two values that draws random numbers or reads vectors."""
-        if draws(body):
-            raise self.report.error(f"{what} cannot draw random numbers", f.span)
-        if any(isinstance(x, ir.Read | ir.Search) for x in ir.walk(body)):
-            hint = "read the element before, into a variable of its own"
-            raise self.report.error(f"{what} cannot read vectors in its function", f.span, hint=hint)
+    def _try_laws(self, combine: ir.Combine, own: Elem, span: Span) -> None:
+        """Warn of a function of a reduction that is seen not to be commutative or not associative."""
+        broken = laws.broken(combine, own, self.tables)
+        if broken:
+            self.report.warning(
+                f"the function of a reduction should be {broken}",
+                span,
+                note="which values meet first, and on which side, follows from the order of reduction",
+                hint="treat both values alike; prepare the elements before, as in reduce(abs(x), 0, greater)",
+            )
 
     def _random(self, e: s.Call) -> ScalarValue | VectorValue:
         if self.sig.op == "decode":

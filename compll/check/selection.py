@@ -8,7 +8,7 @@ from collections.abc import Callable
 from compll import ir
 from compll import syntax as s
 from compll.check.expressions import as_type, expression, function, lift, operand, scalar, truth
-from compll.check.operators import Operators, of_host
+from compll.check.operators import Operators, draws, of_host
 from compll.check.values import Range, ScalarValue, Value, VectorValue, describe, index, named
 from compll.types import BOOL, FLOAT, INT, Elem, arithmetic
 
@@ -104,7 +104,8 @@ class Selection(Operators):
             if by.node is None:
                 raise self.report.error("sort takes smaller, greater or a comparison", order.span)
             body = self.apply_function(by, [ScalarValue(x, kind) for x in (a, b)], order.span).expr
-            self.only_scalars(body, "a sort", order)
+            if draws(body):
+                raise self.report.error("a sort cannot draw random numbers", order.span)
             key, descending = self._key(body, a, b, order)
         name = self.names.fresh(self.wish.format("sort"))
         self.bindings.append(ir.Sort(name, vector.length, value, key, descending, block))

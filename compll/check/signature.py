@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 
 from compll import syntax as s
 from compll.check.values import Abandon, Reporter
@@ -191,13 +191,14 @@ def read_widths(sig: Signature) -> dict[str, int]:
 
 def nodes(node: object) -> Iterator[s.Node]:
     """Yield every syntax node under `node`, in source order."""
-    if isinstance(node, tuple):
-        for item in node:
-            yield from nodes(item)
-    elif isinstance(node, s.Node) and is_dataclass(node):
-        yield node
-        for f in fields(node):
-            yield from nodes(getattr(node, f.name))
+    waiting = [node]
+    while waiting:
+        x = waiting.pop()
+        if isinstance(x, tuple):
+            waiting.extend(reversed(x))
+        elif isinstance(x, s.Node):
+            yield x
+            waiting.extend(getattr(x, f.name) for f in reversed(fields(x)))
 
 
 def random_sites(program: s.Program) -> dict[Span, int]:

@@ -166,8 +166,8 @@ class Reporter:
     """Collects the diagnostics of one run of the checker."""
 
     def __init__(self) -> None:
-        """Start without errors and warnings."""
-        self.diagnostics: list[Diagnostic] = []
+        """Start without errors."""
+        self.diagnostics: list[Diagnostic] = []  # errors
         self.warnings: list[Diagnostic] = []
 
     def error(self, message: str, span: Span, *, label: str = "", note: str = "", hint: str = "") -> Abandon:
@@ -175,9 +175,9 @@ class Reporter:
         self.diagnostics.append(Diagnostic(message, span, label, note, hint))
         return Abandon()
 
-    def warn(self, message: str, span: Span, *, note: str = "", hint: str = "") -> None:
-        """Record what is probably a mistake."""
-        self.warnings.append(Diagnostic(message, span, note=note, hint=hint, severity="warning"))
+    def warning(self, message: str, span: Span, *, note: str = "", hint: str = "") -> None:
+        """Record a warning: the program goes on to be compiled."""
+        self.warnings.append(Diagnostic(message, span, "", note, hint, "warning"))
 
 
 def index() -> ScalarValue:

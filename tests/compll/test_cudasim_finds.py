@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compll_cases import same_bits, write
-from test_differential import generated
+from fuzz_expressions import generated
 
 from compll import build as builder
 from compll.backends import cudasim, launches
