@@ -16,6 +16,7 @@ from compll.check.values import (
     Abandon,
     Broken,
     FunctionValue,
+    Range,
     Record,
     Reporter,
     ScalarValue,
@@ -24,6 +25,7 @@ from compll.check.values import (
     Value,
     VectorValue,
     describe,
+    positions,
     real,
 )
 from compll.errors import Span, did_you_mean, unknown_type
@@ -94,6 +96,8 @@ def expression(c: Context, e: s.Expr) -> Value:
 def operand(c: Context, e: s.Expr) -> ScalarValue | VectorValue:
     """Type an expression that must be a scalar or a vector."""
     value = expression(c, e)
+    if isinstance(value, Range):
+        return positions(value)
     if not isinstance(value, ScalarValue | VectorValue):
         raise c.report.error(f"a scalar or a vector is needed here, not {describe(value)}", e.span)
     return value
@@ -159,6 +163,8 @@ def length_text(e: ir.Expr) -> str:
             return str(value)
         case ir.Scalar(name, _) | ir.Param(name, _):
             return name
+        case ir.Apply("+" | "-" | "*" | "/" | "%" as op, (a, b), _):
+            return f"({length_text(a)} {op} {length_text(b)})"
         case ir.Apply(op, (a, b), _):
             return f"{op}({length_text(a)}, {length_text(b)})"
         case ir.Apply(op, (a,), _):

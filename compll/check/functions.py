@@ -26,10 +26,10 @@ from compll.check.values import (
     Variable,
     VectorValue,
     describe,
-    index,
+    positions,
 )
 from compll.errors import Span, did_you_mean
-from compll.types import INT, Elem
+from compll.types import Elem
 
 DEEPEST, LARGEST = 100, 20_000  # operations of one formula: what every stage of the compiler can hold
 
@@ -158,7 +158,7 @@ class Statements(ABC):
         """Convert a value to a variable's type and name it in the IR."""
         elem = variable.elem
         if isinstance(value, Range):
-            value = VectorValue(INT, value.length, index().expr)
+            value = positions(value)
         if elem is None or not isinstance(value, ScalarValue | VectorValue):
             raise self.report.error(f"'{name}' cannot hold {describe(value)}", span)
         if isinstance(value, VectorValue) != variable.vector:

@@ -32,8 +32,8 @@ from compll.check.values import (
     Value,
     VectorValue,
     describe,
-    index,
     named,
+    positions,
 )
 from compll.errors import Span, did_you_mean
 from compll.evaluate import Environment, evaluate
@@ -269,7 +269,7 @@ class Operators(Statements):
         """Type an expression that must be a vector; a range is the vector of its positions."""
         value = expression(self, e)
         if isinstance(value, Range):
-            return VectorValue(INT, value.length, index().expr)
+            return positions(value)
         if not isinstance(value, VectorValue):
             raise self.report.error(f"a vector is needed here, not {describe(value)}", e.span)
         return value

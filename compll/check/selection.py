@@ -219,6 +219,9 @@ class Selection(Operators):
                 table.span,
                 hint="declare it: float* levels = {0, 0.25, 0.5, 1};",
             )
+        looked = operand(self, what)
+        if FLOAT in (arithmetic(looked.elem), arithmetic(entries.elem)):
+            entries = self.constants("table", FLOAT, self.tables[entries.name or ""].values)
         kind = arithmetic(entries.elem)
         name = entries.name or ""
         values = [v.value for v in self.tables[name].values if isinstance(v, ir.Const)]
@@ -229,5 +232,5 @@ class Selection(Operators):
             self,
             e.span,
             lambda x: ScalarValue(ir.Search(name, as_type(x, kind).expr), INT),
-            operand(self, what),
+            looked,
         )

@@ -99,6 +99,11 @@ def named(name: str, elem: Elem, length: ir.Expr) -> VectorValue:
     return VectorValue(elem, length, ir.Read(name, ir.Position(), arithmetic(elem)))
 
 
+def positions(r: Range) -> VectorValue:
+    """Return a range as the vector that it is."""
+    return VectorValue(INT, r.length, ir.Position())
+
+
 def describe(value: Value) -> str:
     """Return what a person would call a value, for messages."""
     match value:
