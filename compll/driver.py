@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.resources
 import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,7 @@ from typing import cast
 from compll import build as builder
 from compll import ir, knobs, passes
 from compll import syntax as s
-from compll.backends import Library, Unit, Values
-from compll.backends.widths import WidthLibrary
+from compll.backends import Call, Library, Outcome, Unit, Values
 from compll.check import Checked, Header, check, header
 from compll.errors import (
     BackendError,
@@ -29,11 +29,54 @@ from compll.errors import (
 from compll.parse import parse
 from compll.payload import read_scalar
 from compll.properties import Info, infer
-from compll.types import Array
+from compll.types import FLOAT, Array, Elem
 
-__all__ = ["Program", "build", "check_files", "did_you_mean", "load", "parse_files", "program_of", "unit_of"]
+__all__ = [
+    "Program",
+    "algorithms",
+    "build",
+    "check_files",
+    "did_you_mean",
+    "find",
+    "load",
+    "parse_files",
+    "program_of",
+    "unit_of",
+]
 
+Source = str | Path | tuple[str | Path, str | Path]
 BACKENDS = ("cpp", "numba", "cuda", "cudasim", "interp")
+
+
+def algorithms() -> dict[str, Path]:
+    """Return the shipped algorithms: name -> path of the `.pse` file."""
+    folder = importlib.resources.files("compll") / "algorithms"  # importing it would hide this function
+    paths = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".pse")]
+    return {p.stem: p for p in sorted(paths)}
+
+
+def find(source: Source) -> tuple[Path, ...]:
+    """Return the files that `compile`'s source means.
+
+    Raises:
+        ParameterError: there is no such algorithm or file.
+
+    """
+    if isinstance(source, tuple):
+        return tuple(path for part in source for path in find(Path(part)))
+    if isinstance(source, str) and not source.endswith(".pse"):
+        shipped = algorithms()
+        if source not in shipped:
+            hint = did_you_mean(source, shipped)
+            raise ParameterError(
+                f"there is no algorithm '{source}' ({', '.join(shipped)}){'; ' + hint if hint else ''}; "
+                "a program of your own is named by its path, ending in .pse"
+            )
+        return (shipped[source],)
+    path = Path(source)
+    if not path.is_file():
+        raise ParameterError(f"there is no file '{path}'")
+    return (path,)
 
 
 @dataclass(frozen=True)
@@ -185,8 +228,8 @@ def program_of(checked: Checked, *, error_feedback: bool = False) -> Program:
     return Program(checked, infer(checked, error_feedback=error_feedback))
 
 
-def unit_of(checked: Checked) -> Unit:
-    """Return what a backend compiles: the typed functions and those derived from them.
+def unit_of(checked: Checked, element: Elem = FLOAT) -> Unit:
+    """Return what a backend compiles for gradients of an element type: the functions and those derived.
 
     Raises:
         ParameterError: there is no Encode, which says how the payload is laid out.
@@ -200,28 +243,60 @@ def unit_of(checked: Checked) -> Unit:
     functions = [f for f in (checked.encode, checked.decode) if f is not None]
     if checked.decode is not None:
         functions.append(passes.decode_add(checked.decode))
-    return Unit(checked.codec, tuple(functions), checked.params)
+    functions = [passes.for_gradients_of(f, element) for f in functions]
+    return Unit(checked.codec, tuple(functions), checked.params, element)
 
 
-def build(checked: Checked, backend: str = "auto") -> Library:
+class Libraries:
+    """A codec's libraries, one for each element type of gradients, and each width that a payload may have.
+
+    That of float32 and the codec's own width is built at once, the others when needed: ranks agree on
+    the codec and never send a payload of another width.
+    """
+
+    def __init__(self, checked: Checked, backend: str) -> None:
+        """Build the library for float32."""
+        self.checked, self.backend = checked, backend
+        self.built: dict[tuple[Elem, int], Library] = {}
+        self.of(FLOAT)
+
+    def of(self, element: Elem, width: int = 0) -> Library:
+        """Return the library for gradients of an element type, and for payloads of another width."""
+        if (element, width) not in self.built:
+            module = importlib.import_module(f"compll.backends.{self.backend}")
+            checked = self.checked.width.others[width] if self.checked.width and width else self.checked
+            self.built[element, width] = module.build(unit_of(checked, element))
+        return self.built[element, width]
+
+    def width_of(self, op: str, call: Call, values: Values) -> int:
+        """Return the width of a payload that is decoded; 0 for the codec's own, or if it has none."""
+        width = self.checked.width
+        if width is None or self.checked.decode is None or op not in ("decode", "decode_add"):
+            return 0
+        found = read_scalar(self.checked.decode, width.field, call.payload, call.n, values)
+        return found if found in width.others else 0
+
+    def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
+        """Run one operation on every item, those of one library together."""
+        kinds = [(call.element, self.width_of(op, call, values)) for call in calls]
+        if len(set(kinds)) <= 1:
+            return self.of(*(kinds[0] if kinds else (FLOAT,))).run(op, calls, values, threads)
+        outcomes: dict[int, Outcome] = {}
+        for kind in dict.fromkeys(kinds):
+            numbers = [number for number, k in enumerate(kinds) if k == kind]
+            done = self.of(*kind).run(op, [calls[number] for number in numbers], values, threads)
+            outcomes.update(zip(numbers, done, strict=True))
+        return [outcomes[number] for number in range(len(calls))]
+
+
+def build(checked: Checked, backend: str = "auto") -> Libraries:
     """Compile what there is of a codec, one function or both, by a backend.
 
     Raises:
         BackendError: the backend is unknown, or cannot be used here.
 
     """
-    name = choose_backend(backend)
-    module = importlib.import_module(f"compll.backends.{name}")
-    library = cast("Library", module.build(unit_of(checked)))
-    width = checked.width
-    if width is None or checked.decode is None:
-        return library
-
-    def of_width(value: int) -> Library:
-        other = width.others.get(value)
-        return library if other is None else cast("Library", module.build(unit_of(other)))
-
-    return WidthLibrary(library, checked.decode, width.field, of_width)
+    return Libraries(checked, choose_backend(backend))
 
 
 def choose_backend(backend: str) -> str:

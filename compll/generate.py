@@ -16,14 +16,17 @@ from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.passes import fuse
 from compll.syntax_text import tree_text
+from compll.types import FLOAT, Elem
 
 SOURCES = {"cpp": cpp.source, "cuda": cuda.source, "numba": numba.source}
 SUFFIXES = {"cpp": "cpp", "cuda": "cu", "numba": "py"}
 STAGES = ("ast", "ir", "fused", *SOURCES)
 
 
-def stage(name: str, programs: Sequence[s.Program], checked: Checked) -> str:
+def stage(name: str, programs: Sequence[s.Program], checked: Checked, element: Elem = FLOAT) -> str:
     """Return a program at one stage of the compiler, derived operations included.
+
+    `element` is the type of the gradients for which sources are made.
 
     Raises:
         BackendError: the backend does not build the program.
@@ -33,7 +36,7 @@ def stage(name: str, programs: Sequence[s.Program], checked: Checked) -> str:
     if name == "ast":
         return "\n".join(tree_text(program) for program in programs)
     if name in SOURCES:
-        return SOURCES[name](driver.unit_of(checked))
+        return SOURCES[name](driver.unit_of(checked, element))
     functions = driver.unit_of(checked).functions if checked.encode else (checked.decode,)
     return "\n".join(function_text(f if name == "ir" else fuse(f)) for f in functions if f is not None)
 

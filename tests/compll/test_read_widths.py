@@ -70,6 +70,8 @@ def test_backends_switch_alike(backend: str) -> None:
         out = [c.decode_add(payload, g.copy(), 0.5) for c in (interp, codec)]
         assert same_bits(out[0], out[1])
     assert same_bits(codec.encode(g), interp.encode(g))
+    out = np.empty(N, np.float16)
+    assert same_bits(codec.decode(payload, N, out=out), interp.decode(payload, N).astype(np.float16))
 
 
 def test_payloads_of_several_widths_may_stand_in_one_batch() -> None:
