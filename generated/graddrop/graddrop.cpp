@@ -61,6 +61,7 @@ template <class T> inline T get(const uint8_t* from) {
 //   param sampling: float
 //   state residual: float[n]
 //   count filter_count: at most min(max(int((0x1.0000000000000p+1 * ceil(((0x1.0000000000000p+0 - drop) * float(n))))), 0), n)
+//   positions below n as uint32
 //   field index: uint32[filter_count]
 //   field field1: float[filter_count]
 //   pass[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]

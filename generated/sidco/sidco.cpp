@@ -59,6 +59,7 @@ template <class T> inline T get(const uint8_t* from) {
 //   static param stages: int
 //   param ratio: float
 //   count index_filter_count: at most min(max(int((0x1.0000000000000p+1 * ceil((ratio * float(n))))), 0), n)
+//   positions below n as uint32
 //   field index: uint32[index_filter_count]
 //   field field1: float[index_filter_count]
 //   pass[n]

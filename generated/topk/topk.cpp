@@ -50,6 +50,7 @@ template <class T> inline T get(const uint8_t* from) {
 // ---- encode ----
 // encode topk
 //   param ratio: float
+//   positions below n as uint32
 //   field index: uint32[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //   field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //   pass[n]
