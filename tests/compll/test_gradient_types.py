@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import cupy_stand_in
 import numpy as np
 import pytest
 import torch
-from compll_cases import compiled, gradient, same_bits
+from compll_cases import gradient, same_bits
 
 import compll
 from compll import Item, ParameterError, arrays, driver, types
@@ -27,9 +28,17 @@ SIZES = (0, 1, 17, 1023, 3001, 70_001)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+FLAGS = [flag if flag != "-O3" else "-O1" for flag in builder.FLAGS]
+
+
 @functools.cache
 def codec(name: str, backend: str) -> api.Codec:
-    return compiled(compll.algorithms()[name].read_text("utf-8"), backend)
+    """Compile a codec; for C++ with all its libraries at once, at -O1."""
+    with mock.patch.object(builder, "FLAGS", FLAGS):
+        c = compll.compile(name, backend)
+        for element in types.GRADIENTS if backend == "cpp" else ():
+            c._library.of(element)  # type: ignore[attr-defined]
+    return c
 
 
 def short(dtype: str, n: int, label: str = "normal", seed: int = 1) -> torch.Tensor:
@@ -203,8 +212,7 @@ def test_one_symbol_an_operation_and_element_type() -> None:
     checked = driver.load(api.find("onebit"), {}).checked
     for element, suffix in types.GRADIENTS.items():
         unit = driver.unit_of(checked, element)
-        flags = [flag if flag != "-O3" else "-O0" for flag in builder.FLAGS]
-        path = builder.library_path(unit.codec, cpp.source(unit), cpp.runtime(), flags)
+        path = builder.library_path(unit.codec, cpp.source(unit), cpp.runtime(), FLAGS)
         library = ctypes.CDLL(str(path))
         for op in ("encode", "decode", "decode_add"):
             assert hasattr(library, f"onebit_{op}_{suffix}")
