@@ -19,7 +19,7 @@ import pytest
 import torch
 from compll_cases import backends, gradient, same_bits, write
 from test_cudasim import BLOCKS, ELEMENTARY, MIXED
-from test_half import inside
+from test_half import INSIDE as HALVES
 
 import compll
 from compll import arrays, driver, types
@@ -28,7 +28,6 @@ from compll.emit import cuda
 from compll.emit.cuda import Launch
 
 COMPILERS = cuda_compilers.available()
-HALVES = inside("half")
 
 
 def generated(source: str, element: types.Elem = types.FLOAT) -> cuda.Generated:
