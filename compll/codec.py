@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,10 +12,11 @@ import numpy as np
 from compll import arrays, driver, payload
 from compll import backends as b
 from compll.check.signature import choose
+from compll.driver import Source, algorithms, find
 from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
 from compll.knobs import threads as default_threads
 from compll.properties import Info
-from compll.types import Array, written
+from compll.types import Array, widened, written
 
 __all__ = [
     "BackendError",
@@ -31,10 +30,10 @@ __all__ = [
     "Result",
     "algorithms",
     "compile",
+    "find",
 ]
 
 Operation = Literal["encode", "decode", "decode_add", "hop"]
-Source = str | Path | tuple[str | Path, str | Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +58,6 @@ class Result:
     finite: bool
 
 
-def algorithms() -> dict[str, Path]:
-    """Return the shipped algorithms: name -> path of the `.pse` file."""
-    folder = importlib.resources.files("compll") / "algorithms"  # importing it would hide this function
-    paths = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".pse")]
-    return {p.stem: p for p in sorted(paths)}
-
-
 def compile(  # noqa: A001 - the API's name, as in re.compile
     source: Source, backend: str = "auto", *, error_feedback: bool = False, **params: float | bool
 ) -> Codec:
@@ -87,30 +79,6 @@ def compile(  # noqa: A001 - the API's name, as in re.compile
     """
     program = driver.load(find(source), params, error_feedback=error_feedback)
     return Codec(program, driver.build(program.checked, backend))
-
-
-def find(source: Source) -> tuple[Path, ...]:
-    """Return the files that `compile`'s source means.
-
-    Raises:
-        ParameterError: there is no such algorithm or file.
-
-    """
-    if isinstance(source, tuple):
-        return tuple(path for part in source for path in find(Path(part)))
-    if isinstance(source, str) and not source.endswith(".pse"):
-        shipped = algorithms()
-        if source not in shipped:
-            hint = driver.did_you_mean(source, shipped)
-            raise ParameterError(
-                f"there is no algorithm '{source}' ({', '.join(shipped)}){'; ' + hint if hint else ''}; "
-                "a program of your own is named by its path, ending in .pse"
-            )
-        return (shipped[source],)
-    path = Path(source)
-    if not path.is_file():
-        raise ParameterError(f"there is no file '{path}'")
-    return (path,)
 
 
 class Codec:
@@ -146,7 +114,7 @@ class Codec:
         zeros = {name: arrays.zeros(n, self._device) for name in self._program.encode.states}
         if like is None:
             return dict(zeros)
-        wrap = self._view(like, "like", "float32")[1]
+        wrap = self._view(like, "like", *arrays.GRADIENT)[1]
         return {name: wrap(z) for name, z in zeros.items()}
 
     def with_params(self, **params: float | bool) -> Codec:
@@ -184,7 +152,7 @@ class Codec:
         """Compress a gradient.
 
         Args:
-            grad: float32[n].
+            grad: float32[n], or float16 or bfloat16, which are widened where they are read.
             seed: 0..2^64-1; required if `info.random`.
             shared_seed: the shared key's value; defaults to `seed`.
             state: from `new_state(n)`; required if `info.stateful`; updated in place.
@@ -203,15 +171,36 @@ class Codec:
         item = Item(grad, out, None, seed, shared_seed, state, new_state)
         return self.batch("encode", [item], threads)[0].value
 
-    def decode(self, payload: Any, n: int, *, out: Any = None, shared_seed: int | None = None) -> Any:
-        """Return the n elements of a payload, or write them to `out` (float32[n]).
+    def decode(
+        self,
+        payload: Any,
+        n: int,
+        *,
+        out: Any = None,
+        dtype: Any = None,
+        shared_seed: int | None = None,
+    ) -> Any:
+        """Return the n elements of a payload, or write them to `out`.
+
+        Args:
+            payload: uint8, as `encode` returned it.
+            n: how many elements the gradient had.
+            out: float32[n], float16[n] or bfloat16[n].
+            dtype: without `out`, the type of the result; float32 if none is given.
+            shared_seed: as it was in encode; required if `info.keyed`.
 
         Raises:
             PayloadError: these bytes are no payload of this codec for n elements.
+            ParameterError: an argument does not fit.
 
         """
         if out is None:
-            out = self._view(payload, "payload", "uint8")[1](arrays.empty(_length(n), self._device))
+            made = arrays.empty(
+                _length(n), self._device, arrays.element("float32" if dtype is None else dtype)
+            )
+            out = self._view(payload, "payload", "uint8")[1](made)
+        elif dtype is not None:
+            raise ParameterError("dtype is that of out where out is given: leave one of them away")
         elif len(out) != n:
             raise ParameterError(f"out has {len(out)} elements, and n is {n}")
         return self.batch("decode", [Item(payload=payload, out=out, shared_seed=shared_seed)])[0].value
@@ -219,7 +208,7 @@ class Codec:
     def decode_add(
         self, payload: Any, out: Any, scale: float = 1.0, *, shared_seed: int | None = None
     ) -> Any:
-        """Do out[i] = out[i] + (scale * decoded[i]) and return `out`."""
+        """Do out[i] = out[i] + (scale * decoded[i]) and return `out`; the sum is rounded to its type."""
         item = Item(payload=payload, out=out, scale=scale, shared_seed=shared_seed)
         return self.batch("decode_add", [item])[0].value
 
@@ -280,19 +269,19 @@ class Codec:
             raise ParameterError(f"{self.info.name} has no hop: {self.info.why['hop']}")
         encodes = []
         for item in items:
-            grad, wrap = self._view(item.grad, "grad", "float32")
+            grad, wrap = self._view(item.grad, "grad", *arrays.GRADIENT)
             total = arrays.empty(len(grad), self._device)
             self.batch(
                 "decode", [Item(payload=item.payload, out=wrap(total), shared_seed=item.shared_seed)], threads
             )
             with np.errstate(all="ignore"):
-                np.add(grad, total, out=total)
+                np.add(widened(grad), total, out=total)
                 np.multiply(total, _scale(item.scale), out=total)
             encodes.append(replace(item, grad=wrap(total), payload=None, scale=1.0))
         return self.batch("encode", encodes, threads)
 
-    def _view(self, x: Any, what: str, kind: str, *, writes: bool = False) -> tuple[Array, Any]:
-        return arrays.view(x, what, kind, writes=writes, device=self._device)
+    def _view(self, x: Any, what: str, *kinds: str, writes: bool = False) -> tuple[Array, Any]:
+        return arrays.view(x, what, *kinds, writes=writes, device=self._device)
 
     # --- preparation ------------------------------------------------------------------------------
 
@@ -311,7 +300,7 @@ class Codec:
         return payload.extents(self._program.decode.layout, n, self._values, counts)
 
     def _prepare_encode(self, item: Item) -> tuple[b.Call, Any]:
-        grad, wrap = self._view(item.grad, "grad", "float32")
+        grad, wrap = self._view(item.grad, "grad", *arrays.GRADIENT)
         n = len(grad)
         seed = self._seed(item.seed, "seed", required=self.info.random)
         shared = item.seed if item.shared_seed is None else item.shared_seed
@@ -338,7 +327,7 @@ class Codec:
 
     def _prepare_decode(self, item: Item) -> tuple[b.Call, Any]:
         raw = self._view(item.payload, "payload", "uint8")[0]
-        out, wrap = self._view(item.out, "out", "float32", writes=True)
+        out, wrap = self._view(item.out, "out", *arrays.GRADIENT, writes=True)
         payload.check_length(self.info.name, raw, self._extents_of(raw, len(out)), len(out))
         if not _is_aligned(raw):
             copy = arrays.aligned_empty(len(raw), self._device)

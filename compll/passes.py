@@ -8,7 +8,7 @@ from dataclasses import replace
 from compll import ir
 from compll.ir_verify import verify
 from compll.lower import GRADIENT, is_random, lower_selections, sure
-from compll.types import FLOAT, INT
+from compll.types import FLOAT, INT, Elem
 
 NAMED = (
     *(ir.Let, ir.Map, ir.Reduce, ir.BlockReduce, ir.Get, ir.Table),
@@ -106,6 +106,54 @@ def form_passes(f: ir.Function) -> ir.Function:
     reads it, since the old and the new state may be the same memory.  The payload's fields are stored when
     its counts are known, for only then their places are.
     """
+    place, by_block = _places(f)
+    body: list[ir.Binding] = []
+    for level in range(max(place.values(), default=0) + 1):
+        here = [at for at in place if place[at] == level]
+        body.extend(f.body[at] for at in here if not isinstance(f.body[at], SINKS))
+        body.extend(_loops(f, [at for at in here if isinstance(f.body[at], SINKS)], by_block))
+    return replace(f, body=tuple(body))
+
+
+def store_blocks(f: ir.Function) -> ir.Function:
+    """Store what blocks are reduced to for those who read it in another pass than that of the reduction."""
+    place, _ = _places(f)
+    kept: dict[int, dict[str, str]] = {}  # reader -> vectors that it reads, and where they are stored
+    body: list[ir.Binding] = []
+    for at, b in enumerate(f.body):
+        names = kept.get(at, {})
+
+        def elsewhere(x: ir.Expr, names: dict[str, str] = names) -> ir.Expr | None:
+            return (
+                replace(x, vector=names[x.vector]) if isinstance(x, ir.Read) and x.vector in names else None
+            )
+
+        b = ir.rewrite_binding(b, elsewhere) if names else b
+        body.append(b)
+        if not isinstance(b, ir.BlockReduce):
+            continue
+        readers = {o: r for o, r in enumerate(f.body) if b.name in _names(ir.expressions(r))}
+        outside = [
+            o
+            for o, r in readers.items()
+            if not (isinstance(r, SINKS) and place[o] == place[at] and _goes_with(r, b))
+        ]
+        if outside:
+            stored = b.name + "_stored"
+            for o in outside:
+                kept.setdefault(o, {})[b.name] = stored
+            value = ir.Read(b.name, ir.Position(), b.combine.type)
+            body.append(
+                ir.Store(ir.Target("vector", stored), value.type, ir.blocks(b.length, b.block), value)
+            )
+    return replace(f, body=tuple(body))
+
+
+def _places(f: ir.Function) -> tuple[dict[int, int], dict[int, int]]:
+    """Return, by index in the body, the pass of each sink, or the passes that run before a scalar is known.
+
+    And the block that its loop must go by, for those that reduce blocks or read what a block is reduced to.
+    """
     known: dict[str, int] = {}  # scalar -> number of passes that must have run before it is known
     made: dict[str, tuple[int, ir.BlockReduce]] = {}  # block vector -> its pass
     vectors: dict[str, int] = {}  # any other vector that is made -> passes that must have run before
@@ -144,35 +192,31 @@ def form_passes(f: ir.Function) -> ir.Function:
         if isinstance(b, ir.Put) or (isinstance(b, ir.Store) and b.target.kind == "field"):
             place[at] = max(place[at], laid_out)
     _write_last(f, place, by_block)
-    body: list[ir.Binding] = []
-    for level in range(max(place.values(), default=0) + 1):
-        here = [at for at in place if place[at] == level]
-        body.extend(f.body[at] for at in here if not isinstance(f.body[at], SINKS))
-        body.extend(_loops(f, [at for at in here if isinstance(f.body[at], SINKS)], by_block))
-    return replace(f, body=tuple(body))
+    return place, by_block
 
 
 def _write_last(f: ir.Function, place: dict[int, int], by_block: Mapping[int, int]) -> None:
-    """Put the stores of states into the last pass that reads one, or behind; patches behind what they patch.
+    """Put what is written over its own input into the last pass that reads that, or behind; then the patches.
 
-    A loop may read the elements of a state that it stores, and no other loop that runs at the same level.
-    Nor may one that could find a position out of range, since then every state stays as it is.
+    So are states, whose new value may take the place of the old one, and the output that is added to.  A loop
+    may read the elements that it stores, and no other loop that runs at the same level.  Nor may one that
+    could find a position out of range, since then every state stays as it is.
     """
-    stored = [at for at, b in enumerate(f.body) if isinstance(b, ir.Store) and b.target.kind == "state"]
+    stored = [
+        at for at, b in enumerate(f.body) if isinstance(b, ir.Store) and b.target.kind in ("state", "output")
+    ]
+    own = {*f.states} if f.op == "encode" else {*f.states, GRADIENT}
     last = max((place[at] for at in stored), default=0)
     for at, b in enumerate(f.body):
-        if stored and isinstance(b, SINKS):
-            reads = [
-                x
-                for e in ir.expressions(b)
-                for x in ir.walk(e)
-                if isinstance(x, ir.Read) and x.vector in f.states
-            ]
-            by = {by_block[o] for o, level in place.items() if level == place[at] and o in by_block}
-            if any(_elsewhere(x) for e in ir.expressions(b) for x in ir.walk(e)):
-                last = max(last, place[at] + 1)  # only now is it known that all positions were in range
-            along = b.length == ir.Size() and len(by) <= 1 and all(x.position == ir.Position() for x in reads)
-            last = max(last, place[at] + (not along)) if reads else last
+        if not isinstance(b, SINKS) or at in stored:
+            continue
+        reads = [x for e in ir.expressions(b) for x in ir.walk(e) if isinstance(x, ir.Read)]
+        by = {by_block[o] for o, level in place.items() if level == place[at] and o in by_block}
+        along = b.length == ir.Size() and len(by) <= 1
+        if any(_elsewhere(x) for x in reads):
+            last = max(last, place[at] + 1)
+        elif any(x.vector in own for x in reads):
+            last = max(last, place[at] + (not along))
     place.update(dict.fromkeys(stored, last))
     levels = {b.target: place[at] for at, b in enumerate(f.body) if isinstance(b, ir.Store)}
     for at, b in enumerate(f.body):
@@ -236,6 +280,7 @@ PASSES: tuple[Callable[[ir.Function], ir.Function], ...] = (
     drop_unused,
     fuse_maps,
     lower_selections,
+    store_blocks,
     form_passes,
 )
 
@@ -266,6 +311,15 @@ def decode_add(decode: ir.Function) -> ir.Function:
             b = replace(b, body=ir.apply("+", old, ir.apply("*", scale, b.body)))
         body.append(b)
     return replace(decode, op="decode_add", vectors=((GRADIENT, FLOAT), *decode.vectors), body=tuple(body))
+
+
+def for_gradients_of(f: ir.Function, elem: Elem) -> ir.Function:
+    """Return a typed operation on gradients stored as `elem`: widened where read, rounded where written."""
+    body = [
+        replace(b, elem=elem) if isinstance(b, ir.Store) and b.target.kind == "output" else b for b in f.body
+    ]
+    vectors = tuple((name, elem if name == GRADIENT else kind) for name, kind in f.vectors)
+    return replace(f, vectors=vectors, body=tuple(body))
 
 
 def is_sparse(decode: ir.Function) -> bool:

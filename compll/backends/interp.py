@@ -16,7 +16,7 @@ from compll.evaluate import Environment, evaluate
 from compll.passes import drop_unused
 from compll.payload import count_bytes, extents, read_counts, total_bytes
 from compll.rng import LANES, ROWS, TILE
-from compll.types import Array, arithmetic, canonical, dtype, from_bytes, to_bytes
+from compll.types import FLOAT, Array, arithmetic, dtype, from_bytes, to_bytes, widened
 
 
 class InterpLibrary:
@@ -45,9 +45,11 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     env = Environment(call.n, params, seed=call.seed)
     finite = True
     raw: dict[str, Array] = {}  # the payload's fields, as bytes
+    if f.op != "decode":
+        gradient = widened(call.gradient)
     if f.op == "encode":
-        finite = bool(np.isfinite(call.gradient).all())
-        env.vectors = {"gradient": call.gradient, **call.state}
+        finite = bool(np.isfinite(gradient).all())
+        env.vectors = {"gradient": gradient, **call.state}
     else:
         counts = read_counts(f, call.payload, call.n, values)
         env.scalars = {name: np.asarray(count, np.int64) for name, count in counts.items()}
@@ -56,7 +58,7 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
             if place.count is not None:
                 env.vectors[place.name] = from_bytes(raw[place.name], place.elem, place.count)
         if f.op == "decode_add":
-            env.vectors["gradient"] = call.gradient
+            env.vectors["gradient"] = gradient
     writes: dict[str, Array] = {}  # to states and to the output
     try:
         _run(f.body, env, raw, call, writes)
@@ -66,8 +68,8 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
         return Outcome(OUT_OF_RANGE, 0)
     length = _assemble(f, env, raw, call, values) if f.op == "encode" else len(call.payload)
     for name, value in writes.items():
-        into = call.new_state[name] if name in f.states else call.gradient
-        into[...] = value
+        into, elem = (call.new_state[name], FLOAT) if name in f.states else (call.gradient, call.element)
+        into[...] = to_bytes(value, elem).view(into.dtype)
     return Outcome(OK if finite else NOT_FINITE, length)
 
 
@@ -108,7 +110,8 @@ def _run(
                 lowered(b, env)
             case ir.Patch(target):
                 old = env.vectors if target.kind == "vector" else writes
-                old[target.name] = patch(b, old.get(target.name, call.gradient), env)
+                kept = old[target.name] if target.name in old else env.vectors["gradient"]
+                old[target.name] = patch(b, kept, env)
             case ir.Table(name, elem, values):
                 env.vectors[name] = np.array([evaluate(v, env) for v in values], dtype(arithmetic(elem)))
             case ir.Put(field, elem, value):
@@ -124,7 +127,7 @@ def _run(
                     raw[target.name] = to_bytes(stored, elem)
                 else:
                     old = env.vectors if target.kind == "vector" else writes
-                    old[target.name] = np.array(canonical(stored))
+                    old[target.name] = np.array(stored)
             case ir.Pass(_, sinks, _):
                 _run(sinks, env, raw, call, writes)
 

@@ -47,9 +47,6 @@ class Emitter(Protocol):
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
 
-    def stored(self, elem: Elem) -> str:
-        """Return the C type of a stored element."""
-
     def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
         """Return the lanes of a vector at computed positions; 0 where they are out of range."""
 

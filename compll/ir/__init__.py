@@ -62,6 +62,7 @@ from compll.ir.nodes import (
     Target,
     TopK,
     expressions,
+    rewrite_binding,
 )
 
 __all__ = [
@@ -117,5 +118,6 @@ __all__ = [
     "const",
     "expressions",
     "rewrite",
+    "rewrite_binding",
     "walk",
 ]

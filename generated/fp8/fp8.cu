@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: block
 };
@@ -43,7 +44,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_scale;
     uint8_t* f_code;
 };
@@ -173,7 +174,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_scale = item.payload + at.scale_;
     k.f_code = item.payload + at.code_;
@@ -199,7 +200,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_scale;
     uint8_t* f_code;
 };
@@ -246,7 +247,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_scale = item.payload + at.scale_;
     k.f_code = item.payload + at.code_;
@@ -266,7 +267,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_scale;
     uint8_t* f_code;
 };
@@ -318,7 +319,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_scale = item.payload + at.scale_;
     k.f_code = item.payload + at.code_;

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: block
 };
@@ -43,7 +44,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
 };
@@ -158,7 +159,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;
@@ -184,7 +185,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
 };
@@ -223,7 +224,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;
@@ -243,7 +244,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
 };
@@ -287,7 +288,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
 };
@@ -63,7 +64,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
 };
@@ -173,7 +174,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     encode_scratch(k, p, scratch);
     k.f_s = item.payload + at.s_;
     k.f_code = item.payload + at.code_;
@@ -210,7 +211,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
 };
@@ -259,7 +260,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_scratch(k, p, scratch);
     k.f_s = item.payload + at.s_;
     k.f_code = item.payload + at.code_;
@@ -291,7 +292,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
 };
@@ -345,7 +346,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_add_scratch(k, p, scratch);
     k.f_s = item.payload + at.s_;
     k.f_code = item.payload + at.code_;

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
 };
@@ -74,7 +75,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     const float* s_residual;
     float* new_residual;
@@ -186,7 +187,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.s_residual = item.state[0];
     k.new_residual = item.new_state[0];
     encode_scratch(k, p, scratch);
@@ -250,7 +251,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
@@ -294,7 +295,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_scratch(k, p, scratch);
     k.f_bit = item.payload + at.bit_;
     k.up_1_ = get<float>(item.payload + at.up_);
@@ -328,7 +329,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
@@ -377,7 +378,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_add_scratch(k, p, scratch);
     k.f_bit = item.payload + at.bit_;
     k.up_1_ = get<float>(item.payload + at.up_);

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
 };
@@ -55,7 +56,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     const float* s_residual;
     float* new_residual;
@@ -161,7 +162,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_bit = item.payload + at.bit_;
     k.s_residual = item.state[0];
@@ -193,7 +194,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
@@ -233,7 +234,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_bit = item.payload + at.bit_;
     return true;
@@ -254,7 +255,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
@@ -299,7 +300,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_bit = item.payload + at.bit_;
     return true;

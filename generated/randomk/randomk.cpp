@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
     float ratio_;
@@ -57,7 +58,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_value;
 };
 
@@ -123,7 +124,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     encode_scratch(k, p, scratch);
     k.f_value = item.payload + at.value_;
     {
@@ -172,7 +173,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_value;
     int64_t* v_gradient_scatter_index;
 };
@@ -253,7 +254,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_scratch(k, p, scratch);
     k.f_value = item.payload + at.value_;
     {
@@ -304,7 +305,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_value;
     int64_t* v_gradient_scatter_index;
 };
@@ -394,7 +395,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_add_scratch(k, p, scratch);
     k.f_value = item.payload + at.value_;
     {

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: stages
     float ratio_;
@@ -87,7 +88,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
     float threshold_add_;
@@ -246,7 +247,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     encode_scratch(k, p, scratch);
     {
         const int64_t length = k.n;
@@ -334,7 +335,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t index_filter_count_;
@@ -403,7 +404,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.index_filter_count_ = c.index_filter_count_;
     decode_scratch(k, p, scratch);
     k.f_index = item.payload + at.index_;
@@ -459,7 +460,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t index_filter_count_;
@@ -523,7 +524,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.index_filter_count_ = c.index_filter_count_;
     decode_add_scratch(k, p, scratch);
     k.f_index = item.payload + at.index_;

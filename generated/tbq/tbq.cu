@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
     float threshold_;
@@ -40,7 +41,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_code;
     const float* s_residual;
     float* new_residual;
@@ -100,7 +101,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_code = item.payload + at.code_;
     k.s_residual = item.state[0];
@@ -125,7 +126,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_code;
 };
 static_assert(sizeof(DecodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
@@ -163,7 +164,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_code = item.payload + at.code_;
     return true;
@@ -181,7 +182,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_code;
 };
 static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
@@ -224,7 +225,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_code = item.payload + at.code_;
     return true;

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: bitwidth
 };
@@ -74,7 +75,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     float low_;
     float high_;
@@ -160,7 +161,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     encode_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
     {
@@ -225,7 +226,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -271,7 +272,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
     k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);
@@ -311,7 +312,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -362,7 +363,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_add_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
     k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);

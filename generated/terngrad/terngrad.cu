@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: bitwidth
 };
@@ -55,7 +56,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     float low_;
     float high_;
@@ -137,7 +138,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_level = item.payload + at.level_;
     int64_t end = 0;  // bytes between fields are written 0
@@ -172,7 +173,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -214,7 +215,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_level = item.payload + at.level_;
     return true;
@@ -239,7 +240,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     bool failed, wide;  // wide: every vector begins at a multiple of 16
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -286,7 +287,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.f_level = item.payload + at.level_;
     return true;
