@@ -93,6 +93,20 @@ def terngrad() -> None:
     assert (out[at] == levels * gap + low).all()
 
 
+def graddrop() -> None:
+    """A selection with feedback: what is not zero is sent, with its position, and nothing is left."""
+    codec = compll.compile("graddrop", "cpp")
+    state = codec.new_state(N)
+    payload = codec.encode(gradient(), seed=3, state=state)
+    want = np.zeros(48 + 4 * len(VALUES), np.uint8)
+    want[:4].view("<u4")[0] = len(VALUES)
+    want[16 : 16 + 4 * len(VALUES)].view("<u4")[:] = list(VALUES)
+    want[48:].view("<f4")[:] = list(VALUES.values())
+    assert payload.tobytes() == want.tobytes()
+    assert differences(state["residual"], 0) == {}
+    assert differences(codec.decode(payload, N, out=state["residual"]), 0) == VALUES
+
+
 if __name__ == "__main__":
-    {"onebit": onebit, "int8": int8, "terngrad": terngrad}[sys.argv[1]]()
+    {f.__name__: f for f in (onebit, int8, terngrad, graddrop)}[sys.argv[1]]()
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f}")

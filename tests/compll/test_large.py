@@ -14,7 +14,7 @@ MOST = 20  # GiB
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["onebit", "int8", "terngrad"])
+@pytest.mark.parametrize("name", ["onebit", "int8", "terngrad", "graddrop"])
 def test_more_than_2_to_the_31_elements_are_encoded_and_decoded(name: str) -> None:
     done = subprocess.run([sys.executable, str(WORKER), name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

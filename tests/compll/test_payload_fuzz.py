@@ -31,7 +31,8 @@ KINDS = (
     "head",
     "word",
 )
-INPUTS = {"interp": 10_000, "cpp": 10_000, "numba": 1_000, "cudasim": 300}
+INPUTS = {"interp": 2_000, "cpp": 10_000, "numba": 1_000, "cudasim": 300}
+MANY = 10_000
 COMPARED = 20  # of so many inputs one is also given to the interpreter
 
 
@@ -103,11 +104,21 @@ def decoded(tried: compll.Codec, payload: Array, out: Array, *, adds: bool) -> b
 
 @pytest.mark.parametrize(("name", "backend"), pairs())
 def test_any_payload_is_decoded_or_refused_and_stays_in_its_buffers(name: str, backend: str) -> None:
+    try_payloads(name, backend, INPUTS[backend])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "backend"), pairs())
+def test_many_payloads_are_decoded_or_refused_and_stay_in_their_buffers(name: str, backend: str) -> None:
+    try_payloads(name, backend, MANY)
+
+
+def try_payloads(name: str, backend: str, inputs: int) -> None:
     tried = codec(name, backend)
     rng = np.random.default_rng(0)
     outcomes = {kind: [0, 0] for kind in KINDS}
     right, n = np.empty(0, np.uint8), 0
-    for number in range(INPUTS[backend]):
+    for number in range(inputs):
         if number % 45 == 0:
             n = int(rng.choice([0, 1, 7, 33, int(rng.integers(0, 300)), 1030]))
             right = encode(codec(name, "cpp"), gradient("normal", n, number), shared_seed=7)[0]
