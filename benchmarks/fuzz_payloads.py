@@ -24,14 +24,15 @@ from rich.progress import track  # noqa: E402
 import compll  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "fuzz_payloads.md"
+SIXTEEN = ("onebit", "int8", "graddrop")  # these also for gradients of 16 bits
 STEPS = 20  # runs of the driver a codec: each shows in the progress bar, and has a seed of its own
 
 
-def fuzz(codec: str, inputs: int, seed: int) -> tuple[dict[str, tuple[int, int]], str]:
+def fuzz(codec: str, element: str, inputs: int, seed: int) -> tuple[dict[str, tuple[int, int]], str]:
     """Return how many inputs of each kind were decoded and refused, and what was found."""
     counts: dict[str, tuple[int, int]] = {}
-    made = payload_driver.build(codec, "-O1")
-    for step in track(range(STEPS), codec):
+    made = payload_driver.build(codec, "-O1", element=element)
+    for step in track(range(STEPS), f"{codec:10} {element:10}"):
         part = payload_driver.run(*made, -(-inputs // STEPS), seed * STEPS + step)
         if part.wrong:
             return counts, f"seed {seed * STEPS + step}: {part.wrong}"
@@ -79,9 +80,11 @@ def main() -> None:
     given = parser.parse_args()
     begin, results = time.monotonic(), {}
     for codec in [given.codec] if given.codec else compll.algorithms():
-        results[codec], wrong = fuzz(codec, given.inputs, given.seed)
-        if wrong:
-            sys.exit(f"{codec}, {wrong}")
+        for element in ("float", "half", "bfloat16") if codec in SIXTEEN else ("float",):
+            label = codec if element == "float" else f"{codec}, {element}"
+            results[label], wrong = fuzz(codec, element, given.inputs, given.seed)
+            if wrong:
+                sys.exit(f"{label}, {wrong}")
     page = report(results, given.inputs, given.seed, time.monotonic() - begin)
     if given.codec:
         print(page)

@@ -143,9 +143,12 @@ def try_payloads(name: str, backend: str, inputs: int) -> None:
 # --- the C ABI, under the sanitizers -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_c_abi_touches_no_byte_outside_of_its_buffers(name: str) -> None:
-    result = payload_driver.run(*payload_driver.build(name, "-O0"), 10_000)
+@pytest.mark.parametrize(
+    ("name", "element"),
+    [*((name, "float") for name in ALGORITHMS), ("onebit", "half"), ("graddrop", "bfloat16")],
+)
+def test_the_c_abi_touches_no_byte_outside_of_its_buffers(name: str, element: str) -> None:
+    result = payload_driver.run(*payload_driver.build(name, "-O0", element=element), 10_000)
     assert not result.wrong, result.wrong
     assert result.inputs >= 10_000
     assert result.counts["valid"][1] == 0
@@ -155,8 +158,10 @@ def test_the_c_abi_touches_no_byte_outside_of_its_buffers(name: str) -> None:
 
 def one_beyond(source: str) -> str:
     """Return a library whose decoders write one element beyond the end."""
+    begin = "k.gradient = static_cast<Gradient*>(item.gradient)"
+    assert begin in source
     head, decode, rest = source.partition("\nint32_t decode(")
-    return head + decode + rest.replace("k.gradient = item.gradient;", "k.gradient = item.gradient + 1;", 1)
+    return head + decode + rest.replace(begin, begin + " + 1")
 
 
 def test_the_driver_sees_a_decoder_that_writes_beyond_its_output() -> None:
@@ -167,6 +172,7 @@ def test_the_driver_sees_a_decoder_that_writes_beyond_its_output() -> None:
 
 def unchecked(source: str) -> str:
     """Return a library that does not look at the length of a payload."""
+    assert "item.length != at.end" in source
     return source.replace("item.length != at.end", "false")
 
 

@@ -5,7 +5,8 @@
  * Built together with the library under the address and undefined-behaviour sanitizers.  Every buffer is a
  * block of the heap of just the size that the ABI asks for, so that one byte read or written outside is seen.
  * A group is one encoded payload and GROUP inputs made of it; all numbers of a group follow from its number.
- * CODEC is the library's name and STATES the number of its state vectors.
+ * CODEC is the library's name, STATES the number of its state vectors; gradients have elements of BYTES bytes,
+ * and SUFFIX ends the symbols of the operations on them: _f32, _f16 or _bf16.
  */
 #include <sanitizer/common_interface_defs.h>
 #include <stdint.h>
@@ -14,7 +15,7 @@
 #include <string.h>
 
 struct compll_item { /* as in compll.h */
-    float* gradient;
+    void* gradient;
     uint8_t* payload;
     int64_t n, capacity, length;
     const float* const* state;
@@ -25,11 +26,15 @@ struct compll_item { /* as in compll.h */
 };
 typedef int32_t operation(struct compll_item*, int64_t, const void*, void*, int32_t, void*);
 
-#define JOIN(a, b) a##b
-#define SYMBOL(codec, op) JOIN(codec, op)
-operation SYMBOL(CODEC, _encode_f32), SYMBOL(CODEC, _decode_f32), SYMBOL(CODEC, _decode_add_f32);
-int64_t SYMBOL(CODEC, _max_bytes)(int64_t, const void*);
-int64_t SYMBOL(CODEC, _scratch_bytes)(int64_t, const void*);
+#define JOIN(a, b, c) a##b##c
+#define SYMBOL(codec, name, suffix) JOIN(codec, name, suffix)
+#define ENCODE SYMBOL(CODEC, _encode, SUFFIX)
+#define DECODE SYMBOL(CODEC, _decode, SUFFIX)
+#define DECODE_ADD SYMBOL(CODEC, _decode_add, SUFFIX)
+#define MAX_BYTES SYMBOL(CODEC, _max_bytes, )
+#define SCRATCH_BYTES SYMBOL(CODEC, _scratch_bytes, )
+operation ENCODE, DECODE, DECODE_ADD;
+int64_t MAX_BYTES(int64_t, const void*), SCRATCH_BYTES(int64_t, const void*);
 
 enum { GROUP = 72 };
 enum Kind { VALID, RANDOM, RANDOM_BODY, RANDOM_LENGTH, TRUNCATED, EXTENDED, FLIPPED, HEAD, INDEX, KINDS };
@@ -56,7 +61,7 @@ static void* block(int64_t size, size_t align) { /* exactly so many bytes */
 }
 
 static void call(operation* op, struct compll_item* item, const void* params) {
-    void* scratch = block(SYMBOL(CODEC, _scratch_bytes)(item->n, params), 64);
+    void* scratch = block(SCRATCH_BYTES(item->n, params), 64);
     const int32_t worst = op(item, 1, params, scratch, 1, NULL);
     free(scratch);
     if (worst != (item->status < 0 ? item->status : 0) || item->status > 1 || item->status < -3) {
@@ -72,22 +77,35 @@ static float number(void) { /* of every magnitude; sometimes none */
     return (float)((double)below(1 << 24) / (1 << 23) - 1.0);
 }
 
+static void* gradient(int64_t n) { /* a block of n elements */
+    char* g = block(BYTES * n, 8);
+    for (int64_t i = 0; i < n; ++i) {
+        const float x = number();
+        const uint16_t bits = (uint16_t)(word() & (below(200) ? 0xbfff : 0xffff)); /* most are below 2 */
+        memcpy(g + BYTES * i, BYTES == 4 ? (const void*)&x : (const void*)&bits, BYTES);
+    }
+    return g;
+}
+
+static float* state(int64_t n) { /* n numbers: a state is finite */
+    float* s = block(4 * n, 8);
+    for (int64_t i = 0; i < n; ++i) {
+        s[i] = number();
+        if (!(s[i] > -1.0f && s[i] < 1.0f)) s[i] = 0.5f;
+    }
+    return s;
+}
+
 /* Encode a random gradient of n elements; returns the payload and its length. */
 static uint8_t* encoded(int64_t n, int64_t* length, const void* params) {
-    float* vectors[2 * STATES + 1];
-    for (int v = 0; v < 2 * STATES + 1; ++v) {
-        vectors[v] = block(4 * n, 8);
-        for (int64_t i = 0; i < n; ++i) vectors[v][i] = v < STATES + 1 ? number() : 0.0f;
-    }
-    for (int v = 1; v < STATES + 1; ++v) /* a state is finite */
-        for (int64_t i = 0; i < n; ++i)
-            if (!(vectors[v][i] > -1.0f && vectors[v][i] < 1.0f)) vectors[v][i] = 0.5f;
-    const int64_t most = SYMBOL(CODEC, _max_bytes)(n, params);
-    struct compll_item item = {.gradient = vectors[0], .payload = block(most, 16), .n = n, .capacity = most,
-        .state = (const float* const*)(vectors + 1), .new_state = vectors + 1 + STATES,
-        .seed = word(), .shared_seed = 7};
-    call(SYMBOL(CODEC, _encode_f32), &item, params);
-    for (int v = 0; v < 2 * STATES + 1; ++v) free(vectors[v]);
+    float* states[2 * STATES + 1]; /* old ones, new ones; an array has an element */
+    for (int v = 0; v < 2 * STATES; ++v) states[v] = state(n);
+    const int64_t most = MAX_BYTES(n, params);
+    struct compll_item item = {.gradient = gradient(n), .payload = block(most, 16), .n = n, .capacity = most,
+        .state = (const float* const*)states, .new_state = states + STATES, .seed = word(), .shared_seed = 7};
+    call(ENCODE, &item, params);
+    for (int v = 0; v < 2 * STATES; ++v) free(states[v]);
+    free(item.gradient);
     if (item.status < 0 || item.length < 0 || item.length > most) {
         fprintf(stderr, "encode: status %d, %lld bytes\n", item.status, (long long)item.length);
         say_where();
@@ -139,11 +157,10 @@ int main(int argc, char** argv) {
             const enum Kind kind = (enum Kind)(input_now % KINDS);
             int64_t length = whole;
             uint8_t* payload = damaged(kind, right, n, &length);
-            float* out = block(4 * n, 8);
-            for (int64_t i = 0; i < n; ++i) out[i] = 7.0f;
+            void* out = gradient(n);
             struct compll_item item = {.gradient = out, .payload = payload, .n = n, .capacity = length,
                 .length = length, .shared_seed = 7, .scale = 0.5f};
-            call(input_now / KINDS % 2 ? SYMBOL(CODEC, _decode_add_f32) : SYMBOL(CODEC, _decode_f32), &item, params);
+            call(input_now / KINDS % 2 ? DECODE_ADD : DECODE, &item, params);
             if (kind == VALID && item.status < 0) {
                 fprintf(stderr, "a right payload is refused with status %d\n", item.status);
                 say_where();

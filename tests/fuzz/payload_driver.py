@@ -16,6 +16,7 @@ from compll import driver, knobs
 from compll.backends import pack_parameters
 from compll.backends.cudasim import SANITIZERS
 from compll.emit import cpp
+from compll.types import NAMED
 
 GROUP = 72  # inputs made of one payload: that of payload_driver.c
 SOURCE = Path(__file__).with_suffix(".c")
@@ -46,20 +47,23 @@ def folder() -> Path:
 
 
 @functools.cache
-def build(source: api.Source, level: str, change: Callable[[str], str] = str) -> tuple[Path, str]:
+def build(
+    source: api.Source, level: str, change: Callable[[str], str] = str, element: str = "float"
+) -> tuple[Path, str]:
     """Generate, compile and link; return the program and the parameters that it takes.
 
     Args:
         source: the codec, as `compll.compile` takes it.
         level: of optimisation; -O0 builds ten times faster than -O1, and runs some ten times slower.
         change: what is done to the generated C++, to see the driver find it.
+        element: of gradients: float, half or bfloat16.
 
     Raises:
         BackendError: the C++ backend does not build this codec.
 
     """
     program = driver.load(api.find(source), {})
-    unit = driver.unit_of(program.checked)
+    unit = driver.unit_of(program.checked, NAMED[element])
     text = change(cpp.source(unit))
     library = builder.library_path(f"{unit.codec}-sanitized", text, cpp.runtime(), flags(level))
     made = folder() / library.parent.name
@@ -74,7 +78,8 @@ def build(source: api.Source, level: str, change: Callable[[str], str] = str) ->
         "-Wextra",
         "-Werror",
     ]
-    command += [*SANITIZERS, f"-DCODEC={unit.codec}", f"-DSTATES={len(program.encode.states)}", str(SOURCE)]
+    command += [*SANITIZERS, f"-DCODEC={unit.codec}", f"-DSTATES={len(program.encode.states)}"]
+    command += [f"-DSUFFIX=_{unit.suffix}", f"-DBYTES={unit.element.bits // 8}", str(SOURCE)]
     command += ["-x", "none", str(library), f"-Wl,-rpath,{library.parent}", "-o", str(made)]
     subprocess.run(command, check=True)
     return made, pack_parameters(unit.params, program.checked.values).tobytes().hex()
