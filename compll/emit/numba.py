@@ -5,12 +5,16 @@ The analysis is the one of the C++ emitter; here stands what Python spells diffe
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 from compll import ir
 from compll.backends import Unit
 from compll.emit import render
 from compll.emit.cpp import Emitter
-from compll.emit.expressions import LANES, Dialect, not_built
-from compll.emit.pieces import FieldText, Load, PassText
+from compll.emit.expressions import LANES, Dialect, LaneWriter, not_built
+from compll.emit.pieces import Buffer, FieldText, Load, Operation, PassText, Reduction, Step
+from compll.emit.selections import BINS, PARTS
 from compll.errors import BackendError
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, limits, scalar_bytes
 
@@ -18,6 +22,7 @@ SCALARS = {"float": "f32", "int": "i64", "uint32": "u32", "uint64": "u64", "bool
 
 
 MOST_BLOCK = 1 << 20
+RESULT = "@result"  # the scalar that a selection has given
 ONE = {"Float": "f32", "Int32": "i32", "Int64": "i64", "UInt32": "u32", "UInt64": "u64"}  # lanes -> a lane
 
 
@@ -73,6 +78,17 @@ class Python(Dialect):
         """Return the bits of a float as they are stored."""
         return f"float_bits({x})"
 
+    def live(self) -> str:
+        """Return which of the lanes at work there are."""
+        return "first_lanes(live)"
+
+    def lazy(self, op: str, texts: Sequence[str]) -> str:
+        """Return a condition on scalars that evaluates no more than it has to."""
+        a, b = texts[0], texts[1]
+        if op == "select":
+            return f"({b} if native({a}) else {texts[2]})"
+        return f"({b} if native({a}) else {a})" if op == "&&" else f"({a} if native({a}) else {b})"
+
     def random_row(self, name: str) -> str:
         """Return the random bits of the lanes at work, of those that a tile holds under a name."""
         return f"row_of({name}, row)"
@@ -99,8 +115,18 @@ def source(unit: Unit) -> str:
         one=ONE,
         wide={one: lanes for lanes, one in ONE.items()},
         static=[p.name for p in unit.params if p.static],
-        operations=[(e.operation(), e.fields(), e.run_time()) for e in map(NumbaEmitter, unit.functions)],
+        operations=[NumbaEmitter(f).pieces() for f in unit.functions],
     )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one step does: it ends the loop before, goes on, and begins what follows, a loop or a selection."""
+
+    folds: tuple[Reduction, ...]
+    steps: tuple[Step, ...]
+    loop: PassText | None = None
+    selection: str = ""
 
 
 class NumbaEmitter(Emitter):
@@ -111,17 +137,32 @@ class NumbaEmitter(Emitter):
     def __init__(self, typed: ir.Function) -> None:
         """Begin with no functions to combine by."""
         super().__init__(typed)
-        self.refuse_stored()
         self.functors: list[tuple[ir.Combine, str]] = []
 
-    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
-        """Refuse a read at a computed position."""
-        del lanes, position, asked
-        raise not_built(e, self.dialect)
+    def pieces(self) -> tuple[NumbaEmitter, Operation, list[FieldText], list[tuple[str, str]], list[Segment]]:
+        """Return what the template lays out."""
+        o = self.operation()
+        return self, o, self.fields(), self.counts(), list(self.segments(o.steps))
 
-    def read_at(self, e: ir.Read | ir.Search) -> str:
-        """Refuse a read of one element."""
-        raise not_built(e, self.dialect)
+    def segments(self, steps: Sequence[Step]) -> Iterator[Segment]:
+        """Yield the parts of an operation between its loops and selections."""
+        before: PassText | None = None
+        lines: list[Step] = []
+        for step in (*steps, None):
+            if step is not None and step.kind not in ("pass", "selection"):
+                lines.append(step)
+                continue
+            folds = before.reductions if before else ()
+            if step is None:
+                if folds or lines:
+                    yield Segment(folds, tuple(lines))
+                return
+            yield Segment(folds, tuple(lines), step.loop, step.text)
+            before, lines = step.loop, []
+
+    def counts(self) -> list[tuple[str, str]]:
+        """Return the names of the payload's counts, and the most that each can be."""
+        return [(c.name, f"native({self.scalar.text(c.most)})") for c in self.f.counts]
 
     def run_time(self) -> list[tuple[str, str]]:
         """Return names and NumPy types of the run-time parameters."""
@@ -145,6 +186,8 @@ class NumbaEmitter(Emitter):
 
     def place(self, name: str) -> str:
         """Return a scalar of the frame."""
+        if name == RESULT:
+            return "one(k.result)"
         if name in (ir.SCALE, ir.SHARED_SEED):
             return f"one(k.{name[1:]})"
         return f"one(k.p_{name})" if name in self.params else f"one(k.{name}_)"
@@ -205,15 +248,18 @@ class NumbaEmitter(Emitter):
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
-        kind, value = self.written(s.elem, value)
-        return f"store({kind}, k.f_{s.target.name}, block0 + j, {value}, WHOLE)"
+        kind = self.dialect.stored(s.elem)
+        if s.target.kind == "field":
+            kind, value = self.written(s.elem, value)
+        return f"store({kind}, {self.target(s)}, block0 + j, {value}, WHOLE)"
 
     def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
         elem = self.vectors[e.vector]
+        args = f"{self.dialect.stored(elem)}, k.f_{e.vector}, start + at, {size}, 0, live"
         if elem == BOOL:
-            raise not_built(e, self.dialect)
-        return f"per_block({lanes}, {self.dialect.stored(elem)}, k.f_{e.vector}, start + at, {size}, 0, live)"
+            return f"ne(per_block(Int32, {args}), splat(Int32, 0))"
+        return f"per_block({lanes}, {args})"
 
     def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""
@@ -236,30 +282,169 @@ class NumbaEmitter(Emitter):
         elem = self.vectors[vector]
         kind = arithmetic(elem)
         lanes = LANES[kind.name] if kind != INT or elem.bits > 32 else "Int32"
-        base = f"k.f_{vector}" if vector in {x.name for x in self.f.layout} else f"k.{vector}"
-        if vector in self.f.states:
-            base = f"k.s_{vector}"
+        base = self.where(vector)
         if elem.packed:
             return Load(vector, lanes, f"unpack({elem.bits}, {base}, start + at, live)", True, False)
         if elem == BOOL:
             text = f"ne(stream(Int32, u8, {base}, start + at, live), splat(Int32, 0))"
             return Load(vector, "Mask", text, False, False)
-        return Load(
-            vector,
-            lanes,
-            f"stream({lanes}, {self.dialect.stored(elem)}, {base}, start + at, live)",
-            False,
-            False,
-        )
+        text = f"stream({lanes}, {self.dialect.stored(elem)}, {base}, start + at, live)"
+        return Load(vector, lanes, text, False, False)
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
         """Return the statement that packs codes."""
-        return f"pack({s.elem.bits}, k.f_{s.target.name}, start + at, {value}, live)"
+        return f"pack({s.elem.bits}, {self.bits_place(s.target.name)}, start + at, {value}, live)"
 
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores lanes; canonical floats are bits."""
-        name = {"state": f"new_{s.target.name}", "output": "gradient", "field": f"f_{s.target.name}"}[
-            s.target.kind
-        ]
-        kind = "u32" if s.elem == FLOAT and s.target.kind != "state" else self.dialect.stored(s.elem)
-        return f"store({kind}, k.{name}, start + at, {value}, live)"
+        return f"store({self.kept(s)}, {self.target(s)}, start + at, {value}, live)"
+
+    def patch(self, s: ir.Patch, writer: LaneWriter) -> str:
+        """Return the statement that stores lanes at the positions of an index."""
+        value = writer.write(s.body)
+        if s.elem == FLOAT and s.target.kind == "output":
+            value = self.dialect.canonical(value)
+        index = writer.write(s.index, "Int64")
+        return f"scatter({self.kept(s)}, {self.target(s)}, {index}, {value}, live)"
+
+    def kept(self, s: ir.Store | ir.Patch) -> str:
+        """Return the type in which an element is stored: a float that leaves the program as its bits."""
+        stored = self.dialect.stored(s.elem)
+        return "u32" if s.elem == FLOAT and s.target.kind in ("field", "output") else stored
+
+    def target(self, s: ir.Store | ir.Patch) -> str:
+        """Return the address of what is stored to."""
+        name = s.target.name
+        return {
+            "state": f"k.new_{name}",
+            "output": "k.gradient",
+            "field": f"k.f_{name}",
+            "vector": f"k.v_{name}",
+        }[s.target.kind]
+
+    # --- selections -----------------------------------------------------------------------------
+
+    def lowered(self, b: ir.Lowered) -> Iterator[Step]:
+        """Yield the steps of what a selection became: what it needs and gives is in the frame."""
+        match b:
+            case ir.Compact(name, count, mask, length, limit):
+                first = self.work(f"{name}_first", "i64", f"({self.tiles(length)} + 1)")
+                vectors = f"v_{mask.vector}", f"v_{name}", first
+                yield from self.selection("compact", vectors, ("u8", "i8", "i8"), length, limit or length)
+                self.scalars.append(self.member(count, INT))
+                yield Step("line", f"k.{count}_ = k.result")
+            case ir.Select(name, keys, length, k, _, block):
+                work = self.work(f"{name}_work", "i64", f"({PARTS * BINS} + 2 * ({self.tiles(length)} + 1))")
+                vectors, types = (f"v_{keys.vector}", f"v_{name}", work), (code(keys.type), "i8", "i8")
+                yield from self.selection("select_least", vectors, types, length, k, block)
+            case ir.Arrange(name, keys, values, length, block):
+                spares = [
+                    self.work(f"{name}_spare{x}", self.dialect.scalar(r.type), self.most_of(length))
+                    for x, r in (("_keys", keys), ("", values))
+                ]
+                vectors = f"v_{keys.vector}", f"v_{values.vector}", *spares
+                types = (code(keys.type), code(values.type)) * 2
+                yield from self.selection("arrange", vectors, types, length, length, block)
+                self.alias(name, values.vector, "i64")
+            case ir.Nth(name, keys, values, length, rank):
+                vectors = f"v_{keys.vector}", self.work(f"{name}_bins", "i64", str(BINS))
+                yield from self.selection("nth", vectors, (code(keys.type), "i8"), length, rank)
+                place = ir.Read(values.vector, ir.Scalar(RESULT, INT), values.type)
+                yield Step("line", self.assign(name, values.type, self.read_at(place)))
+            case ir.Ascends(index, count, length, checked):
+                args = ", ".join(f"native({self.scalar.text(e)})" for e in (count, length))
+                status = "REFUSED" if checked else "OUT_OF_RANGE"
+                yield Step("refusal", f"not ascends(k.v_{index.vector}, {args})", status=status)
+
+    def selection(
+        self,
+        function: str,
+        vectors: Sequence[str],
+        types: Sequence[str],
+        length: ir.Expr,
+        rank: ir.Expr,
+        block: int = 0,
+    ) -> Iterator[Step]:
+        """Yield the steps of a call of a function of `compll.backends.numba_selection`."""
+        yield Step("line", f"k.length = native({self.scalar.text(length)})")
+        yield Step("line", f"k.rank = native({self.scalar.text(rank)})")
+        named = ", ".join(f'("{v}", "{t}")' for v, t in zip(vectors, types, strict=True))
+        yield Step("selection", f'Selection("{function}", ({named}), {block})')
+
+    def reserve(self, member: str, kind: str, most: str) -> None:
+        """Reserve scratch memory under a member of the frame; elements are bytes."""
+        self.buffers.append(Buffer(member, str(int(kind[1:]) // 8), most))
+
+    def work(self, member: str, kind: str, most: str) -> str:
+        """Reserve memory that one selection works in; return how it is named."""
+        self.reserve(member, kind, most)
+        return member
+
+    def most_of(self, length: ir.Expr) -> str:
+        """Return the text of the most elements that a vector can have."""
+        return f"max(0, native({self.scalar.text(self.bound(length))}))"
+
+    def bytes_of(self, elem: Elem, size: ir.Expr) -> str:
+        """Return the elements that memory is reserved for: of bits, whole words."""
+        most = f"max(0, native({self.scalar.text(size)}))"
+        return f"(({most} * {elem.bits} + 63) // 64 * 8)" if elem.packed else most
+
+    def tiles(self, length: ir.Expr) -> str:
+        """Return the text of the most tiles that a vector can have."""
+        return f"tiles_of({self.most_of(length)})"
+
+    # --- reads at computed positions ------------------------------------------------------------
+
+    def where(self, vector: str) -> str:
+        """Return the address of a vector."""
+        if vector in self.tables:
+            return f"{self.f.op}_{vector}.ctypes.data"
+        if vector in self.stored_vectors:
+            return f"k.v_{vector}"
+        return f"k.f_{vector}" if vector in {x.name for x in self.f.layout} else self.vector(vector)
+
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Return the lanes of a vector at computed positions; 0 where they are out of range."""
+        elem = self.vectors[e.vector]
+        args = f"{self.where(e.vector)}, native({self.length_text(e.vector)}), {position}, {asked}, k"
+        if elem.packed:
+            return f"gather_bits({elem.bits}, {args})"
+        if elem == BOOL:
+            return f"ne(gather(Int32, u8, {args}), splat(Int32, 0))"
+        return f"gather({lanes}, {self.dialect.stored(elem)}, {args})"
+
+    def read_at(self, e: ir.Read | ir.Search) -> str:
+        """Return one element of a vector, or what a search in a table gives, as a scalar."""
+        if isinstance(e, ir.Search):
+            return self.search(e, "i64", self.scalar.text(e.arg))
+        if e.vector not in self.vectors or e.vector not in self.lengths:
+            raise not_built(e, self.dialect)
+        elem = self.vectors[e.vector]
+        at = self.scalar.text(e.position)
+        args = f"{self.where(e.vector)}, native({self.length_text(e.vector)}), {at}, k"
+        if elem.packed:
+            return f"read_bits({elem.bits}, {args})"
+        if elem == BOOL:
+            return f"ne(read_at(i64, u8, {args}), splat(i64, 0))"
+        return f"read_at({self.dialect.scalar(elem)}, {self.dialect.stored(elem)}, {args})"
+
+    def search(self, e: ir.Search, kind: str, arg: str) -> str:
+        """Return how many entries of a table are below, in scalars or lanes."""
+        return f"search({kind}, {self.f.op}_{e.table}, {arg})"
+
+    def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+        """Return type, name and entries of the tables."""
+        return tuple(
+            (code(t.elem), f"{self.f.op}_{name}", tuple(self.entry(v) for v in t.values))
+            for name, t in self.tables.items()
+        )
+
+    def entry(self, e: ir.Expr) -> str:
+        """Return one entry of a table."""
+        assert isinstance(e, ir.Const)
+        return self.dialect.number(e)
+
+
+def code(elem: Elem) -> str:
+    """Return NumPy's code of the type in which values of `elem` are computed with."""
+    return dtype(arithmetic(elem)).str[1:]
