@@ -73,7 +73,8 @@ def _pointer(b: Builder, base: Value, elements: Value, bits: int, what: Any) -> 
     )
     if bits % 8:
         offset = b.lshr(offset, ir.Constant(I64, 3))
-    return b.inttoptr(b.add(base, offset), what.as_pointer())
+    place = b.gep(b.inttoptr(base, I8.as_pointer()), [offset], source_etype=I8)
+    return b.bitcast(place, what.as_pointer())
 
 
 def _iota(kind: LanesType) -> Value:
