@@ -162,7 +162,7 @@ def below(_: Any, entry: Any, x: Any) -> Any:
     """Return 1 where an entry of a table is below x, else 0; of x's width."""
     out = Lanes("i64" if x.width == 1 else "i32", x.width)
 
-    def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
+    def emit(_c: Any, b: Builder, _s: Any, v: Sequence[Value]) -> Value:
         limit = broadcast(b, v[0], x)
         if x.kind == "f32":
             less = b.fcmp_ordered("<", limit, v[1])

@@ -384,4 +384,3 @@ def align(at: Any, to: Any) -> Any:
 def tiles_of(length: Any) -> Any:
     """Return how many tiles hold so many elements."""
     return (max(length, 0) + TILE - 1) // TILE
-

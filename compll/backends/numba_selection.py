@@ -164,13 +164,11 @@ def count_least(keys: Any, flip: Any, last: Any, below: Any, equal: Any, begin: 
         equal[tile + 1] = same
 
 
-@kernel(
-    *for_keys("void(K[::1], uint64, uint64, int64[::1]", "int64[::1], int64, int64[::1], int64, int64)")
-)
+@kernel(*for_keys("void(K[::1], uint64, uint64, int64[::1]", "int64[::1], int64, int64[::1], int64, int64)"))
 def write_least(
     keys: Any, flip: Any, last: Any, below: Any, equal: Any, ties: Any, out: Any, begin: Any, end: Any
 ) -> None:
-    """Write the positions of each tile's selected keys to their places: `ties` of those that equal the last."""
+    """Write the positions of each tile's selected keys to their places: so many `ties` with the last."""
     for tile in range(begin, end):
         tie = equal[tile]
         at, stop = below[tile] + min(tie, ties), below[tile + 1] + min(equal[tile + 1], ties)
@@ -217,7 +215,7 @@ def least_of_blocks(
 
 
 def select_least(view: View, length: int, k: int, block: int, team: Team) -> int:
-    """Select the positions of the k smallest `keys`, of all or of each block, into `out`; `work` is memory."""
+    """Select the positions of the k smallest `keys`, of all or of each block; `work` is memory."""
     k = min(max(k, 0), length)
     if k <= 0:
         return 0
@@ -241,9 +239,7 @@ def select_least(view: View, length: int, k: int, block: int, team: Team) -> int
 # --- sort: stable, by digits of 8 bits; a few elements by insertion ----------------------------------------
 
 
-@kernel(
-    *for_keys("void(K[::1], uint64, V[::1], K[::1], V[::1]", "int64, int64, int64)", "uint32", "uint64")
-)
+@kernel(*for_keys("void(K[::1], uint64, V[::1], K[::1], V[::1]", "int64, int64, int64)", "uint32", "uint64"))
 def arrange_blocks(
     keys: Any, flip: Any, values: Any, spare_keys: Any, spare: Any, size: Any, begin: Any, end: Any
 ) -> None:

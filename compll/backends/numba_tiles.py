@@ -250,9 +250,7 @@ def keep(_: Any, live: Any, new: Any, old: Any) -> Any:
     """Return the new value in lanes that exist, the old one in others."""
 
     def emit(context: Any, b: Builder, _s: Any, v: Sequence[Value]) -> Value:
-        return (
-            v[1] if live == _whole else b.select(existing(context, b, v[0], live, new.width), v[1], v[2])
-        )
+        return v[1] if live == _whole else b.select(existing(context, b, v[0], live, new.width), v[1], v[2])
 
     return signature(new, live, new, old), emit
 

@@ -12,9 +12,9 @@ from compll import ir
 from compll.backends import Unit
 from compll.emit import render
 from compll.emit.cpp import Emitter
-from compll.emit.expressions import LANES, Dialect, LaneWriter, not_built
-from compll.emit.pieces import Buffer, FieldText, Load, Operation, PassText, Reduction, Step
-from compll.emit.selections import BINS, PARTS
+from compll.emit.expressions import LANES, Dialect, LaneWriter
+from compll.emit.numba_selections import NumbaSelections
+from compll.emit.pieces import FieldText, Load, Operation, PassText, Reduction, Step
 from compll.errors import BackendError
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, limits, scalar_bytes
 
@@ -22,7 +22,6 @@ SCALARS = {"float": "f32", "int": "i64", "uint32": "u32", "uint64": "u64", "bool
 
 
 MOST_BLOCK = 1 << 20
-RESULT = "@result"  # the scalar that a selection has given
 ONE = {"Float": "f32", "Int32": "i32", "Int64": "i64", "UInt32": "u32", "UInt64": "u64"}  # lanes -> a lane
 
 
@@ -121,7 +120,7 @@ def source(unit: Unit) -> str:
 
 @dataclass(frozen=True)
 class Segment:
-    """What one step does: it ends the loop before, goes on, and begins what follows, a loop or a selection."""
+    """What one step does: it ends the loop before, goes on, and begins a loop or a selection."""
 
     folds: tuple[Reduction, ...]
     steps: tuple[Step, ...]
@@ -129,7 +128,7 @@ class Segment:
     selection: str = ""
 
 
-class NumbaEmitter(Emitter):
+class NumbaEmitter(NumbaSelections, Emitter):
     """Spells an operation in Python.  `k` is its frame, a record; scalars in it are numbers of Numba's."""
 
     dialect = PYTHON
@@ -186,8 +185,6 @@ class NumbaEmitter(Emitter):
 
     def place(self, name: str) -> str:
         """Return a scalar of the frame."""
-        if name == RESULT:
-            return "one(k.result)"
         if name in (ir.SCALE, ir.SHARED_SEED):
             return f"one(k.{name[1:]})"
         return f"one(k.p_{name})" if name in self.params else f"one(k.{name}_)"
@@ -321,130 +318,3 @@ class NumbaEmitter(Emitter):
             "field": f"k.f_{name}",
             "vector": f"k.v_{name}",
         }[s.target.kind]
-
-    # --- selections -----------------------------------------------------------------------------
-
-    def lowered(self, b: ir.Lowered) -> Iterator[Step]:
-        """Yield the steps of what a selection became: what it needs and gives is in the frame."""
-        match b:
-            case ir.Compact(name, count, mask, length, limit):
-                first = self.work(f"{name}_first", "i64", f"({self.tiles(length)} + 1)")
-                vectors = f"v_{mask.vector}", f"v_{name}", first
-                yield from self.selection("compact", vectors, ("u8", "i8", "i8"), length, limit or length)
-                self.scalars.append(self.member(count, INT))
-                yield Step("line", f"k.{count}_ = k.result")
-            case ir.Select(name, keys, length, k, _, block):
-                work = self.work(f"{name}_work", "i64", f"({PARTS * BINS} + 2 * ({self.tiles(length)} + 1))")
-                vectors, types = (f"v_{keys.vector}", f"v_{name}", work), (code(keys.type), "i8", "i8")
-                yield from self.selection("select_least", vectors, types, length, k, block)
-            case ir.Arrange(name, keys, values, length, block):
-                spares = [
-                    self.work(f"{name}_spare{x}", self.dialect.scalar(r.type), self.most_of(length))
-                    for x, r in (("_keys", keys), ("", values))
-                ]
-                vectors = f"v_{keys.vector}", f"v_{values.vector}", *spares
-                types = (code(keys.type), code(values.type)) * 2
-                yield from self.selection("arrange", vectors, types, length, length, block)
-                self.alias(name, values.vector, "i64")
-            case ir.Nth(name, keys, values, length, rank):
-                vectors = f"v_{keys.vector}", self.work(f"{name}_bins", "i64", str(BINS))
-                yield from self.selection("nth", vectors, (code(keys.type), "i8"), length, rank)
-                place = ir.Read(values.vector, ir.Scalar(RESULT, INT), values.type)
-                yield Step("line", self.assign(name, values.type, self.read_at(place)))
-            case ir.Ascends(index, count, length, checked):
-                args = ", ".join(f"native({self.scalar.text(e)})" for e in (count, length))
-                status = "REFUSED" if checked else "OUT_OF_RANGE"
-                yield Step("refusal", f"not ascends(k.v_{index.vector}, {args})", status=status)
-
-    def selection(
-        self,
-        function: str,
-        vectors: Sequence[str],
-        types: Sequence[str],
-        length: ir.Expr,
-        rank: ir.Expr,
-        block: int = 0,
-    ) -> Iterator[Step]:
-        """Yield the steps of a call of a function of `compll.backends.numba_selection`."""
-        yield Step("line", f"k.length = native({self.scalar.text(length)})")
-        yield Step("line", f"k.rank = native({self.scalar.text(rank)})")
-        named = ", ".join(f'("{v}", "{t}")' for v, t in zip(vectors, types, strict=True))
-        yield Step("selection", f'Selection("{function}", ({named}), {block})')
-
-    def reserve(self, member: str, kind: str, most: str) -> None:
-        """Reserve scratch memory under a member of the frame; elements are bytes."""
-        self.buffers.append(Buffer(member, str(int(kind[1:]) // 8), most))
-
-    def work(self, member: str, kind: str, most: str) -> str:
-        """Reserve memory that one selection works in; return how it is named."""
-        self.reserve(member, kind, most)
-        return member
-
-    def most_of(self, length: ir.Expr) -> str:
-        """Return the text of the most elements that a vector can have."""
-        return f"max(0, native({self.scalar.text(self.bound(length))}))"
-
-    def bytes_of(self, elem: Elem, size: ir.Expr) -> str:
-        """Return the elements that memory is reserved for: of bits, whole words."""
-        most = f"max(0, native({self.scalar.text(size)}))"
-        return f"(({most} * {elem.bits} + 63) // 64 * 8)" if elem.packed else most
-
-    def tiles(self, length: ir.Expr) -> str:
-        """Return the text of the most tiles that a vector can have."""
-        return f"tiles_of({self.most_of(length)})"
-
-    # --- reads at computed positions ------------------------------------------------------------
-
-    def where(self, vector: str) -> str:
-        """Return the address of a vector."""
-        if vector in self.tables:
-            return f"{self.f.op}_{vector}.ctypes.data"
-        if vector in self.stored_vectors:
-            return f"k.v_{vector}"
-        return f"k.f_{vector}" if vector in {x.name for x in self.f.layout} else self.vector(vector)
-
-    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
-        """Return the lanes of a vector at computed positions; 0 where they are out of range."""
-        elem = self.vectors[e.vector]
-        args = f"{self.where(e.vector)}, native({self.length_text(e.vector)}), {position}, {asked}, k"
-        if elem.packed:
-            return f"gather_bits({elem.bits}, {args})"
-        if elem == BOOL:
-            return f"ne(gather(Int32, u8, {args}), splat(Int32, 0))"
-        return f"gather({lanes}, {self.dialect.stored(elem)}, {args})"
-
-    def read_at(self, e: ir.Read | ir.Search) -> str:
-        """Return one element of a vector, or what a search in a table gives, as a scalar."""
-        if isinstance(e, ir.Search):
-            return self.search(e, "i64", self.scalar.text(e.arg))
-        if e.vector not in self.vectors or e.vector not in self.lengths:
-            raise not_built(e, self.dialect)
-        elem = self.vectors[e.vector]
-        at = self.scalar.text(e.position)
-        args = f"{self.where(e.vector)}, native({self.length_text(e.vector)}), {at}, k"
-        if elem.packed:
-            return f"read_bits({elem.bits}, {args})"
-        if elem == BOOL:
-            return f"ne(read_at(i64, u8, {args}), splat(i64, 0))"
-        return f"read_at({self.dialect.scalar(elem)}, {self.dialect.stored(elem)}, {args})"
-
-    def search(self, e: ir.Search, kind: str, arg: str) -> str:
-        """Return how many entries of a table are below, in scalars or lanes."""
-        return f"search({kind}, {self.f.op}_{e.table}, {arg})"
-
-    def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-        """Return type, name and entries of the tables."""
-        return tuple(
-            (code(t.elem), f"{self.f.op}_{name}", tuple(self.entry(v) for v in t.values))
-            for name, t in self.tables.items()
-        )
-
-    def entry(self, e: ir.Expr) -> str:
-        """Return one entry of a table."""
-        assert isinstance(e, ir.Const)
-        return self.dialect.number(e)
-
-
-def code(elem: Elem) -> str:
-    """Return NumPy's code of the type in which values of `elem` are computed with."""
-    return dtype(arithmetic(elem)).str[1:]
