@@ -37,7 +37,8 @@ SEES = {
 # A framework -> the only files that may import it.
 NUMBA = {
     "compll/backends/numba.py",
-    *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "lanes", "runtime", "tiles")),
+    *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "lanes", "positions")),
+    *(f"compll/backends/numba_{part}.py" for part in ("runtime", "selection", "tiles")),
 }
 FRAMEWORKS = {
     "torch": {"casync/torch.py"},

@@ -166,8 +166,7 @@ class Emitter(Selections):
             stops=any(isinstance(s, ir.Store) and s.target.kind == "state" for s in b.sinks),
         )
         for r in text.reductions:
-            tiles = f"({self.most_of(b.length)} + {TILE - 1}) / {TILE}"
-            self.reserve(f"{r.name}_tiles", r.type, tiles)
+            self.reserve(f"{r.name}_tiles", r.type, self.tiles(b.length))
         self.passes.append(text)
         return text
 

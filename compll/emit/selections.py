@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from compll import ir
 from compll.emit.expressions import Dialect, ScalarWriter, not_built
-from compll.emit.pieces import Buffer, Step
+from compll.emit.pieces import TILE, Buffer, Step
 from compll.emit.ranges import scalar_type
 from compll.errors import BackendError
 from compll.types import BOOL, INT, Elem, arithmetic
@@ -170,6 +170,10 @@ class Selections:
     def most_of(self, length: ir.Expr) -> str:
         """Return the text of the most elements that a vector can have."""
         return f"greater<int64_t>(0, {self.scalar.text(self.bound(length))})"
+
+    def tiles(self, length: ir.Expr) -> str:
+        """Return the text of the most tiles that a vector can have."""
+        return f"({self.most_of(length)} + {TILE - 1}) / {TILE}"
 
     def alias(self, name: str, of: str, kind: str) -> None:
         """Give what has been sorted in its place a name of its own."""
