@@ -13,6 +13,7 @@ from compll import ir
 from compll.backends import NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
 from compll.backends.selection import Refused, elements, lowered, patch, select
 from compll.evaluate import Environment, evaluate
+from compll.passes import drop_unused
 from compll.payload import count_bytes, extents, read_counts, total_bytes
 from compll.rng import LANES, ROWS, TILE
 from compll.types import FLOAT, Array, arithmetic, dtype, from_bytes, to_bytes, widened
@@ -24,8 +25,8 @@ class InterpLibrary:
     backend = "interp"
 
     def __init__(self, unit: Unit) -> None:
-        """Keep the typed functions."""
-        self.functions = {f.op: f for f in unit.functions}
+        """Keep the typed functions, without what they compute and do not use: no error can come of that."""
+        self.functions = {f.op: drop_unused(f) for f in unit.functions}
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item; `threads` changes nothing."""

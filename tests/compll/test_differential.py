@@ -113,3 +113,22 @@ def test_the_thread_s_own_flags_are_set_aside_and_restored() -> None:
         assert (half * 0.5).item() == 0  # still flushed, as the thread had asked
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_a_read_outside_of_a_vector_is_an_error_only_if_something_depends_on_it() -> None:
+    text = """
+    void DeadEncode(float* gradient, uint8* compressed) {
+        float dead = gradient[5];
+        float live = gradient[1];
+        compressed = concat(live);
+    }
+    void DeadDecode(uint8* compressed, float* gradient) {
+        float live; extract(compressed, live);
+        gradient = map(range(gradient.size), [&](int i) -> float { return live; });
+    }
+    """
+    for backend in ("interp", "cpp"):
+        codec = compiled(text, backend)
+        assert codec.encode(np.arange(3, dtype=np.float32)).view(np.float32) == [1]
+        with pytest.raises(IndexError, match="outside its range"):
+            codec.encode(np.ones(1, np.float32))
