@@ -21,7 +21,7 @@ EDGES = np.array(
 
 
 BACKENDS = ("interp", "cpp", "numba", "cudasim")
-SELECTING = ("interp", "cpp")
+SELECTING = ("interp", "cpp", "cudasim")
 
 
 @functools.cache
