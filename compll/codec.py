@@ -296,7 +296,7 @@ class Codec:
         """Return where the fields of this payload lie; those of the largest one, if all have one length."""
         if self.info.exact_size:
             return self._extents(n)
-        counts = payload.read_counts(self._program.decode, arrays.on_host(raw), n, self._values)
+        counts = payload.read_counts(self._program.decode, raw, n, self._values)
         return payload.extents(self._program.decode.layout, n, self._values, counts)
 
     def _prepare_encode(self, item: Item) -> tuple[b.Call, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compll import ir
+from compll import arrays, ir
 from compll.errors import PayloadError
 from compll.evaluate import Environment, evaluate, host_int
 from compll.types import Array, Elem, alignment, from_bytes, scalar_bytes, vector_bytes
@@ -76,9 +76,9 @@ def read_counts(
             f"{f.codec}: the payload is truncated: it has {len(payload)} bytes, and begins with "
             f"{len(f.counts)} counts of {size}"
         )
-    found = {}
+    found, head = {}, arrays.on_host(payload[: size * len(f.counts)])
     for at, (name, most) in enumerate(most_counts(f, n, params).items()):
-        found[name] = int.from_bytes(payload[at * size : (at + 1) * size].tobytes(), "little")
+        found[name] = int.from_bytes(head[at * size : (at + 1) * size].tobytes(), "little")
         if found[name] > most:
             raise PayloadError(
                 f"{f.codec}: the payload says that '{name}' is {found[name]}, and {n} elements allow {most}"

@@ -58,7 +58,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Generated:
-    """What a codec becomes: its source, and of each operation the launches in order and the scratch vectors."""
+    """What a codec becomes: its source, and of each operation the launches in order and the scratch."""
 
     source: str
     launches: Mapping[str, tuple[Launch, ...]]
@@ -80,6 +80,12 @@ class Loop(PassText):
     """One pass over memory, by a warp a tile, or a warp a span of blocks."""
 
     outputs: tuple[Output, ...] = ()
+    gathers: bool = False
+
+    @property
+    def rolled(self) -> bool:
+        """Whether its rows stay a loop: a read elsewhere is long, and there are no codes held by row."""
+        return self.gathers and not self.packs and not self.unpacks
 
     @property
     def slots(self) -> tuple[tuple[str, str], ...]:
@@ -207,6 +213,7 @@ class CudaEmitter(CudaSelections, Emitter):
     def __init__(self, typed: ir.Function) -> None:
         super().__init__(typed)
         self.outputs: list[Output] = []
+        self.gathers = False
 
     def frame_bytes(self) -> int:
         """Return a bound of the size of the frame: no member of it has more than 8 bytes."""
@@ -229,9 +236,9 @@ class CudaEmitter(CudaSelections, Emitter):
 
     def loop(self, b: ir.Pass) -> PassText:
         """Return one pass over memory, with the vectors that it writes."""
-        self.outputs = []
+        self.outputs, self.gathers = [], False
         plain = super().loop(b)
-        loop = Loop(**vars(plain), outputs=tuple(self.outputs))
+        loop = Loop(**vars(plain), outputs=tuple(self.outputs), gathers=self.gathers)
         if loop.block:
             length, size = self.most_of(b.length), loop.block.size
             for kind, name in loop.slots:
@@ -242,6 +249,11 @@ class CudaEmitter(CudaSelections, Emitter):
                 self.reserve(f"{r.name}_parts", r.type, ir.apply("*", spans, parts))
         self.passes[-1] = loop
         return loop
+
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Return an element at a computed position."""
+        self.gathers = True
+        return super().gather(e, lanes, position, asked)
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
         """Return the statement that keeps a code until its tile is packed."""

@@ -33,9 +33,7 @@ class CudaSelections(Selections):
                 most = "INT64_MAX" if limit is None else self.scalar.text(limit)
                 self.scalars.append(self.member(count, INT))
                 yield Step("tiles", f"count_bits(part, {bits})")
-                yield Step(
-                    "block", f"count_first({first}, {self.scalar.text(length)}, {most}, k.{count}_)"
-                )
+                yield Step("block", f"count_first({first}, {self.scalar.text(length)}, {most}, k.{count}_)")
                 yield from self.counted(count)
                 yield Step("tiles", f"write_bits(part, {bits}, k.{count}_, k.v_{name})")
             case ir.Select(name, keys, length, k, _, block) if block:
@@ -64,7 +62,7 @@ class CudaSelections(Selections):
                 yield Step("check", f"ascends(part, {args}, item.status, {wrong})")
 
     def ranked(self, name: str, keys: ir.Read, length: ir.Expr, rank: str) -> Iterator[Step]:
-        """Find the key of a rank digit by digit; count in each tile the keys below it, and those equal to it."""
+        """Find the key of a rank digit by digit; count in each tile the keys below it and equal to it."""
         size, at = self.scalar.text(length), self.work(f"{name}_rank", "Rank", ir.const(1, INT))
         bins = self.work(f"{name}_bins", "uint64_t", ir.const(BINS, INT))
         below, equal = (

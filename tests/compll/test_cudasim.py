@@ -66,7 +66,9 @@ void SelectingEncode(float* gradient, uint8* compressed, state float* memory) {
     uint32* each = topk(chunk(x, 100), 7);
     float* blocks = sort(chunk(x, 70), smaller);
     int* whole = sort(map(x, [&](float y) -> int { return y * 1000; }), smaller);
-    uint<3>* code = map(range(n), [&](int i) -> uint<3> { return search(levels, x[n - 1 - i]) + t[i % 3] % 3; });
+    uint<3>* code = map(range(n), [&](int i) -> uint<3> {
+        return search(levels, x[n - 1 - i]) + t[i % 3] % 3;
+    });
     compressed = concat(index, gather(x, index), most, each, blocks, whole, code);
     memory = scatter(x, index, 0);
 }
@@ -74,7 +76,8 @@ void SelectingDecode(uint8* compressed, float* gradient) {
     uint32* index; float* value; uint32* most; uint32* each; float* blocks; int* whole; uint<3>* code;
     extract(compressed, index, value, most, each, blocks, whole, code);
     float* other = map(range(gradient.size), [&](int i) -> float {
-        return blocks[i] + whole[gradient.size - 1 - i] + code[i / 2] + (i < most.size ? most[i] : each[i % each.size]);
+        float one = i < most.size ? most[i] : each[i % each.size];
+        return blocks[i] + whole[gradient.size - 1 - i] + code[i / 2] + one;
     });
     gradient = scatter(other, index, value);
 }
@@ -241,7 +244,9 @@ def test_a_batch_of_any_lengths_gives_what_single_calls_give() -> None:
 
 
 @pytest.mark.parametrize(("name", "params"), [("terngrad", {"bitwidth": 4}), ("selecting", {})])
-def test_every_grid_gives_the_same(name: str, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_grid_gives_the_same(
+    name: str, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     codec = simulated(name, **params)
 
     def encode_all() -> list[np.ndarray]:
@@ -303,7 +308,13 @@ def test_python_and_the_headers_agree_on_the_rule_of_launches() -> None:
 
 @pytest.mark.parametrize(
     ("name", "params"),
-    [("onebit", {}), ("mixed", {}), ("terngrad", {"bitwidth": 5}), ("blocks", {"size": 3000}), ("selecting", {})],
+    [
+        ("onebit", {}),
+        ("mixed", {}),
+        ("terngrad", {"bitwidth": 5}),
+        ("blocks", {"size": 3000}),
+        ("selecting", {}),
+    ],
 )
 def test_the_c_functions_launch_the_same_kernels(name: str, params: dict[str, Any]) -> None:
     codec, one = simulated(name, **params), unit(name, **params)
@@ -352,7 +363,8 @@ def test_an_unknown_backend_is_told_with_the_known_ones() -> None:
 def test_what_it_does_not_build_yet_is_told_under_its_own_name() -> None:
     text = """
 void NoisyEncode(float* gradient, uint8* compressed) {
-    compressed = concat(reduce(chunk(map(gradient, [&](float x) -> float { return x + random<float>(0, 1); }), 8), add));
+    float* noise = map(gradient, [&](float x) -> float { return x + random<float>(0, 1); });
+    compressed = concat(reduce(chunk(noise, 8), add));
 }
 void NoisyDecode(uint8* compressed, float* gradient) {
     float* sum;

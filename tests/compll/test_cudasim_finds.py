@@ -59,7 +59,10 @@ def test_a_missing_barrier_shows_in_some_order_of_threads() -> None:
 
 
 def test_memory_of_a_block_is_shared_by_its_threads_and_holds_nothing_at_first() -> None:
-    body = "COMPLL_SHARED(int, seen, 2); {first} __syncthreads(); atomicAdd(seen, t % 3); __syncthreads(); x[t] = seen[0];"
+    body = (
+        "COMPLL_SHARED(int, seen, 2); {first} __syncthreads();"
+        "atomicAdd(seen, t % 3); __syncthreads(); x[t] = seen[0];"
+    )
     clears = body.replace("{first}", "if (t == 0) seen[0] = 0;")
     for order in cudasim.ORDERS:
         assert run_probe(clears, order, 64).tolist() == [63] * 64
