@@ -81,9 +81,8 @@ def grid_of(launch: Launch, count: int, most: int) -> Grid:
 
 def bytes_of(kind: str) -> int:
     """Return the bytes of an element of a C type."""
-    if kind == "Rank":
-        return 24  # selection.cuh
-    return {"float": 4, "bool": 1}.get(kind) or int(kind.strip("uint_")) // 8
+    own = {"float": 4, "bool": 1, "half": 2, "bfloat16": 2, "Rank": 24}
+    return own.get(kind) or int(kind.strip("uint_")) // 8
 
 
 def _aligned(size: int) -> int:

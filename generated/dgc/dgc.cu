@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
     float ratio_;
@@ -86,7 +87,7 @@ struct EncodeFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
     const float* s_u;
@@ -342,7 +343,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     k.s_u = item.state[0];
     k.new_u = item.new_state[0];
@@ -377,7 +378,7 @@ struct DecodeFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t filter_count_;
@@ -464,7 +465,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     decode_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);
@@ -492,7 +493,7 @@ struct DecodeAddFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t filter_count_;
@@ -570,7 +571,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     decode_add_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);

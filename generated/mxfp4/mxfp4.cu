@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
 };
@@ -62,7 +63,7 @@ struct EncodeFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
     float* encode_pass0_r_s_greater;
@@ -200,7 +201,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     encode_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);
@@ -229,7 +230,7 @@ struct DecodeFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
 };
@@ -287,7 +288,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     decode_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);
@@ -316,7 +317,7 @@ struct DecodeAddFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
 };
@@ -379,7 +380,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     decode_add_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
     float ratio_;
@@ -50,7 +51,7 @@ struct EncodeFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_value;
 };
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
@@ -134,7 +135,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     encode_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);
@@ -160,7 +161,7 @@ struct DecodeFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_value;
     int64_t* v_gradient_scatter_index;
 };
@@ -258,7 +259,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     decode_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);
@@ -282,7 +283,7 @@ struct DecodeAddFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_value;
     int64_t* v_gradient_scatter_index;
 };
@@ -386,7 +387,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     decode_add_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);

@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: stages
     float ratio_;
@@ -80,7 +81,7 @@ struct EncodeFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
     float threshold_add_;
@@ -264,7 +265,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     encode_scratch(k, p, item.scratch + FRAME_BYTES);
     return true;
@@ -292,7 +293,7 @@ struct DecodeFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t index_filter_count_;
@@ -379,7 +380,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     decode_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);
@@ -406,7 +407,7 @@ struct DecodeAddFrame {
     bool wide;         // every vector of the caller begins at a multiple of 16
     int32_t ignored;
     int32_t* outside;  // where it is told that a position was out of range
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t index_filter_count_;
@@ -484,7 +485,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
     decode_add_scratch(k, p, item.scratch + FRAME_BYTES);
     place(item, k, p);
