@@ -231,8 +231,6 @@ def generate_(
     if not fresh:
         for path in generate.write(folder):
             print(path)
-        for line in generate.left_out():
-            print(line, file=sys.stderr)
         return
     diff = generate.differences(folder)
     if diff:

@@ -297,7 +297,7 @@ class Codec:
         decode = self._program.decode_of(raw, n)
         if self.info.exact_size and decode is self._program.decode:
             return self._extents(n)
-        counts = payload.read_counts(decode, arrays.on_host(raw), n, self._values)
+        counts = payload.read_counts(decode, raw, n, self._values)
         return payload.extents(decode.layout, n, self._values, counts)
 
     def _prepare_encode(self, item: Item) -> tuple[b.Call, Any]:

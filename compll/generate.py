@@ -52,24 +52,16 @@ def sources(unit: Unit) -> dict[str, str | BackendError]:
     return made
 
 
-def texts() -> Iterator[tuple[str, str | BackendError]]:
-    """Yield (file name below `generated/`, text) for every algorithm with its default parameters.
-
-    Where a backend does not build an algorithm, its error stands in the text's place.
-    """
+def texts() -> Iterator[tuple[str, str]]:
+    """Yield (file name below `generated/`, text) for every algorithm with its default parameters."""
     for name, path in algorithms().items():
         program = driver.load([path], {})
         unit = driver.unit_of(program.checked)
         title = f"# {name}, made by `compll generate` from compll/algorithms/{name}.pse; do not edit\n\n"
         for text in ("ast", "ir", "fused"):
             yield f"{name}/{name}.{text}", title + stage(text, driver.parse_files([path])[0], program.checked)
-        for backend, source in sources(unit).items():
-            yield f"{name}/{name}.{SUFFIXES[backend]}", source
-
-
-def left_out() -> list[str]:
-    """Return a line for each text that no backend makes: which, and why."""
-    return [f"{name} is left out: {e}" for name, e in texts() if isinstance(e, BackendError)]
+        for backend, source in SOURCES.items():
+            yield f"{name}/{name}.{SUFFIXES[backend]}", source(unit)
 
 
 def write(folder: Path) -> list[Path]:
@@ -103,7 +95,7 @@ def differences(folder: Path) -> str:
 
 
 def _wanted(folder: Path) -> dict[Path, str]:
-    return {folder / name: text for name, text in texts() if isinstance(text, str)}
+    return {folder / name: text for name, text in texts()}
 
 
 def _files(folder: Path) -> list[Path]:

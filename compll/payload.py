@@ -88,9 +88,9 @@ def read_counts(
             f"{f.codec}: the payload is truncated: it has {len(payload)} bytes, and begins with "
             f"{len(f.counts)} counts of {size}"
         )
-    found = {}
+    found, head = {}, arrays.on_host(payload[: size * len(f.counts)])
     for at, (name, most) in enumerate(most_counts(f, n, params).items()):
-        found[name] = int.from_bytes(payload[at * size : (at + 1) * size].tobytes(), "little")
+        found[name] = int.from_bytes(head[at * size : (at + 1) * size].tobytes(), "little")
         if found[name] > most:
             raise PayloadError(
                 f"{f.codec}: the payload says that '{name}' is {found[name]}, and {n} elements allow {most}"

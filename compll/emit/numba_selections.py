@@ -21,13 +21,14 @@ class NumbaSelections(Selections):
         """Yield the steps of what a selection became: what it needs and gives is in the frame."""
         match b:
             case ir.Compact(name, count, mask, length, limit):
-                first = self.memory(f"{name}_first", f"({self.tiles(length)} + 1)")
+                first = self.memory(f"{name}_first", one_more(self.tiles_of(length)))
                 vectors = [(f"v_{mask.vector}", "u8"), (f"v_{name}", POSITIONS), first]
                 yield from self.selection("compact", vectors, length, limit or length)
                 self.scalars.append(self.member(count, INT))
                 yield Step("line", f"k.{count}_ = k.result")
             case ir.Select(name, keys, length, k, _, block):
-                work = self.memory(f"{name}_work", f"({PARTS * BINS} + 2 * ({self.tiles(length)} + 1))")
+                tiles = ir.apply("*", one_more(self.tiles_of(length)), ir.const(2, INT))
+                work = self.memory(f"{name}_work", ir.apply("+", tiles, ir.const(PARTS * BINS, INT)))
                 vectors = [self.held(keys), (f"v_{name}", POSITIONS), work]
                 yield from self.selection("select_least", vectors, length, k, block)
             case ir.Arrange(name, keys, values, length, block):
@@ -37,7 +38,7 @@ class NumbaSelections(Selections):
                 yield from self.selection("arrange", vectors, length, length, block)
                 self.alias(name, values.vector, code(values.type))
             case ir.Nth(name, keys, values, length, rank):
-                vectors = [self.held(keys), self.memory(f"{name}_bins", str(BINS))]
+                vectors = [self.held(keys), self.memory(f"{name}_bins", ir.const(BINS, INT))]
                 yield from self.selection("nth", vectors, length, rank)
                 self.scalars.append(self.member(name, values.type))
                 yield Step("line", f"k.{name}_ = native({self.element(values.vector, 'one(k.result)')})")
@@ -61,27 +62,15 @@ class NumbaSelections(Selections):
 
     # --- sizes ----------------------------------------------------------------------------------
 
-    def reserve(self, member: str, kind: str, most: str) -> None:
+    def reserve(self, member: str, kind: str, most: ir.Expr) -> None:
         """Reserve scratch memory under a member of the frame; `kind` ends in the bits of an element."""
-        self.buffers.append(Buffer(member, str(int(kind[1:]) // 8), most))
+        text = f"max(0, native({self.scalar.text(most)}))"
+        self.buffers.append(Buffer(member, str(int(kind[1:]) // 8), text, most))
 
-    def memory(self, member: str, most: str, kind: str = POSITIONS) -> tuple[str, str]:
-        """Reserve memory that one selection works in; return its member and type."""
-        self.buffers.append(Buffer(member, kind[1:], most))
+    def memory(self, member: str, most: ir.Expr, kind: str = POSITIONS) -> tuple[str, str]:
+        """Reserve memory that one selection works in, of a type of NumPy; return its member and type."""
+        self.reserve(member, f"i{8 * int(kind[1:])}", most)
         return member, kind
-
-    def most_of(self, length: ir.Expr) -> str:
-        """Return the text of the most elements that a vector can have."""
-        return f"max(0, native({self.scalar.text(self.bound(length))}))"
-
-    def bytes_of(self, elem: Elem, size: ir.Expr) -> str:
-        """Return the elements that memory is reserved for: of bits, the bytes of whole words."""
-        most = f"max(0, native({self.scalar.text(size)}))"
-        return f"({most} * {elem.bits} + 63) // 64 * 8" if elem.packed else most
-
-    def tiles(self, length: ir.Expr) -> str:
-        """Return the text of the most tiles that a vector can have."""
-        return f"tiles_of({self.most_of(length)})"
 
     # --- reads at computed positions ------------------------------------------------------------
 
@@ -136,6 +125,11 @@ class NumbaSelections(Selections):
         """Return one entry of a table, a constant."""
         assert isinstance(e, ir.Const)
         return self.dialect.number(e)
+
+
+def one_more(count: ir.Expr) -> ir.Expr:
+    """Return count + 1."""
+    return ir.apply("+", count, ir.const(1, INT))
 
 
 def code(elem: Elem) -> str:

@@ -316,7 +316,7 @@ def encode_before0(k):
     k.v_s_sort_values = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 4, 64)
     k.v_filter_mask = end
-    end = align(end + (max(0, native(one(k.n))) * 1 + 63) // 64 * 8 * 1, 64)
+    end = align(end + max(0, native(((divide(((one(k.n) * splat(i64, 1)) + splat(i64, 63)), splat(i64, 64))) * splat(i64, 8)))) * 1, 64)
     k.v_filter = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
     k.v_gradient_scatter_index = end
@@ -324,9 +324,9 @@ def encode_before0(k):
     k.v_residual_patch = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 4, 64)
     k.s_sort_nth_bins = end
-    end = align(end + 2048 * 8, 64)
+    end = align(end + max(0, native(splat(i64, 2048))) * 8, 64)
     k.filter_first = end
-    end = align(end + (tiles_of(max(0, native(one(k.n)))) + 1) * 8, 64)
+    end = align(end + max(0, native(((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))) + splat(i64, 1)))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
         return NEEDS_MEMORY
@@ -391,19 +391,6 @@ def encode_step3(frame):
 @inner
 def encode_before4(k):
     k.filter_count_ = k.result
-    end = 1 * count_bytes(k.n)
-    k.at_index = align(end, 16)
-    k.f_index = k.payload + k.at_index
-    gap_index = end
-    end = k.at_index + max(0, native(one(k.filter_count_))) * 4
-    k.at_field1 = align(end, 16)
-    k.f_field1 = k.payload + k.at_field1
-    gap_field1 = end
-    end = k.at_field1 + max(0, native(one(k.filter_count_))) * 4
-    k.end = end
-    clear(k.payload + gap_index, k.f_index)
-    clear(k.payload + gap_field1, k.f_field1)
-    put_count(k.payload, 0, k.n, k.filter_count_)
     k.length = native(one(k.filter_count_))
     return tiles_of(k.length)
 

@@ -151,9 +151,9 @@ def encode_before0(k):
         return BAD_BUFFER
     end = k.scratch
     k.low_tiles = end
-    end = align(end + tiles_of(max(0, native(one(k.n)))) * 4, 64)
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
     k.high_tiles = end
-    end = align(end + tiles_of(max(0, native(one(k.n)))) * 4, 64)
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
         return NEEDS_MEMORY

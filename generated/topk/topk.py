@@ -116,7 +116,7 @@ def encode_before0(k):
     k.v_index_topk = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
     k.index_topk_work = end
-    end = align(end + (32768 + 2 * (tiles_of(max(0, native(one(k.n)))) + 1)) * 8, 64)
+    end = align(end + max(0, native(((((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))) + splat(i64, 1)) * splat(i64, 2)) + splat(i64, 32768)))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
         return NEEDS_MEMORY

@@ -94,8 +94,7 @@ def test_generate_checks_and_writes(tmp_path: Path) -> None:
     target = tmp_path / "generated"
     done = compll("generate", "--folder", target)
     assert done.returncode == 0
-    assert done.stdout.count("\n") == sum(isinstance(text, str) for _, text in generate.texts())
-    assert done.stderr.splitlines() == generate.left_out()
+    assert done.stdout.count("\n") == len(list(generate.texts()))
     right("generate", "--check", "--folder", target)
     (target / "onebit" / "onebit.ir").write_text("stale\n")
     done = compll("generate", "--check", "--folder", target)
