@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compll_cases import LABELS, gradient, same_bits
+from compll_cases import BACKENDS, LABELS, gradient, same_bits
 
 import compll
 from compll import catalogue
