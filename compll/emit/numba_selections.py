@@ -26,6 +26,7 @@ class NumbaSelections(Selections):
                 yield from self.selection("compact", vectors, length, limit or length)
                 self.scalars.append(self.member(count, INT))
                 yield Step("line", f"k.{count}_ = k.result")
+                yield from self.counted(count)
             case ir.Select(name, keys, length, k, _, block):
                 tiles = ir.apply("*", one_more(self.tiles_of(length)), ir.const(2, INT))
                 work = self.memory(f"{name}_work", ir.apply("+", tiles, ir.const(PARTS * BINS, INT)))

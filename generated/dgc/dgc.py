@@ -361,6 +361,19 @@ def encode_step3(frame):
 @inner
 def encode_before4(k):
     k.filter_count_ = k.result
+    end = 1 * count_bytes(k.n)
+    k.at_index = align(end, 16)
+    k.f_index = k.payload + k.at_index
+    gap_index = end
+    end = k.at_index + max(0, native(one(k.filter_count_))) * 4
+    k.at_field1 = align(end, 16)
+    k.f_field1 = k.payload + k.at_field1
+    gap_field1 = end
+    end = k.at_field1 + max(0, native(one(k.filter_count_))) * 4
+    k.end = end
+    clear(k.payload + gap_index, k.f_index)
+    clear(k.payload + gap_field1, k.f_field1)
+    put_count(k.payload, 0, k.n, k.filter_count_)
     k.length = native(one(k.filter_count_))
     return tiles_of(k.length)
 
