@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import cast
 
 from compll import build as builder
-from compll import ir, knobs, passes
+from compll import derive, ir, knobs
 from compll import syntax as s
 from compll.backends import Library, Unit, Values
 from compll.check import Checked, Header, check, header
 from compll.errors import BackendError, CompileError, Diagnostic, ParameterError, Span, did_you_mean
 from compll.parse import parse
-from compll.properties import Info, infer
+from compll.properties import Info, infer, why_no_hop
 
 __all__ = ["Program", "build", "check_files", "did_you_mean", "load", "parse_files", "program_of", "unit_of"]
 
@@ -95,7 +95,7 @@ def _check(
         plain = check(programs, sources, given)
         if not error_feedback:
             return plain
-        if plain.encode is not None and passes.has_feedback(plain.encode):
+        if plain.encode is not None and derive.has_feedback(plain.encode):
             raise ParameterError(
                 f"{plain.codec} has error feedback of its own (its state '{plain.encode.states[0]}'): "
                 "leave error_feedback=True away"
@@ -160,9 +160,12 @@ def unit_of(checked: Checked) -> Unit:
             f"{checked.codec} has a Decode alone, which can be checked and shown; "
             "to build it, give its Encode too"
         )
-    functions = [f for f in (checked.encode, checked.decode) if f is not None]
-    if checked.decode is not None:
-        functions.append(passes.decode_add(checked.decode))
+    encode, decode = checked.encode, checked.decode
+    functions = [f for f in (encode, decode) if f is not None]
+    if decode is not None:
+        functions.append(derive.decode_add(decode))
+        hop = None if why_no_hop(checked) else derive.hop(encode, decode)
+        functions += [hop] if hop else []
     return Unit(checked.codec, tuple(functions), checked.params)
 
 

@@ -25,6 +25,10 @@ def function_text(f: ir.Function) -> str:
         lines.append(
             f"  field {field.name}: {field.elem}{_over(field.length) if field.length is not None else ''}"
         )
+    lines += [
+        f"  received {field.name}: {field.elem}{_over(field.length) if field.length is not None else ''}"
+        for field in f.received
+    ]
     for b in f.body:
         lines.extend("  " + line for line in binding_lines(b))
     return "\n".join(lines) + "\n"
@@ -63,6 +67,8 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
         case ir.Store(target, elem, length, body):
             place = target.kind if target.kind == "output" else f"{target.kind} {target.name}"
             yield f"store {place}: {elem}{_over(length)} = {text(body)}"
+        case ir.Finite(length, body):
+            yield f"check{_over(length)} {text(body)} is finite"
         case ir.Put(field, elem, value):
             yield f"put {field}: {elem} = {text(value)}"
         case ir.Get(name, field, elem):

@@ -1,4 +1,4 @@
-"""Typed IR -> fused IR, as one list of named passes; and the operations that the compiler derives."""
+"""Typed IR -> fused IR, as one list of named passes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import replace
 
 from compll import ir
 from compll.ir_verify import verify
-from compll.types import FLOAT
 
-GRADIENT = "gradient"
 SELECTIONS = (ir.Filter, ir.TopK, ir.Sort, ir.Scatter)
 NAMED = (ir.Let, ir.Map, ir.Reduce, ir.BlockReduce, ir.Get, ir.Table, *SELECTIONS)
 
@@ -60,7 +58,7 @@ def fuse_maps(f: ir.Function) -> ir.Function:
             case ir.Map():
                 maps[b.name] = replace(b, body=fused(b.body, b.length))
                 body.append(maps[b.name])
-            case ir.Store() | ir.Reduce() | ir.BlockReduce():
+            case ir.Store() | ir.Reduce() | ir.BlockReduce() | ir.Finite():
                 body.append(replace(b, body=fused(b.body, b.length)))
             case _:
                 body.append(b)
@@ -73,7 +71,8 @@ def form_passes(f: ir.Function) -> ir.Function:
     A reduction or store belongs to the first pass in which all that it uses is known; those of one pass and
     one length share a loop.  What a block is reduced to is known in the same pass, to the elements of that
     block and to the stores of one value a block.  A state is stored no earlier than the last pass that
-    reads it, since the old and the new state may be the same memory.
+    reads it, since the old and the new state may be the same memory.  What checks that the gradient is finite
+    has no pass of its own where another one reads as many elements.
     """
     known: dict[str, int] = {}  # scalar -> number of passes that must have run before it is known
     made: dict[str, tuple[int, ir.BlockReduce]] = {}  # block vector -> its pass
@@ -112,6 +111,14 @@ def form_passes(f: ir.Function) -> ir.Function:
                 if isinstance(r, SINKS) and b.target.name in _names(ir.expressions(r))
             ]
             place[at] = max([place[at], *readers])
+    for at, b in enumerate(f.body):
+        if isinstance(b, ir.Finite):
+            others = [
+                place[other]
+                for other, s in enumerate(f.body)
+                if isinstance(s, SINKS) and s != b and s.length == b.length and place[other] >= place[at]
+            ]
+            place[at] = min(others, default=place[at])
     body: list[ir.Binding] = []
     for level in range(max(place.values(), default=0) + 1):
         here = [at for at in place if place[at] == level]
@@ -120,10 +127,10 @@ def form_passes(f: ir.Function) -> ir.Function:
     return replace(f, body=tuple(body))
 
 
-SINKS = (ir.Store, ir.Reduce, ir.BlockReduce)
+SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Finite)
 
 
-def _goes_with(b: ir.Store | ir.Reduce | ir.BlockReduce, source: ir.BlockReduce) -> bool:
+def _goes_with(b: ir.Sink, source: ir.BlockReduce) -> bool:
     """Whether a sink can stand in the loop that reduces `source`'s blocks.
 
     Either it has the same positions and reads the vector at i / B, or it stores one value a block.
@@ -174,77 +181,6 @@ def fuse(f: ir.Function) -> ir.Function:
     for run in PASSES:
         f = verify(run(f), run.__name__)
     return f
-
-
-def decode_add(decode: ir.Function) -> ir.Function:
-    """Derive out[i] = out[i] + (scale * decoded[i]) from a typed Decode.
-
-    Where Decode is a scatter over 0, only the positions that it names are touched: that is the definition.
-    """
-    scale = ir.Param(ir.SCALE, FLOAT)
-    sparse = _scattered(decode)
-    body: list[ir.Binding] = []
-    for b in decode.body:
-        if b is sparse and isinstance(b, ir.Scatter):
-            old = ir.Read(GRADIENT, b.index, FLOAT)
-            total = ir.apply("+", old, ir.apply("*", scale, b.value))
-            b = replace(b, base=ir.Read(GRADIENT, ir.Position(), FLOAT), value=total)
-        elif isinstance(b, ir.Store) and b.target.kind == "output" and sparse is None:
-            old = ir.Read(GRADIENT, ir.Position(), FLOAT)
-            b = replace(b, body=ir.apply("+", old, ir.apply("*", scale, b.body)))
-        body.append(b)
-    return replace(decode, op="decode_add", vectors=((GRADIENT, FLOAT), *decode.vectors), body=tuple(body))
-
-
-def is_sparse(decode: ir.Function) -> bool:
-    """Whether Decode is a scatter over 0 by positions that it reads from the payload."""
-    scatter = _scattered(decode)
-    return scatter is not None and scatter.checked
-
-
-def _scattered(decode: ir.Function) -> ir.Scatter | None:
-    """Return the scatter over 0 that a Decode is, if it is one and nothing is done to its result."""
-    made = {b.name: b for b in decode.body if isinstance(b, ir.Map | ir.Scatter)}
-    for store in decode.body:
-        if isinstance(store, ir.Store) and store.target.kind == "output":
-            e = store.body
-            while isinstance(e, ir.Read) and e.position == ir.Position() and e.vector in made:
-                b = made[e.vector]
-                if isinstance(b, ir.Scatter):
-                    return b if b.base == ir.const(0, FLOAT) else None
-                e = b.body
-    return None
-
-
-def has_feedback(encode: ir.Function) -> bool:
-    """Whether Encode keeps what its payload loses.
-
-    The form is x = gradient + residual, residual = x - decode(compressed), under any names.
-    """
-    maps = {b.name: b.body for b in encode.body if isinstance(b, ir.Map)}
-
-    def resolve(e: ir.Expr, until: str = "") -> ir.Expr:
-        while isinstance(e, ir.Read) and e.position == ir.Position() and e.vector in maps:
-            if e.vector == until:
-                return e
-            e = maps[e.vector]
-        return e
-
-    for b in encode.body:
-        if not (isinstance(b, ir.Store) and b.target.kind == "state"):
-            continue
-        match resolve(b.body, encode.decoded):
-            case ir.Apply("select", (_, kept, _), _):
-                match resolve(kept, encode.decoded):
-                    case ir.Apply("-", (x, ir.Read(vector, _, _)), _) if vector == encode.decoded:
-                        sides = {GRADIENT, b.target.name}
-                        match resolve(x):
-                            case ir.Apply("+", (ir.Read(one, _, _), ir.Read(two, _, _)), _) if {
-                                one,
-                                two,
-                            } == sides:
-                                return True
-    return False
 
 
 def _is_random(e: ir.Expr) -> bool:

@@ -21,7 +21,7 @@ MOST_LINES = 420
 COMPLL = (
     {"errors", "knobs", "types", "rng", "elementary", "arrays"},
     {"ops", "syntax", "parse", "ir", "ir_text", "ir_verify"},
-    {"check", "passes", "properties", "evaluate", "payload"},
+    {"check", "passes", "derive", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
     {"driver", "codec"},
     {"", "__main__", "cli", "report", "algorithms", "generate"},

@@ -30,7 +30,8 @@ class Call:
     """One item of a batch: buffers that the caller owns, checked and contiguous.
 
     encode reads `gradient` and `state`, writes `payload` and `new_state`; decode and decode_add read
-    `payload` and write `gradient`.  Vectors are float32[n]; the payload is uint8 and long enough.
+    `payload` and write `gradient`; hop is an encode that reads the payload `source` besides.  Vectors are
+    float32[n]; payloads are uint8 and long enough.
     """
 
     n: int
@@ -41,6 +42,7 @@ class Call:
     scale: float = 1.0
     state: Mapping[str, Array] = field(default_factory=dict)
     new_state: Mapping[str, Array] = field(default_factory=dict)
+    source: Array = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,21 +41,16 @@ def build(unit: Unit) -> InterpLibrary:
 def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     """Run one function, typed or fused, on one item."""
     params = dict(values) | {ir.SCALE: call.scale, ir.SHARED_SEED: call.shared_seed}
-    env = Environment(call.n, params, seed=call.seed)
-    finite = True
-    raw: dict[str, Array] = {}  # the payload's fields, as bytes
-    if f.op == "encode":
-        finite = bool(np.isfinite(call.gradient).all())
-        env.vectors = {"gradient": call.gradient, **call.state}
-    else:
-        counts = read_counts(f, call.payload, call.n, values)
+    env = Environment(call.n, params, {"gradient": call.gradient, **call.state}, seed=call.seed)
+    raw: dict[str, Array] = {}  # the fields of payloads, as bytes
+    if f.fields_read:
+        source = call.source if f.writes_payload else call.payload
+        counts = read_counts(f, source, call.n, values)
         env.scalars = {name: np.asarray(count, np.int64) for name, count in counts.items()}
-        for place in extents(f.layout, call.n, values, counts):
-            raw[place.name] = call.payload[place.offset : place.offset + place.size]
+        for place in extents(f.fields_read, call.n, values, counts):
+            raw[place.name] = source[place.offset : place.offset + place.size]
             if place.count is not None:
                 env.vectors[place.name] = from_bytes(raw[place.name], place.elem, place.count)
-        if f.op == "decode_add":
-            env.vectors["gradient"] = call.gradient
     writes: list[tuple[Array, Array]] = []
     try:
         _run(f.body, env, raw, call, writes)
@@ -63,10 +58,10 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
         return Outcome(REFUSED, 0)
     if env.out_of_range and call.n:  # of an empty gradient every element reads 0, and nobody asks for it
         return Outcome(OUT_OF_RANGE, 0)
-    length = _assemble(f, env, raw, call, values) if f.op == "encode" else len(call.payload)
+    length = _assemble(f, env, raw, call, values) if f.writes_payload else len(call.payload)
     for target, value in writes:
         target[...] = value
-    return Outcome(OK if finite else NOT_FINITE, length)
+    return Outcome(OK if env.finite else NOT_FINITE, length)
 
 
 def _assemble(f: ir.Function, env: Environment, raw: dict[str, Array], call: Call, values: Values) -> int:
@@ -104,6 +99,8 @@ def _run(
                 select(b, env)
             case ir.Table(name, elem, values):
                 env.vectors[name] = np.array([evaluate(v, env) for v in values], dtype(arithmetic(elem)))
+            case ir.Finite(length, value):
+                env.finite = env.finite and bool(np.isfinite(elements(value, length, env)).all())
             case ir.Put(field, elem, value):
                 raw[field] = to_bytes(evaluate(value, env), elem)
             case ir.Get(name, field, elem):
