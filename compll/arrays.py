@@ -7,6 +7,7 @@ already: who gives a tensor has imported its library, and the `cuda` backend imp
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -46,25 +47,30 @@ def view(
         BackendError: it lies elsewhere than the backend works.
 
     """
-    have = _place(x)
-    if have != device:
-        raise BackendError(_misplaced(what, have, device))
     wrap: Callable[[Array], Any] = _same
-    if device == GPU:
-        if not _is_cupy(x):
-            x, wrap = _from_dlpack(x, what)
-    elif not isinstance(x, np.ndarray):
-        x, wrap = _from_tensor(x, what)
+    if type(x) is not np.ndarray or device != HOST:
+        x, wrap = _as_own(x, what, device)
     if x.dtype != kind:
         hint = f"; give {what}.astype('{kind}')" if kind == "float32" else ""
         raise ParameterError(f"{what} has elements of type {x.dtype}; this takes {kind}{hint}")
     if x.ndim != 1:
         raise ParameterError(f"{what} has {x.ndim} dimensions, {x.shape}; give {what}.reshape(-1)")
-    if not x.flags.c_contiguous:
+    flags = x.flags
+    if not flags.c_contiguous:
         raise ParameterError(f"{what} is not contiguous (strides {x.strides}); copy it first")
-    if writes and device == HOST and not x.flags.writeable:
+    if writes and device == HOST and not flags.writeable:
         raise ParameterError(f"{what} is read-only; give an array that can be written")
     return x, wrap
+
+
+def _as_own(x: Any, what: str, device: str) -> tuple[Any, Callable[[Array], Any]]:
+    """Return an array as the one kind that a device works on."""
+    have = _place(x)
+    if have != device:
+        raise BackendError(_misplaced(what, have, device))
+    if device == GPU:
+        return (x, _same) if _is_cupy(x) else _from_dlpack(x, what)
+    return (x, _same) if isinstance(x, np.ndarray) else _from_tensor(x, what)
 
 
 def _same(x: Array) -> Array:
@@ -135,7 +141,16 @@ def current_gpu_stream() -> int | None:
 
 def address(x: Array) -> int:
     """Return where an array begins, in the memory that it lies in."""
-    return int(x.data.ptr) if _is_cupy(x) else int(x.ctypes.data)  # type: ignore[attr-defined]
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(x))  # a quarter of the time of `x.ctypes`
+    except (TypeError, ValueError):  # read-only, empty, or no memory of this processor
+        return int(x.data.ptr) if _is_cupy(x) else int(x.ctypes.data)  # type: ignore[attr-defined]
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays of bytes share memory."""
+    first, second = address(a), address(b)
+    return first < second + len(b) and second < first + len(a)
 
 
 def on_host(x: Array) -> Array:
@@ -159,5 +174,5 @@ def aligned_empty(nbytes: int, device: str = HOST) -> Array:
         gpu: Array = _cupy().empty(nbytes, np.uint8)
         return gpu  # CuPy's memory begins at multiples of 512
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    start = -address(raw) % ALIGNMENT
     return raw[start : start + nbytes]

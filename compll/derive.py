@@ -82,7 +82,9 @@ def _names(f: ir.Function) -> set[str]:
     """Return all names that a function gives to vectors, scalars, tables and fields."""
     given = {getattr(b, what, None) for b in f.body for what in ("name", "count")}
     named = (*f.params, *f.layout, *f.counts)
-    return {x for x in given if isinstance(x, str)} | {x.name for x in named} | {name for name, _ in f.vectors}
+    return (
+        {x for x in given if isinstance(x, str)} | {x.name for x in named} | {name for name, _ in f.vectors}
+    )
 
 
 def _fresh(wish: str, taken: set[str]) -> str:
@@ -161,5 +163,3 @@ def has_feedback(encode: ir.Function) -> bool:
                             } == sides:
                                 return True
     return False
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,11 @@ class Program:
     def decode(self) -> ir.Function:
         """The typed Decode."""
         return cast("ir.Function", self.checked.decode)
+
+    @functools.cached_property
+    def fuses_hop(self) -> bool:
+        """Whether backends have the hop as one operation."""
+        return any(f.op == "hop" for f in unit_of(self.checked).functions)
 
 
 def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]:

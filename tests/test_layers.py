@@ -23,7 +23,7 @@ COMPLL = (
     {"ops", "syntax", "parse", "ir", "ir_text", "ir_verify"},
     {"check", "passes", "derive", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
-    {"driver", "codec"},
+    {"driver", "items", "codec"},
     {"", "__main__", "cli", "report", "algorithms", "generate"},
 )
 

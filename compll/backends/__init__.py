@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from compll.types import Array, arithmetic, dtype
 OK, NOT_FINITE, OUT_OF_RANGE, REFUSED = 0, 1, -1, -2
 
 Values = Mapping[str, float | int | bool]
+NOTHING: Array = np.empty(0, np.uint8)
+NO_STATE: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,7 @@ class Unit:
     params: tuple[ir.Parameter, ...]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One item of a batch: buffers that the caller owns, checked and contiguous.
 
     encode reads `gradient` and `state`, writes `payload` and `new_state`; decode and decode_add read
@@ -40,13 +42,12 @@ class Call:
     seed: int = 0
     shared_seed: int = 0
     scale: float = 1.0
-    state: Mapping[str, Array] = field(default_factory=dict)
-    new_state: Mapping[str, Array] = field(default_factory=dict)
-    source: Array = field(default_factory=lambda: np.empty(0, np.uint8))
+    state: Mapping[str, Array] = NO_STATE
+    new_state: Mapping[str, Array] = NO_STATE
+    source: Array = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a call did: OK, NOT_FINITE, OUT_OF_RANGE or REFUSED, and the payload's true length."""
 
     status: int

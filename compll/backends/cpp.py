@@ -22,9 +22,11 @@ class _Item(ctypes.Structure):
     _fields_ = (
         ("gradient", ctypes.c_void_p),
         ("payload", ctypes.c_void_p),
+        ("source", ctypes.c_void_p),
         ("n", ctypes.c_int64),
         ("capacity", ctypes.c_int64),
         ("length", ctypes.c_int64),
+        ("source_length", ctypes.c_int64),
         ("state", ctypes.c_void_p),
         ("new_state", ctypes.c_void_p),
         ("seed", ctypes.c_uint64),
@@ -80,6 +82,7 @@ class CppLibrary:
             item.payload = call.payload.ctypes.data
             item.n = call.n
             item.capacity = item.length = call.payload.nbytes
+            item.source, item.source_length = call.source.ctypes.data, call.source.nbytes
             item.seed, item.shared_seed, item.scale = call.seed, call.shared_seed, call.scale
             if call.state:
                 old = POINTERS(*(call.state[name].ctypes.data for name in self.states))

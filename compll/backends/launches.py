@@ -28,8 +28,8 @@ ITEM = np.dtype(
     [
         (name, kind)
         for kind, names in (
-            ("u8", ("gradient", "payload")),
-            ("i8", ("n", "capacity", "length")),
+            ("u8", ("gradient", "payload", "source")),
+            ("i8", ("n", "capacity", "length", "source_length")),
             ("u8", ("state", "new_state", "seed", "shared_seed", "scratch")),
             ("f4", ("scale",)),
             ("i4", ("status",)),
@@ -124,8 +124,8 @@ class LaunchLibrary:
             place = base + pointers_at + at * pointers[at].nbytes
             nbytes = call.payload.nbytes
             items[at] = (
-                *(device.address(call.gradient), device.address(call.payload)),
-                *(call.n, nbytes, nbytes),
+                *(device.address(call.gradient), device.address(call.payload), device.address(call.source)),
+                *(call.n, nbytes, nbytes, call.source.nbytes),
                 *(place, place + pointers[at, 0].nbytes, call.seed, call.shared_seed, free),
                 *(call.scale, 0),
             )

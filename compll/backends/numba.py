@@ -149,6 +149,8 @@ class NumbaLibrary:
             call.gradient.ctypes.data,
             call.payload.ctypes.data,
             call.payload.nbytes,
+            call.source.ctypes.data,
+            call.source.nbytes,
             0,
             0,
             0,

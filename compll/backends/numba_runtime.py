@@ -325,6 +325,8 @@ HEADER = (
     ("gradient", "i8"),
     ("payload", "i8"),
     ("capacity", "i8"),
+    ("source", "i8"),  # the payload that a hop decodes
+    ("source_length", "i8"),
     ("scratch", "i8"),
     ("length", "i8"),  # of the loop that runs next
     ("end", "i8"),  # length of the payload
@@ -332,14 +334,18 @@ HEADER = (
 
 
 def frame_type(
-    params: list[tuple[str, str]], states: list[str], fields: list[str], scalars: list[tuple[str, str]]
+    params: list[tuple[str, str]],
+    states: list[str],
+    fields: list[str],
+    received: list[str],
+    scalars: list[tuple[str, str]],
 ) -> np.dtype[Any]:
     """Return the record that holds all that an operation knows; addresses and offsets are int64.
 
     The caller sets what HEADER has, the old and new states and the parameters, in this order.
     """
     addresses = [*(f"s_{x}" for x in states), *(f"new_{x}" for x in states)]
-    places = [f"{what}_{x}" for what in ("at", "f") for x in fields]
+    places = [*(f"at_{x}" for x in fields), *(f"f_{x}" for x in (*fields, *received))]
     given = [*HEADER, *((x, "i8") for x in addresses), *params]
     return np.dtype([*given, *((x, "i8") for x in places), *scalars], align=True)
 

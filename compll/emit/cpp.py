@@ -56,9 +56,13 @@ class Emitter:
     def __init__(self, typed: ir.Function) -> None:
         self.f = fuse(typed)
         self.vectors = dict(self.f.vectors) | dict.fromkeys(self.f.states, FLOAT)
-        self.lengths = {field.name: field.length for field in self.f.layout if field.length is not None}
+        fields = (*self.f.layout, *self.f.received)
+        self.lengths = {field.name: field.length for field in fields if field.length is not None}
         self.lengths |= dict.fromkeys(("gradient", *self.f.states), ir.Size())
-        self.checked = self.f.op != "encode"  # whether the gradient's values have been checked to be finite
+        places = zip(self.f.fields_read, self.f.layout, strict=False)
+        self.places = {
+            own.name: there.name for own, there in places
+        }  # of the fields of the payload that is read
         self.scalar = ScalarWriter(self.place, self.dialect)
         self.params = {p.name for p in self.f.params}
         self.combines: list[Combine] = []
@@ -69,16 +73,15 @@ class Emitter:
     def operation(self) -> Operation:
         """Return the whole operation."""
         f = self.f
-        body = list(f.body)
-        if not self.checked and not any(isinstance(b, ir.Pass) and b.length == ir.Size() for b in body):
-            body.append(ir.Pass(ir.Size(), ()))
-        steps = [self.step(b) for b in body]
+        steps = [self.step(b) for b in f.body]
         return Operation(
             op=f.op,
-            frame={"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd"}[f.op],
+            frame={"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd", "hop": "Hop"}[f.op],
             comment=tuple(function_text(f).splitlines()),
             members=tuple(self.members),
             vector_fields=tuple(field.name for field in f.layout if field.length is not None),
+            received=tuple((x.name, self.places[x.name]) for x in f.received if x.length is not None),
+            writes_payload=f.writes_payload,
             states=f.states,
             scalars=tuple(self.scalars),
             combines=tuple(self.combines),
@@ -122,10 +125,7 @@ class Emitter:
         """Return one loop over memory."""
         block = Blocks(self, b) if b.block else None
         lanes = Lanes(self, b, block)
-        checks_finite = not self.checked and b.length == ir.Size()
-        if checks_finite:
-            self.checked = True
-            lanes.loads["gradient"] = self.load("gradient")
+        finite = [lanes.writer.write(s.body) for s in b.sinks if isinstance(s, ir.Finite)]
         reductions = [self.reduction(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Reduce)]
         packs: list[Packed] = []
         stores = [
@@ -138,7 +138,7 @@ class Emitter:
             block=block.text() if block else None,
             length=self.scalar.text(b.length),
             uniforms=lanes.declarations(),
-            unpacks=tuple(Packed(v, self.vectors[v].bits) for v in lanes.loads if self.vectors[v].packed),
+            unpacks=lanes.unpacks(),
             packs=tuple(packs),
             random=tuple((kind, site) for site, kind in sorted(lanes.writer.sites.items())),
             reductions=tuple(reductions),
@@ -146,7 +146,7 @@ class Emitter:
             position=lanes.writer.position,
             lines=tuple(lanes.writer.lines),
             stores=tuple(stores),
-            checks_finite=checks_finite,
+            finite=tuple(finite),
         )
         self.passes.append(text)
         return text
@@ -245,7 +245,8 @@ class Emitter:
     def get(self, name: str, elem: Elem) -> str:
         """Return the value of a scalar field."""
         mask = f" & {(1 << elem.bits) - 1}" if elem.packed else " != 0" if elem == BOOL else ""
-        return f"get<{self.stored(elem)}>(item.payload + at.{name}_){mask}"
+        payload = "item.source" if self.f.op == "hop" else "item.payload"
+        return f"get<{self.stored(elem)}>({payload} + at.{self.places[name]}_){mask}"
 
     def unequal(self, a: str, b: str) -> str:
         """Return the condition that two scalars differ."""
@@ -259,7 +260,7 @@ class Emitter:
         """Return a scalar in all lanes."""
         return f"splat<Mask>(-int32_t({text}))" if kind == BOOL else f"splat<{lanes}>({text})"
 
-    def load(self, vector: str) -> Load:
+    def load(self, vector: str, block: int = 0) -> Load:  # noqa: ARG002
         """Return where the lanes of a vector come from."""
         elem = self.vectors[vector]
         kind = arithmetic(elem)
@@ -268,11 +269,9 @@ class Emitter:
             lanes = "Int64"
         if elem.packed:
             return Load(vector, "Int32", f"c_{vector}", True, False)
-        known = dict(self.f.vectors)
-        is_field = vector in known and vector in {x.name for x in self.f.layout}
-        place = (
-            f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})" if is_field else self.vector(vector)
-        )
+        place = self.vector(vector)
+        if vector in self.places:
+            place = f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})"
         return Load(vector, lanes, place, False, elem == BOOL)
 
     def vector(self, name: str) -> str:
@@ -294,13 +293,14 @@ class Emitter:
         kind = self.stored(s.elem)
         return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"
 
-    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
+    def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
         kind = self.stored(self.vectors[e.vector])
         get = f"get<{kind}>(k.f_{e.vector} + {{}} * sizeof({kind}))"
-        if size % 16 == 0:
-            return f"splat<{lanes}>({get.format(f'((tile * TILE + at) / {size})')})"
-        place = get.format(f"((tile * TILE + at + (j < live ? j : 0)) / {size})")
+        first = "first" if block else "tile * TILE"
+        if size == block or (size % 16 == 0 and block % 16 == 0):
+            return f"splat<{lanes}>({get.format(f'(({first} + at) / {size})')})"
+        place = get.format(f"(({first} + at + (j < live ? j : 0)) / {size})")
         return f"each<{lanes}>([&](int j) {{ return {place}; }})"
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:

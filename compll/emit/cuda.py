@@ -233,7 +233,7 @@ class CudaEmitter(Emitter):
 
     def frame_bytes(self) -> int:
         """Return a bound of the size of the frame: no member of it has more than 8 bytes."""
-        vectors = sum(x.length is not None for x in self.f.layout)
+        vectors = sum(x.length is not None for x in (*self.f.layout, *self.f.received))
         members = 5 + vectors + 2 * len(self.f.states) + len(self.scalars)
         return -(-8 * members // 64) * 64
 

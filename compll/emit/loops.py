@@ -8,7 +8,7 @@ from typing import Protocol
 
 from compll import ir
 from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter, not_built, not_built_type
-from compll.emit.pieces import TILE, BlockText, Load, Reduction, Stage
+from compll.emit.pieces import TILE, BlockText, Load, Packed, Reduction, Stage
 from compll.emit.ranges import Ranges
 from compll.errors import BackendError
 from compll.types import BOOL, Elem
@@ -21,13 +21,14 @@ class Emitter(Protocol):
     f: ir.Function
     vectors: dict[str, Elem]
     lengths: dict[str, ir.Expr]
+    places: dict[str, str]
     scalar: ScalarWriter
 
     def place(self, name: str) -> str:
         """Return where a named scalar lives."""
 
-    def load(self, vector: str) -> Load:
-        """Return how a vector is loaded."""
+    def load(self, vector: str, block: int = 0) -> Load:
+        """Return how a vector is loaded: of a tile, or of a block of so many elements."""
 
     def reduction(self, s: ir.Reduce | ir.BlockReduce, writer: LaneWriter) -> Reduction:
         """Write what a reduction combines."""
@@ -35,8 +36,11 @@ class Emitter(Protocol):
     def splat(self, lanes: str, kind: Elem, text: str) -> str:
         """Return the lanes of a scalar."""
 
-    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
-        """Return the lanes of a field that has one value for each block of `size` elements."""
+    def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
+        """Return the lanes of a field that has one value for each block of `size` elements.
+
+        The lanes are those of a tile, or of a block of `block` elements.
+        """
 
     def block_value(self, name: str, kind: Elem) -> str:
         """Return a value of the block at work."""
@@ -70,9 +74,9 @@ class Lanes:
         emitter, b = self.emitter, self.b
         if e.position != ir.Position():
             return self.read_block(e, lanes)
-        if emitter.lengths.get(e.vector) != b.length or (self.stage and emitter.vectors[e.vector].packed):
+        if emitter.lengths.get(e.vector) != b.length:
             raise not_built(e, self.emitter.dialect)
-        self.loads.setdefault(e.vector, emitter.load(e.vector))
+        self.loads.setdefault(e.vector, emitter.load(e.vector, self.of_block))
         return f"v_{e.vector}"
 
     def read_block(self, e: ir.Read, lanes: str) -> str:
@@ -85,11 +89,21 @@ class Lanes:
             return self.emitter.spread(f"r_{e.vector}", e.type, self.b.block, lanes)
         elem = self.emitter.vectors.get(e.vector)
         length = self.emitter.lengths.get(e.vector)
-        if not size or elem is None or elem.packed or self.stage or length != ir.blocks(self.b.length, size):
+        if not size or elem is None or elem.packed or length != ir.blocks(self.b.length, size):
             raise not_built(e, self.emitter.dialect)
-        if e.vector not in {f.name for f in self.emitter.f.layout}:
+        if e.vector not in self.emitter.places:
             raise not_built(e, self.emitter.dialect)
-        return self.emitter.field_of_block(e, size, lanes)
+        return self.emitter.field_of_block(e, size, lanes, self.of_block)
+
+    @property
+    def of_block(self) -> int:
+        """The size of the blocks that it reduces, 0 where it goes by tiles."""
+        return self.b.block if self.stage else 0
+
+    def unpacks(self) -> tuple[Packed, ...]:
+        """Return the packed vectors that are loaded."""
+        vectors = self.emitter.vectors
+        return tuple(Packed(v, vectors[v].bits) for v in self.loads if vectors[v].packed)
 
     def uniform(self, e: ir.Expr, lanes: str) -> str:
         """Return the lanes of a scalar, splatted once before the loop."""
@@ -177,6 +191,7 @@ class Blocks:
                 )
             yield Stage(
                 uniforms=lanes.declarations(),
+                unpacks=lanes.unpacks(),
                 loads=tuple(lanes.loads.values()),
                 position=lanes.writer.position,
                 lines=tuple(lanes.writer.lines),

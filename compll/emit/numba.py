@@ -162,7 +162,8 @@ class NumbaEmitter(Emitter):
         """Return the value of a scalar field."""
         kind = "i64" if elem == BOOL else self.dialect.scalar(elem)
         self.stored(elem)
-        raw = f"load({kind}, {storage(elem)}, k.payload + k.at_{name}, 0, WHOLE)"
+        payload = "k.source" if self.f.op == "hop" else "k.payload"
+        raw = f"load({kind}, {storage(elem)}, {payload} + k.at_{self.places[name]}, 0, WHOLE)"
         if elem == BOOL:
             return f"ne({raw}, splat(i64, 0))"
         return f"{raw} & splat({kind}, {(1 << elem.bits) - 1})" if elem.packed else raw
@@ -193,7 +194,7 @@ class NumbaEmitter(Emitter):
     def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:
         """Return the lanes of a value of each block of `size` elements."""
         own = self.dialect.scalar(kind)
-        return f"per_block({lanes}, {own}, b_{name}, start + at, {size}, block0, live)"
+        return f"per_block({lanes}, {own}, b_{name}, start + at, {size}, block0, live, WIDTH)"
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
@@ -202,13 +203,14 @@ class NumbaEmitter(Emitter):
             return f"store(u32, k.f_{s.target.name}, block0 + j, {self.dialect.canonical(value)}, WHOLE)"
         return f"store({storage(s.elem)}, k.f_{s.target.name}, block0 + j, {value}, WHOLE)"
 
-    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
+    def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
         elem = self.vectors[e.vector]
         self.stored(elem)
         if elem == BOOL:
             raise not_built(e, self.dialect)
-        return f"per_block({lanes}, {storage(elem)}, k.f_{e.vector}, start + at, {size}, 0, live)"
+        place = f"k.f_{e.vector}, start + at, {size}, 0, live, {block or 'WIDTH'}"
+        return f"per_block({lanes}, {storage(elem)}, {place})"
 
     def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""
@@ -226,16 +228,17 @@ class NumbaEmitter(Emitter):
         """Return a scalar in all lanes."""
         return f"splat({lanes}, {text})"
 
-    def load(self, vector: str) -> Load:
+    def load(self, vector: str, block: int = 0) -> Load:
         """Return how the lanes of a vector are loaded."""
         elem = self.vectors[vector]
         kind = arithmetic(elem)
         lanes = LANES[kind.name] if kind != INT or elem.bits > 32 else "Int32"
-        base = f"k.f_{vector}" if vector in {x.name for x in self.f.layout} else f"k.{vector}"
+        base = f"k.f_{vector}" if vector in self.places else f"k.{vector}"
         if vector in self.f.states:
             base = f"k.s_{vector}"
         if elem.packed:
-            return Load(vector, lanes, f"unpack({elem.bits}, {base}, start + at, live)", True, False)
+            unpack = "unpack" if block * elem.bits % 8 == 0 else "unpack_any"
+            return Load(vector, lanes, f"{unpack}({elem.bits}, {base}, start + at, live)", True, False)
         self.stored(elem)
         if elem == BOOL:
             text = f"ne(stream(Int32, u8, {base}, start + at, live), splat(Int32, 0))"

@@ -137,5 +137,18 @@ template <int W, bool FULL> inline void unpack(uint8_t* codes, const uint8_t* in
     std::memcpy(whole, in, (count * W + 7) / 8);
     unpack_tile<W>(codes, whole);
 }
+// Unpack `count` elements from element `first` on, at most a tile; return where the first of them is.
+template <int W> inline const uint8_t* unpack_some(uint8_t (&codes)[TILE + 8], const uint8_t* in, int64_t first, int count) {
+    const int skip = int(first % 8), bytes = ((skip + count) * W + 7) / 8;
+    in += first / 8 * W;
+    for (int g = 0; g * W < bytes; ++g) {
+        uint64_t x = 0;
+        if (g * W + W <= bytes) std::memcpy(&x, in + g * W, W);
+        else std::memcpy(&x, in + g * W, bytes - g * W);
+        x = spread<W>(x);
+        std::memcpy(codes + 8 * g, &x, 8);
+    }
+    return codes + skip;
+}
 
 }  // namespace compll
