@@ -6,7 +6,7 @@ from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter, not_built, not_built_type
-from compll.emit.loops import Blocks, Lanes
+from compll.emit.loops import Blocks, Lanes, within_a_block
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
 from compll.emit.ranges import Ranges, scalar_type, storage
 from compll.errors import BackendError
@@ -295,13 +295,16 @@ class Emitter:
 
     def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
-        kind = self.stored(self.vectors[e.vector])
-        get = f"get<{kind}>(k.f_{e.vector} + {{}} * sizeof({kind}))"
-        first = "first" if block else "tile * TILE"
-        if size == block or (size % 16 == 0 and block % 16 == 0):
-            return f"splat<{lanes}>({get.format(f'(({first} + at) / {size})')})"
-        place = get.format(f"(({first} + at + (j < live ? j : 0)) / {size})")
+        if within_a_block(size, block):
+            return f"splat<{lanes}>({self.value_of_field(e, size, block)})"
+        place = self.value_of_field(e, size, block, " + (j < live ? j : 0)")
         return f"each<{lanes}>([&](int j) {{ return {place}; }})"
+
+    def value_of_field(self, e: ir.Read, size: int, block: int = 0, lane: str = "") -> str:
+        """Return one value of such a field."""
+        kind = self.stored(self.vectors[e.vector])
+        first = "first" if block else "tile * TILE"
+        return f"get<{kind}>(k.f_{e.vector} + (({first} + at{lane}) / {size}) * sizeof({kind}))"
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:
         """Return the statement that stores codes of a packed field."""

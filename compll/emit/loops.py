@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from compll import ir
@@ -11,7 +11,7 @@ from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter, not_built
 from compll.emit.pieces import TILE, BlockText, Load, Packed, Reduction, Stage
 from compll.emit.ranges import Ranges
 from compll.errors import BackendError
-from compll.types import BOOL, Elem
+from compll.types import BOOL, FLOAT, Elem
 
 
 class Emitter(Protocol):
@@ -42,6 +42,9 @@ class Emitter(Protocol):
         The lanes are those of a tile, or of a block of `block` elements.
         """
 
+    def value_of_field(self, e: ir.Read, size: int, block: int = 0) -> str:
+        """Return such a field as a scalar, where all lanes have the same value."""
+
     def block_value(self, name: str, kind: Elem) -> str:
         """Return a value of the block at work."""
 
@@ -55,6 +58,27 @@ class Emitter(Protocol):
         """Return the C type of a stored element."""
 
 
+def made_of(e: ir.Expr, may: Callable[[ir.Read], bool]) -> bool:
+    """Whether an expression has only scalars and reads that `may` be, and one of these at least."""
+    some = False
+
+    def fits(x: ir.Expr) -> bool:
+        nonlocal some
+        if isinstance(x, ir.Read):
+            some = True
+            return may(x)
+        if isinstance(x, ir.Const | ir.Scalar | ir.Param | ir.Size):
+            return True
+        return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
+
+    return fits(e) and some
+
+
+def within_a_block(size: int, block: int) -> bool:
+    """Whether 16 lanes lie in one block of `size`: lanes of a tile, or of a block of `block` elements."""
+    return size > 0 and (size == block or (size % 16 == 0 and block % 16 == 0))
+
+
 class Lanes:
     """A lane writer for one loop, with what it loads and the scalars that it splats."""
 
@@ -62,8 +86,7 @@ class Lanes:
         self.emitter, self.b, self.block, self.stage = emitter, b, block, stage
         self.loads: dict[str, Load] = {}
         self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
-        of_block = block.lanes if block and not stage else lambda e, lanes: None  # noqa: ARG005
-        self.writer = LaneWriter(Ranges(emitter.vectors), self.read, self.uniform, of_block, emitter.dialect)
+        self.writer = LaneWriter(Ranges(emitter.vectors), self.read, self.uniform, self.same, emitter.dialect)
 
     def declarations(self) -> tuple[str, ...]:
         """Return the declarations of the scalars that the loop splats."""
@@ -94,6 +117,34 @@ class Lanes:
         if e.vector not in self.emitter.places:
             raise not_built(e, self.emitter.dialect)
         return self.emitter.field_of_block(e, size, lanes, self.of_block)
+
+    def same(self, e: ir.Expr, lanes: str) -> str | None:
+        """Return the lanes of what is the same in all of them and costs less as a scalar; None if it is not.
+
+        That is what a block's reductions give, or fields that have one value a block.
+        """
+        hoisted = self.block.lanes(e, lanes) if self.block and not self.stage else None
+        if hoisted is not None or not isinstance(e, ir.Apply) or e.type != FLOAT:
+            return hoisted
+        if not made_of(e, self.one_for_all):
+            return None
+        emitter = self.emitter
+        scalar = ScalarWriter(
+            emitter.place,
+            emitter.dialect,
+            lambda x: emitter.value_of_field(x, ir.block_of(x.position), self.of_block),
+        )
+        return emitter.splat(lanes, e.type, scalar.text(e))
+
+    def one_for_all(self, e: ir.Read) -> bool:
+        """Whether a read is of a float field whose one value a block is the same for all lanes at work."""
+        size = ir.block_of(e.position)
+        return (
+            e.type == FLOAT
+            and e.vector in self.emitter.places
+            and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size or 1)
+            and within_a_block(size, self.of_block)
+        )
 
     @property
     def of_block(self) -> int:
@@ -147,18 +198,7 @@ class Blocks:
 
     def same_in_block(self, e: ir.Expr) -> bool:
         """Whether an expression has the block's reductions and scalars only, and one reduction at least."""
-        some = False
-
-        def fits(x: ir.Expr) -> bool:
-            nonlocal some
-            if isinstance(x, ir.Read):
-                some = some or x.vector in self.made
-                return x.vector in self.made and ir.block_of(x.position) == self.b.block
-            if isinstance(x, ir.Const | ir.Scalar | ir.Param | ir.Size):
-                return True
-            return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
-
-        return fits(e) and some
+        return made_of(e, lambda x: x.vector in self.made and ir.block_of(x.position) == self.b.block)
 
     def text(self) -> BlockText:
         """Return the block-wise part; called when the loop's elements have been written."""

@@ -212,6 +212,11 @@ class NumbaEmitter(Emitter):
         place = f"k.f_{e.vector}, start + at, {size}, 0, live, {block or 'WIDTH'}"
         return f"per_block({lanes}, {storage(elem)}, {place})"
 
+    def value_of_field(self, e: ir.Read, size: int, block: int = 0, lane: str = "") -> str:  # noqa: ARG002
+        """Return one value of such a field."""
+        kind = storage(self.vectors[e.vector])
+        return f"load({self.dialect.scalar(e.type)}, {kind}, k.f_{e.vector}, (start + at) // {size}, WHOLE)"
+
     def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""
         for have, name in self.functors:
