@@ -142,7 +142,7 @@ def current_gpu_stream() -> int | None:
 def address(x: Array) -> int:
     """Return where an array begins, in the memory that it lies in."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(x))  # a quarter of the time of `x.ctypes`
+        return ctypes.addressof(ctypes.c_char.from_buffer(x.data))  # a quarter of the time of `x.ctypes`
     except (TypeError, ValueError):  # read-only, empty, or no memory of this processor
         return int(x.data.ptr) if _is_cupy(x) else int(x.ctypes.data)  # type: ignore[attr-defined]
 

@@ -282,7 +282,7 @@ class Codec:
 
     def _failure(self, op: Operation, call: b.Call, outcome: b.Outcome) -> Exception:
         name = self.info.name
-        if op == "hop":  # if the payload is wrong, decoding it says what is
+        if call.source is not None:  # if the payload of a hop is wrong, decoding it says what is
             out = arrays.empty(call.n, self._prepare.device)
             decode = b.Call(call.n, out, call.source, 0, call.shared_seed)
             (outcome,) = self._library.run("decode", [decode], self._values, 1)

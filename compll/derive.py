@@ -96,7 +96,8 @@ def _fresh(wish: str, taken: set[str]) -> str:
 
 def _changed(b: ir.Binding, change: Callable[[ir.Expr], ir.Expr]) -> ir.Binding:
     """Return a binding with its expressions changed; what a reduction combines by sees no vector."""
-    new = {x.name: change(getattr(b, x.name)) for x in fields(b) if isinstance(getattr(b, x.name), ir.Expr)}
+    here = {x.name: getattr(b, x.name) for x in fields(b)}
+    new: dict[str, Any] = {name: change(e) for name, e in here.items() if isinstance(e, ir.Expr)}
     return replace(b, **new)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compll import arrays, payload
-from compll.backends import NOTHING, Call, Values
+from compll.backends import Call, Values
 from compll.driver import Program
 from compll.errors import ParameterError
 from compll.types import Array
@@ -109,7 +109,7 @@ class Preparer:
         grad: Array,
         wrap: Any,
         shared: int | None,
-        source: Array = NOTHING,
+        source: Array | None = None,
         scale: float = 1.0,
     ) -> tuple[Call, Finish]:
         n = len(grad)
@@ -127,7 +127,7 @@ class Preparer:
                 raise ParameterError(
                     f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}"
                 )
-            if arrays.overlap(buffer, source):
+            if source is not None and arrays.overlap(buffer, source):
                 raise ParameterError(
                     "out and payload share memory, and a hop reads one while it writes the other"
                 )

@@ -15,7 +15,6 @@ from compll.types import Array, arithmetic, dtype
 OK, NOT_FINITE, OUT_OF_RANGE, REFUSED = 0, 1, -1, -2
 
 Values = Mapping[str, float | int | bool]
-NOTHING: Array = np.empty(0, np.uint8)
 NO_STATE: Mapping[str, Array] = MappingProxyType({})
 
 
@@ -44,7 +43,7 @@ class Call(NamedTuple):
     scale: float = 1.0
     state: Mapping[str, Array] = NO_STATE
     new_state: Mapping[str, Array] = NO_STATE
-    source: Array = NOTHING
+    source: Array | None = None
 
 
 class Outcome(NamedTuple):
@@ -63,11 +62,22 @@ class Library(Protocol):
         """Run one operation on every item of a batch."""
 
 
-def pack_parameters(params: Sequence[ir.Parameter], values: Values) -> Array:
-    """Lay out the run-time parameters as the generated C struct `Params`: an array of one record."""
-    named = [p for p in params if not p.static]
-    kinds = [(p.name, dtype(arithmetic(p.elem))) for p in named] or [("none", np.dtype(np.uint8))]
-    packed = np.zeros(1, np.dtype(kinds, align=True))
-    for p in named:
-        packed[p.name] = values[p.name]
-    return packed
+class Packer:
+    """Lays out run-time parameters as the generated C struct `Params`; keeps the last, which nobody changes."""
+
+    def __init__(self, params: Sequence[ir.Parameter]) -> None:
+        """Work out the layout."""
+        self.names = [p.name for p in params if not p.static]
+        kinds = [(p.name, dtype(arithmetic(p.elem))) for p in params if not p.static]
+        self.record = np.dtype(kinds or [("none", np.dtype(np.uint8))], align=True)
+        self.last: tuple[Values, Array] | None = None
+
+    def pack(self, values: Values) -> Array:
+        """Return an array of one record, which nobody changes."""
+        last = self.last
+        if last is None or last[0] is not values:
+            packed = np.zeros(1, self.record)
+            for name in self.names:
+                packed[name] = values[name]
+            self.last = last = values, packed
+        return last[1]

@@ -44,7 +44,7 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     env = Environment(call.n, params, {"gradient": call.gradient, **call.state}, seed=call.seed)
     raw: dict[str, Array] = {}  # the fields of payloads, as bytes
     if f.fields_read:
-        source = call.source if f.writes_payload else call.payload
+        source = call.payload if call.source is None else call.source
         counts = read_counts(f, source, call.n, values)
         env.scalars = {name: np.asarray(count, np.int64) for name, count in counts.items()}
         for place in extents(f.fields_read, call.n, values, counts):

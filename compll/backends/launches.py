@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from compll import ir
-from compll.backends import Call, Outcome, Unit, Values, pack_parameters
+from compll.backends import Call, Outcome, Packer, Unit, Values
 from compll.emit.cuda import Generated, Launch
 from compll.errors import BackendError
 from compll.evaluate import host_int
@@ -28,11 +28,13 @@ ITEM = np.dtype(
     [
         (name, kind)
         for kind, names in (
-            ("u8", ("gradient", "payload", "source")),
-            ("i8", ("n", "capacity", "length", "source_length")),
+            ("u8", ("gradient", "payload")),
+            ("i8", ("n", "capacity", "length")),
             ("u8", ("state", "new_state", "seed", "shared_seed", "scratch")),
             ("f4", ("scale",)),
             ("i4", ("status",)),
+            ("u8", ("source",)),
+            ("i8", ("source_length",)),
         )
         for name in names
     ]
@@ -87,7 +89,7 @@ class LaunchLibrary:
     def __init__(self, unit: Unit, generated: Generated, device: Device) -> None:
         """Keep what a run needs."""
         self.states = unit.functions[0].states
-        self.params = unit.params
+        self.parameters = Packer(unit.params)
         self.generated, self.device = generated, device
         self.backend = device.backend
 
@@ -102,7 +104,7 @@ class LaunchLibrary:
         del threads
         if not calls:
             return []
-        device, params = self.device, pack_parameters(self.params, values)
+        device, params = self.device, self.parameters.pack(values)
         for call in calls:
             for what, array in (("gradient", call.gradient), *call.state.items(), *call.new_state.items()):
                 if device.address(array) % array.itemsize:
@@ -124,10 +126,11 @@ class LaunchLibrary:
             place = base + pointers_at + at * pointers[at].nbytes
             nbytes = call.payload.nbytes
             items[at] = (
-                *(device.address(call.gradient), device.address(call.payload), device.address(call.source)),
-                *(call.n, nbytes, nbytes, call.source.nbytes),
+                *(device.address(call.gradient), device.address(call.payload)),
+                *(call.n, nbytes, nbytes),
                 *(place, place + pointers[at, 0].nbytes, call.seed, call.shared_seed, free),
                 *(call.scale, 0),
+                *((0, 0) if call.source is None else (device.address(call.source), call.source.nbytes)),
             )
             free += size
         host = np.zeros(table.nbytes, np.uint8)

@@ -21,6 +21,7 @@ import numpy as np
 
 from compll import build as builder
 from compll import knobs
+from compll.arrays import address
 from compll.backends import NOT_FINITE, OK, Call, Outcome, Unit, Values
 from compll.emit import numba as emit
 from compll.errors import BackendError
@@ -146,16 +147,15 @@ class NumbaLibrary:
             call.shared_seed,
             call.scale,
             0,
-            call.gradient.ctypes.data,
-            call.payload.ctypes.data,
+            address(call.gradient),
+            address(call.payload),
             call.payload.nbytes,
-            call.source.ctypes.data,
-            call.source.nbytes,
+            *((0, 0) if call.source is None else (address(call.source), call.source.nbytes)),
             0,
             0,
             0,
             *(
-                state[name].ctypes.data
+                address(state[name])
                 for state in (call.state, call.new_state)
                 for name in self.states
                 if state

@@ -15,17 +15,17 @@
 extern "C" struct compll_item {
     float* gradient;        // encode, hop: input; decode, decode_add: output
     uint8_t* payload;       // a multiple of 16; encode, hop: output of `capacity` bytes; otherwise input of `length`
-    const uint8_t* source;  // hop: the payload that is decoded, `source_length` bytes from a multiple of 16
     int64_t n;              // elements of the gradient
     int64_t capacity;
     int64_t length;         // encode, hop: set to the payload's true length
-    int64_t source_length;
     const float* const* state;   // one pointer a state vector, in the order of the program
     float* const* new_state;     // may be the same
     uint64_t seed, shared_seed;
     char* scratch;          // a multiple of 64; `scratch_bytes(n)` bytes of its own
     float scale;            // decode_add, hop
     int32_t status;         // 0, 1: the input was not finite, or negative: an error
+    const uint8_t* source;  // hop: the payload that is decoded, `source_length` bytes from a multiple of 16
+    int64_t source_length;
 };
 
 namespace compll {

@@ -19,7 +19,7 @@ from test_language import FREE, KEYWORDS, LEVELS
 import compll
 from compll import codec as api
 from compll import driver
-from compll.backends import Unit, cudasim, launches, pack_parameters
+from compll.backends import Packer, Unit, cudasim, launches
 from compll.emit import cuda
 from compll.errors import BackendError, ParameterError, PayloadError
 
@@ -252,7 +252,7 @@ def test_the_c_functions_launch_the_same_kernels(name: str, params: dict[str, An
     library, n = codec._library, 5000
     assert isinstance(library, launches.LaunchLibrary)
     raw = library.device.library  # type: ignore[attr-defined]
-    host_params = pack_parameters(one.params, codec._values)
+    host_params = Packer(one.params).pack(codec._values)
     where = ctypes.c_void_p(host_params.ctypes.data)
     for ask in ("max_bytes", "scratch_bytes"):
         getattr(raw, f"{one.codec}_{ask}").restype = ctypes.c_int64
