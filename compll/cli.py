@@ -26,7 +26,7 @@ from compll.passes import fuse
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="CompLL: compile gradient compression algorithms."
 )
-SOURCES = {"cpp": cpp.source, "cuda": cuda.source, "numba": numba.source}
+SOURCES = {"cpp": cpp.source, "cuda": cuda.source, "numba": numba.source, "launches": cuda.launches_text}
 STAGES = ("ast", "ir", "fused", *SOURCES)
 
 Sources = Annotated[
@@ -134,7 +134,8 @@ def show(
         if emit in SOURCES:
             print(SOURCES[emit](driver.unit_of(checked)))
             continue
-        for f in (checked.encode, checked.decode):
+        written = (checked.decode,) if checked.encode is None else driver.unit_of(checked).functions
+        for f in written:
             if f is not None:
                 print(function_text(f if emit == "ir" else fuse(f)))
 

@@ -96,7 +96,7 @@ class Codec:
     def __init__(self, program: driver.Program, library: b.Library) -> None:
         """Made by `compile`."""
         self._program, self._library = program, library
-        self._use(program.info, program.checked.values)
+        self._use(replace(program.info, launches=library.launches), program.checked.values)
 
     def _use(self, info: Info, values: b.Values) -> None:
         self.info, self._values = info, values

@@ -81,10 +81,8 @@ def _all(f: ir.Function) -> Iterator[ir.Expr]:
 def _names(f: ir.Function) -> set[str]:
     """Return all names that a function gives to vectors, scalars, tables and fields."""
     given = {getattr(b, what, None) for b in f.body for what in ("name", "count")}
-    named = (*f.params, *f.layout, *f.counts)
-    return (
-        {x for x in given if isinstance(x, str)} | {x.name for x in named} | {name for name, _ in f.vectors}
-    )
+    known = {x.name for x in f.layout} | {x.name for x in f.params} | {name for name, _ in f.vectors}
+    return known | {x for x in given if isinstance(x, str)}
 
 
 def _fresh(wish: str, taken: set[str]) -> str:

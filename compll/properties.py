@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compll import ir
 from compll.check import Checked
@@ -27,7 +27,9 @@ class ParameterInfo:
 class Info:
     """The properties of a codec (LANGUAGE: "Parameters and properties").
 
-    `why` gives for a property that is False the reason, where the compiler found one.
+    `why` gives for a property that is False the reason, where the compiler found one.  `launches` gives on
+    a GPU, for each operation, the kernels that it launches and how many of them go over the elements,
+    whatever the number of items; elsewhere it is empty.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Info:
     nonfinite: str
     why: Mapping[str, str]
     fingerprint: str
+    launches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def infer(checked: Checked, *, error_feedback: bool) -> Info:

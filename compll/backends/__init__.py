@@ -16,6 +16,7 @@ OK, NOT_FINITE, OUT_OF_RANGE, REFUSED = 0, 1, -1, -2
 
 Values = Mapping[str, float | int | bool]
 NO_STATE: Mapping[str, Array] = MappingProxyType({})
+NO_LAUNCHES: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,20 @@ class Outcome(NamedTuple):
 
 
 class Library(Protocol):
-    """A codec made ready by a backend."""
+    """A codec made ready by a backend.
+
+    `launches` gives for an operation the kernel launches on a GPU, and those of them over the elements.
+    """
 
     backend: str
+    launches: Mapping[str, tuple[int, int]]
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item of a batch."""
 
 
 class Packer:
-    """Lays out run-time parameters as the generated C struct `Params`; keeps the last, which nobody changes."""
+    """Lays out run-time parameters as the generated C struct `Params`; keeps the last: nobody changes it."""
 
     def __init__(self, params: Sequence[ir.Parameter]) -> None:
         """Work out the layout."""

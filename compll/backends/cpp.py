@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from compll import build as builder
 from compll.arrays import address, aligned_empty
-from compll.backends import Call, Outcome, Packer, Unit, Values
+from compll.backends import NO_LAUNCHES, Call, Outcome, Packer, Unit, Values
 from compll.emit import cpp
 from compll.types import Array
 
@@ -31,7 +31,7 @@ def build(unit: Unit) -> CppLibrary:
 class CppLibrary:
     """A loaded library.  Scratch memory is kept a thread, so kernels allocate nothing."""
 
-    backend = "cpp"
+    backend, launches = "cpp", NO_LAUNCHES
 
     def __init__(self, unit: Unit, library: ctypes.CDLL) -> None:
         """Look up the operations."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compll import ir
-from compll.backends import NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
+from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
 from compll.backends.selection import Refused, elements, select
 from compll.evaluate import Environment, evaluate
 from compll.payload import count_bytes, extents, read_counts, total_bytes
@@ -21,7 +21,7 @@ from compll.types import Array, arithmetic, canonical, dtype, from_bytes, to_byt
 class InterpLibrary:
     """A codec run by the interpreter."""
 
-    backend = "interp"
+    backend, launches = "interp", NO_LAUNCHES
 
     def __init__(self, unit: Unit) -> None:
         """Keep the typed functions."""

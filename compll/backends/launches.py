@@ -19,9 +19,9 @@ from compll.evaluate import host_int
 from compll.rng import TILE
 from compll.types import Array
 
-# As in templates/cuda: the threads of a block, the warps of a block of tiles, and CUDA's limits of a grid.
+# As in templates/cuda: the threads of a block over items and over tiles, and the most blocks.
 ITEM_THREADS, TILE_THREADS, WARP = 512, 128, 32
-MOST_X, MOST_Y = 1 << 20, 65535
+MOST_X = 1 << 20
 ALIGNMENT = 64
 
 ITEM = np.dtype(
@@ -34,7 +34,7 @@ ITEM = np.dtype(
             ("f4", ("scale",)),
             ("i4", ("status",)),
             ("u8", ("source",)),
-            ("i8", ("source_length",)),
+            ("i8", ("source_length", "first_block")),
         )
         for name in names
     ]
@@ -43,10 +43,9 @@ ITEM = np.dtype(
 
 @dataclass(frozen=True)
 class Grid:
-    """Blocks in x and y, and the threads of each."""
+    """Blocks, and the threads of each."""
 
     x: int
-    y: int
     threads: int
 
 
@@ -71,12 +70,16 @@ class Device(Protocol):
         """Launch a kernel on addresses, without waiting for it."""
 
 
-def grid_of(launch: Launch, count: int, most: int) -> Grid:
-    """Return a launch's grid for `count` items, the longest of `most` elements (compll.cuh: `Grid`)."""
+def item_blocks(n: int) -> int:
+    """Return the blocks of a launch over tiles that work on an item of n elements (compll.cuh)."""
+    return max(1, min(-(-n // (TILE * TILE_THREADS // WARP)), MOST_X))
+
+
+def grid_of(launch: Launch, count: int, blocks: int) -> Grid:
+    """Return a launch's grid for `count` items, which have so many blocks (compll.cuh: `Grid`)."""
     if launch.over == "items":
-        return Grid(min(count, MOST_X), 1, ITEM_THREADS)
-    tiles = -(-most // TILE)
-    return Grid(max(1, min(-(-tiles // (TILE_THREADS // WARP)), MOST_X)), min(count, MOST_Y), TILE_THREADS)
+        return Grid(min(count, MOST_X), ITEM_THREADS)
+    return Grid(blocks, TILE_THREADS)
 
 
 def _aligned(size: int) -> int:
@@ -91,7 +94,7 @@ class LaunchLibrary:
         self.states = unit.functions[0].states
         self.parameters = Packer(unit.params)
         self.generated, self.device = generated, device
-        self.backend = device.backend
+        self.backend, self.launches = device.backend, generated.counts
 
     def scratch_bytes(self, n: int, values: Values) -> int:
         """Return the scratch for an item of n elements; the generated `scratch_bytes` says the same."""
@@ -118,7 +121,7 @@ class LaunchLibrary:
         pointers = np.zeros((len(calls), 2, len(self.states)), np.uint64)
         table, scratch = device.empty(pointers_at + pointers.nbytes), device.empty(sum(sizes))
         base, free = device.address(table), device.address(scratch)
-        items = np.zeros(len(calls), ITEM)
+        items, blocks = np.zeros(len(calls), ITEM), 0
         for at, (call, size) in enumerate(zip(calls, sizes, strict=True)):
             if call.state:
                 vectors = (call.state, call.new_state)
@@ -131,16 +134,17 @@ class LaunchLibrary:
                 *(place, place + pointers[at, 0].nbytes, call.seed, call.shared_seed, free),
                 *(call.scale, 0),
                 *((0, 0) if call.source is None else (device.address(call.source), call.source.nbytes)),
+                blocks,
             )
             free += size
+            blocks += item_blocks(call.n)
         host = np.zeros(table.nbytes, np.uint8)
         host[: params.nbytes] = params.view(np.uint8)
         host[items_at : items_at + items.nbytes] = items.view(np.uint8)
         host[pointers_at:] = pointers.reshape(-1).view(np.uint8)
         device.upload(host, table)
-        most = max(call.n for call in calls)
         for launch in self.generated.launches[op]:
-            grid = grid_of(launch, len(calls), most)
+            grid = grid_of(launch, len(calls), blocks)
             device.launch(launch.kernel, grid, base + items_at, len(calls), base)
         done = device.download(table[items_at : items_at + items.nbytes]).view(ITEM)
         return [

@@ -295,7 +295,7 @@ class Emitter:
 
     def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
-        if within_a_block(size, block):
+        if within_a_block(size, block, self.dialect.width):
             return f"splat<{lanes}>({self.value_of_field(e, size, block)})"
         place = self.value_of_field(e, size, block, " + (j < live ? j : 0)")
         return f"each<{lanes}>([&](int j) {{ return {place}; }})"

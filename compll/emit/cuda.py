@@ -104,6 +104,11 @@ class Generated:
     frame_bytes: int
     scratch: tuple[Scratch, ...]
 
+    @property
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """How many launches an operation takes, and how many of them go over the elements."""
+        return {op: (len(xs), sum(x.over == "tiles" for x in xs)) for op, xs in self.launches.items()}
+
 
 @dataclass(frozen=True)
 class Output:
@@ -181,6 +186,17 @@ def generate(unit: Unit) -> Generated:
 def source(unit: Unit) -> str:
     """Return the CUDA C++ source of a codec's library."""
     return generate(unit).source
+
+
+def launches_text(unit: Unit) -> str:
+    """Return the launches of each operation, one a line: what the grid goes over, and the kernel."""
+    made = generate(unit)
+    lines = []
+    for op, launches in made.launches.items():
+        every, over = made.counts[op]
+        lines += [f"{op}: {every} launches, {over} of them over the elements"]
+        lines += [f"  {x.over:5} {x.kernel}" for x in launches]
+    return "\n".join(lines) + "\n"
 
 
 def runtime() -> dict[str, str]:

@@ -74,9 +74,9 @@ def made_of(e: ir.Expr, may: Callable[[ir.Read], bool]) -> bool:
     return fits(e) and some
 
 
-def within_a_block(size: int, block: int) -> bool:
-    """Whether 16 lanes lie in one block of `size`: lanes of a tile, or of a block of `block` elements."""
-    return size > 0 and (size == block or (size % 16 == 0 and block % 16 == 0))
+def within_a_block(size: int, block: int, width: int) -> bool:
+    """Whether all `width` lanes, of a tile or of a block of `block` elements, lie in one block of `size`."""
+    return size > 0 and (size == block or (size % width == 0 and block % width == 0))
 
 
 class Lanes:
@@ -143,7 +143,7 @@ class Lanes:
             e.type == FLOAT
             and e.vector in self.emitter.places
             and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size or 1)
-            and within_a_block(size, self.of_block)
+            and within_a_block(size, self.of_block, self.emitter.dialect.width)
         )
 
     @property

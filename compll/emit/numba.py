@@ -25,6 +25,7 @@ class Python(Dialect):
     """How the functions of `compll.backends.numba_runtime` are called."""
 
     backend = "numba"
+    width = 32
 
     def number(self, e: ir.Const) -> str:
         """Return a constant: a decimal with all digits is the same float32."""
@@ -215,7 +216,8 @@ class NumbaEmitter(Emitter):
     def value_of_field(self, e: ir.Read, size: int, block: int = 0, lane: str = "") -> str:  # noqa: ARG002
         """Return one value of such a field."""
         kind = storage(self.vectors[e.vector])
-        return f"load({self.dialect.scalar(e.type)}, {kind}, k.f_{e.vector}, (start + at) // {size}, WHOLE)"
+        place = f"min(start + at, k.length - 1) // {size}"  # lanes that do not exist read what does
+        return f"load({self.dialect.scalar(e.type)}, {kind}, k.f_{e.vector}, {place}, WHOLE)"
 
     def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""

@@ -56,6 +56,9 @@ def test_show_prints_every_stage() -> None:
     assert fused.count("pass[n]") == 3
     assert "compll_item" in right("show", "onebit", "--emit", "cpp")
     assert "__global__" in right("show", "onebit", "--emit", "cuda")
+    launches = right("show", "onebit", "--emit", "launches")
+    assert "hop: 5 launches, 2 of them over the elements\n  items onebit_hop_begin\n" in launches
+    assert "hop onebit" in right("show", "onebit", "--emit", "fused")
     assert "residual" in right("show", "terngrad", "--emit", "ir", "--error-feedback")
 
 
