@@ -44,6 +44,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //       where smaller(a, b) = min(a, b)
 //     high: float = reduce[n] gradient[i] from -inf by greater
 //       where greater(a, b) = max(a, b)
+//     check[n] gradient[i] is finite
 //   gap: float = ((high - low) / 0x1.8000000000000p+1)
 //   put low: float = low
 //   put gap: float = gap
@@ -292,9 +293,166 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     return true;
 }
 
+// ---- hop ----
+// hop terngrad
+//   static param bitwidth: uint8
+//   field bitwidth: uint8
+//   field low: float
+//   field gap: float
+//   field level: uint<2>[n]
+//   received received_bitwidth: uint8
+//   received received_low: float
+//   received received_gap: float
+//   received received_level: uint<2>[n]
+//   received_bitwidth_read = get received_bitwidth: uint8
+//   guard bitwidth: received_bitwidth_read == 2
+//   received_low_1 = get received_low: float
+//   received_gap_1 = get received_gap: float
+//   put bitwidth: uint8 = 2
+//   pass[n]
+//     low: float = reduce[n] (scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) from inf by smaller
+//       where smaller(a, b) = min(a, b)
+//     high: float = reduce[n] (scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) from -inf by greater
+//       where greater(a, b) = max(a, b)
+//     check[n] (scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) is finite
+//   gap: float = ((high - low) / 0x1.8000000000000p+1)
+//   put low: float = low
+//   put gap: float = gap
+//   pass[n]
+//     store field level: uint<2>[n] = uint<2>(stochastic_round0((((scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) - low) / gap)))
+
+struct HopFrame {
+    int64_t n;
+    uint64_t seed, shared_seed;
+    float scale;
+    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    float* gradient;
+    uint8_t* f_level;
+    const uint8_t* f_received_level;
+    int64_t received_bitwidth_read_;
+    float received_low_1_;
+    float received_gap_1_;
+    float low_;
+    float high_;
+    float gap_;
+};
+static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
+
+struct HopSmallerOf0 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (smaller(a, b)); }
+};
+
+struct HopGreaterOf1 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+};
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const Float u_received_gap_1 = splat<Float>(k.received_gap_1_);
+    const Float u_received_low_1 = splat<Float>(k.received_low_1_);
+    const auto c_received_level = unpack<2, FULL>(k.f_received_level + tile * (LANES * 2), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    Float a_low[QUAD] = {};
+    Float a_high[QUAD] = {};
+    bool bad = false;
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_level = widen<Int32>(c_received_level.get(row, block));
+            const Float t0 = widen<Float>(v_received_level);
+            const Float t1 = t0 * u_received_gap_1;
+            const Float t2 = t1 + u_received_low_1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            bad = bad || not_finite(t4);
+            a_low[block] = row == 0 ? t4 : HopSmallerOf0{}(a_low[block], t4);
+            a_high[block] = row == 0 ? t4 : HopGreaterOf1{}(a_high[block], t4);
+        }
+    }
+    const int lanes = count < LANES ? count : LANES;
+    const Float t_low = fold(a_low, thread, lanes, HopSmallerOf0{});
+    if (thread == 0) reinterpret_cast<float*>(partials(item, 0, tiles))[tile] = t_low;
+    const Float t_high = fold(a_high, thread, lanes, HopGreaterOf1{});
+    if (thread == 0) reinterpret_cast<float*>(partials(item, 1, tiles))[tile] = t_high;
+    if (bad) atomicExch(&item.status, int32_t(NOT_FINITE));
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const Float u_received_gap_1 = splat<Float>(k.received_gap_1_);
+    const Float u_received_low_1 = splat<Float>(k.received_low_1_);
+    const Float u_low = splat<Float>(k.low_);
+    const Float u_gap = splat<Float>(k.gap_);
+    const auto c_received_level = unpack<2, FULL>(k.f_received_level + tile * (LANES * 2), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    Codes<2> o_level;
+    o_level.clear();
+    Halves r0[QUAD];
+#pragma unroll
+    for (int block = 0; block < QUAD; ++block) r0[block].fill(k.seed, 0, tile, QUAD * thread + block);
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_level = widen<Int32>(c_received_level.get(row, block));
+            const Float t0 = widen<Float>(v_received_level);
+            const Float t1 = t0 * u_received_gap_1;
+            const Float t2 = t1 + u_received_low_1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            const Float t5 = t4 - u_low;
+            const Float t6 = divide(t5, u_gap);
+            const Float t7 = stochastic_round(r0[block][row], t6);
+            const Int32 t8 = saturate<Int32>(t7, INT64_C(0), INT64_C(3));
+            o_level.put(row, block, uint32_t(t8));
+        }
+    }
+    pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, thread, count);
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(item.n, p);
+    k.failed = true;
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || item.capacity < at.end || !is_aligned(item.payload)) return false;
+    if (item.source_length != at.end || !is_aligned(item.source)) return false;
+    k.failed = false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.gradient = item.gradient;
+    k.wide = is_aligned(k.gradient);
+    k.f_level = item.payload + at.level_;
+    k.f_received_level = item.source + at.level_;
+    int64_t end = 0;  // bytes between fields are written 0
+    clear(item.payload + end, item.payload + at.bitwidth_);
+    end = at.bitwidth_end;
+    clear(item.payload + end, item.payload + at.low_);
+    end = at.low_end;
+    clear(item.payload + end, item.payload + at.gap_);
+    end = at.gap_end;
+    clear(item.payload + end, item.payload + at.level_);
+    end = at.level_end;
+    item.length = at.end;
+    return true;
+}
+
 }  // namespace
 
-// ---- kernels: 8, each with the arguments (items, count, params) ----
+// ---- kernels: 12, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -310,17 +468,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_encode_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else encode_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (k.failed) return;
+    const int64_t length = k.n, tiles = tiles_of(length);
+    for (int64_t tile = part.warp; tile < tiles; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, tiles, TILE);
+        else encode_pass0<false>(item, k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -352,17 +508,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_encode_th
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_encode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass1<true>(items[i], k, p, tile, tiles, TILE);
-            else encode_pass1<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (k.failed) return;
+    const int64_t length = k.n, tiles = tiles_of(length);
+    for (int64_t tile = part.warp; tile < tiles; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, tiles, TILE);
+        else encode_pass1<false>(item, k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -387,17 +541,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_decode_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else decode_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (k.failed) return;
+    const int64_t length = k.n, tiles = tiles_of(length);
+    for (int64_t tile = part.warp; tile < tiles; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, tiles, TILE);
+        else decode_pass0<false>(item, k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -422,17 +574,89 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_decode_ad
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(items[i].scratch);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (k.failed) return;
+    const int64_t length = k.n, tiles = tiles_of(length);
+    for (int64_t tile = part.warp; tile < tiles; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, tiles, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_hop_begin(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+        compll_item& item = items[i];
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (threadIdx.x != 0) continue;
+        if (!begin(item, k, p)) continue;
+        [[maybe_unused]] const Layout at = layout(k.n, p);
+        k.received_bitwidth_read_ = get<uint8_t>(item.source + at.bitwidth_);
+        if (k.received_bitwidth_read_ != INT64_C(2)) {
+            k.failed = true;
+            item.status = REFUSED;
+            continue;
+        }
+        k.received_low_1_ = get<float>(item.source + at.low_);
+        k.received_gap_1_ = get<float>(item.source + at.gap_);
+        put<uint8_t>(item.payload + at.bitwidth_, INT64_C(2));
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_hop_pass0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (k.failed) return;
+    const int64_t length = k.n, tiles = tiles_of(length);
+    for (int64_t tile = part.warp; tile < tiles; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass0<true>(item, k, p, tile, tiles, TILE);
+        else hop_pass0<false>(item, k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_hop_then0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+        compll_item& item = items[i];
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
         if (k.failed) continue;
         const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else decode_add_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+        if (tiles > 0) {
+            const float t_low = fold_tiles<float>(partials(item, 0, tiles), tiles, HopSmallerOf0{});
+            const float t_high = fold_tiles<float>(partials(item, 1, tiles), tiles, HopGreaterOf1{});
+            if (threadIdx.x == 0) {
+                k.low_ = HopSmallerOf0{}(__builtin_inff(), t_low);
+                k.high_ = HopGreaterOf1{}(-__builtin_inff(), t_high);
+            }
+        } else if (threadIdx.x == 0) {
+            k.low_ = __builtin_inff();
+            k.high_ = -__builtin_inff();
         }
+        if (threadIdx.x != 0) continue;
+        [[maybe_unused]] const Layout at = layout(k.n, p);
+        k.gap_ = (divide((k.high_ - k.low_), 0x1.8000000000000p+1f));
+        put<float>(item.payload + at.low_, k.low_);
+        put<float>(item.payload + at.gap_, k.gap_);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_hop_pass1(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (k.failed) return;
+    const int64_t length = k.n, tiles = tiles_of(length);
+    for (int64_t tile = part.warp; tile < tiles; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass1<true>(item, k, p, tile, tiles, TILE);
+        else hop_pass1<false>(item, k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -450,32 +674,48 @@ COMPLL_EXPORT int64_t terngrad_scratch_bytes(int64_t n, [[maybe_unused]] const v
         const int64_t length = k.n;
         most = greater<int64_t>(most, 2 * partial_bytes(tiles_of(length)));
     }
+    {
+        const int64_t length = k.n;
+        most = greater<int64_t>(most, 2 * partial_bytes(tiles_of(length)));
+    }
     return k.n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t terngrad_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t terngrad_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t terngrad_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(terngrad_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(terngrad_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(terngrad_encode_pass0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(terngrad_encode_then0, over_items(count), items, count, params);
-    COMPLL_LAUNCH(terngrad_encode_pass1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(terngrad_encode_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t terngrad_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t terngrad_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(terngrad_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(terngrad_decode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(terngrad_decode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t terngrad_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t terngrad_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(terngrad_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(terngrad_decode_add_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(terngrad_decode_add_pass0, over_tiles(blocks), items, count, params);
+    return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
+}
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t terngrad_hop_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
+    if (count <= 0) return OK;
+    COMPLL_LAUNCH(terngrad_hop_begin, over_items(count), items, count, params);
+    COMPLL_LAUNCH(terngrad_hop_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(terngrad_hop_then0, over_items(count), items, count, params);
+    COMPLL_LAUNCH(terngrad_hop_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif
