@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import json
 import shutil
 import sys
 import time
@@ -14,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from compll import build as builder
+from compll import catalogue, driver, generate, knobs, report
 from compll import codec as api
-from compll import driver, generate, knobs, report
 from compll import syntax as s
 from compll.check.signature import Values
-from compll.emit import cpp, cuda, numba
+from compll.emit import cpp, cuda
 from compll.errors import BackendError, CompileError, ParameterError, PayloadError
 from compll.ir_text import function_text
 from compll.passes import fuse
@@ -26,8 +28,8 @@ from compll.passes import fuse
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="CompLL: compile gradient compression algorithms."
 )
-SOURCES = {"cpp": cpp.source, "cuda": cuda.source, "numba": numba.source, "launches": cuda.launches_text}
-STAGES = ("ast", "ir", "fused", *SOURCES)
+TEXTS = generate.SOURCES | {"launches": cuda.launches_text}
+STAGES = ("ast", "ir", "fused", *TEXTS)
 
 Sources = Annotated[
     list[str], typer.Argument(help="a shipped algorithm's name, a .pse file, or two files of one codec")
@@ -131,8 +133,8 @@ def show(
                 print("\n".join(_tree(program)))
             continue
         checked = driver.check_files(paths, _values(param), error_feedback=error_feedback)[0]
-        if emit in SOURCES:
-            print(SOURCES[emit](driver.unit_of(checked)))
+        if emit in TEXTS:
+            print(TEXTS[emit](driver.unit_of(checked)))
             continue
         written = (checked.decode,) if checked.encode is None else driver.unit_of(checked).functions
         for f in written:
@@ -194,10 +196,7 @@ def run(
         )
     console = Console()
     console.print(table)
-    told = {
-        k: getattr(codec.info, k)
-        for k in ("exact_size", "unbiased", "stateful", "random", "feedback", "hop", "summable", "nonfinite")
-    }
+    told = {k: getattr(codec.info, k) for k in ("exact_size", *catalogue.PROPERTIES, "nonfinite")}
     console.print("  ".join(f"{k}: {v}" for k, v in told.items()))
     if not all(c.equal for c in cases):
         raise BackendError(
@@ -206,21 +205,21 @@ def run(
 
 
 @app.command()
-def algorithms() -> None:
-    """List the shipped algorithms."""
-    table = Table()
-    for heading in ("name", "parameters", "properties", "bytes for 1,000,000"):
-        table.add_column(heading)
-    for name in api.algorithms():
-        codec = api.compile(name, "interp")
-        info = codec.info
-        has = [
-            p
-            for p in ("unbiased", "random", "stateful", "feedback", "hop", "summable", "sparse")
-            if getattr(info, p)
-        ]
-        params = ", ".join(f"{k}={p.value}" for k, p in info.params.items())
-        table.add_row(name, params or "-", ", ".join(has), f"{codec.max_bytes(1_000_000):,}")
+def algorithms(
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="print docs/algorithms.md")] = False,
+) -> None:
+    """List the shipped algorithms: parameters, length, payload, properties and backends."""
+    if as_markdown:
+        print(catalogue.markdown(), end="")
+        return
+    found = catalogue.entries()
+    if as_json:
+        print(json.dumps([dataclasses.asdict(e) for e in found], indent=2))
+        return
+    table = Table(*catalogue.HEADINGS)
+    for e in found:
+        table.add_row(*catalogue.row(e))
     Console().print(table)
 
 
@@ -233,6 +232,8 @@ def generate_(
     if not fresh:
         for path in generate.write(folder):
             print(path)
+        for line in generate.left_out():
+            print(line, file=sys.stderr)
         return
     diff = generate.differences(folder)
     if diff:

@@ -17,6 +17,7 @@ from compll.errors import BackendError, CompileError, ParameterError, PayloadErr
 from compll.items import Item, Preparer, Result, as_scale, integer, length
 from compll.knobs import threads as default_threads
 from compll.properties import Info
+from compll.types import written
 
 __all__ = [
     "BackendError",
@@ -104,7 +105,7 @@ class Codec:
 
     def __repr__(self) -> str:
         """Show name, parameters and backend."""
-        values = ", ".join(f"{k}={v}" for k, v in self._values.items())
+        values = ", ".join(f"{k}={written(v)}" for k, v in self._values.items())
         return f"<Codec {self.info.name}({values}) on {self._library.backend}>"
 
     @property

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from compll import ir
+from compll.lower import GRADIENT, is_random
 from compll.passes import fuse
 from compll.types import FLOAT
 
-GRADIENT = "gradient"
 ELEMENTWISE = (ir.Get, ir.Guard, ir.Let, ir.Map, ir.Table, ir.Store)
 
 
@@ -43,7 +43,7 @@ def hop(encode: ir.Function, decode: ir.Function) -> ir.Function | None:
     """
     if encode.counts or decode.counts or not all(isinstance(b, ELEMENTWISE) for b in decode.body):
         return None
-    if any(isinstance(x, ir.Random | ir.StochasticRound) for e in _all(decode) for x in ir.walk(e)):
+    if any(is_random(e) for b in decode.body for e in ir.expressions(b)):
         return None
     taken = _names(encode)
     own = {name: _fresh(f"received_{name}", taken) for name in _names(decode)}
@@ -70,12 +70,9 @@ def hop(encode: ir.Function, decode: ir.Function) -> ir.Function | None:
         received=received,
         body=tuple(body),
     )
-    return None if any(isinstance(b, ir.Map) and b.name == vector for b in fuse(f).body) else f
-
-
-def _all(f: ir.Function) -> Iterator[ir.Expr]:
-    for b in f.body:
-        yield from ir.expressions(b)
+    kept = ir.Target("vector", vector)
+    sinks = (s for b in fuse(f).body if isinstance(b, ir.Pass) for s in b.sinks)
+    return None if any(isinstance(s, ir.Store) and s.target == kept for s in sinks) else f
 
 
 def _names(f: ir.Function) -> set[str]:

@@ -62,11 +62,26 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
         case ir.Scatter(name, elem, length, base, count, index, value, checked):
             yield f"{name}: {elem}{_over(length)} = {text(base)}"
             yield f"  with{' checked' if checked else ''} [{text(index)}] = {text(value)} over{_over(count)}"
+        case ir.Compact(name, count, mask, _, limit):
+            first = f", the first {text(limit)}" if limit is not None else ""
+            yield f"{name}: int[{count}] = positions of {mask.vector}{first}"
+        case ir.Select(name, keys, length, k, count, block):
+            yield f"{name}: int{_over(count)} = least{_over(length)}{_by(block)} {text(k)} of {keys.vector}"
+        case ir.Arrange(name, keys, values, length, block):
+            order = f"{values.vector} in the order of {keys.vector}"
+            yield f"{name}: {values.type}{_over(length)} = {order}{_by(block)}"
+        case ir.Nth(name, keys, values, length, rank):
+            order = f"{values.vector} in the order of {keys.vector}"
+            yield f"{name}: {values.type} = element {text(rank)} of {order}{_over(length)}"
+        case ir.Ascends(index, count, length, checked):
+            verb = "payload's" if checked else "own"
+            yield f"{verb} {index.vector}{_over(count)} ascends below {text(length)}"
+        case ir.Patch(target, elem, length, index, body):
+            yield f"patch {_place(target)}: {elem}{_over(length)} at {text(index)} = {text(body)}"
         case ir.Table(name, elem, values):
             yield f"{name}: {elem}[{len(values)}] = {', '.join(text(v) for v in values)}"
         case ir.Store(target, elem, length, body):
-            place = target.kind if target.kind == "output" else f"{target.kind} {target.name}"
-            yield f"store {place}: {elem}{_over(length)} = {text(body)}"
+            yield f"store {_place(target)}: {elem}{_over(length)} = {text(body)}"
         case ir.Finite(length, body):
             yield f"check{_over(length)} {text(body)} is finite"
         case ir.Put(field, elem, value):
@@ -102,6 +117,10 @@ def _sharing(b: ir.Binding) -> tuple[list[str], Callable[[ir.Expr], str]]:
         lines.append(f"where %{len(names)} = {write(e)}")
         names[e] = f"%{len(names)}"
     return lines, write
+
+
+def _place(target: ir.Target) -> str:
+    return target.kind if target.kind == "output" else f"{target.kind} {target.name}"
 
 
 def _by(block: int) -> str:

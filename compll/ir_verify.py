@@ -89,8 +89,29 @@ class _Verifier:
                 self.expr(length)
                 self.expr(body)
                 self.need(body.type == arithmetic(elem), f"store {target.name} has type {body.type}")
-                known = {"field": self.fields, "state": self.f.states, "output": ("gradient",)}[target.kind]
-                self.need(target.name in known, f"unknown target {target.kind} {target.name}")
+                if target.kind == "vector":
+                    self.vector(target.name, elem)
+                self.target(target)
+            case ir.Patch(target, elem, _, index, body):
+                self.all(b)
+                self.need(body.type == arithmetic(elem), f"patch {target.name} has type {body.type}")
+                self.need(index.type == INT, f"patch {target.name} at {index.type}")
+                self.target(target)
+            case ir.Compact(name, count):
+                self.all(b)
+                self.vector(name, INT)
+                self.define(count, INT)
+            case ir.Select(name):
+                self.all(b)
+                self.vector(name, INT)
+            case ir.Arrange(name, _, values):
+                self.all(b)
+                self.vector(name, values.type)
+            case ir.Nth(name, _, values):
+                self.all(b)
+                self.define(name, values.type)
+            case ir.Ascends():
+                self.all(b)
             case ir.Finite(_, body):
                 self.all(b)
                 self.need(body.type == FLOAT, f"{body.type} is always finite")
@@ -116,6 +137,15 @@ class _Verifier:
     def all(self, b: ir.Binding) -> None:
         for e in ir.expressions(b):
             self.expr(e)
+
+    def target(self, target: ir.Target) -> None:
+        known = {
+            "field": self.fields,
+            "state": self.f.states,
+            "output": ("gradient",),
+            "vector": self.vectors,
+        }[target.kind]
+        self.need(target.name in known, f"unknown target {target.kind} {target.name}")
 
     def vector(self, name: str, elem: Elem) -> None:
         self.need(name not in self.vectors, f"vector {name} is defined twice")

@@ -7,9 +7,13 @@ from dataclasses import replace
 
 from compll import ir
 from compll.ir_verify import verify
+from compll.lower import GRADIENT, is_random, lower_selections, sure
+from compll.types import INT
 
-SELECTIONS = (ir.Filter, ir.TopK, ir.Sort, ir.Scatter)
-NAMED = (ir.Let, ir.Map, ir.Reduce, ir.BlockReduce, ir.Get, ir.Table, *SELECTIONS)
+NAMED = (
+    *(ir.Let, ir.Map, ir.Reduce, ir.BlockReduce, ir.Get, ir.Table),
+    *(ir.Filter, ir.TopK, ir.Sort, ir.Scatter),
+)
 
 
 def drop_unused(f: ir.Function) -> ir.Function:
@@ -31,24 +35,33 @@ def _makes(b: ir.Binding) -> set[str]:
 
 
 def fuse_maps(f: ir.Function) -> ir.Function:
-    """Put a map's body where the map is read at the reader's own position, or at its block i / B.
+    """Put a map's body where the map is read: at the reader's own position, at its block i / B, or elsewhere.
 
-    Bodies are pure, so a map with several readers is computed in each pass that needs it.  A map that is
-    read at any other position, or in a loop of another length, stays.
+    Bodies are pure, so a map with several readers is computed in each pass that needs it.  What draws random
+    numbers stays where it is read elsewhere, for they belong to the position; so does what is large, and
+    what would not notice a position out of range.
     """
     maps: dict[str, ir.Map] = {}
+    lengths = {field.name: field.length for field in f.fields_read if field.length is not None}
+    lengths |= dict.fromkeys((GRADIENT, *f.states), ir.Size())
 
-    def fused(e: ir.Expr, length: ir.Expr) -> ir.Expr:
+    def fused(e: ir.Expr, length: ir.Expr | None) -> ir.Expr:
         def inline(node: ir.Expr) -> ir.Expr | None:
             m = maps.get(node.vector) if isinstance(node, ir.Read) else None
             if m is None or not isinstance(node, ir.Read):
                 return None
-            if node.position == ir.Position():
-                return m.body if m.length == length else None
-            block = ir.block_of(node.position)
-            if not block or m.length != ir.blocks(length, block) or _is_random(m.body):
+            if node.position == ir.Position() and m.length == length:
+                return m.body
+            if is_random(m.body):
                 return None
-            return ir.rewrite(m.body, lambda x: node.position if x == ir.Position() else None)
+            body = ir.rewrite(m.body, lambda x: node.position if x == ir.Position() else None)
+            block = ir.block_of(node.position)
+            if block and length is not None and m.length == ir.blocks(length, block):
+                return body
+            if m.body.size > LARGE or not any(lengths.get(v) == m.length for v in _read_for_sure(m.body)):
+                return None
+            some = ir.apply(">", m.length, ir.const(0, INT))  # an empty vector reads 0
+            return ir.apply("select", some, body, ir.const(0, body.type))
 
         return ir.rewrite(e, inline)
 
@@ -58,11 +71,30 @@ def fuse_maps(f: ir.Function) -> ir.Function:
             case ir.Map():
                 maps[b.name] = replace(b, body=fused(b.body, b.length))
                 body.append(maps[b.name])
-            case ir.Store() | ir.Reduce() | ir.BlockReduce() | ir.Finite():
+            case ir.Store() | ir.Reduce() | ir.BlockReduce() | ir.Finite() | ir.Sort():
                 body.append(replace(b, body=fused(b.body, b.length)))
+            case ir.Filter(_, _, length, holds, limit):
+                limit = None if limit is None else fused(limit, None)
+                body.append(replace(b, body=fused(holds, length), limit=limit))
+            case ir.TopK(_, length, x, k):
+                body.append(replace(b, body=fused(x, length), k=fused(k, None)))
+            case ir.Scatter(_, _, length, base, count, index, value):
+                index, value = fused(index, count), fused(value, count)
+                body.append(replace(b, base=fused(base, length), index=index, value=value))
+            case ir.Let() | ir.Put():
+                body.append(replace(b, value=fused(b.value, None)))
             case _:
                 body.append(b)
     return drop_unused(replace(f, body=tuple(body)))
+
+
+LARGE = 64
+"""Operations of a map that is rather stored than worked out again wherever it is read."""
+
+
+def _read_for_sure(e: ir.Expr) -> Iterator[str]:
+    """Yield the vectors that an expression reads at its own position, whatever its conditions are."""
+    return (x.vector for x in sure(e) if isinstance(x, ir.Read) and x.position == ir.Position())
 
 
 def form_passes(f: ir.Function) -> ir.Function:
@@ -71,8 +103,9 @@ def form_passes(f: ir.Function) -> ir.Function:
     A reduction or store belongs to the first pass in which all that it uses is known; those of one pass and
     one length share a loop.  What a block is reduced to is known in the same pass, to the elements of that
     block and to the stores of one value a block.  A state is stored no earlier than the last pass that
-    reads it, since the old and the new state may be the same memory.  What checks that the gradient is finite
-    has no pass of its own where another one reads as many elements.
+    reads it, since the old and the new state may be the same memory.  The payload's fields are stored when
+    its counts are known, for only then their places are.  What checks that the gradient is finite has no
+    pass of its own where another one reads as many elements.
     """
     known: dict[str, int] = {}  # scalar -> number of passes that must have run before it is known
     made: dict[str, tuple[int, ir.BlockReduce]] = {}  # block vector -> its pass
@@ -97,20 +130,20 @@ def form_passes(f: ir.Function) -> ir.Function:
         elif isinstance(b, ir.BlockReduce):
             made[b.name] = level, b
             by_block[at] = b.block
-        elif isinstance(b, SELECTIONS):
-            vectors[b.name] = level + 1
-            if isinstance(b, ir.Filter):
-                known[b.count] = level + 1
-        elif isinstance(b, ir.Map):
+        elif isinstance(b, ir.Nth):
+            known[b.name] = level
+        elif isinstance(b, ir.Compact | ir.Select | ir.Arrange):
             vectors[b.name] = level
+            if isinstance(b, ir.Compact):
+                known[b.count] = level
+        elif isinstance(b, ir.Store) and b.target.kind == "vector":
+            vectors[b.target.name] = level + 1
+        elif isinstance(b, ir.Patch) and b.target.kind == "vector":
+            vectors[b.target.name] = max(level, vectors[b.target.name]) + 1
+    laid_out = max((known[c.name] for c in f.counts if c.name in known), default=0)
     for at, b in enumerate(f.body):
-        if isinstance(b, ir.Store) and b.target.kind == "state":
-            readers = [
-                place[other]
-                for other, r in enumerate(f.body)
-                if isinstance(r, SINKS) and b.target.name in _names(ir.expressions(r))
-            ]
-            place[at] = max([place[at], *readers])
+        if isinstance(b, ir.Put) or (isinstance(b, ir.Store) and b.target.kind == "field"):
+            place[at] = max(place[at], laid_out)
     for at, b in enumerate(f.body):
         if isinstance(b, ir.Finite):
             others = [
@@ -119,6 +152,7 @@ def form_passes(f: ir.Function) -> ir.Function:
                 if isinstance(s, SINKS) and s != b and s.length == b.length and place[other] >= place[at]
             ]
             place[at] = min(others, default=place[at])
+    _write_last(f, place, by_block)
     body: list[ir.Binding] = []
     for level in range(max(place.values(), default=0) + 1):
         here = [at for at in place if place[at] == level]
@@ -127,7 +161,39 @@ def form_passes(f: ir.Function) -> ir.Function:
     return replace(f, body=tuple(body))
 
 
-SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Finite)
+def _write_last(f: ir.Function, place: dict[int, int], by_block: Mapping[int, int]) -> None:
+    """Put the stores of states into the last pass that reads one, or behind; patches behind what they patch.
+
+    A loop may read the elements of a state that it stores, and no other loop that runs at the same level.
+    Nor may one that could find a position out of range, since then every state stays as it is.
+    """
+    stored = [at for at, b in enumerate(f.body) if isinstance(b, ir.Store) and b.target.kind == "state"]
+    last = max((place[at] for at in stored), default=0)
+    for at, b in enumerate(f.body):
+        if stored and isinstance(b, SINKS):
+            reads = [
+                x
+                for e in ir.expressions(b)
+                for x in ir.walk(e)
+                if isinstance(x, ir.Read) and x.vector in f.states
+            ]
+            by = {by_block[o] for o, level in place.items() if level == place[at] and o in by_block}
+            if any(_elsewhere(x) for e in ir.expressions(b) for x in ir.walk(e)):
+                last = max(last, place[at] + 1)  # only now is it known that all positions were in range
+            along = b.length == ir.Size() and len(by) <= 1 and all(x.position == ir.Position() for x in reads)
+            last = max(last, place[at] + (not along)) if reads else last
+    place.update(dict.fromkeys(stored, last))
+    levels = {b.target: place[at] for at, b in enumerate(f.body) if isinstance(b, ir.Store)}
+    for at, b in enumerate(f.body):
+        if isinstance(b, ir.Patch):
+            place[at] = max(place[at], levels.get(b.target, -1) + 1)
+
+
+def _elsewhere(e: ir.Expr) -> bool:
+    return isinstance(e, ir.Read) and e.position != ir.Position() and not ir.block_of(e.position)
+
+
+SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch, ir.Finite)
 
 
 def _goes_with(b: ir.Sink, source: ir.BlockReduce) -> bool:
@@ -172,7 +238,12 @@ def _loops(f: ir.Function, here: Sequence[int], by_block: Mapping[int, int]) -> 
         yield ir.Pass(length, tuple(sinks), block)
 
 
-PASSES: tuple[Callable[[ir.Function], ir.Function], ...] = (drop_unused, fuse_maps, form_passes)
+PASSES: tuple[Callable[[ir.Function], ir.Function], ...] = (
+    drop_unused,
+    fuse_maps,
+    lower_selections,
+    form_passes,
+)
 
 
 def fuse(f: ir.Function) -> ir.Function:
@@ -181,10 +252,6 @@ def fuse(f: ir.Function) -> ir.Function:
     for run in PASSES:
         f = verify(run(f), run.__name__)
     return f
-
-
-def _is_random(e: ir.Expr) -> bool:
-    return any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(e))
 
 
 def _names(es: Iterable[ir.Expr]) -> Iterator[str]:

@@ -54,6 +54,11 @@ def uint(width: int) -> Elem:
     return UINT8 if width == 8 else Elem(f"uint<{width}>", "uint", width)
 
 
+def written(value: float | bool) -> str:
+    """Return a parameter's value as a person writes it: the shortest decimal that is the same float32."""
+    return str(np.float32(value)) if isinstance(value, float) else str(value)
+
+
 def arithmetic(elem: Elem) -> Elem:
     """Return the type in which values of `elem` are computed with; `bool` stays `bool`."""
     if elem.kind in ("float", "bfloat"):

@@ -21,10 +21,10 @@ MOST_LINES = 420
 COMPLL = (
     {"errors", "knobs", "types", "rng", "elementary", "arrays"},
     {"ops", "syntax", "parse", "ir", "ir_text", "ir_verify"},
-    {"check", "passes", "derive", "properties", "evaluate", "payload"},
+    {"check", "lower", "passes", "derive", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
     {"driver", "items", "codec"},
-    {"", "__main__", "cli", "report", "algorithms", "generate"},
+    {"", "__main__", "cli", "report", "algorithms", "generate", "catalogue"},
 )
 
 # What a package sees of the others. "" is the package itself.

@@ -11,7 +11,7 @@ import numpy as np
 
 from compll import ir
 from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
-from compll.backends.selection import Refused, elements, select
+from compll.backends.selection import Refused, elements, lowered, patch, select
 from compll.evaluate import Environment, evaluate
 from compll.payload import count_bytes, extents, read_counts, total_bytes
 from compll.rng import LANES, ROWS, TILE
@@ -51,7 +51,7 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
             raw[place.name] = source[place.offset : place.offset + place.size]
             if place.count is not None:
                 env.vectors[place.name] = from_bytes(raw[place.name], place.elem, place.count)
-    writes: list[tuple[Array, Array]] = []
+    writes: dict[str, Array] = {}  # to states and to the output
     try:
         _run(f.body, env, raw, call, writes)
     except Refused:
@@ -59,8 +59,9 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     if env.out_of_range and call.n:  # of an empty gradient every element reads 0, and nobody asks for it
         return Outcome(OUT_OF_RANGE, 0)
     length = _assemble(f, env, raw, call, values) if f.writes_payload else len(call.payload)
-    for target, value in writes:
-        target[...] = value
+    for name, value in writes.items():
+        into = call.new_state[name] if name in f.states else call.gradient
+        into[...] = value
     return Outcome(OK if env.finite else NOT_FINITE, length)
 
 
@@ -82,7 +83,7 @@ def _run(
     env: Environment,
     raw: dict[str, Array],
     call: Call,
-    writes: list[tuple[Array, Array]],
+    writes: dict[str, Array],
 ) -> None:
     """Run bindings in order; what they write to states and output is done at the end, as `writes` says."""
     for b in body:
@@ -97,6 +98,11 @@ def _run(
                 env.vectors[name] = reduce_blocks(b, env)
             case ir.Filter() | ir.TopK() | ir.Sort() | ir.Scatter():
                 select(b, env)
+            case ir.Compact() | ir.Select() | ir.Arrange() | ir.Nth() | ir.Ascends():
+                lowered(b, env)
+            case ir.Patch(target):
+                old = env.vectors if target.kind == "vector" else writes
+                old[target.name] = patch(b, old.get(target.name, call.gradient), env)
             case ir.Table(name, elem, values):
                 env.vectors[name] = np.array([evaluate(v, env) for v in values], dtype(arithmetic(elem)))
             case ir.Finite(length, value):
@@ -113,8 +119,8 @@ def _run(
                 if target.kind == "field":
                     raw[target.name] = to_bytes(stored, elem)
                 else:
-                    into = call.new_state[target.name] if target.kind == "state" else call.gradient
-                    writes.append((into, canonical(stored)))
+                    old = env.vectors if target.kind == "vector" else writes
+                    old[target.name] = np.array(canonical(stored))
             case ir.Pass(_, sinks, _):
                 _run(sinks, env, raw, call, writes)
 

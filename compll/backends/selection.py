@@ -46,6 +46,49 @@ def select(b: ir.Selection, env: Environment) -> None:
             env.vectors[b.name] = scatter(b, env)
 
 
+def lowered(b: ir.Lowered, env: Environment) -> None:
+    """Run what a selection became on the vectors that were stored for it."""
+    match b:
+        case ir.Compact(name, count, mask, length, limit):
+            found = np.flatnonzero(elements(mask, length, env)).astype(np.int64)
+            found = found if limit is None else found[: integer(limit, env)]
+            env.vectors[name], env.scalars[count] = found, np.asarray(len(found), np.int64)
+        case ir.Select(name, keys, length, k, _, block):
+            values, most = elements(keys, length, env), integer(k, env)
+            first = np.argsort(values, kind="stable")
+            env.vectors[name] = _by_block(first, len(values), block, lambda part: np.sort(part[:most]))
+        case ir.Arrange(name, keys, values, length, block):
+            env.vectors[name] = _arranged(keys, values, length, block, env)
+        case ir.Nth(name, keys, values, length, rank):
+            env.vectors[name] = _arranged(keys, values, length, 0, env)
+            env.scalars[name] = evaluate(ir.Read(name, rank, values.type), env)
+        case ir.Ascends(index, count, length, checked):
+            if not _ascends(elements(index, count, env), integer(length, env)):
+                if checked:
+                    raise Refused
+                env.out_of_range = True
+
+
+def _arranged(keys: ir.Read, values: ir.Read, length: ir.Expr, block: int, env: Environment) -> Array:
+    by = np.argsort(elements(keys, length, env), kind="stable")
+    places = _by_block(by, len(by), block, lambda part: part)
+    return np.asarray(elements(values, length, env)[places])
+
+
+def patch(b: ir.Patch, out: Array, env: Environment) -> Array:
+    """Return what was stored with the values at their positions; those out of range are left out."""
+    index, value = elements(b.index, b.length, env), elements(b.body, b.length, env)
+    inside = (index >= 0) & (index < len(out))
+    out = out.copy()
+    out[index[inside]] = value[inside]
+    return out
+
+
+def _ascends(index: Array, length: int) -> bool:
+    inside = len(index) == 0 or (index[0] >= 0 and index[-1] < length)
+    return bool(inside and (np.diff(index) > 0).all())
+
+
 def order(values: Array, *, descending: bool) -> Array:
     """Return the positions in the total order -0 < +0 < ... < NaN, or its reverse; equal ones by position."""
     if values.dtype.kind == "f":
@@ -75,8 +118,7 @@ def scatter(b: ir.Scatter, env: Environment) -> Array:
     """
     out = np.array(elements(b.base, b.length, env), dtype(b.base.type))
     index, value = elements(b.index, b.count, env), elements(b.value, b.count, env)
-    fits = len(index) == 0 or (index[0] >= 0 and index[-1] < len(out) and bool((np.diff(index) > 0).all()))
-    if not fits:
+    if not _ascends(index, len(out)):
         if b.checked:
             raise Refused
         env.out_of_range = True

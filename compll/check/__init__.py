@@ -11,6 +11,7 @@ from compll.check.body import Body
 from compll.check.signature import Signature, Values, choose, find_codec, parameters
 from compll.check.values import Abandon, Reporter
 from compll.errors import CompileError, ParameterError
+from compll.types import written
 
 __all__ = ["Checked", "check", "header"]
 
@@ -30,7 +31,7 @@ class Checked:
     @property
     def label(self) -> str:
         """The codec with the values of its parameters, such as `terngrad(bitwidth=2)`."""
-        return f"{self.codec}({', '.join(f'{k}={v}' for k, v in self.values.items())})"
+        return f"{self.codec}({', '.join(f'{k}={written(v)}' for k, v in self.values.items())})"
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
-from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter, not_built, not_built_type
+from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter, not_built_type
 from compll.emit.loops import Blocks, Lanes, within_a_block
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
 from compll.emit.ranges import Ranges, scalar_type, storage
+from compll.emit.selections import Selections
 from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.ops import COMBINES
@@ -23,8 +26,9 @@ def source(unit: Unit) -> str:
         BackendError: the program uses something that this backend does not build yet.
 
     """
-    layout = unit.functions[0].layout
-    writer = ScalarWriter(lambda name: f"p.{name}_")
+    layout, counts = unit.functions[0].layout, unit.functions[0].counts
+    named = {c.name for c in counts}
+    writer = ScalarWriter(lambda name: f"c.{name}_" if name in named else f"p.{name}_")
     run_time = [p for p in unit.params if not p.static]
     return render(
         "cpp/library.cpp.j2",
@@ -32,6 +36,7 @@ def source(unit: Unit) -> str:
         static=[p.name for p in unit.params if p.static],
         params=[(scalar_type(p.elem), p.name) for p in run_time],
         fields=[field_text(f, writer) for f in layout],
+        counts=[(c.name, writer.text(c.most)) for c in counts],
         operations=[Emitter(f).operation() for f in unit.functions],
     )
 
@@ -45,7 +50,7 @@ def field_text(f: ir.Field, writer: ScalarWriter) -> FieldText:
     return FieldText(f.name, 16, size)
 
 
-class Emitter:
+class Emitter(Selections):
     """Turns one function into an `Operation`.
 
     The analysis is for every target that works on lanes; the methods under "texts" spell C++.
@@ -60,25 +65,25 @@ class Emitter:
         self.lengths = {field.name: field.length for field in fields if field.length is not None}
         self.lengths |= dict.fromkeys(("gradient", *self.f.states), ir.Size())
         places = zip(self.f.fields_read, self.f.layout, strict=False)
-        self.places = {
-            own.name: there.name for own, there in places
-        }  # of the fields of the payload that is read
-        self.scalar = ScalarWriter(self.place, self.dialect)
+        self.places = {own.name: there.name for own, there in places}  # fields of the payload that is read
+        self.scalar = ScalarWriter(self.place, self.dialect, self.read_at)
         self.params = {p.name for p in self.f.params}
         self.combines: list[Combine] = []
         self.passes: list[PassText] = []
         self.scalars: list[str] = []
-        self.members: list[str] = []
+        self.to_count = {c.name for c in self.f.counts} if self.f.writes_payload else set()
+        if not self.f.writes_payload:
+            self.scalars += [self.member(c.name, INT) for c in self.f.counts]
+        self.find_stored()
 
     def operation(self) -> Operation:
         """Return the whole operation."""
         f = self.f
-        steps = [self.step(b) for b in f.body]
+        steps = [step for b in f.body for step in self.steps(b)]
         return Operation(
             op=f.op,
             frame={"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd", "hop": "Hop"}[f.op],
             comment=tuple(function_text(f).splitlines()),
-            members=tuple(self.members),
             vector_fields=tuple(field.name for field in f.layout if field.length is not None),
             received=tuple((x.name, self.places[x.name]) for x in f.received if x.length is not None),
             writes_payload=f.writes_payload,
@@ -87,8 +92,24 @@ class Emitter:
             combines=tuple(self.combines),
             passes=tuple(self.passes),
             steps=tuple(steps),
-            scratch=tuple((p.length, len(p.reductions)) for p in self.passes if p.reductions),
+            buffers=tuple(self.buffers),
+            tables=self.table_texts(),
         )
+
+    def steps(self, b: ir.Binding) -> Iterator[Step]:
+        """Yield the statements of one binding; the payload is laid out when its last count is known."""
+        match b:
+            case ir.Compact() | ir.Select() | ir.Arrange() | ir.Nth() | ir.Ascends():
+                yield from self.lowered(b)
+            case ir.Table():
+                return
+            case _:
+                yield self.step(b)
+        known = {b.name} if isinstance(b, ir.Let) else {b.count} if isinstance(b, ir.Compact) else set()
+        if self.to_count & known:
+            self.to_count -= known
+            if not self.to_count:
+                yield Step("layout")
 
     def step(self, b: ir.Binding) -> Step:
         """Return one statement."""
@@ -104,13 +125,6 @@ class Emitter:
                 return Step("guard", self.unequal(self.scalar.text(read), self.scalar.text(expected)))
             case ir.Pass():
                 return Step("pass", loop=self.loop(b))
-            case ir.Filter() | ir.TopK() | ir.Sort() | ir.Scatter() | ir.Table():
-                what = f"{type(b).__name__.lower()} ('{b.name}')"
-                raise BackendError(
-                    f"the {self.dialect.backend} backend does not build {what} yet; backend='interp' runs it"
-                )
-            case ir.Map(name, elem):
-                raise not_built(ir.Read(name, ir.Size(), arithmetic(elem)), self.dialect)
         raise AssertionError(b)
 
     def stored(self, elem: Elem) -> str:
@@ -129,9 +143,9 @@ class Emitter:
         reductions = [self.reduction(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Reduce)]
         packs: list[Packed] = []
         stores = [
-            self.store(s, lanes.writer, packs)
+            self.store(s, lanes.writer, packs) if isinstance(s, ir.Store) else self.patch(s, lanes.writer)
             for s in b.sinks
-            if isinstance(s, ir.Store) and s.length == b.length
+            if isinstance(s, ir.Store | ir.Patch) and s.length == b.length
         ]
         text = PassText(
             name=f"{self.f.op}_pass{len(self.passes)}",
@@ -140,14 +154,18 @@ class Emitter:
             uniforms=lanes.declarations(),
             unpacks=lanes.unpacks(),
             packs=tuple(packs),
-            random=tuple((kind, site) for site, kind in sorted(lanes.writer.sites.items())),
+            random=tuple(draw for _, draw in sorted(lanes.writer.draws.items())),
             reductions=tuple(reductions),
             loads=tuple(lanes.loads.values()),
             position=lanes.writer.position,
             lines=tuple(lanes.writer.lines),
             stores=tuple(stores),
             finite=tuple(finite),
+            stops=any(isinstance(s, ir.Store) and s.target.kind == "state" for s in b.sinks),
         )
+        for r in text.reductions:
+            tiles = f"({self.most_of(b.length)} + {TILE - 1}) / {TILE}"
+            self.reserve(f"{r.name}_tiles", r.type, tiles)
         self.passes.append(text)
         return text
 
@@ -171,7 +189,6 @@ class Emitter:
         functor = self.functor(s)
         if isinstance(s, ir.Reduce):
             self.scalars.append(self.member(s.name, kind))
-            self.members.append(f"{scalar_type(kind)}* {s.name}_tiles;")
         return Reduction(s.name, lanes, self.dialect.scalar(kind), functor, self.scalar.text(s.init), value)
 
     def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
@@ -184,7 +201,7 @@ class Emitter:
             return name
         writer = LaneWriter(
             Ranges({}),
-            self.no_read,
+            lambda e, _: self.argument(getattr(e, "vector", "search"), s),
             lambda e, _: self.argument(getattr(e, "name", "gradient.size"), s),
             dialect=self.dialect,
         )
@@ -204,22 +221,28 @@ class Emitter:
             f"the reduction '{s.name}' combines by yet; backend='interp' runs it"
         )
 
-    def no_read(self, e: ir.Read, lanes: str) -> str:
-        """Refuse a read inside what a reduction combines by."""
-        del lanes
-        raise not_built(e, self.dialect)
-
     def store(self, s: ir.Store, writer: LaneWriter, packs: list[Packed]) -> str:
         """Return the statement that stores lanes."""
         value = writer.write(s.body)
         if s.elem.packed:
-            packs.append(Packed(s.target.name, s.elem.bits))
+            packs.append(Packed(s.target.name, s.elem.bits, self.bits_place(s.target.name)))
             return self.store_packed(s, value, is_mask=writer.lane_type(s.body) == "Mask")
         if s.elem == BOOL:
             value = f"bit({value})"
-        if arithmetic(s.elem) == FLOAT and s.target.kind != "state":
+        if arithmetic(s.elem) == FLOAT and s.target.kind in ("field", "output"):
             value = self.dialect.canonical(value)
         return self.store_plain(s, value)
+
+    def bits_place(self, vector: str) -> str:
+        """Return where the bytes of a packed vector lie."""
+        return f"k.v_{vector}" if vector in self.stored_vectors else f"k.f_{vector}"
+
+    def patch(self, s: ir.Patch, writer: LaneWriter) -> str:
+        """Return the statement that stores lanes at the positions of an index."""
+        value = writer.write(s.body)
+        if arithmetic(s.elem) == FLOAT and s.target.kind == "output":
+            value = self.dialect.canonical(value)
+        return f"scatter<FULL>({self.target(s)}, {writer.write(s.index, 'Int64')}, {value}, live);"
 
     # --- texts ----------------------------------------------------------------------------------
 
@@ -269,10 +292,7 @@ class Emitter:
             lanes = "Int64"
         if elem.packed:
             return Load(vector, "Int32", f"c_{vector}", True, False)
-        place = self.vector(vector)
-        if vector in self.places:
-            place = f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})"
-        return Load(vector, lanes, place, False, elem == BOOL)
+        return Load(vector, lanes, self.where(vector), False, elem == BOOL)
 
     def vector(self, name: str) -> str:
         """Return where the gradient or a state lies."""
@@ -291,6 +311,8 @@ class Emitter:
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
         kind = self.stored(s.elem)
+        if s.target.kind == "vector":
+            return f"k.v_{s.target.name}[b.first + j] = {value};"
         return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"
 
     def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
@@ -313,13 +335,17 @@ class Emitter:
 
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores lanes of whole bytes."""
+        return f"store<FULL>({self.target(s)} + tile * TILE + at, {value}, live);"
+
+    def target(self, s: ir.Store | ir.Patch) -> str:
+        """Return the beginning of what is stored to."""
         name = s.target.name
-        place = {
+        return {
             "state": f"k.new_{name}",
             "output": "k.gradient",
             "field": f"reinterpret_cast<{self.stored(s.elem)}*>(k.f_{name})",
+            "vector": f"k.v_{name}",
         }[s.target.kind]
-        return f"store<FULL>({place} + tile * TILE + at, {value}, live);"
 
 
 def runtime() -> dict[str, str]:

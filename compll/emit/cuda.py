@@ -14,7 +14,7 @@ from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.cpp import Emitter, field_text
-from compll.emit.expressions import Dialect, ScalarWriter
+from compll.emit.expressions import Dialect, ScalarWriter, not_built
 from compll.emit.pieces import TILE, Operation, PassText, Step
 from compll.emit.ranges import scalar_type
 from compll.ops import INTEGERS
@@ -244,8 +244,18 @@ class CudaEmitter(Emitter):
 
     def __init__(self, typed: ir.Function) -> None:
         super().__init__(typed)
+        self.refuse_stored()
         self.outputs: list[Output] = []
         self.scratch: list[Scratch] = []
+
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Refuse a read at a computed position."""
+        del lanes, position, asked
+        raise not_built(e, self.dialect)
+
+    def read_at(self, e: ir.Read | ir.Search) -> str:
+        """Refuse a read of one element."""
+        raise not_built(e, self.dialect)
 
     def frame_bytes(self) -> int:
         """Return a bound of the size of the frame: no member of it has more than 8 bytes."""

@@ -6,9 +6,10 @@ Both writers give every distinct subexpression a name, so that nothing is comput
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from compll import ir
+from compll.emit.pieces import Draw
 from compll.emit.ranges import Ranges, scalar_type
 from compll.errors import BackendError
 from compll.ir_text import text
@@ -75,9 +76,23 @@ class Dialect:
         """Return a float as it is stored: every NaN is the same."""
         return f"canonical({x})"
 
-    def random_row(self, site: int) -> str:
-        """Return the random bits of the lanes at work, for one call site."""
-        return f"r{site}[block][row]"
+    def random_row(self, name: str) -> str:
+        """Return the random bits of the lanes at work, of those that a tile holds under a name."""
+        return f"{name}[block][row]"
+
+    def seed(self, *, keyed: bool) -> str:
+        """Return the seed of random numbers."""
+        return "k.shared_seed" if keyed else "k.seed"
+
+    def live(self) -> str:
+        """Return which of the lanes at work there are."""
+        return "first_lanes(live)"
+
+    def lazy(self, op: str, texts: Sequence[str]) -> str:
+        """Return a condition on scalars that evaluates no more than it has to."""
+        return (
+            f"({texts[0]} ? {texts[1]} : {texts[2]})" if op == "select" else f"({texts[0]} {op} {texts[1]})"
+        )
 
     def bounds(self, elem: Elem) -> tuple[str, str]:
         """Return the limits of an integer type."""
@@ -93,19 +108,25 @@ class Dialect:
 
 
 CPP = Dialect()
+LAZY = ("select", "&&", "||")
+
+
+def reads_elsewhere(e: ir.Expr) -> bool:
+    """Whether an expression reads a vector at a computed position, which may be out of range."""
+    return any(isinstance(x, ir.Read) and x.position != ir.Position() for x in ir.walk(e))
 
 
 class ScalarWriter:
     """Writes scalar expressions; `place` says where a named scalar lives.
 
-    For one value a block, `read` says where the block's reductions live, and `position` is the block.
+    `read` says how an element of a vector is read; for one value a block, `position` is the block.
     """
 
     def __init__(
         self,
         place: Callable[[str], str],
         dialect: Dialect = CPP,
-        read: Callable[[ir.Read], str] | None = None,
+        read: Callable[[ir.Read | ir.Search], str] | None = None,
         position: str = "",
     ) -> None:
         """Write with the given names."""
@@ -121,7 +142,7 @@ class ScalarWriter:
                 return d.size()
             case ir.Position():
                 return self.position or d.zero(d.scalar(INT))
-            case ir.Read() if self.read is not None:
+            case ir.Read() | ir.Search() if self.read is not None:
                 return self.read(e)
             case ir.Random() | ir.StochasticRound() if self.position:
                 raise not_built(e, d)
@@ -129,8 +150,8 @@ class ScalarWriter:
                 return self.place(name)
             case ir.Convert(arg, to, kind):
                 return self._convert(self.text(arg), arg.type, to, kind)
-            case ir.Random(site, low, high, kind):
-                word = f"random_word(k.seed, {site})"
+            case ir.Random(site, low, high, kind, keyed):
+                word = f"random_word({d.seed(keyed=keyed)}, {site})"
                 args = word, self.text(low), self.text(high)
                 return (
                     d.call("random_float", d.scalar(FLOAT), *args)
@@ -138,7 +159,9 @@ class ScalarWriter:
                     else f"random_int({', '.join(args)})"
                 )
             case ir.StochasticRound(site, arg, _):
-                return f"stochastic_round(random_half(k.seed, {site}), {self.text(arg)})"
+                return f"stochastic_round(random_half({d.seed(keyed=False)}, {site}), {self.text(arg)})"
+            case ir.Apply(op, args, _) if op in LAZY and any(reads_elsewhere(a) for a in args[1:]):
+                return d.lazy(op, [self.text(a) for a in args])
             case ir.Apply(op, args, _):
                 c = d.operator(op, args[-1].type)
                 return "(" + c.format(*(self.text(a) for a in args)) + ")"
@@ -161,20 +184,24 @@ class LaneWriter:
     def __init__(
         self,
         ranges: Ranges,
-        read: Callable[[ir.Read, str], str],
+        read: Callable[[ir.Read | ir.Search, str], str],
         uniform: Callable[[ir.Expr, str], str],
         block: Callable[[ir.Expr, str], str | None] = lambda e, lanes: None,  # noqa: ARG005
         dialect: Dialect = CPP,
+        elsewhere: Callable[[ir.Read], bool] = lambda e: False,  # noqa: ARG005
     ) -> None:
         """Write with `read` for the lanes of a vector, `uniform` for a splat of a scalar.
 
-        `block` gives the lanes of what is the same for a whole block, or None.
+        `block` gives the lanes of what is the same for a whole block, or None; `elsewhere` tells which reads
+        may be out of range.
         """
+        self.elsewhere = elsewhere
         self.ranges, self.read, self.uniform, self.block, self.dialect = ranges, read, uniform, block, dialect
         self.lines: list[str] = []
-        self.names: dict[tuple[ir.Expr, str], str] = {}
-        self.sites: dict[int, str] = {}
+        self.names: dict[tuple[ir.Expr, str, str], str] = {}
+        self.draws: dict[tuple[int, bool], Draw] = {}
         self.position = False
+        self.asked = dialect.live()  # the lanes in which the program asks for what is being written
 
     def lane_type(self, e: ir.Expr) -> str:
         """Return the lane type in which `e` is computed."""
@@ -188,11 +215,22 @@ class LaneWriter:
         """Return the name of the lanes of `e`, as lane type `want` if that is given."""
         have = self.lane_type(e)
         want = want or have
-        if (e, want) not in self.names:
+        key = e, want, self.asked if self.gathers(e) else ""
+        if key not in self.names:
             text = self._compute(e, have) if want == have else self.dialect.call("widen", want, self.write(e))
             simple = text.isidentifier() or isinstance(e, ir.Const)
-            self.names[e, want] = text if simple else self._name(want, text)
-        return self.names[e, want]
+            self.names[key] = text if simple else self._name(want, text)
+        return self.names[key]
+
+    def gathers(self, e: ir.Expr) -> bool:
+        """Whether an expression reads elements that may be out of range, so that it matters who asks."""
+        return any(isinstance(x, ir.Read) and self.elsewhere(x) for x in ir.walk(e))
+
+    def draw(self, kind: str, site: int, *, keyed: bool = False) -> str:
+        """Return the random bits of the lanes at work for a call."""
+        name = f"r_key{site}" if keyed else f"r{site}"
+        self.draws[site, keyed] = Draw(kind, name, self.dialect.seed(keyed=keyed), site)
+        return self.dialect.random_row(name)
 
     def _name(self, kind: str, text: str) -> str:
         name = f"t{len(self.lines)}"
@@ -212,19 +250,18 @@ class LaneWriter:
             case ir.Position():
                 self.position = True
                 return "position"
-            case ir.Read():
+            case ir.Read() | ir.Search():
                 return self.read(e, have)
             case ir.Convert(arg, to, _):
                 return self._convert(arg, to, have)
-            case ir.Random(site, low, high, kind):
-                self.sites[site] = "random_words"
-                args = d.random_row(site), self.write(low, have), self.write(high, have)
+            case ir.Random(site, low, high, kind, keyed):
+                row = self.draw("random_words", site, keyed=keyed)
+                args = row, self.write(low, have), self.write(high, have)
                 return (
                     d.call("random_float", have, *args) if kind == FLOAT else f"random_int({', '.join(args)})"
                 )
             case ir.StochasticRound(site, arg, _):
-                self.sites[site] = "random_halves"
-                return f"stochastic_round({d.random_row(site)}, {self.write(arg)})"
+                return f"stochastic_round({self.draw('random_halves', site)}, {self.write(arg)})"
             case ir.Apply(op, args, _):
                 return self._apply(op, args, have)
         raise not_built(e, d)
@@ -234,9 +271,26 @@ class LaneWriter:
         same = "Int32" if numbers and all(self.ranges.narrow(a) for a in numbers) else "Int64"
         if op == "popcount" or (have == "Int64" and op != "sign"):
             same = "Int64"  # the sign's copies count, so a negative number needs all its bits
-        texts = [self.write(a, same if a.type == INT else None) for a in args]
+        lazy = op in LAZY and any(self.gathers(a) for a in args[1:])
+        texts = self._lazily(op, args, same) if lazy else [self.write(a, self._as(a, same)) for a in args]
         text = self.dialect.operator(op, args[-1].type).format(*texts)
         return self.dialect.call("widen", have, text) if op in ("sign", "popcount") else text
+
+    def _as(self, e: ir.Expr, integers: str) -> str | None:
+        return integers if e.type == INT else None
+
+    def _lazily(self, op: str, args: tuple[ir.Expr, ...], integers: str) -> list[str]:
+        """Write a condition and what it decides on, each in the lanes that ask for it."""
+        asked, first = self.asked, self.write(args[0])
+        texts = [first]
+        for at, a in enumerate(args[1:]):
+            wanted = first
+            if op == "||" or at == 1:
+                wanted = self.dialect.operator("!", BOOL).format(first)
+            self.asked = self._name("Mask", self.dialect.operator("&&", BOOL).format(asked, wanted))
+            texts.append(self.write(a, self._as(a, integers)))
+        self.asked = asked
+        return texts
 
     def _convert(self, arg: ir.Expr, to: Elem, have: str) -> str:
         d = self.dialect

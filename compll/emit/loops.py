@@ -57,6 +57,18 @@ class Emitter(Protocol):
     def stored(self, elem: Elem) -> str:
         """Return the C type of a stored element."""
 
+    def bits_place(self, vector: str) -> str:
+        """Return where the bytes of a packed vector lie."""
+
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Return the lanes of a vector at computed positions; 0 where they are out of range."""
+
+    def search(self, e: ir.Search, kind: str, arg: str) -> str:
+        """Return how many entries of a table are below, in scalars or lanes."""
+
+    def read_at(self, e: ir.Read | ir.Search) -> str:
+        """Return one element of a vector, or what a search in a table gives, as a scalar."""
+
 
 def made_of(e: ir.Expr, may: Callable[[ir.Read], bool]) -> bool:
     """Whether an expression has only scalars and reads that `may` be, and one of these at least."""
@@ -86,37 +98,54 @@ class Lanes:
         self.emitter, self.b, self.block, self.stage = emitter, b, block, stage
         self.loads: dict[str, Load] = {}
         self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
-        self.writer = LaneWriter(Ranges(emitter.vectors), self.read, self.uniform, self.same, emitter.dialect)
+        self.writer = LaneWriter(
+            Ranges(emitter.vectors), self.read, self.uniform, self.same, emitter.dialect, self.elsewhere
+        )
 
     def declarations(self) -> tuple[str, ...]:
         """Return the declarations of the scalars that the loop splats."""
         return tuple(line for _, line in self.uniforms.values())
 
-    def read(self, e: ir.Read, lanes: str) -> str:
-        """Return the lanes of a vector at the element's own position, or at its block."""
-        emitter, b = self.emitter, self.b
-        if e.position != ir.Position():
+    def read(self, e: ir.Read | ir.Search, lanes: str) -> str:
+        """Return the lanes of a vector: at the element's own position, at its block, or gathered."""
+        emitter = self.emitter
+        if isinstance(e, ir.Search):
+            return emitter.search(e, lanes, self.writer.write(e.arg))
+        if self.own(e):
+            self.loads.setdefault(e.vector, emitter.load(e.vector, self.stage_block))
+            return f"v_{e.vector}"
+        if self.of_block(e):
             return self.read_block(e, lanes)
-        if emitter.lengths.get(e.vector) != b.length:
-            raise not_built(e, self.emitter.dialect)
-        self.loads.setdefault(e.vector, emitter.load(e.vector, self.of_block))
-        return f"v_{e.vector}"
+        if e.vector not in emitter.vectors or (self.block and e.vector in self.block.made):
+            raise not_built(e, emitter.dialect)
+        return emitter.gather(e, lanes, self.writer.write(e.position, "Int64"), self.writer.asked)
+
+    def own(self, e: ir.Read) -> bool:
+        """Whether a vector is read along with the loop."""
+        return e.position == ir.Position() and self.emitter.lengths.get(e.vector) == self.b.length
+
+    def of_block(self, e: ir.Read) -> bool:
+        """Whether a read at i / B finds what this loop has reduced, or a field of one value a block."""
+        size = ir.block_of(e.position)
+        if self.block and e.vector in self.block.made:
+            return size == self.b.block
+        if not size or e.vector not in self.emitter.places:
+            return False
+        whole = not self.emitter.vectors[e.vector].packed
+        return whole and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size)
+
+    def elsewhere(self, e: ir.Read) -> bool:
+        """Whether a read has to look whether its position is in range."""
+        return not self.own(e) and not self.of_block(e)
 
     def read_block(self, e: ir.Read, lanes: str) -> str:
         """Read at i / B: what this loop has reduced the block to, or a field of one value a block."""
-        size = ir.block_of(e.position)
         if self.block and e.vector in self.block.made:
             if self.stage:
                 own = self.emitter.block_value(f"r_{e.vector}", e.type)
                 return self.emitter.splat(lanes, e.type, own)
             return self.emitter.spread(f"r_{e.vector}", e.type, self.b.block, lanes)
-        elem = self.emitter.vectors.get(e.vector)
-        length = self.emitter.lengths.get(e.vector)
-        if not size or elem is None or elem.packed or length != ir.blocks(self.b.length, size):
-            raise not_built(e, self.emitter.dialect)
-        if e.vector not in self.emitter.places:
-            raise not_built(e, self.emitter.dialect)
-        return self.emitter.field_of_block(e, size, lanes, self.of_block)
+        return self.emitter.field_of_block(e, ir.block_of(e.position), lanes, self.stage_block)
 
     def same(self, e: ir.Expr, lanes: str) -> str | None:
         """Return the lanes of what is the same in all of them and costs less as a scalar; None if it is not.
@@ -129,32 +158,29 @@ class Lanes:
         if not made_of(e, self.one_for_all):
             return None
         emitter = self.emitter
-        scalar = ScalarWriter(
-            emitter.place,
-            emitter.dialect,
-            lambda x: emitter.value_of_field(x, ir.block_of(x.position), self.of_block),
-        )
-        return emitter.splat(lanes, e.type, scalar.text(e))
+
+        def read(x: ir.Read | ir.Search) -> str:
+            assert isinstance(x, ir.Read)
+            return emitter.value_of_field(x, ir.block_of(x.position), self.stage_block)
+
+        return emitter.splat(lanes, e.type, ScalarWriter(emitter.place, emitter.dialect, read).text(e))
 
     def one_for_all(self, e: ir.Read) -> bool:
         """Whether a read is of a float field whose one value a block is the same for all lanes at work."""
         size = ir.block_of(e.position)
-        return (
-            e.type == FLOAT
-            and e.vector in self.emitter.places
-            and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size or 1)
-            and within_a_block(size, self.of_block, self.emitter.dialect.width)
-        )
+        one = within_a_block(size, self.stage_block, self.emitter.dialect.width)
+        return e.type == FLOAT and e.vector in self.emitter.places and self.of_block(e) and one
 
     @property
-    def of_block(self) -> int:
+    def stage_block(self) -> int:
         """The size of the blocks that it reduces, 0 where it goes by tiles."""
         return self.b.block if self.stage else 0
 
     def unpacks(self) -> tuple[Packed, ...]:
         """Return the packed vectors that are loaded."""
-        vectors = self.emitter.vectors
-        return tuple(Packed(v, vectors[v].bits) for v in self.loads if vectors[v].packed)
+        emitter = self.emitter
+        packed = (v for v in self.loads if emitter.vectors[v].packed)
+        return tuple(Packed(v, emitter.vectors[v].bits, emitter.bits_place(v)) for v in packed)
 
     def uniform(self, e: ir.Expr, lanes: str) -> str:
         """Return the lanes of a scalar, splatted once before the loop."""
@@ -181,11 +207,11 @@ class Blocks:
         self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
         self.scalar = ScalarWriter(emitter.place, emitter.dialect, self.read, emitter.dialect.block_index())
 
-    def read(self, e: ir.Read) -> str:
-        """Return where the block's own reduction is held."""
-        if e.vector not in self.made:
-            raise not_built(e, self.emitter.dialect)
-        return self.emitter.block_value(f"r_{e.vector}", e.type)
+    def read(self, e: ir.Read | ir.Search) -> str:
+        """Return where the block's own reduction is held, or an element of another vector."""
+        if isinstance(e, ir.Read) and e.vector in self.made:
+            return self.emitter.block_value(f"r_{e.vector}", e.type)
+        return self.emitter.read_at(e)
 
     def lanes(self, e: ir.Expr, lanes: str) -> str | None:
         """Return the lanes of an expression that is the same for a whole block, worked out once a block."""
@@ -205,7 +231,7 @@ class Blocks:
         stores = []
         for s in self.b.sinks:
             if isinstance(s, ir.Store) and s.length != self.b.length:
-                if s.elem.packed or s.target.kind != "field":
+                if s.elem.packed or s.target.kind not in ("field", "vector"):
                     raise not_built_type(s.elem, self.emitter.dialect)
                 stores.append(self.emitter.store_block(s, self.scalar.text(s.body)))
         return BlockText(
@@ -224,7 +250,7 @@ class Blocks:
             ready = [s for s in left if not self.needs(s) - done]
             lanes = Lanes(self.emitter, self.b, self, stage=True)
             reductions = [self.emitter.reduction(s, lanes.writer) for s in ready]
-            if lanes.writer.sites:
+            if lanes.writer.draws:
                 raise BackendError(
                     f"the {self.emitter.dialect.backend} backend does not build random numbers inside the "
                     "reduction of a block yet; backend='interp' runs it"

@@ -69,9 +69,9 @@ class Python(Dialect):
         """Return the bits of a float as they are stored."""
         return f"float_bits({x})"
 
-    def random_row(self, site: int) -> str:
-        """Return the random bits of the lanes at work, for one call site."""
-        return f"row_of(r{site}, row)"
+    def random_row(self, name: str) -> str:
+        """Return the random bits of the lanes at work, of those that a tile holds under a name."""
+        return f"row_of({name}, row)"
 
     def bounds(self, elem: Elem) -> tuple[str, str]:
         """Return the limits of an integer type."""
@@ -116,7 +116,17 @@ class NumbaEmitter(Emitter):
     def __init__(self, typed: ir.Function) -> None:
         """Begin with no functions to combine by."""
         super().__init__(typed)
+        self.refuse_stored()
         self.functors: list[tuple[ir.Combine, str]] = []
+
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Refuse a read at a computed position."""
+        del lanes, position, asked
+        raise not_built(e, self.dialect)
+
+    def read_at(self, e: ir.Read | ir.Search) -> str:
+        """Refuse a read of one element."""
+        raise not_built(e, self.dialect)
 
     def run_time(self) -> list[tuple[str, str]]:
         """Return names and NumPy types of the run-time parameters."""

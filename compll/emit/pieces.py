@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 TILE = 1024
 
@@ -44,10 +44,30 @@ class Load:
 
 @dataclass(frozen=True)
 class Packed:
-    """Codes of a sub-byte field, held in bytes for one tile."""
+    """Codes of a sub-byte field, or of bits in scratch memory, held in bytes for one tile."""
 
     name: str
     width: int
+    place: str
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random bits of a tile for one call: `kind` of the runtime, the name they get, and their seed."""
+
+    kind: str
+    name: str
+    seed: str
+    site: int
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A vector in scratch memory: its member of the frame, its type, and the most elements that it has."""
+
+    member: str
+    type: str
+    most: str
 
 
 @dataclass(frozen=True)
@@ -102,22 +122,28 @@ class PassText:
     uniforms: tuple[str, ...]
     unpacks: tuple[Packed, ...]
     packs: tuple[Packed, ...]
-    random: tuple[tuple[str, int], ...]
+    random: tuple[Draw, ...]
     reductions: tuple[Reduction, ...]
     loads: tuple[Load, ...]
     position: bool
     lines: tuple[str, ...]
     stores: tuple[str, ...]
     finite: tuple[str, ...]
+    stops: bool = False  # it writes what must stay as it is when a position was out of range
 
 
 @dataclass(frozen=True)
 class Step:
-    """One statement of an operation: `kind` is line, guard or pass."""
+    """One statement of an operation.
+
+    `kind` is line, guard, refusal (a condition and the status that it gives), layout (from here on the places
+    of the payload's fields are known) or pass.
+    """
 
     kind: str
     text: str = ""
     loop: PassText | None = None
+    status: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +165,6 @@ class Operation:
     op: str
     frame: str
     comment: tuple[str, ...]
-    members: tuple[str, ...]
     vector_fields: tuple[str, ...]
     received: tuple[tuple[str, str], ...]
     writes_payload: bool
@@ -148,4 +173,5 @@ class Operation:
     combines: tuple[Combine, ...]
     passes: tuple[PassText, ...]
     steps: tuple[Step, ...]
-    scratch: tuple[tuple[str, int], ...] = field(default=())
+    buffers: tuple[Buffer, ...] = ()
+    tables: tuple[tuple[str, str, tuple[str, ...]], ...] = ()

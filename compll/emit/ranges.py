@@ -10,6 +10,7 @@ from compll.types import BOOL, INT, Elem, arithmetic, limits
 Interval = tuple[int, int]
 FULL: Interval = limits(INT)
 MANY = 1 << 62
+LONGEST = 1 << 24  # entries of a table
 
 
 class Ranges:
@@ -49,6 +50,8 @@ class Ranges:
                     a, b = self.of(arg)
                     return min(max(a, low), high), max(min(b, high), low)
                 return low, high
+            case ir.Search():
+                return 0, LONGEST
             case ir.Apply(op, args, kind) if kind == INT:
                 return self._apply(op, [self.of(a) if a.type == INT else FULL for a in args])
         return (0, 1) if e.type == BOOL else FULL

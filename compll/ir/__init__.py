@@ -2,7 +2,8 @@
 
 A function is a tuple of bindings in order.  The typed form has `Map` (named vectors) and free `Reduce` and
 `Store`; the fused form has neither maps nor free reductions and stores: they stand inside `Pass`, one loop
-over memory each.  An element expression is pure: it may be computed anywhere, and again.
+over memory each.  Its selections work on vectors that passes have stored in scratch memory.  An element
+expression is pure: it may be computed anywhere, and again.
 """
 
 from compll.ir.expr import (
@@ -30,9 +31,12 @@ from compll.ir.expr import (
     walk,
 )
 from compll.ir.nodes import (
+    Arrange,
+    Ascends,
     Binding,
     BlockReduce,
     Combine,
+    Compact,
     Count,
     Field,
     Filter,
@@ -41,12 +45,16 @@ from compll.ir.nodes import (
     Get,
     Guard,
     Let,
+    Lowered,
     Map,
+    Nth,
     Parameter,
     Pass,
+    Patch,
     Put,
     Reduce,
     Scatter,
+    Select,
     Selection,
     Sink,
     Sort,
@@ -61,9 +69,12 @@ __all__ = [
     "SCALE",
     "SHARED_SEED",
     "Apply",
+    "Arrange",
+    "Ascends",
     "Binding",
     "BlockReduce",
     "Combine",
+    "Compact",
     "Const",
     "Convert",
     "Count",
@@ -75,10 +86,13 @@ __all__ = [
     "Get",
     "Guard",
     "Let",
+    "Lowered",
     "Map",
+    "Nth",
     "Param",
     "Parameter",
     "Pass",
+    "Patch",
     "Position",
     "Put",
     "Random",
@@ -87,6 +101,7 @@ __all__ = [
     "Scalar",
     "Scatter",
     "Search",
+    "Select",
     "Selection",
     "Sink",
     "Size",

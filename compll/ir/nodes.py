@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compll.ir.expr import Expr
+from compll.ir.expr import Expr, Read
 from compll.types import Elem
 
 
@@ -60,7 +60,7 @@ class BlockReduce:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a vector is stored: kind "field" (of the payload), "state" or "output"."""
+    """Where a vector is stored: kind "field" (of the payload), "state", "output" or "vector" (in scratch)."""
 
     kind: str
     name: str
@@ -178,8 +178,84 @@ class Table:
     values: tuple[Expr, ...]
 
 
-Sink = Reduce | BlockReduce | Store | Finite
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """What a filter becomes: the ascending positions of set bits, the first `limit` of them; their count.
+
+    `mask` is a vector of `length` bits that a pass has stored.
+    """
+
+    name: str
+    count: str
+    mask: Read
+    length: Expr
+    limit: Expr | None
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """What a topk becomes: the ascending positions of the k smallest keys; ties to the lower position.
+
+    `keys` is a vector that a pass has stored; `count` positions result, of each block if there is one.
+    """
+
+    name: str
+    keys: Read
+    length: Expr
+    k: Expr
+    count: Expr
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrange:
+    """What a sort becomes: the stored `values` in the ascending order of the stored `keys`, stable."""
+
+    name: str
+    keys: Read
+    values: Read
+    length: Expr
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nth:
+    """What one element of a sort becomes: a scalar, the element at `rank` of what `Arrange` would give."""
+
+    name: str
+    keys: Read
+    values: Read
+    length: Expr
+    rank: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Ascends:
+    """`index`, of `count` elements, has to be strictly ascending below `length`.
+
+    If not, the payload is refused where the index was read from it (`checked`), else it is out of range.
+    """
+
+    index: Read
+    count: Expr
+    length: Expr
+    checked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Write `body` of 0 .. length-1 to the positions that `index` names, of what has been stored there."""
+
+    target: Target
+    elem: Elem
+    length: Expr
+    index: Expr
+    body: Expr
+
+
+Sink = Reduce | BlockReduce | Store | Patch | Finite
 Selection = Filter | TopK | Sort | Scatter
+Lowered = Compact | Select | Arrange | Nth | Ascends
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +270,7 @@ class Pass:
     block: int = 0
 
 
-Binding = Let | Map | Reduce | BlockReduce | Store | Finite | Put | Get | Guard | Pass | Selection | Table
+Binding = Let | Map | Sink | Put | Get | Guard | Pass | Selection | Lowered | Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,5 +355,17 @@ def expressions(b: Binding) -> tuple[Expr, ...]:
             return (length, base, count, index, value)
         case Table(_, _, values):
             return values
+        case Compact(_, _, mask, length, limit):
+            return (mask, length) if limit is None else (mask, length, limit)
+        case Select(_, keys, length, k, count, _):
+            return (keys, length, k, count)
+        case Arrange(_, keys, values, length, _):
+            return (keys, values, length)
+        case Nth(_, keys, values, length, rank):
+            return (keys, values, length, rank)
+        case Ascends(index, count, length, _):
+            return (index, count, length)
+        case Patch(_, _, length, index, body):
+            return (length, index, body)
         case Get():
             return ()

@@ -12,14 +12,27 @@ struct Layout {  // where the fields of the payload begin
     int64_t end;
 };
 
-inline Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
+struct Counts {  // sizes that depend on data: a payload begins with them
+};
+
+inline Layout layout(int64_t n, [[maybe_unused]] const Params& p, [[maybe_unused]] const Counts& c) {
     Layout k{};
     k.n = n;
+    k.end = 0 * count_bytes(n);
     k.scale_ = align(k.end, 16);
     k.end = k.scale_end = k.scale_ + greater<int64_t>(0, (divide((k.n + INT64_C(255)), INT64_C(256)))) * 4;
     k.q_ = align(k.end, 16);
     k.end = k.q_end = k.q_ + greater<int64_t>(0, k.n) * 1;
     return k;
+}
+
+inline Counts most_counts([[maybe_unused]] int64_t n, [[maybe_unused]] const Params& p) {
+    Counts c{};
+    return c;
+}
+
+inline bool read_counts([[maybe_unused]] const compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] Counts& c) {
+    return true;
 }
 
 template <class T, class V> inline void put(uint8_t* to, V x) {
@@ -44,11 +57,12 @@ template <class T> inline T get(const uint8_t* from) {
 //     store field q: int8[n] = int8(round((gradient[i] / (scale_greater[(i / 256)] / 0x1.fc00000000000p+6))))
 //     check[n] gradient[i] is finite
 
+
 struct EncodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
@@ -133,23 +147,33 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.capacity < at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Layout at = layout(item.n, p, most_counts(item.n, p));
+    if (item.capacity < at.end) return BAD_BUFFER;
     EncodeFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    encode_scratch(k, p, scratch);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;
-    int64_t end = 0;  // bytes between fields are written 0
-    std::memset(item.payload + end, 0, at.scale_ - end);
-    end = at.scale_end;
-    std::memset(item.payload + end, 0, at.q_ - end);
-    end = at.q_end;
+    {
+        int64_t end = 0 * count_bytes(item.n);  // bytes between fields are written 0
+        std::memset(item.payload + end, 0, at.scale_ - end);
+        end = at.scale_end;
+        std::memset(item.payload + end, 0, at.q_ - end);
+        end = at.q_end;
+    }
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
@@ -157,6 +181,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
         for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -168,11 +193,12 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   pass[n]
 //     store output: float[n] = (float(q[i]) * scale[(i / 256)])
 
+
 struct DecodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
@@ -195,16 +221,26 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.length != at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Counts c{};
+    if (!read_counts(item, p, c)) return BAD_BUFFER;
+    const Layout at = layout(item.n, p, c);
+    if (item.length != at.end) return BAD_BUFFER;
     DecodeFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    decode_scratch(k, p, scratch);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;
     {
@@ -216,6 +252,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else decode_pass0<false>(k, p, tile, int(rest));
         });
     }
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -227,11 +264,12 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   pass[n]
 //     store output: float[n] = (gradient[i] + (scale * (float(q[i]) * scale[(i / 256)])))
 
+
 struct DecodeAddFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
@@ -259,16 +297,26 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.length != at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Counts c{};
+    if (!read_counts(item, p, c)) return BAD_BUFFER;
+    const Layout at = layout(item.n, p, c);
+    if (item.length != at.end) return BAD_BUFFER;
     DecodeAddFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    decode_add_scratch(k, p, scratch);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;
     {
@@ -280,6 +328,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -437,14 +486,14 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
 }  // namespace
 
 COMPLL_EXPORT int64_t int8_max_bytes(int64_t n, const void* params) {
-    return layout(n, *static_cast<const Params*>(params)).end;
+    const Params& p = *static_cast<const Params*>(params);
+    return layout(n, p, most_counts(n, p)).end;
 }
 
 COMPLL_EXPORT int64_t int8_scratch_bytes(int64_t n, [[maybe_unused]] const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    struct { int64_t n; } k{n};
     int64_t most = 0;
-    return k.n < 0 ? 0 : most;
+    return most;
 }
 
 // The same for a batch, in which the threads need scratch of their own; of one item it is `scratch_bytes(n)`.

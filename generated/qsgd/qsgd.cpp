@@ -12,9 +12,13 @@ struct Layout {  // where the fields of the payload begin
     int64_t end;
 };
 
-inline Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
+struct Counts {  // sizes that depend on data: a payload begins with them
+};
+
+inline Layout layout(int64_t n, [[maybe_unused]] const Params& p, [[maybe_unused]] const Counts& c) {
     Layout k{};
     k.n = n;
+    k.end = 0 * count_bytes(n);
     k.norm_ = align(k.end, 16);
     k.end = k.norm_end = k.norm_ + greater<int64_t>(0, (divide((k.n + INT64_C(511)), INT64_C(512)))) * 4;
     k.level_ = align(k.end, 16);
@@ -22,6 +26,15 @@ inline Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
     k.negative_ = align(k.end, 16);
     k.end = k.negative_end = k.negative_ + (greater<int64_t>(0, k.n) * 1 + 7) / 8;
     return k;
+}
+
+inline Counts most_counts([[maybe_unused]] int64_t n, [[maybe_unused]] const Params& p) {
+    Counts c{};
+    return c;
+}
+
+inline bool read_counts([[maybe_unused]] const compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] Counts& c) {
+    return true;
 }
 
 template <class T, class V> inline void put(uint8_t* to, V x) {
@@ -49,11 +62,12 @@ template <class T> inline T get(const uint8_t* from) {
 //     store field negative: uint<1>[n] = uint<1>((gradient[i] < 0x0.0p+0))
 //     check[n] gradient[i] is finite
 
+
 struct EncodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_norm;
     uint8_t* f_level;
@@ -152,26 +166,36 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.capacity < at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Layout at = layout(item.n, p, most_counts(item.n, p));
+    if (item.capacity < at.end) return BAD_BUFFER;
     EncodeFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    encode_scratch(k, p, scratch);
     k.f_norm = item.payload + at.norm_;
     k.f_level = item.payload + at.level_;
     k.f_negative = item.payload + at.negative_;
-    int64_t end = 0;  // bytes between fields are written 0
-    std::memset(item.payload + end, 0, at.norm_ - end);
-    end = at.norm_end;
-    std::memset(item.payload + end, 0, at.level_ - end);
-    end = at.level_end;
-    std::memset(item.payload + end, 0, at.negative_ - end);
-    end = at.negative_end;
+    {
+        int64_t end = 0 * count_bytes(item.n);  // bytes between fields are written 0
+        std::memset(item.payload + end, 0, at.norm_ - end);
+        end = at.norm_end;
+        std::memset(item.payload + end, 0, at.level_ - end);
+        end = at.level_end;
+        std::memset(item.payload + end, 0, at.negative_ - end);
+        end = at.negative_end;
+    }
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
@@ -179,6 +203,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
         for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -192,11 +217,12 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   pass[n]
 //     store output: float[n] = ((negative[i] == 1) ? neg((float(level[i]) * (norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(level[i]) * (norm[(i / 512)] / 0x1.c000000000000p+2)))
 
+
 struct DecodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_norm;
     uint8_t* f_level;
@@ -229,16 +255,26 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.length != at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Counts c{};
+    if (!read_counts(item, p, c)) return BAD_BUFFER;
+    const Layout at = layout(item.n, p, c);
+    if (item.length != at.end) return BAD_BUFFER;
     DecodeFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    decode_scratch(k, p, scratch);
     k.f_norm = item.payload + at.norm_;
     k.f_level = item.payload + at.level_;
     k.f_negative = item.payload + at.negative_;
@@ -251,6 +287,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else decode_pass0<false>(k, p, tile, int(rest));
         });
     }
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -264,11 +301,12 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   pass[n]
 //     store output: float[n] = (gradient[i] + (scale * ((negative[i] == 1) ? neg((float(level[i]) * (norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(level[i]) * (norm[(i / 512)] / 0x1.c000000000000p+2)))))
 
+
 struct DecodeAddFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_norm;
     uint8_t* f_level;
@@ -306,16 +344,26 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.length != at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Counts c{};
+    if (!read_counts(item, p, c)) return BAD_BUFFER;
+    const Layout at = layout(item.n, p, c);
+    if (item.length != at.end) return BAD_BUFFER;
     DecodeAddFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    decode_add_scratch(k, p, scratch);
     k.f_norm = item.payload + at.norm_;
     k.f_level = item.payload + at.level_;
     k.f_negative = item.payload + at.negative_;
@@ -328,6 +376,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
@@ -526,14 +575,14 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
 }  // namespace
 
 COMPLL_EXPORT int64_t qsgd_max_bytes(int64_t n, const void* params) {
-    return layout(n, *static_cast<const Params*>(params)).end;
+    const Params& p = *static_cast<const Params*>(params);
+    return layout(n, p, most_counts(n, p)).end;
 }
 
 COMPLL_EXPORT int64_t qsgd_scratch_bytes(int64_t n, [[maybe_unused]] const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    struct { int64_t n; } k{n};
     int64_t most = 0;
-    return k.n < 0 ? 0 : most;
+    return most;
 }
 
 // The same for a batch, in which the threads need scratch of their own; of one item it is `scratch_bytes(n)`.

@@ -9,6 +9,8 @@
 #include "memory.h"
 #include "random.h"
 #include "reduce.h"
+#include "selection.h"
+#include "threads.h"
 
 namespace compll {
 
@@ -20,30 +22,27 @@ inline bool any(Mask m) {
 }
 inline int64_t align(int64_t at, int64_t to) { return (at + to - 1) / to * to; }
 
-// Rounding to nearest and denormals kept, whatever the calling thread has set; restored at the end.
-struct Arithmetic {
-#if defined(__SSE__)
-    unsigned saved = __builtin_ia32_stmxcsr();
-    Arithmetic() { __builtin_ia32_ldmxcsr(0x1f80); }
-    ~Arithmetic() { __builtin_ia32_ldmxcsr(saved); }
-#endif
+// Memory of the caller, given out piece by piece; without any, it counts what would be given.
+struct Arena {
+    char* base;
+    int64_t used = 0;
+    template <class T> T* take(int64_t count) {
+        T* const place = base ? reinterpret_cast<T*>(base + used) : nullptr;
+        used += align((count > 0 ? count : 0) * int64_t(sizeof(T)), 64);
+        return place;
+    }
 };
-// Run `work(tile)` for every tile, CHUNK of them at a time; small vectors stay on the calling thread.
-template <int64_t CHUNK = 64, class F> inline void for_tiles(int64_t tiles, int threads, F work) {
-    if (threads <= 1 || tiles <= CHUNK) {
-        Arithmetic arithmetic;
-        for (int64_t tile = 0; tile < tiles; ++tile) work(tile);
-        return;
-    }
-#pragma omp parallel num_threads(threads)
-    {
-        Arithmetic arithmetic;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t chunk = 0; chunk < (tiles + CHUNK - 1) / CHUNK; ++chunk)
-            for (int64_t tile = chunk * CHUNK; tile < tiles && tile < (chunk + 1) * CHUNK; ++tile) work(tile);
-    }
-}
 
+// A payload begins with its counts: of 4 bytes each, from 2^32 elements on of 8.
+inline int64_t count_bytes(int64_t n) { return n < int64_t(1) << 32 ? 4 : 8; }
+inline void put_count(uint8_t* payload, int at, int64_t n, int64_t count) {
+    std::memcpy(payload + at * count_bytes(n), &count, count_bytes(n));
+}
+inline int64_t get_count(const uint8_t* payload, int at, int64_t n) {
+    int64_t count = 0;
+    std::memcpy(&count, payload + at * count_bytes(n), count_bytes(n));
+    return count;
+}
 enum Status : int32_t { OK = 0, NOT_FINITE = 1, OUT_OF_RANGE = -1, REFUSED = -2, BAD_BUFFER = -3 };
 
 }  // namespace compll

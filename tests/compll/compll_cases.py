@@ -11,13 +11,25 @@ from unittest import mock
 
 import numpy as np
 
-from compll import build
+from compll import build, driver, ir
 from compll import codec as api
 
 EDGES = np.array(
     [0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38, np.nan, np.inf, -np.inf, 1.0, -1.0, 0.5, 2.5, -1.5],
     np.float32,
 )
+
+
+BACKENDS = ("interp", "cpp", "numba", "cudasim")
+SELECTING = ("interp", "cpp")
+
+
+@functools.cache
+def backends(name: str) -> tuple[str, ...]:
+    """Return the backends on which a shipped algorithm must run."""
+    unit = driver.unit_of(driver.load(api.find(name), {}).checked)
+    selects = any(isinstance(b, ir.Selection | ir.Table) for f in unit.functions for b in f.body)
+    return SELECTING if selects else BACKENDS
 
 
 @functools.cache

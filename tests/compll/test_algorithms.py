@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compll_cases import gradient, same_bits
+from compll_cases import LABELS, gradient, same_bits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reference"))
 
 import onebit as onebit_reference
+import tbq as tbq_reference
 import terngrad as terngrad_reference
 
 import compll
 
 ONEBIT = {b: compll.compile("onebit", b) for b in ("interp", "cpp")}
 TERNGRAD = {w: compll.compile("terngrad", "cpp", bitwidth=w) for w in (1, 2, 3, 4, 8)}
+TBQ = compll.compile("tbq", "cpp")
 f32 = np.float32
 
 
@@ -82,6 +84,39 @@ def test_terngrad_is_unbiased(bitwidth: int) -> None:
     assert (z**2).sum() < degrees + 6 * math.sqrt(2 * degrees)
     assert abs(z.mean()) < 6 / math.sqrt(degrees)
     assert np.abs(z).max() < 6.5
+
+
+@pytest.mark.parametrize("threshold", [1e-30, 0.5, 1.5, 1e30])
+@pytest.mark.parametrize("n", [0, 1, 7, 128, 1000, 1024, 4097])
+def test_tbq_is_the_paper_s_over_several_steps(n: int, threshold: float) -> None:
+    codec = TBQ.with_params(threshold=threshold)
+    state, residual = codec.new_state(n), np.zeros(n, f32)
+    for step, label in enumerate(("normal", "normal", *LABELS, "normal")):
+        g = gradient(label, n, seed=step)
+        payload = codec.encode(g, state=state)
+        want, sent, residual = tbq_reference.step(g, residual, threshold)
+        assert payload.tobytes() == want
+        assert same_bits(codec.decode(payload, n), sent)
+        assert same_bits(state["residual"], residual)
+
+
+def test_tbq_sends_in_the_end_what_it_was_given() -> None:
+    n, state, total, sent = 2000, TBQ.new_state(2000), np.zeros(2000), np.zeros(2000)
+    for step in range(50):
+        g = gradient("normal", n, seed=step) * f32(0.3)
+        out = TBQ.decode(TBQ.encode(g, state=state), n)
+        assert set(np.unique(out)) <= {-0.5, 0, 0.5}
+        total, sent = total + g, sent + out
+    assert np.abs(total - sent - state["residual"]).max() < 1e-5
+    assert 0.5 < np.abs(sent).mean() < 2 * np.abs(total).mean()
+
+
+def test_tbq_neither_sends_nor_keeps_what_is_not_finite() -> None:
+    state, g = TBQ.new_state(4), np.array([np.nan, np.inf, -np.inf, 0.25], f32)
+    (result,) = TBQ.batch("encode", [compll.Item(grad=g, state=state)])
+    assert not result.finite
+    assert TBQ.decode(result.value, 4).tolist() == [0, 0.5, -0.5, 0]
+    assert state["residual"].tolist() == [0, 0, 0, 0.25]
 
 
 def test_noise_differs_between_elements_and_seeds() -> None:

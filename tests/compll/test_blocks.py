@@ -89,7 +89,7 @@ def test_a_block_is_reduced_from_its_own_element_0(tmp_path: Path, size: int) ->
     assert same_bits(means, np.array(want, np.float32))
 
 
-@pytest.mark.parametrize("name", ["int8", "qsgd"])
+@pytest.mark.parametrize("name", ["fp8", "int4", "int8", "mxfp4", "qsgd"])
 def test_statistics_and_quantization_share_one_pass(name: str) -> None:
     program = driver.load([compll.algorithms()[name]], {})
     for f in driver.unit_of(program.checked).functions:

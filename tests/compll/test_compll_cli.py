@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from compll_cases import write
 from test_language import LEVELS
 
+from compll import codec as algorithms
 from compll import generate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,8 +82,12 @@ def test_run_compares_with_the_interpreter() -> None:
 
 def test_algorithms_and_env_tell_what_is_there() -> None:
     out = right("algorithms")
-    assert "onebit" in out
-    assert "terngrad" in out
+    rows = {words[1]: words for words in (line.split() for line in out.splitlines()) if words[:1] == ["│"]}
+    assert {*algorithms.algorithms()} <= set(rows)
+    assert "bitwidth=2" in rows["terngrad"]
+    table = json.loads(right("algorithms", "--json"))
+    assert {row["name"]: row["parameters"] for row in table}["qsgd"] == {"bits": 3, "bucket": 512}
+    assert right("algorithms", "--markdown") == (ROOT / "docs" / "algorithms.md").read_text("utf-8")
     out = right("env", COMPLL_CXX="nonexistent-compiler", COMPLL_THREADS="3")
     assert "nonexistent-compiler" in out
     assert "not there" in out
@@ -89,7 +95,10 @@ def test_algorithms_and_env_tell_what_is_there() -> None:
 
 def test_generate_checks_and_writes(tmp_path: Path) -> None:
     target = tmp_path / "generated"
-    assert right("generate", "--folder", target).count("\n") == len(list(generate.texts()))
+    done = compll("generate", "--folder", target)
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == sum(isinstance(text, str) for _, text in generate.texts())
+    assert done.stderr.splitlines() == generate.left_out()
     right("generate", "--check", "--folder", target)
     (target / "onebit" / "onebit.ir").write_text("stale\n")
     done = compll("generate", "--check", "--folder", target)

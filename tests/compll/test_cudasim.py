@@ -304,6 +304,7 @@ void PickDecode(uint8* compressed, float* gradient) {
 }
 """
     with pytest.raises(
-        BackendError, match=r"the cuda backend does not build .* yet; backend='interp' runs it"
+        BackendError,
+        match=r"the cuda backend does not build .* yet; backend='cpp' and backend='interp' run it",
     ):
         compll.compile(write(text), "cudasim")

@@ -300,8 +300,3 @@ def test_an_index_too_narrow_for_its_positions_is_an_error_of_encode() -> None:
     codec = api.compile(write(text), "interp")
     with pytest.raises(IndexError, match="Encode"):
         codec.encode(gradient("normal", 20_000), seed=1, state=codec.new_state(20_000))
-
-
-def test_cpp_says_that_it_does_not_build_selections_yet() -> None:
-    with pytest.raises(api.BackendError, match="interp"):
-        api.compile(write(RANDOMK), "cpp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -45,5 +46,24 @@ def test_the_table_of_sizes_is_right(n: int) -> None:
     assert compll.compile("onebit", "interp").max_bytes(n) == 16 + -(-n // 8)
     for w in range(1, 9):
         assert compll.compile("terngrad", "interp", bitwidth=w).max_bytes(n) == 16 + -(-n * w // 8)
-    scales = -(-4 * -(-n // 256) // 16) * 16
-    assert compll.compile("int8", "interp").max_bytes(n) == scales + n
+
+    def up(size: int, to: int = 16) -> int:
+        return -(-size // to) * to
+
+    few, fewer = math.ceil(np.float32(0.01) * np.float32(n)), math.ceil(np.float32(0.001) * np.float32(n))
+    bounded = min(n, 2 * few)
+    sizes = {
+        "dgc": 16 + up(4 * min(n, 2 * fewer)) + 4 * min(n, 2 * fewer),
+        "fp8": up(4 * -(-n // 256)) + n,
+        "graddrop": 16 + up(4 * bounded) + 4 * bounded,
+        "int4": up(4 * -(-n // 128)) + -(-n // 2),
+        "int8": up(4 * -(-n // 256)) + n,
+        "mxfp4": up(-(-n // 32)) + -(-n // 2),
+        "randomk": 4 * few,
+        "sidco": 16 + up(4 * bounded) + 4 * bounded,
+        "tbq": -(-n // 4),
+        "topk": up(4 * few) + 4 * few,
+    }
+    assert {*sizes, "onebit", "qsgd", "terngrad"} == set(compll.algorithms())
+    assert {name: compll.compile(name, "interp").max_bytes(n) for name in sizes} == sizes
+    assert all(f"`{name}`" in PAGE for name in compll.algorithms())

@@ -1,0 +1,136 @@
+"""The table of the shipped algorithms: what each is, how long, how small its payloads are, who builds it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compll import driver, generate
+from compll.codec import Codec, algorithms
+from compll.types import written
+
+ELEMENTS = 2**20  # the length of gradient that sizes are given for
+PROPERTIES = ("unbiased", "summable", "stateful", "random", "keyed", "feedback", "hop", "sparse")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One shipped algorithm with its default parameters.
+
+    `summary` and `source` are the header of its file; `lines` counts those that are neither blank nor
+    comment; `bytes` is the payload of ELEMENTS elements, or the most that it can be if not `exact_size`.
+    """
+
+    name: str
+    summary: str
+    source: str
+    parameters: Mapping[str, float | int | bool]
+    lines: int
+    bytes: int
+    ratio: float
+    exact_size: bool
+    properties: tuple[str, ...]
+    nonfinite: str
+    backends: tuple[str, ...]
+
+
+def entries() -> list[Entry]:
+    """Return an entry for every shipped algorithm, by name."""
+    return [_entry(name, path) for name, path in algorithms().items()]
+
+
+def code_lines(text: str) -> int:
+    """Return how many lines of a program are neither blank nor comment."""
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    return sum(1 for line in text.splitlines() if line.partition("//")[0].strip())
+
+
+def _header(text: str) -> tuple[str, str]:
+    """Return what the first comment says: `// name: summary`, then the source, up to the indented formula."""
+    first, *rest = (line.removeprefix("//") for line in text.splitlines() if line.startswith("//"))
+    until = next((at for at, line in enumerate(rest) if line.startswith("  ")), len(rest))
+    return first.partition(": ")[2].strip(), " ".join(line.strip() for line in rest[:until])
+
+
+def _decimal(value: float | int | bool) -> float | int | bool:
+    return float(written(value)) if isinstance(value, float) else value
+
+
+def _entry(name: str, path: Path) -> Entry:
+    program = driver.load([path], {})
+    codec = Codec(program, driver.build(program.checked, "interp"))
+    info, most = codec.info, codec.max_bytes(ELEMENTS)
+    text = path.read_text("utf-8")
+    summary, source = _header(text)
+    made = generate.sources(driver.unit_of(program.checked))
+    builds = {"interp"} | {backend for backend, text in made.items() if isinstance(text, str)}
+    if "cuda" in builds:
+        builds.add("cudasim")  # it runs the same source
+    return Entry(
+        name=name,
+        summary=summary,
+        source=source,
+        parameters={k: _decimal(p.value) for k, p in info.params.items()},
+        lines=code_lines(text),
+        bytes=most,
+        ratio=round(4 * ELEMENTS / most, 1),
+        exact_size=info.exact_size,
+        properties=tuple(p for p in PROPERTIES if getattr(info, p)),
+        nonfinite=info.nonfinite,
+        backends=tuple(b for b in driver.BACKENDS if b in builds),
+    )
+
+
+HEADINGS = (
+    "name",
+    "parameters",
+    "lines",
+    f"bytes for {ELEMENTS:,}",
+    "ratio",
+    "size",
+    "properties",
+    "not finite",
+    "backends",
+)
+
+
+def row(e: Entry) -> tuple[str, ...]:
+    """Return what the table says of an algorithm, under HEADINGS."""
+    return (
+        e.name,
+        ", ".join(f"{k}={v}" for k, v in e.parameters.items()) or "-",
+        str(e.lines),
+        f"{e.bytes:,}",
+        str(e.ratio),
+        "exact" if e.exact_size else "at most",
+        ", ".join(e.properties) or "-",
+        e.nonfinite,
+        ", ".join(e.backends),
+    )
+
+
+def markdown() -> str:
+    """Return `docs/algorithms.md`."""
+    found = entries()
+    lines = [
+        "# The shipped algorithms",
+        "",
+        "Made by `compll algorithms --markdown > docs/algorithms.md` from `compll/algorithms/`; do not edit.",
+        "",
+        "Lines are those of the `.pse` file that are neither blank nor comment. Bytes are the payload of a",
+        f"gradient of {ELEMENTS:,} float32 elements with the default parameters; the ratio says how many",
+        "times fewer these are, and `at most` that their number depends on the data. The properties are",
+        "those of `codec.info`, which [the language's reference](../grammar/language.md) explains.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + "---|" * len(HEADINGS),
+        *("| " + " | ".join(row(e)) + " |" for e in found),
+        "",
+        "## What they are, and from where",
+        "",
+    ]
+    for e in found:
+        lines += [f"- **{e.name}**: {e.summary}", f"  {e.source}"]
+    return "\n".join(lines) + "\n"

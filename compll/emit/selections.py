@@ -1,0 +1,252 @@
+"""Selections as text: scratch vectors and their sizes, what works on them, reads at computed positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from compll import ir
+from compll.emit.expressions import Dialect, ScalarWriter, not_built
+from compll.emit.pieces import Buffer, Step
+from compll.emit.ranges import scalar_type, storage
+from compll.errors import BackendError
+from compll.types import BOOL, INT, Elem, arithmetic
+
+BINS = 2048
+PARTS = 16
+"""A radix selection counts digits of 11 bits, in so many parts of a vector at once."""
+
+
+class Selections:
+    """The part of an emitter that is about scratch vectors.  The texts are C++; others override them."""
+
+    dialect: Dialect
+    f: ir.Function
+    vectors: dict[str, Elem]
+    lengths: dict[str, ir.Expr]
+    places: dict[str, str]
+    scalar: ScalarWriter
+    scalars: list[str]
+
+    def find_stored(self) -> None:
+        """Enter the vectors in scratch memory, and the tables: their types and lengths."""
+        self.stored_vectors: dict[str, Elem] = {}
+        self.tables: dict[str, ir.Table] = {}
+        self.lets = {b.name: b.value for b in self.f.body if isinstance(b, ir.Let)}
+        self.most = {c.name: c.most for c in self.f.counts}
+        self.buffers: list[Buffer] = []
+        for b in self.f.body:
+            match b:
+                case ir.Pass(_, sinks, _):
+                    for s in sinks:
+                        if isinstance(s, ir.Store) and s.target.kind == "vector":
+                            self.enter(s.target.name, s.elem, s.length)
+                case ir.Compact(name, count, _, length, limit):
+                    self.most[count] = length if limit is None else _clamped(limit, length)
+                    self.enter(name, INT, ir.Scalar(count, INT))
+                case ir.Select(name, _, _, _, count, _):
+                    self.enter(name, INT, count)
+                case ir.Arrange(name, _, values, length, _):
+                    self.vectors[name], self.lengths[name] = values.type, length
+                    self.stored_vectors[name] = values.type
+                case ir.Table(name, elem, values):
+                    self.vectors[name], self.lengths[name] = elem, ir.const(len(values), INT)
+                    self.tables[name] = b
+
+    def refuse_stored(self) -> None:
+        """Say that this backend has no scratch vectors yet.
+
+        Raises:
+            BackendError: the program needs some, or selects, or looks into a table.
+
+        """
+        needs = (ir.Compact, ir.Select, ir.Arrange, ir.Nth, ir.Ascends, ir.Table)
+        if self.stored_vectors or any(isinstance(b, needs) for b in self.f.body):
+            what = next(iter([*self.stored_vectors, *self.tables]), "a selection")
+            raise BackendError(
+                f"the {self.dialect.backend} backend does not build what '{what}' is made by yet; "
+                "backend='cpp' and backend='interp' run it"
+            )
+
+    def enter(self, name: str, elem: Elem, length: ir.Expr) -> None:
+        """Enter one vector, and reserve memory for the most elements that it can have."""
+        self.vectors[name], self.lengths[name] = elem, length
+        self.stored_vectors[name] = elem
+        size = self.bound(length)
+        self.reserve(f"v_{name}", "uint8_t" if elem.packed else storage(elem), self.bytes_of(elem, size))
+
+    def bytes_of(self, elem: Elem, size: ir.Expr) -> str:
+        """Return the elements that memory is reserved for: of bits, whole bytes."""
+        text = self.scalar.text(size)
+        return f"({text} * {elem.bits} + 7) / 8" if elem.packed else text
+
+    def reserve(self, member: str, kind: str, most: str) -> None:
+        """Reserve scratch memory under a member of the frame."""
+        self.buffers.append(Buffer(member, kind, most))
+
+    # --- sizes that the host knows ----------------------------------------------------------------
+
+    def bound(self, e: ir.Expr) -> ir.Expr:
+        """Return the most that a length can be, from n and parameters.
+
+        Raises:
+            BackendError: it depends on data in a way that has no such bound.
+
+        """
+        most = self._limit(e, most=True)
+        if most is None:
+            raise BackendError(
+                f"the {self.dialect.backend} backend does not build a length that depends on data and "
+                "has no bound; backend='interp' runs it"
+            )
+        return most
+
+    def _limit(self, e: ir.Expr, *, most: bool) -> ir.Expr | None:
+        """Return what an integer is at most, or at least; None if nobody knows."""
+        host = self._host(e)
+        if host is not None:
+            return host
+        match e:
+            case ir.Scalar(name, _) if name in self.most:
+                return self.bound(self.most[name]) if most else ir.const(0, INT)
+            case ir.Scalar(name, _) if name in self.lets:
+                return self._limit(self.lets[name], most=most)
+            case ir.Apply(("min" | "max") as op, args, _):
+                known = [x for x in (self._limit(a, most=most) for a in args) if x is not None]
+                enough = 1 if most == (op == "min") else 2
+                return ir.apply(op, *known) if len(known) == 2 else known[0] if len(known) == enough else None
+            case ir.Apply(("+" | "-") as op, (a, b), _):
+                sides = self._limit(a, most=most), self._limit(b, most=most == (op == "+"))
+                return None if sides[0] is None or sides[1] is None else ir.apply(op, sides[0], sides[1])
+            case ir.Apply(("*" | "/") as op, (a, ir.Const(value, _) as b), _) if value > 0:
+                side = self._limit(a, most=most)
+                return None if side is None else ir.apply(op, side, b)
+        return None
+
+    def _host(self, e: ir.Expr) -> ir.Expr | None:
+        """Return an expression of n and parameters alone, with the names of scalars put in."""
+
+        def put_in(x: ir.Expr) -> ir.Expr | None:
+            return self._host(self.lets[x.name]) if isinstance(x, ir.Scalar) and x.name in self.lets else None
+
+        whole = ir.rewrite(e, put_in)
+        known = (ir.Const, ir.Param, ir.Size, ir.Apply, ir.Convert)
+        return whole if all(isinstance(x, known) for x in ir.walk(whole)) else None
+
+    # --- what works on scratch vectors ------------------------------------------------------------
+
+    def lowered(self, b: ir.Lowered) -> Iterator[Step]:
+        """Yield the statements of what a selection became."""
+        match b:
+            case ir.Compact(name, count, mask, length, limit):
+                first = self.work(f"{name}_first", "int64_t", f"({self.most_of(length)} + 1023) / 1024")
+                most = "INT64_MAX" if limit is None else self.scalar.text(limit)
+                args = f"k.v_{mask.vector}, {self.scalar.text(length)}, {most}, k.v_{name}, {first}, threads"
+                self.scalars.append(self.member(count, INT))
+                yield Step("line", f"k.{count}_ = compact({args});")
+            case ir.Select(name, keys, length, k, _, block):
+                size = f"({self.most_of(length)} + 1023) / 1024 * 2 + {PARTS * BINS}"
+                work = self.work(f"{name}_work", "int64_t", size)
+                args = f"k.v_{keys.vector}, {self.scalar.text(length)}, {self.scalar.text(k)}, {block}"
+                yield Step("line", f"select_least({args}, k.v_{name}, {work}, threads);")
+            case ir.Arrange(name, keys, values, length, block):
+                key, value = scalar_type(keys.type), scalar_type(values.type)
+                spare_keys = self.work(f"{name}_spare_keys", key, self.most_of(length))
+                spare = self.work(f"{name}_spare", value, self.most_of(length))
+                args = f"{spare_keys}, {spare}, {self.scalar.text(length)}, {block}, threads"
+                yield Step("line", f"arrange(k.v_{keys.vector}, k.v_{values.vector}, {args});")
+                self.alias(name, values.vector, value)
+            case ir.Nth(name, keys, values, length, rank):
+                self.scalars.append(self.member(name, values.type))
+                args = f"{self.scalar.text(length)}, {self.scalar.text(rank)}, k.outside"
+                yield Step("line", f"k.{name}_ = nth(k.v_{keys.vector}, k.v_{values.vector}, {args});")
+            case ir.Ascends(index, count, length, checked):
+                args = f"k.v_{index.vector}, {self.scalar.text(count)}, {self.scalar.text(length)}"
+                yield Step("refusal", f"!ascends({args})", status="REFUSED" if checked else "OUT_OF_RANGE")
+
+    def work(self, member: str, kind: str, most: str) -> str:
+        """Reserve memory that one selection works in; return how it is named."""
+        self.reserve(member, kind, most)
+        return f"k.{member}"
+
+    def most_of(self, length: ir.Expr) -> str:
+        """Return the text of the most elements that a vector can have."""
+        return f"greater<int64_t>(0, {self.scalar.text(self.bound(length))})"
+
+    def alias(self, name: str, of: str, kind: str) -> None:
+        """Give what has been sorted in its place a name of its own."""
+        self.buffers.append(Buffer(f"v_{name}", kind, f"= k.v_{of}"))
+
+    # --- reads at computed positions --------------------------------------------------------------
+
+    def where(self, vector: str) -> str:
+        """Return where a vector begins."""
+        elem = self.vectors[vector]
+        if vector in self.tables:
+            return f"{self.f.op}_{vector}"
+        if vector in self.stored_vectors:
+            return f"k.v_{vector}"
+        if vector in self.places:
+            return (
+                f"k.f_{vector}"
+                if elem.packed
+                else f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})"
+            )
+        return self.vector(vector)
+
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Return the lanes of a vector at computed positions; 0 where they are out of range."""
+        elem = self.vectors[e.vector]
+        args = f"{self.where(e.vector)}, {self.length_text(e.vector)}, {position}, {asked}, k.outside"
+        if elem.packed:
+            return f"gather_bits<{lanes}, {elem.bits}>({args})"
+        if elem == BOOL:
+            return f"ne(gather<Int32>({args}), Int32{{}})"
+        return f"gather<{lanes}>({args})"
+
+    def read_at(self, e: ir.Read | ir.Search) -> str:
+        """Return one element of a vector, or what a search in a table gives, as a scalar."""
+        if isinstance(e, ir.Search):
+            return self.search(e, "int64_t", self.scalar.text(e.arg))
+        if e.vector not in self.vectors or e.vector not in self.lengths:
+            raise not_built(e, self.dialect)
+        elem = self.vectors[e.vector]
+        args = (
+            f"{self.where(e.vector)}, {self.length_text(e.vector)}, {self.scalar.text(e.position)}, k.outside"
+        )
+        if elem.packed:
+            return f"read_bits<{elem.bits}>({args})"
+        kind = scalar_type(arithmetic(elem))
+        return f"(read_at<uint8_t>({args}) != 0)" if elem == BOOL else f"read_at<{kind}>({args})"
+
+    def length_text(self, vector: str) -> str:
+        """Return how many elements a vector has."""
+        return self.scalar.text(self.lengths[vector])
+
+    def search(self, e: ir.Search, kind: str, arg: str) -> str:
+        """Return how many entries of a table are below, in scalars or lanes."""
+        return f"search<{kind}>({self.f.op}_{e.table}, {len(self.tables[e.table].values)}, {arg})"
+
+    def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+        """Return type, name and entries of the tables."""
+        return tuple(
+            (scalar_type(t.elem), f"{self.f.op}_{name}", tuple(self.scalar.text(v) for v in t.values))
+            for name, t in self.tables.items()
+        )
+
+    # --- of the emitter ---------------------------------------------------------------------------
+
+    def member(self, name: str, elem: Elem) -> str:
+        """Return the declaration of a scalar of the frame."""
+        raise NotImplementedError
+
+    def vector(self, name: str) -> str:
+        """Return where the gradient or a state lies."""
+        raise NotImplementedError
+
+    def stored(self, elem: Elem) -> str:
+        """Return the type of one stored element."""
+        raise NotImplementedError
+
+
+def _clamped(limit: ir.Expr, length: ir.Expr) -> ir.Expr:
+    return ir.apply("min", ir.apply("max", limit, ir.const(0, INT)), length)

@@ -1,0 +1,236 @@
+// Selections on vectors in scratch memory, and reads and writes at computed positions.
+#pragma once
+
+#include "memory.h"
+#include "threads.h"
+
+namespace compll {
+
+// --- computed positions: out of range, an element reads 0, and `outside` says that it was asked for ------
+inline void note(int32_t& outside) { __atomic_store_n(&outside, 1, __ATOMIC_RELAXED); }
+template <class V, class F> inline V gather_each(int64_t n, Int64 at, Mask asked, int32_t& outside, F element) {
+    V out{};
+    for (int j = 0; j < WIDTH; ++j) {
+        if (at[j] >= 0 && at[j] < n) out[j] = element(at[j]);
+        else if (asked[j]) note(outside);
+    }
+    return out;
+}
+template <class V, class T> inline V gather(const T* p, int64_t n, Int64 at, Mask asked, int32_t& outside) {
+    return gather_each<V>(n, at, asked, outside, [&](int64_t i) { return p[i]; });
+}
+template <int W> inline int64_t bits_at(const uint8_t* p, int64_t i) {  // element i of a packed vector
+    const int64_t bit = i * W;
+    uint32_t two = p[bit / 8];
+    if (bit % 8 + W > 8) two |= uint32_t(p[bit / 8 + 1]) << 8;
+    return (two >> (bit % 8)) & ((1u << W) - 1);
+}
+template <class V, int W> inline V gather_bits(const uint8_t* p, int64_t n, Int64 at, Mask asked, int32_t& outside) {
+    return gather_each<V>(n, at, asked, outside, [&](int64_t i) { return bits_at<W>(p, i); });
+}
+template <class R, class T> inline R read_at(const T* p, int64_t n, int64_t at, int32_t& outside) {
+    if (at >= 0 && at < n) return R(p[at]);
+    note(outside);
+    return R{};
+}
+template <int W> inline int64_t read_bits(const uint8_t* p, int64_t n, int64_t at, int32_t& outside) {
+    if (at >= 0 && at < n) return bits_at<W>(p, at);
+    note(outside);
+    return 0;
+}
+template <bool FULL, class T, class V> inline void scatter(T* p, Int64 at, V x, int live) {
+    for (int j = 0; j < (FULL ? WIDTH : live); ++j) p[at[j]] = T(x[j]);
+}
+// How many of the `count` ascending entries are below x.
+template <class R, class T, class X> inline R search(const T* table, int count, X x) {
+    if constexpr (std::is_arithmetic_v<X>) {
+        R below{};
+        for (int i = 0; i < count; ++i) below += table[i] < x;
+        return below;
+    } else {
+        Int32 below{};
+        for (int i = 0; i < count; ++i) below += bit(lt(splat<X>(table[i]), x));
+        return widen<R>(below);
+    }
+}
+inline bool ascends(const int64_t* index, int64_t count, int64_t below) {
+    bool fits = count <= 0 || (index[0] >= 0 && index[count - 1] < below);
+    for (int64_t i = 1; i < count; ++i) fits &= index[i - 1] < index[i];
+    return fits;
+}
+
+// --- filter: the positions of the bits that are set, the first `limit` of them ----------------------------
+struct TileBits {
+    uint64_t words[TILE / 64] = {};
+    TileBits(const uint8_t* bits, int64_t tile, int64_t length) {
+        const int64_t rest = length - tile * TILE;
+        std::memcpy(words, bits + tile * (TILE / 8), rest < TILE ? (rest + 7) / 8 : TILE / 8);
+    }
+};
+// Make of counts the sums of those before; return the sum of all.
+inline int64_t sums_before(int64_t* counts, int64_t size) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < size; ++i) {
+        const int64_t own = counts[i];
+        counts[i] = sum;
+        sum += own;
+    }
+    return sum;
+}
+inline int64_t compact(const uint8_t* bits, int64_t length, int64_t limit, int64_t* out, int64_t* first, int threads) {
+    const int64_t tiles = length > 0 ? (length + TILE - 1) / TILE : 0;
+    limit = limit < 0 ? 0 : limit > length ? length : limit;
+    for_tiles(tiles, threads, [&](int64_t tile) {
+        int64_t count = 0;
+        for (uint64_t word : TileBits(bits, tile, length).words) count += __builtin_popcountll(word);
+        first[tile] = count;
+    });
+    const int64_t found = sums_before(first, tiles);
+    for_tiles(tiles, threads, [&](int64_t tile) {
+        int64_t at = first[tile], base = tile * TILE;
+        if (at >= limit || (tile + 1 < tiles ? first[tile + 1] : found) == at) return;
+        for (uint64_t word : TileBits(bits, tile, length).words) {
+            for (; word && at < limit; word &= word - 1) out[at++] = base + __builtin_ctzll(word);
+            base += 64;
+        }
+    });
+    return found < limit ? found : limit;
+}
+
+// --- keys: integers whose order is that of the elements ---------------------------------------------------
+template <class K> inline std::make_unsigned_t<K> unsigned_key(K key) {
+    using U = std::make_unsigned_t<K>;
+    return std::is_signed_v<K> ? U(U(key) ^ (U(1) << (sizeof(U) * 8 - 1))) : U(key);
+}
+constexpr int BINS = 2048, PARTS = 16;  // digits of 11 bits are counted in so many parts at once
+// The key of `rank` in ascending order, and how many keys are below it; 0 <= rank < length.  `bins` are
+// BINS for each of the parts.
+template <class K> struct Ranked { std::make_unsigned_t<K> key; int64_t below; };
+template <class K> inline Ranked<K> key_of_rank(const K* keys, int64_t length, int64_t rank, int64_t* bins, int64_t parts, int threads) {
+    using U = std::make_unsigned_t<K>;
+    constexpr int WHOLE = sizeof(U) * 8;
+    U prefix = 0;
+    int64_t below = 0;
+    for (int left = WHOLE; left > 0;) {
+        const int width = left < 11 ? left : 11, shift = left - width;
+        for_tiles<1>(parts, threads, [&](int64_t part) {
+            int64_t* own = bins + part * BINS;
+            std::memset(own, 0, sizeof(int64_t) * BINS);
+            const int64_t end = length * (part + 1) / parts;
+            for (int64_t i = length * part / parts; i < end; ++i) {
+                const U key = unsigned_key(keys[i]);
+                if (left == WHOLE || key >> left == prefix) ++own[(key >> shift) & ((U(1) << width) - 1)];
+            }
+        });
+        for (int64_t part = 1; part < parts; ++part)
+            for (int b = 0; b < BINS; ++b) bins[b] += bins[part * BINS + b];
+        int b = 0;
+        while (below + bins[b] <= rank) below += bins[b++];
+        prefix = U(prefix << (left == WHOLE ? 0 : width)) | U(b);
+        left = shift;
+    }
+    return {prefix, below};
+}
+// The ascending positions of the k smallest keys of a few, ties to the lower position; from `base` on.
+template <class K> inline void select_few(const K* keys, int64_t count, int64_t k, int64_t base, int64_t* out) {
+    using U = std::make_unsigned_t<K>;
+    if (k <= 0) return;
+    U key = 0;  // of rank k - 1, bit by bit
+    for (int bit = sizeof(U) * 8 - 1; bit >= 0; --bit) {
+        const U middle = key | U((U(1) << bit) - 1);
+        int64_t within = 0;
+        for (int64_t i = 0; i < count; ++i) within += unsigned_key(keys[i]) <= middle;
+        if (within < k) key |= U(1) << bit;
+    }
+    int64_t ties = k;
+    for (int64_t i = 0; i < count; ++i) ties -= unsigned_key(keys[i]) < key;
+    for (int64_t i = 0; i < count; ++i) {
+        const U own = unsigned_key(keys[i]);
+        if (own < key || (own == key && ties-- > 0)) *out++ = base + i;
+    }
+}
+template <class K> inline void select_least(const K* keys, int64_t length, int64_t k, int64_t block, int64_t* out, int64_t* work, int threads) {
+    k = k < 0 ? 0 : k > length ? length : k;
+    if (k <= 0) return;
+    if (block > 0) {
+        const int64_t each = k < block ? k : block, blocks = (length + block - 1) / block;
+        for_tiles<4>(blocks, threads, [&](int64_t b) {
+            const int64_t count = length - b * block < block ? length - b * block : block;
+            select_few(keys + b * block, count, each < count ? each : count, b * block, out + b * each);
+        });
+        return;
+    }
+    const Ranked<K> last = key_of_rank(keys, length, k - 1, work, length < 64 * TILE ? 1 : PARTS, threads);
+    const int64_t tiles = (length + TILE - 1) / TILE;
+    int64_t *below = work + PARTS * BINS, *equal = below + tiles;
+    const auto for_keys = [&](int64_t tile, auto visit) {
+        const int64_t end = length - tile * TILE < TILE ? length : (tile + 1) * TILE;
+        for (int64_t i = tile * TILE; i < end; ++i) visit(i, unsigned_key(keys[i]));
+    };
+    for_tiles(tiles, threads, [&](int64_t tile) {
+        int64_t less = 0, same = 0;
+        for_keys(tile, [&](int64_t, auto key) { less += key < last.key; same += key == last.key; });
+        below[tile] = less;
+        equal[tile] = same;
+    });
+    sums_before(below, tiles);
+    sums_before(equal, tiles);
+    const int64_t ties = k - last.below;
+    for_tiles(tiles, threads, [&](int64_t tile) {
+        int64_t tie = equal[tile];
+        int64_t* to = out + below[tile] + (tie < ties ? tie : ties);
+        for_keys(tile, [&](int64_t i, auto key) { if (key < last.key || (key == last.key && tie++ < ties)) *to++ = i; });
+    });
+}
+
+// --- sort: stable, by digits of 8 bits; a few elements by insertion ----------------------------------------
+template <class K, class V> inline void arrange_few(K* keys, V* values, int64_t count) {
+    for (int64_t i = 1; i < count; ++i) {
+        const K key = keys[i];
+        const V value = values[i];
+        int64_t at = i;
+        for (; at > 0 && key < keys[at - 1]; --at) {
+            keys[at] = keys[at - 1];
+            values[at] = values[at - 1];
+        }
+        keys[at] = key;
+        values[at] = value;
+    }
+}
+template <class K, class V> inline void arrange_many(K* keys, V* values, K* spare_keys, V* spare, int64_t count) {
+    for (int shift = 0; shift < int(sizeof(K)) * 8; shift += 8) {  // an even number of times: they end in place
+        int64_t first[256] = {};
+        for (int64_t i = 0; i < count; ++i) ++first[(unsigned_key(keys[i]) >> shift) & 255];
+        sums_before(first, 256);
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t to = first[(unsigned_key(keys[i]) >> shift) & 255]++;
+            spare_keys[to] = keys[i];
+            spare[to] = values[i];
+        }
+        std::swap(keys, spare_keys);
+        std::swap(values, spare);
+    }
+}
+template <class K, class V> inline void arrange(K* keys, V* values, K* spare_keys, V* spare, int64_t length, int64_t block, int threads) {
+    if (length <= 0) return;
+    const int64_t size = block > 0 && block < length ? block : length;
+    for_tiles<4>((length + size - 1) / size, threads, [&](int64_t b) {
+        const int64_t at = b * size, count = length - at < size ? length - at : size;
+        if (count <= 64) arrange_few(keys + at, values + at, count);
+        else arrange_many(keys + at, values + at, spare_keys + at, spare + at, count);
+    });
+}
+// The element of `rank` in the order of the keys, which is stable.
+template <class K, class V> inline V nth(const K* keys, const V* values, int64_t length, int64_t rank, int32_t& outside) {
+    if (rank < 0 || rank >= length) {
+        note(outside);
+        return V{};
+    }
+    int64_t bins[BINS];
+    const Ranked<K> found = key_of_rank(keys, length, rank, bins, 1, 1);
+    int64_t before = rank - found.below, at = 0;
+    while (unsigned_key(keys[at]) != found.key || before-- > 0) ++at;
+    return values[at];
+}
+
+}  // namespace compll
