@@ -346,11 +346,12 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //     store field q: int8[n] = int8(round(((scale * (gradient[i] + (float(received_q[i]) * received_scale[(i / 256)]))) / (scale_greater[(i / 256)] / 0x1.fc00000000000p+6))))
 //     check[n] (scale * (gradient[i] + (float(received_q[i]) * received_scale[(i / 256)]))) is finite
 
+
 struct HopFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    int32_t bad;
+    int32_t bad, outside;
     float* gradient;
     uint8_t* f_scale;
     uint8_t* f_q;
@@ -453,26 +454,35 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+inline int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
 int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
     const Arithmetic arithmetic;
-    const Layout at = layout(item.n, p);
-    if (item.n < 0 || item.capacity < at.end) return BAD_BUFFER;
-    if (item.source_length != at.end) return BAD_BUFFER;
+    if (item.n < 0) return BAD_BUFFER;
+    Layout at = layout(item.n, p, most_counts(item.n, p));
+    if (item.capacity < at.end || item.source_length != at.end) return BAD_BUFFER;
     HopFrame k{};
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
     k.gradient = item.gradient;
+    hop_scratch(k, p, scratch);
     k.f_scale = item.payload + at.scale_;
     k.f_q = item.payload + at.q_;
     k.f_received_scale = item.source + at.scale_;
     k.f_received_q = item.source + at.q_;
-    int64_t end = 0;  // bytes between fields are written 0
-    std::memset(item.payload + end, 0, at.scale_ - end);
-    end = at.scale_end;
-    std::memset(item.payload + end, 0, at.q_ - end);
-    end = at.q_end;
+    {
+        int64_t end = 0 * count_bytes(item.n);  // bytes between fields are written 0
+        std::memset(item.payload + end, 0, at.scale_ - end);
+        end = at.scale_end;
+        std::memset(item.payload + end, 0, at.q_ - end);
+        end = at.q_end;
+    }
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
@@ -480,6 +490,7 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
         for_tiles<64>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
+    if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
 }
 
