@@ -28,7 +28,6 @@ CODECS: tuple[tuple[str, dict[str, int]], ...] = (
     *(("terngrad", {"bitwidth": w}) for w in (1, 2, 3, 4, 8)),
 )
 SIZES = (0, 1, 127, 1025, 70_001, 2**20 + 3)
-OPERATIONS = ("encode", "decode", "decode_add")
 RESULT = Path(__file__).parent / "results" / "gpu.md"
 
 
@@ -56,11 +55,12 @@ def operations(codec: compll.Codec, gradient: Any) -> dict[str, Callable[[], obj
     n = len(gradient)
     state = codec.new_state(n) or None
     payload = codec.encode(gradient, seed=7, state=state)
-    out, total = gradient.copy(), gradient.copy()
+    out, total, hopped = gradient.copy(), gradient.copy(), payload.copy()
     return {
         "encode": lambda: codec.encode(gradient, seed=7, state=state, out=payload),
         "decode": lambda: codec.decode(payload, n, out=out),
         "decode_add": lambda: codec.decode_add(payload, total, 0.5),
+        "hop": lambda: codec.hop(payload, gradient, seed=7, scale=0.5, state=state, out=hopped),
     }
 
 
@@ -81,6 +81,10 @@ def check(cupy: Any) -> int:
             p, q = gpu.encode(on_gpu, seed=7, state=states[0]), meant.encode(here, seed=7, state=states[1])
             pairs = {"payload": (p, q), "decode": (gpu.decode(p, n), meant.decode(q, n))}
             pairs["decode_add"] = (gpu.decode_add(p, on_gpu, 0.3), meant.decode_add(q, here, 0.3))
+            pairs["hop"] = (
+                gpu.hop(p, on_gpu, seed=8, scale=0.5, state=states[0]),
+                meant.hop(q, here, seed=8, scale=0.5, state=states[1]),
+            )
             pairs |= {k: (states[0][k], states[1][k]) for k in states[1] or {}}
             for what, (a, b) in pairs.items():
                 if a.get().tobytes() != b.tobytes():

@@ -113,6 +113,21 @@ def test_the_item_that_is_wrong_is_named(backend: str) -> None:
         codec.batch("encode", [api.Item(grad=g, seed=1), api.Item(grad=g)])
 
 
+@pytest.mark.parametrize("name", ["topk", "graddrop"])
+def test_items_that_select_do_so_in_scratch_of_their_own(name: str) -> None:
+    codec = compll.compile(name, "cpp")
+    grads = [gradient("normal", n) for n in (*range(9000, 9012), 200_000, 0, 1)]
+
+    def encoded(threads: int) -> list[api.Result]:
+        states = [codec.new_state(len(g)) or None for g in grads]
+        batch = [api.Item(grad=g, seed=3, state=s) for g, s in zip(grads, states, strict=True)]
+        return codec.batch("encode", batch, threads)
+
+    want = encoded(1)
+    for threads in (2, 4):
+        assert all(same_bits(a.value, b.value) for a, b in zip(encoded(threads), want, strict=True))
+
+
 def test_every_thread_of_a_batch_has_scratch_of_its_own() -> None:
     """One item needs what it needs alone; items that are spread need as much for each thread."""
     library: Any = onebit("cpp")._library
