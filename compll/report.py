@@ -41,7 +41,7 @@ def gradients(n: int, seed: int) -> Mapping[str, Array]:
 
 
 def run(codec: Codec, reference: Codec, n: int, seed: int) -> list[Case]:
-    """Run every operation on gradients of n and of ragged sizes on both; compare payload, state and output."""
+    """Run every operation on gradients of n and of ragged sizes on both; compare all that they write."""
     cases = []
     for size in dict.fromkeys((n, 0, 1, 1023, 1025)):
         for label, grad in gradients(size, seed).items():

@@ -55,7 +55,7 @@ def test_show_prints_every_stage() -> None:
     assert "Function" in right("show", "onebit", "--emit", "ast")
     assert "reduce[n]" in right("show", "onebit", "--emit", "ir")
     fused = right("show", "onebit")
-    assert fused.count("pass[n]") == 3
+    assert fused.count("pass[n]") == 6
     assert "compll_item" in right("show", "onebit", "--emit", "cpp")
     assert "__global__" in right("show", "onebit", "--emit", "cuda")
     launches = right("show", "onebit", "--emit", "launches")
