@@ -7,10 +7,10 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint
+.PHONY: help setup test test-all demo lint
 
 help: ## show what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
 
 setup: ## make .venv with every pinned package, Horovod included (again: only what changed)
 	@test -n "$(PYTHON)" || { echo 'no Python 3.11 or newer with venv on PATH: install one' \
@@ -19,6 +19,9 @@ setup: ## make .venv with every pinned package, Horovod included (again: only wh
 
 test: setup ## run all tests; ARGS="-k ring -x" passes options to pytest
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: setup ## also run what takes long: two minutes of fuzzing, gradients past 2^31 elements (12 GB of memory)
+	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 demo: setup ## train real digits by every algorithm and topology under horovodrun; table and plot
 	@$(BIN)/python scripts/demo.py $(ARGS)

@@ -19,6 +19,7 @@ import numpy as np
 
 import compll
 from compll.errors import BackendError
+from compll.types import FLOAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,7 @@ class Recorded:
     """The launches of one call, to be made again, with the memory that they use."""
 
     def __init__(self, codec: compll.Codec, call: Callable[[], object]) -> None:
-        device: Any = codec._library.device  # type: ignore[attr-defined]
+        device: Any = codec._library.of(FLOAT).device  # type: ignore[attr-defined]
         self.launch, self.launches, self.memory = device.launch, [], []
         empty = device.empty
         device.launch = lambda *a: (self.launches.append(a), self.launch(*a))

@@ -8,22 +8,26 @@ import json
 import shutil
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from compll import arrays, catalogue, driver, generate, knobs, report
 from compll import build as builder
-from compll import catalogue, driver, generate, knobs, report
 from compll import codec as api
 from compll import syntax as s
 from compll.check.signature import Values
 from compll.emit import cpp, cuda
-from compll.errors import BackendError, CompileError, ParameterError, PayloadError
+from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
 from compll.ir_text import function_text
 from compll.passes import fuse
+from compll.types import FLOAT
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="CompLL: compile gradient compression algorithms."
@@ -36,15 +40,36 @@ Sources = Annotated[
 ]
 Params = Annotated[list[str] | None, typer.Option("--param", "-p", help="name=value, may be repeated")]
 Feedback = Annotated[bool, typer.Option("--error-feedback", help="add a residual to the codec")]
+Gradient = Annotated[str, typer.Option("--dtype", help=f"of gradients: {' | '.join(arrays.GRADIENT)}")]
 
 
 def main() -> None:
     """Run the command; what the user did wrong ends in a message and exit code 1, never in a traceback."""
     try:
-        app()
+        with _warnings_as_messages():
+            app()
     except (CompileError, ParameterError, PayloadError, BackendError, IndexError, OSError) as e:
         print(e if isinstance(e, CompileError) else f"compll: {e}", file=sys.stderr)
         sys.exit(1)
+
+
+@contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """Print what the compiler warns of as it prints errors, each once: variants of a codec repeat it."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not isinstance(message, CompileWarning):
+                usual(message, category, *place, **more)
+            elif str(message) not in told:
+                told.add(str(message))
+                print(message, file=sys.stderr)
+
+        warnings.simplefilter("always", CompileWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _codecs(sources: list[str]) -> list[tuple[Path, ...]]:
@@ -95,6 +120,7 @@ def build(
     sources: Sources,
     param: Params = None,
     error_feedback: Feedback = False,
+    dtype: Gradient = "float32",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="copy source and library there")
     ] = None,
@@ -103,10 +129,13 @@ def build(
     for paths in _codecs(sources):
         for checked in driver.check_files(paths, _values(param), error_feedback=error_feedback):
             start = time.perf_counter()
-            path = builder.library_path(checked.codec, cpp.source(driver.unit_of(checked)), cpp.runtime())
+            unit = driver.unit_of(checked, arrays.element(dtype))
+            path = builder.library_path(checked.codec, cpp.source(unit), cpp.runtime())
             seconds = time.perf_counter() - start
             if output is not None:
-                target = output / "-".join([checked.codec, *(f"{k}{v}" for k, v in checked.values.items())])
+                label = [checked.codec, *(f"{k}{v}" for k, v in checked.values.items())]
+                label += [unit.suffix] if unit.element != FLOAT else []
+                target = output / "-".join(label)
                 target.mkdir(parents=True, exist_ok=True)
                 for file in (path, *path.parent.glob("*.cpp"), *path.parent.glob("*.h")):
                     shutil.copy2(file, target)
@@ -120,8 +149,9 @@ def show(
     emit: Annotated[str, typer.Option(help=" | ".join(STAGES))] = "fused",
     param: Params = None,
     error_feedback: Feedback = False,
+    dtype: Gradient = "float32",
 ) -> None:
-    """Print a program at one stage of the compiler."""
+    """Print a program at one stage of the compiler; `--dtype` is for its sources."""
     if emit not in STAGES:
         hint = driver.did_you_mean(emit, STAGES)
         raise ParameterError(
@@ -134,7 +164,7 @@ def show(
             continue
         checked = driver.check_files(paths, _values(param), error_feedback=error_feedback)[0]
         if emit in TEXTS:
-            print(TEXTS[emit](driver.unit_of(checked)))
+            print(TEXTS[emit](driver.unit_of(checked, arrays.element(dtype))))
             continue
         written = (checked.decode,) if checked.encode is None else driver.unit_of(checked).functions
         for f in written:
@@ -170,7 +200,7 @@ def run(
     """Encode and decode gradients; compare a backend with the interpreter, bit for bit."""
     if len(sources) > 2:
         raise ParameterError("`compll run` takes one codec: a name, a file, or the two files of a pair")
-    source: api.Source = sources[0] if len(sources) == 1 else (sources[0], sources[1])
+    source: driver.Source = sources[0] if len(sources) == 1 else (sources[0], sources[1])
     values = dict(_values(param))
     codec = api.compile(source, backend, error_feedback=error_feedback, **values)
     reference = api.compile(source, "interp", error_feedback=error_feedback, **values)

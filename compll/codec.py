@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,16 +11,18 @@ import numpy as np
 from compll import arrays, driver, payload
 from compll import backends as b
 from compll.check.signature import choose
-from compll.errors import BackendError, CompileError, ParameterError, PayloadError
+from compll.driver import Source, algorithms, find
+from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
 from compll.items import Item, Preparer, Result, as_scale, integer, length
 from compll.knobs import threads as default_threads
 from compll.properties import Info
-from compll.types import written
+from compll.types import widened, written
 
 __all__ = [
     "BackendError",
     "Codec",
     "CompileError",
+    "CompileWarning",
     "Info",
     "Item",
     "ParameterError",
@@ -30,23 +30,16 @@ __all__ = [
     "Result",
     "algorithms",
     "compile",
+    "find",
 ]
 
 Operation = Literal["encode", "decode", "decode_add", "hop"]
-Source = str | Path | tuple[str | Path, str | Path]
-
-
-def algorithms() -> dict[str, Path]:
-    """Return the shipped algorithms: name -> path of the `.pse` file."""
-    folder = importlib.resources.files("compll") / "algorithms"  # importing it would hide this function
-    paths = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".pse")]
-    return {p.stem: p for p in sorted(paths)}
 
 
 def compile(  # noqa: A001 - the API's name, as in re.compile
     source: Source, backend: str = "auto", *, error_feedback: bool = False, **params: float | bool
 ) -> Codec:
-    """Make a codec from a `.pse` program.
+    """Make a codec from a `.pse` program; warns (CompileWarning) of one that hardly means what it says.
 
     Args:
         source: the name of a shipped algorithm; a path (or a string that ends in `.pse`) of a file with
@@ -63,32 +56,7 @@ def compile(  # noqa: A001 - the API's name, as in re.compile
 
     """
     program = driver.load(find(source), params, error_feedback=error_feedback)
-    library = driver.build(program.checked, backend)
-    return Codec(program, library)
-
-
-def find(source: Source) -> tuple[Path, ...]:
-    """Return the files that `compile`'s source means.
-
-    Raises:
-        ParameterError: there is no such algorithm or file.
-
-    """
-    if isinstance(source, tuple):
-        return tuple(path for part in source for path in find(Path(part)))
-    if isinstance(source, str) and not source.endswith(".pse"):
-        shipped = algorithms()
-        if source not in shipped:
-            hint = driver.did_you_mean(source, shipped)
-            raise ParameterError(
-                f"there is no algorithm '{source}' ({', '.join(shipped)}){'; ' + hint if hint else ''}; "
-                "a program of your own is named by its path, ending in .pse"
-            )
-        return (shipped[source],)
-    path = Path(source)
-    if not path.is_file():
-        raise ParameterError(f"there is no file '{path}'")
-    return (path,)
+    return Codec(program, driver.build(program.checked, backend))
 
 
 class Codec:
@@ -125,7 +93,7 @@ class Codec:
         zeros = {name: arrays.zeros(n, self._prepare.device) for name in self._program.encode.states}
         if like is None:
             return dict(zeros)
-        wrap = self._prepare.view(like, "like", "float32")[1]
+        wrap = self._prepare.view(like, "like", *arrays.GRADIENT)[1]
         return {name: wrap(z) for name, z in zeros.items()}
 
     def with_params(self, **params: float | bool) -> Codec:
@@ -162,7 +130,7 @@ class Codec:
         """Compress a gradient.
 
         Args:
-            grad: float32[n].
+            grad: float32[n], or float16 or bfloat16, which are widened where they are read.
             seed: 0..2^64-1; required if `info.random`.
             shared_seed: the shared key's value; defaults to `seed`.
             state: from `new_state(n)`; required if `info.stateful`; updated in place.
@@ -181,17 +149,35 @@ class Codec:
         item = Item(grad, out, None, seed, shared_seed, state, new_state)
         return self.batch("encode", [item], threads)[0].value
 
-    def decode(self, payload: Any, n: int, *, out: Any = None, shared_seed: int | None = None) -> Any:
-        """Return the n elements of a payload, or write them to `out` (float32[n]).
+    def decode(
+        self,
+        payload: Any,
+        n: int,
+        *,
+        out: Any = None,
+        dtype: Any = None,
+        shared_seed: int | None = None,
+    ) -> Any:
+        """Return the n elements of a payload, or write them to `out`.
+
+        Args:
+            payload: uint8, as `encode` returned it.
+            n: how many elements the gradient had.
+            out: float32[n], float16[n] or bfloat16[n].
+            dtype: without `out`, the type of the result; float32 if none is given.
+            shared_seed: as it was in encode; required if `info.keyed`.
 
         Raises:
             PayloadError: these bytes are no payload of this codec for n elements.
+            ParameterError: an argument does not fit.
 
         """
         if out is None:
-            out = self._prepare.view(payload, "payload", "uint8")[1](
-                arrays.empty(length(n), self._prepare.device)
-            )
+            kind = arrays.element("float32" if dtype is None else dtype)
+            made = arrays.empty(length(n), self._prepare.device, kind)
+            out = self._prepare.view(payload, "payload", "uint8")[1](made)
+        elif dtype is not None:
+            raise ParameterError("dtype is that of out where out is given: leave one of them away")
         elif len(out) != n:
             raise ParameterError(f"out has {len(out)} elements, and n is {n}")
         return self.batch("decode", [Item(payload=payload, out=out, shared_seed=shared_seed)])[0].value
@@ -199,7 +185,7 @@ class Codec:
     def decode_add(
         self, payload: Any, out: Any, scale: float = 1.0, *, shared_seed: int | None = None
     ) -> Any:
-        """Do out[i] = out[i] + (scale * decoded[i]) and return `out`."""
+        """Do out[i] = out[i] + (scale * decoded[i]) and return `out`; the sum is rounded to its type."""
         item = Item(payload=payload, out=out, scale=scale, shared_seed=shared_seed)
         return self.batch("decode_add", [item])[0].value
 
@@ -267,7 +253,7 @@ class Codec:
         """Do what a hop is defined to be, one operation after the other."""
         totals, encodes = [], []
         for item in items:
-            grad, wrap = self._prepare.view(item.grad, "grad", "float32")
+            grad, wrap = self._prepare.view(item.grad, "grad", *arrays.GRADIENT)
             totals.append(arrays.empty(len(grad), self._prepare.device))
             encodes.append(replace(item, grad=wrap(totals[-1]), payload=None, scale=1.0))
         decodes = [
@@ -277,7 +263,8 @@ class Codec:
         self.batch("decode", decodes, threads)
         with np.errstate(all="ignore"):
             for item, total in zip(items, totals, strict=True):
-                np.add(self._prepare.view(item.grad, "grad", "float32")[0], total, out=total)
+                grad = self._prepare.view(item.grad, "grad", *arrays.GRADIENT)[0]
+                np.add(widened(grad), total, out=total)
                 np.multiply(total, as_scale(item.scale), out=total)
         return self.batch("encode", encodes, threads)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from compll import ir
 from compll.lower import GRADIENT, is_random
 from compll.passes import fuse
-from compll.types import FLOAT
+from compll.types import FLOAT, Elem
 
 ELEMENTWISE = (ir.Get, ir.Guard, ir.Let, ir.Map, ir.Table, ir.Store)
 
@@ -61,7 +61,7 @@ def hop(encode: ir.Function, decode: ir.Function) -> ir.Function | None:
         total = ir.apply("+", e, ir.Read(vector, e.position, FLOAT))
         return ir.apply("*", ir.Param(ir.SCALE, FLOAT), total)
 
-    body += [_changed(b, lambda e: ir.rewrite(e, summed)) for b in encode.body]
+    body += [ir.rewrite_binding(b, summed) for b in encode.body]
     received = tuple(replace(x, name=own[x.name]) for x in decode.layout)
     f = replace(
         encode,
@@ -89,13 +89,6 @@ def _fresh(wish: str, taken: set[str]) -> str:
     return wish
 
 
-def _changed(b: ir.Binding, change: Callable[[ir.Expr], ir.Expr]) -> ir.Binding:
-    """Return a binding with its expressions changed; what a reduction combines by sees no vector."""
-    here = {x.name: getattr(b, x.name) for x in fields(b)}
-    new: dict[str, Any] = {name: change(e) for name, e in here.items() if isinstance(e, ir.Expr)}
-    return replace(b, **new)
-
-
 def _renamed(b: ir.Binding, own: Mapping[str, str]) -> ir.Binding:
     """Return a binding under other names, as `own` has them."""
 
@@ -107,7 +100,16 @@ def _renamed(b: ir.Binding, own: Mapping[str, str]) -> ir.Binding:
         return replace(e, table=own[e.table]) if isinstance(e, ir.Search) else None
 
     new: dict[str, Any] = {x: own[getattr(b, x)] for x in ("name", "field") if hasattr(b, x)}
-    return replace(_changed(b, lambda e: ir.rewrite(e, rename)), **new)
+    return replace(ir.rewrite_binding(b, rename), **new)
+
+
+def for_gradients_of(f: ir.Function, elem: Elem) -> ir.Function:
+    """Return a typed operation on gradients stored as `elem`: widened where read, rounded where written."""
+    body = [
+        replace(b, elem=elem) if isinstance(b, ir.Store) and b.target.kind == "output" else b for b in f.body
+    ]
+    vectors = tuple((name, elem if name == GRADIENT else kind) for name, kind in f.vectors)
+    return replace(f, vectors=vectors, body=tuple(body))
 
 
 def is_sparse(decode: ir.Function) -> bool:

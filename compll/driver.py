@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.resources
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +15,67 @@ from typing import cast
 from compll import build as builder
 from compll import derive, ir, knobs
 from compll import syntax as s
-from compll.backends import Library, Unit, Values
+from compll.backends import Call, Library, Outcome, Unit, Values
 from compll.check import Checked, Header, check, header
-from compll.errors import BackendError, CompileError, Diagnostic, ParameterError, Span, did_you_mean
+from compll.errors import (
+    BackendError,
+    CompileError,
+    CompileWarning,
+    Diagnostic,
+    ParameterError,
+    Span,
+    did_you_mean,
+)
 from compll.parse import parse
 from compll.properties import Info, infer, why_no_hop
+from compll.types import FLOAT, Elem
 
-__all__ = ["Program", "build", "check_files", "did_you_mean", "load", "parse_files", "program_of", "unit_of"]
+__all__ = [
+    "Program",
+    "algorithms",
+    "build",
+    "check_files",
+    "did_you_mean",
+    "find",
+    "load",
+    "parse_files",
+    "program_of",
+    "unit_of",
+]
 
+Source = str | Path | tuple[str | Path, str | Path]
 BACKENDS = ("cpp", "numba", "cuda", "cudasim", "interp")
+
+
+def algorithms() -> dict[str, Path]:
+    """Return the shipped algorithms: name -> path of the `.pse` file."""
+    folder = importlib.resources.files("compll") / "algorithms"  # importing it would hide this function
+    paths = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".pse")]
+    return {p.stem: p for p in sorted(paths)}
+
+
+def find(source: Source) -> tuple[Path, ...]:
+    """Return the files that `compile`'s source means.
+
+    Raises:
+        ParameterError: there is no such algorithm or file.
+
+    """
+    if isinstance(source, tuple):
+        return tuple(path for part in source for path in find(Path(part)))
+    if isinstance(source, str) and not source.endswith(".pse"):
+        shipped = algorithms()
+        if source not in shipped:
+            hint = did_you_mean(source, shipped)
+            raise ParameterError(
+                f"there is no algorithm '{source}' ({', '.join(shipped)}){'; ' + hint if hint else ''}; "
+                "a program of your own is named by its path, ending in .pse"
+            )
+        return (shipped[source],)
+    path = Path(source)
+    if not path.is_file():
+        raise ParameterError(f"there is no file '{path}'")
+    return (path,)
 
 
 @dataclass(frozen=True)
@@ -98,17 +152,19 @@ def _check(
     programs: Sequence[s.Program], sources: Mapping[str, str], given: Values, *, error_feedback: bool
 ) -> Checked:
     try:
-        plain = check(programs, sources, given)
-        if not error_feedback:
-            return plain
-        if plain.encode is not None and derive.has_feedback(plain.encode):
-            raise ParameterError(
-                f"{plain.codec} has error feedback of its own (its state '{plain.encode.states[0]}'): "
-                "leave error_feedback=True away"
-            )
-        return check(programs, sources, given, error_feedback=True)
+        checked = check(programs, sources, given)
+        if error_feedback:
+            if checked.encode is not None and derive.has_feedback(checked.encode):
+                raise ParameterError(
+                    f"{checked.codec} has error feedback of its own (its state "
+                    f"'{checked.encode.states[0]}'): leave error_feedback=True away"
+                )
+            checked = check(programs, sources, given, error_feedback=True)
     except RecursionError:
         raise CompileError([_too_deep(file) for file in sources], sources) from None
+    if checked.warnings:  # told at the line that called `compile`: compile, load, _check
+        warnings.warn(CompileWarning(checked.warnings, sources), stacklevel=4)
+    return checked
 
 
 def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False) -> Program:
@@ -154,8 +210,8 @@ def program_of(checked: Checked, *, error_feedback: bool = False) -> Program:
     return Program(checked, infer(checked, error_feedback=error_feedback))
 
 
-def unit_of(checked: Checked) -> Unit:
-    """Return what a backend compiles: the typed functions and those derived from them.
+def unit_of(checked: Checked, element: Elem = FLOAT) -> Unit:
+    """Return what a backend compiles for gradients of an element type: the functions and those derived.
 
     Raises:
         ParameterError: there is no Encode, which says how the payload is laid out.
@@ -172,19 +228,47 @@ def unit_of(checked: Checked) -> Unit:
         functions.append(derive.decode_add(decode))
         hop = None if why_no_hop(checked) else derive.hop(encode, decode)
         functions += [hop] if hop else []
-    return Unit(checked.codec, tuple(functions), checked.params)
+    functions = [derive.for_gradients_of(f, element) for f in functions]
+    return Unit(checked.codec, tuple(functions), checked.params, element)
 
 
-def build(checked: Checked, backend: str = "auto") -> Library:
+class Libraries:
+    """A codec's libraries, one for each element type of gradients; those of 16 bits are built when needed."""
+
+    def __init__(self, checked: Checked, backend: str) -> None:
+        """Build the library for float32."""
+        self.checked, self.backend = checked, backend
+        self.built: dict[Elem, Library] = {}
+        self.launches = self.of(FLOAT).launches
+
+    def of(self, element: Elem) -> Library:
+        """Return the library for gradients of an element type."""
+        if element not in self.built:
+            module = importlib.import_module(f"compll.backends.{self.backend}")
+            self.built[element] = module.build(unit_of(self.checked, element))
+        return self.built[element]
+
+    def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
+        """Run one operation on every item, those of one element type together."""
+        elements = [call.element for call in calls]
+        if len(set(elements)) <= 1:
+            return self.of(elements[0] if elements else FLOAT).run(op, calls, values, threads)
+        outcomes: dict[int, Outcome] = {}
+        for element in dict.fromkeys(elements):
+            numbers = [number for number, e in enumerate(elements) if e == element]
+            done = self.of(element).run(op, [calls[number] for number in numbers], values, threads)
+            outcomes.update(zip(numbers, done, strict=True))
+        return [outcomes[number] for number in range(len(calls))]
+
+
+def build(checked: Checked, backend: str = "auto") -> Libraries:
     """Compile what there is of a codec, one function or both, by a backend.
 
     Raises:
         BackendError: the backend is unknown, or cannot be used here.
 
     """
-    name = choose_backend(backend)
-    module = importlib.import_module(f"compll.backends.{name}")
-    return cast("Library", module.build(unit_of(checked)))
+    return Libraries(checked, choose_backend(backend))
 
 
 def choose_backend(backend: str) -> str:

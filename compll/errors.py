@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,6 +34,7 @@ class Diagnostic:
     label: str = ""
     note: str = ""
     hint: str = ""
+    severity: Literal["error", "warning"] = "error"
 
 
 class CompileError(Exception):
@@ -41,10 +42,18 @@ class CompileError(Exception):
 
     def __init__(self, diagnostics: Iterable[Diagnostic], sources: Mapping[str, str]) -> None:
         """Keep the diagnostics sorted by place and without repetitions; `sources` maps file to text."""
-        ordered = sorted(set(diagnostics), key=lambda d: (d.span.file, d.span.line, d.span.column, d.message))
-        self.diagnostics = tuple(ordered)
+        self.diagnostics = in_order(diagnostics)
         self.sources = dict(sources)
-        super().__init__("\n".join(render(d, self.sources.get(d.span.file, "")) for d in ordered))
+        super().__init__(render_all(self.diagnostics, self.sources))
+
+
+class CompileWarning(UserWarning):
+    """A `.pse` program compiles and hardly means what it says.  `diagnostics` holds what is odd, in order."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic], sources: Mapping[str, str]) -> None:
+        """Keep the diagnostics sorted by place and without repetitions; `sources` maps file to text."""
+        self.diagnostics = in_order(diagnostics)
+        super().__init__(render_all(self.diagnostics, sources))
 
 
 class PayloadError(ValueError):
@@ -59,13 +68,24 @@ class BackendError(RuntimeError):
     """A backend that cannot be used here, such as C++ without a compiler."""
 
 
+def in_order(diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """Return diagnostics sorted by place and without repetitions."""
+    ordered = sorted(set(diagnostics), key=lambda d: (d.span.file, d.span.line, d.span.column, d.message))
+    return tuple(ordered)
+
+
+def render_all(diagnostics: Iterable[Diagnostic], sources: Mapping[str, str]) -> str:
+    """Format diagnostics, one after the other; `sources` maps file to text."""
+    return "\n".join(render(d, sources.get(d.span.file, "")) for d in diagnostics)
+
+
 def render(diagnostic: Diagnostic, source: str) -> str:
     """Format one diagnostic: `file:line:column: error: message`, the source line, carets, note and hint."""
     span = diagnostic.span
-    out = [f"{span.file}:{span.line}:{span.column}: error: {diagnostic.message}"]
-    lines = source.splitlines()
+    out = [f"{span.file}:{span.line}:{span.column}: {diagnostic.severity}: {diagnostic.message}"]
+    lines = source.split("\n")  # as the parser counts; splitlines() would also cut at a form feed
     if 1 <= span.line <= len(lines):
-        text = lines[span.line - 1].replace("\t", " ")
+        text = "".join(c if c.isprintable() else " " for c in lines[span.line - 1]).rstrip()
         end = span.end_column if span.end_line == span.line else len(text) + 1
         carets = "^" * max(1, min(end, len(text) + 1) - span.column)
         gutter = str(span.line)

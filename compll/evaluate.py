@@ -25,14 +25,18 @@ class Environment:
     finite: bool = True
 
 
-def evaluate(e: ir.Expr, env: Environment, position: Array | None = None) -> Array:
+def evaluate(
+    e: ir.Expr, env: Environment, position: Array | None = None, active: Array | None = None
+) -> Array:
     """Return the values of `e` at the positions (int64 array), or at position 0 as a 0-d array.
 
+    `active` tells which of them the program has; it has all of them by default.
     Sets `env.out_of_range` when an element that the program really reads lies outside its vector: the
     operands of `select`, `&&` and `||` read only where their condition asks for them.
     """
     at = np.asarray(0, np.int64) if position is None else position
-    return np.broadcast_to(_Evaluator(env, at).value(e, np.ones(at.shape, np.bool_)), at.shape)
+    asked = np.ones(at.shape, np.bool_) if active is None else active
+    return np.broadcast_to(_Evaluator(env, at).value(e, asked), at.shape)
 
 
 def host_int(e: ir.Expr, n: int, params: Mapping[str, float | int | bool]) -> int:

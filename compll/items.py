@@ -56,9 +56,9 @@ class Preparer:
         self.info, self.states = program.info, program.encode.states
         self._places: dict[int, tuple[payload.Extent, ...]] = {}
 
-    def view(self, x: Any, what: str, kind: str, *, writes: bool = False) -> tuple[Array, Any]:
+    def view(self, x: Any, what: str, *kinds: str, writes: bool = False) -> tuple[Array, Any]:
         """Return a view of a caller's array, and what gives results the caller's type (`arrays.view`)."""
-        return arrays.view(x, what, kind, writes=writes, device=self.device)
+        return arrays.view(x, what, *kinds, writes=writes, device=self.device)
 
     # --- sizes ------------------------------------------------------------------------------------
 
@@ -86,19 +86,19 @@ class Preparer:
 
     def encode(self, item: Item) -> tuple[Call, Finish]:
         """Prepare an encode."""
-        grad, wrap = self.view(item.grad, "grad", "float32")
+        grad, wrap = self.view(item.grad, "grad", *arrays.GRADIENT)
         shared = item.seed if item.shared_seed is None else item.shared_seed
         return self._encode(item, grad, wrap, shared)
 
     def hop(self, item: Item) -> tuple[Call, Finish]:
         """Prepare an encode that reads a payload besides."""
-        grad, wrap = self.view(item.grad, "grad", "float32")
+        grad, wrap = self.view(item.grad, "grad", *arrays.GRADIENT)
         source = self._received(item.payload, len(grad))
         return self._encode(item, grad, wrap, item.shared_seed, source, as_scale(item.scale))
 
     def decode(self, item: Item) -> tuple[Call, Finish]:
         """Prepare a decode or a decode_add."""
-        out, wrap = self.view(item.out, "out", "float32", writes=True)
+        out, wrap = self.view(item.out, "out", *arrays.GRADIENT, writes=True)
         raw = self._received(item.payload, len(out))
         shared = self._seed(item.shared_seed, "shared_seed", required=self.info.keyed)
         return Call(len(out), out, raw, 0, shared, as_scale(item.scale)), lambda _: wrap(out)

@@ -107,21 +107,69 @@ def form_passes(f: ir.Function) -> ir.Function:
     its counts are known, for only then their places are.  What checks that the gradient is finite has no
     pass of its own where another one reads as many elements.
     """
+    place, by_block = _places(f)
+    body: list[ir.Binding] = []
+    for level in range(max(place.values(), default=0) + 1):
+        here = [at for at in place if place[at] == level]
+        body.extend(f.body[at] for at in here if not isinstance(f.body[at], SINKS))
+        body.extend(_loops(f, [at for at in here if isinstance(f.body[at], SINKS)], by_block))
+    return replace(f, body=tuple(body))
+
+
+def store_blocks(f: ir.Function) -> ir.Function:
+    """Store what blocks are reduced to for those who read it in another pass than that of the reduction."""
+    place, _ = _places(f)
+    kept: dict[int, dict[str, str]] = {}  # reader -> vectors that it reads, and where they are stored
+    body: list[ir.Binding] = []
+    for at, b in enumerate(f.body):
+        names = kept.get(at, {})
+
+        def elsewhere(x: ir.Expr, names: dict[str, str] = names) -> ir.Expr | None:
+            return (
+                replace(x, vector=names[x.vector]) if isinstance(x, ir.Read) and x.vector in names else None
+            )
+
+        b = ir.rewrite_binding(b, elsewhere) if names else b
+        body.append(b)
+        if not isinstance(b, ir.BlockReduce):
+            continue
+        readers = {o: r for o, r in enumerate(f.body) if b.name in _names(ir.expressions(r))}
+        outside = [
+            o
+            for o, r in readers.items()
+            if not (isinstance(r, SINKS) and place[o] == place[at] and _goes_with(r, b))
+        ]
+        if outside:
+            stored = b.name + "_stored"
+            for o in outside:
+                kept.setdefault(o, {})[b.name] = stored
+            value = ir.Read(b.name, ir.Position(), b.combine.type)
+            body.append(
+                ir.Store(ir.Target("vector", stored), value.type, ir.blocks(b.length, b.block), value)
+            )
+    return replace(f, body=tuple(body))
+
+
+def _places(f: ir.Function) -> tuple[dict[int, int], dict[int, int]]:
+    """Return, by index in the body, the pass of each sink, or the passes that run before a scalar is known.
+
+    And the block that its loop must go by, for those that reduce blocks or read what a block is reduced to.
+    """
     known: dict[str, int] = {}  # scalar -> number of passes that must have run before it is known
     made: dict[str, tuple[int, ir.BlockReduce]] = {}  # block vector -> its pass
     vectors: dict[str, int] = {}  # any other vector that is made -> passes that must have run before
     place: dict[int, int] = {}  # index in the body -> pass (sinks) or passes before it (scalars)
     by_block: dict[int, int] = {}  # index in the body -> the block that its loop must go by
     for at, b in enumerate(f.body):
-        level = 0
-        for name in _names(ir.expressions(b)):
-            level = max(level, known.get(name, 0), vectors.get(name, 0))
-            if name in made:
-                there, source = made[name]
-                inside = isinstance(b, SINKS) and _goes_with(b, source)
-                level = max(level, there if inside else there + 1)
-                if inside:
-                    by_block[at] = source.block
+        names = set(_names(ir.expressions(b)))
+        sources = [made[name] for name in names & made.keys()]
+        inside = {source.block for _, source in sources if _goes_with(b, source)}
+        joins = len(inside) == 1  # a loop goes by blocks of one size
+        level = max((max(known.get(name, 0), vectors.get(name, 0)) for name in names), default=0)
+        for there, source in sources:
+            level = max(level, there if joins and _goes_with(b, source) else there + 1)
+        if joins:
+            (by_block[at],) = inside
         place[at] = level
         if isinstance(b, ir.Let | ir.Get):
             known[b.name] = level
@@ -153,35 +201,31 @@ def form_passes(f: ir.Function) -> ir.Function:
             ]
             place[at] = min(others, default=place[at])
     _write_last(f, place, by_block)
-    body: list[ir.Binding] = []
-    for level in range(max(place.values(), default=0) + 1):
-        here = [at for at in place if place[at] == level]
-        body.extend(f.body[at] for at in here if not isinstance(f.body[at], SINKS))
-        body.extend(_loops(f, [at for at in here if isinstance(f.body[at], SINKS)], by_block))
-    return replace(f, body=tuple(body))
+    return place, by_block
 
 
 def _write_last(f: ir.Function, place: dict[int, int], by_block: Mapping[int, int]) -> None:
-    """Put the stores of states into the last pass that reads one, or behind; patches behind what they patch.
+    """Put what is written over its own input into the last pass that reads that, or behind; then the patches.
 
-    A loop may read the elements of a state that it stores, and no other loop that runs at the same level.
-    Nor may one that could find a position out of range, since then every state stays as it is.
+    So are states, whose new value may take the place of the old one, and the output that is added to.  A loop
+    may read the elements that it stores, and no other loop that runs at the same level.  Nor may one that
+    could find a position out of range, since then every state stays as it is.
     """
-    stored = [at for at, b in enumerate(f.body) if isinstance(b, ir.Store) and b.target.kind == "state"]
+    stored = [
+        at for at, b in enumerate(f.body) if isinstance(b, ir.Store) and b.target.kind in ("state", "output")
+    ]
+    own = {*f.states} if f.op == "encode" else {*f.states, GRADIENT}
     last = max((place[at] for at in stored), default=0)
     for at, b in enumerate(f.body):
-        if stored and isinstance(b, SINKS):
-            reads = [
-                x
-                for e in ir.expressions(b)
-                for x in ir.walk(e)
-                if isinstance(x, ir.Read) and x.vector in f.states
-            ]
-            by = {by_block[o] for o, level in place.items() if level == place[at] and o in by_block}
-            if any(_elsewhere(x) for e in ir.expressions(b) for x in ir.walk(e)):
-                last = max(last, place[at] + 1)  # only now is it known that all positions were in range
-            along = b.length == ir.Size() and len(by) <= 1 and all(x.position == ir.Position() for x in reads)
-            last = max(last, place[at] + (not along)) if reads else last
+        if not isinstance(b, SINKS) or at in stored:
+            continue
+        reads = [x for e in ir.expressions(b) for x in ir.walk(e) if isinstance(x, ir.Read)]
+        by = {by_block[o] for o, level in place.items() if level == place[at] and o in by_block}
+        along = b.length == ir.Size() and len(by) <= 1
+        if any(_elsewhere(x) for x in reads):
+            last = max(last, place[at] + 1)
+        elif any(x.vector in own for x in reads):
+            last = max(last, place[at] + (not along))
     place.update(dict.fromkeys(stored, last))
     levels = {b.target: place[at] for at, b in enumerate(f.body) if isinstance(b, ir.Store)}
     for at, b in enumerate(f.body):
@@ -196,11 +240,14 @@ def _elsewhere(e: ir.Expr) -> bool:
 SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch, ir.Finite)
 
 
-def _goes_with(b: ir.Sink, source: ir.BlockReduce) -> bool:
-    """Whether a sink can stand in the loop that reduces `source`'s blocks.
+def _goes_with(b: ir.Binding, source: ir.BlockReduce) -> bool:
+    """Whether a binding can stand in the loop that reduces `source`'s blocks.
 
-    Either it has the same positions and reads the vector at i / B, or it stores one value a block.
+    It is a sink that has the same positions and reads the vector at i / B, or stores one value a block; and
+    what is reduced by block itself has blocks of that size.
     """
+    if not isinstance(b, SINKS) or (isinstance(b, ir.BlockReduce) and b.block != source.block):
+        return False
     positions = {
         x.position
         for e in ir.expressions(b)
@@ -242,6 +289,7 @@ PASSES: tuple[Callable[[ir.Function], ir.Function], ...] = (
     drop_unused,
     fuse_maps,
     lower_selections,
+    store_blocks,
     form_passes,
 )
 

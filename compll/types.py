@@ -47,6 +47,7 @@ NAMED: dict[str, Elem] = (
     | {f"uint{w}": Elem(f"uint<{w}>", "uint", w) for w in (1, 2, 4)}
 )
 ARITHMETIC = (INT, UINT32, UINT64, FLOAT)
+GRADIENTS = {FLOAT: "f32", HALF: "f16", BFLOAT16: "bf16"}  # what gradients may be; how symbols of C end
 
 
 def uint(width: int) -> Elem:
@@ -126,6 +127,11 @@ def bfloat16_bits(x: Array) -> Array:
 def bfloat16_value(bits: Array) -> Array:
     """Return the float32 values of bfloat16 bits."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def widened(x: Array) -> Array:
+    """Return a gradient as float32; the elements of uint16 are bits of bfloat16."""
+    return bfloat16_value(x) if x.dtype == np.uint16 else x.astype(np.float32, copy=False)
 
 
 def canonical(x: Array) -> Array:

@@ -10,30 +10,41 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from compll import ir
-from compll.types import Array, arithmetic, dtype
+from compll.types import FLOAT, GRADIENTS, Array, Elem, arithmetic, dtype
 
 OK, NOT_FINITE, OUT_OF_RANGE, REFUSED = 0, 1, -1, -2
 
 Values = Mapping[str, float | int | bool]
 NO_STATE: Mapping[str, Array] = MappingProxyType({})
 NO_LAUNCHES: Mapping[str, tuple[int, int]] = MappingProxyType({})
+STORED = {dtype(elem): elem for elem in GRADIENTS}  # what holds a gradient -> its element type
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What a backend compiles: the typed functions of one codec for given static parameters."""
+    """What a backend compiles: the typed functions of one codec for given static parameters.
+
+    They read and write gradients whose elements are stored as `element`.
+    """
 
     codec: str
     functions: tuple[ir.Function, ...]
     params: tuple[ir.Parameter, ...]
+    element: Elem = FLOAT
+
+    @property
+    def suffix(self) -> str:
+        """How the symbols of the operations end: f32, f16 or bf16."""
+        return GRADIENTS[self.element]
 
 
 class Call(NamedTuple):
     """One item of a batch: buffers that the caller owns, checked and contiguous.
 
     encode reads `gradient` and `state`, writes `payload` and `new_state`; decode and decode_add read
-    `payload` and write `gradient`; hop is an encode that reads the payload `source` besides.  Vectors are
-    float32[n]; payloads are uint8 and long enough.
+    `payload` and write `gradient`; hop is an encode that reads the payload `source` besides.  Vectors have n
+    elements: states of float32; the gradient of float32, of float16, or of uint16, which are the bits of
+    bfloat16.  Payloads are uint8 and long enough.
     """
 
     n: int
@@ -45,6 +56,11 @@ class Call(NamedTuple):
     state: Mapping[str, Array] = NO_STATE
     new_state: Mapping[str, Array] = NO_STATE
     source: Array | None = None
+
+    @property
+    def element(self) -> Elem:
+        """The element type of the gradient."""
+        return STORED[self.gradient.dtype]
 
 
 class Outcome(NamedTuple):

@@ -39,7 +39,7 @@ class CppLibrary:
         self.states = unit.functions[0].states
         self.operations = {}
         for f in unit.functions:
-            entry = getattr(library, f"{unit.codec}_{f.op}_f32")
+            entry = getattr(library, f"{unit.codec}_{f.op}_{unit.suffix}")
             entry.argtypes = (
                 ctypes.c_void_p,
                 ctypes.c_int64,

@@ -13,9 +13,10 @@ from compll import ir
 from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
 from compll.backends.selection import Refused, elements, lowered, patch, select
 from compll.evaluate import Environment, evaluate
+from compll.passes import drop_unused
 from compll.payload import count_bytes, extents, read_counts, total_bytes
 from compll.rng import LANES, ROWS, TILE
-from compll.types import Array, arithmetic, canonical, dtype, from_bytes, to_bytes
+from compll.types import FLOAT, Array, arithmetic, dtype, from_bytes, to_bytes, widened
 
 
 class InterpLibrary:
@@ -24,8 +25,8 @@ class InterpLibrary:
     backend, launches = "interp", NO_LAUNCHES
 
     def __init__(self, unit: Unit) -> None:
-        """Keep the typed functions."""
-        self.functions = {f.op: f for f in unit.functions}
+        """Keep the typed functions, without what they compute and do not use: no error can come of that."""
+        self.functions = {f.op: drop_unused(f) for f in unit.functions}
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item; `threads` changes nothing."""
@@ -41,7 +42,8 @@ def build(unit: Unit) -> InterpLibrary:
 def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     """Run one function, typed or fused, on one item."""
     params = dict(values) | {ir.SCALE: call.scale, ir.SHARED_SEED: call.shared_seed}
-    env = Environment(call.n, params, {"gradient": call.gradient, **call.state}, seed=call.seed)
+    given = {} if f.op == "decode" else {"gradient": widened(call.gradient), **call.state}
+    env = Environment(call.n, params, given, seed=call.seed)
     raw: dict[str, Array] = {}  # the fields of payloads, as bytes
     if f.fields_read:
         source = call.payload if call.source is None else call.source
@@ -60,8 +62,8 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
         return Outcome(OUT_OF_RANGE, 0)
     length = _assemble(f, env, raw, call, values) if f.writes_payload else len(call.payload)
     for name, value in writes.items():
-        into = call.new_state[name] if name in f.states else call.gradient
-        into[...] = value
+        into, elem = (call.new_state[name], FLOAT) if name in f.states else (call.gradient, call.element)
+        into[...] = to_bytes(value, elem).view(into.dtype)
     return Outcome(OK if env.finite else NOT_FINITE, length)
 
 
@@ -102,7 +104,8 @@ def _run(
                 lowered(b, env)
             case ir.Patch(target):
                 old = env.vectors if target.kind == "vector" else writes
-                old[target.name] = patch(b, old.get(target.name, call.gradient), env)
+                kept = old[target.name] if target.name in old else env.vectors["gradient"]
+                old[target.name] = patch(b, kept, env)
             case ir.Table(name, elem, values):
                 env.vectors[name] = np.array([evaluate(v, env) for v in values], dtype(arithmetic(elem)))
             case ir.Finite(length, value):
@@ -120,7 +123,7 @@ def _run(
                     raw[target.name] = to_bytes(stored, elem)
                 else:
                     old = env.vectors if target.kind == "vector" else writes
-                    old[target.name] = np.array(canonical(stored))
+                    old[target.name] = np.array(stored)
             case ir.Pass(_, sinks, _):
                 _run(sinks, env, raw, call, writes)
 
@@ -145,11 +148,13 @@ def reduce_blocks(b: ir.BlockReduce, env: Environment) -> Array:
     return combine(b.combine, env, evaluate(b.init, env), np.concatenate(reduced))
 
 
-def combine(f: ir.Combine, env: Environment, a: Array, b: Array) -> Array:
-    """Return f(a, b), element by element."""
+def combine(f: ir.Combine, env: Environment, a: Array, b: Array, there: Array | None = None) -> Array:
+    """Return f(a, b), element by element; `there` tells which elements there are, by default all."""
     x, y = np.broadcast_arrays(a, b)
-    inner = Environment(env.n, env.params, scalars=env.scalars | {"a": x, "b": y})
-    return np.asarray(evaluate(f.body, inner, np.zeros(x.shape, np.int64)), dtype(f.type))
+    inner = Environment(env.n, env.params, env.vectors, env.scalars | {"a": x, "b": y})
+    result = evaluate(f.body, inner, np.zeros(x.shape, np.int64), there)
+    env.out_of_range |= inner.out_of_range
+    return np.asarray(result, dtype(f.type))
 
 
 def tree(f: ir.Combine, values: Array, count: int, env: Environment) -> Array:
@@ -166,11 +171,12 @@ def tree(f: ir.Combine, values: Array, count: int, env: Environment) -> Array:
         there = (np.arange(tiles * TILE) < count).reshape(1, tiles, ROWS, LANES)
         lanes, filled = grid[:, :, 0].copy(), there[:, :, 0]
         for row in range(1, ROWS):
-            lanes = np.where(there[:, :, row], combine(f, env, lanes, grid[:, :, row]), lanes)
+            present = there[:, :, row]
+            lanes = np.where(present, combine(f, env, lanes, grid[:, :, row], present), lanes)
         width = LANES // 2
         while width:
             both = filled[..., width : 2 * width]
-            folded = combine(f, env, lanes[..., :width], lanes[..., width : 2 * width])
+            folded = combine(f, env, lanes[..., :width], lanes[..., width : 2 * width], both)
             lanes, filled = np.where(both, folded, lanes[..., :width]), filled[..., :width]
             width //= 2
         values, count = lanes[..., 0], tiles

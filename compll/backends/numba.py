@@ -186,14 +186,14 @@ class NumbaLibrary:
         frame = np.zeros(1, kernels.frame)
         frame[0] = given + (0,) * (len(kernels.frame.names) - len(given))
         for number, before in enumerate(kernels.steps):
-            tiles = before(frame)
-            if tiles < 0:
-                return Outcome(tiles, call.payload.nbytes)
+            spans = before(frame)  # tiles, or spans of whole blocks and tiles
+            if spans < 0:
+                return Outcome(spans, call.payload.nbytes)
             if number < len(kernels.loops):
                 work, results, chunk = kernels.loops[number]
                 if results:
-                    frame["scratch"] = self._scratch(results * tiles)
-                run_tiles(work, frame, tiles, chunk, threads)
+                    frame["scratch"] = self._scratch(results * -(-int(frame["length"][0]) // TILE))
+                run_tiles(work, frame, spans, chunk, threads)
         return Outcome(NOT_FINITE if frame["bad"][0] else OK, int(frame["end"][0]))
 
     def _scratch(self, values: int) -> int:

@@ -92,6 +92,18 @@ splat = _typed("splat", 1, _splat)  # from a Python number or a scalar
 widen = _typed("widen", 1, _widen)
 saturate = _typed("saturate", 3, _saturate)  # to the limits that are given; NaN gives 0
 
+
+@intrinsic
+def through(_: Any, stored: Any, x: Any) -> Any:
+    """Return floats as they are once they have been stored with 16 bits."""
+    short = x.of(stored.instance_type.kind)
+
+    def emit(_c: Any, b: Builder, _s: Any, v: Sequence[Value]) -> Value:
+        return resize(b, resize(b, v[1], x, short), short, x)
+
+    return signature(x, stored, x), emit
+
+
 _NATIVE = {
     "f32": types.float32,
     "i64": types.int64,

@@ -23,6 +23,8 @@ TILE, LANES, ROWS = 1024, 128, 8
 BLOCKS = LANES // WIDTH
 BITS = {
     "bool": 1,
+    "f16": 16,
+    "bf16": 16,
     "f32": 32,
     "i8": 8,
     "i16": 16,
@@ -39,7 +41,10 @@ Value = Any
 
 
 class Lanes(types.Type):
-    """The type of `width` values of one kind (a key of BITS); of one, if width is 1."""
+    """The type of `width` values of one kind (a key of BITS); of one, if width is 1.
+
+    The kinds `f16` and `bf16` are bits in memory: nothing is computed with them.
+    """
 
     def __init__(self, kind: str, width: int = 1) -> None:
         """Name the type."""
@@ -81,7 +86,7 @@ Float, Int32, UInt32, Int64, UInt64, Mask = (
     Lanes(k, WIDTH) for k in ("f32", "i32", "u32", "i64", "u64", "bool")
 )
 f32, i32, u32, i64, u64, bit1 = (Lanes(k) for k in ("f32", "i32", "u32", "i64", "u64", "bool"))
-i8, i16, u8, u16 = (Lanes(k) for k in ("i8", "i16", "u8", "u16"))
+i8, i16, u8, u16, f16, bf16 = (Lanes(k) for k in ("i8", "i16", "u8", "u16", "f16", "bf16"))
 
 # --- how operators are made ---------------------------------------------------------------------------
 
@@ -154,9 +159,13 @@ def counted(kind: Lanes) -> Lanes:
 
 
 def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
-    """Emit a conversion between integers that hold the value, or from one to float."""
+    """Emit a conversion between integers that hold the value, from one to float, or of floats to 16 bits."""
     if have.kind == want.kind:
         return x
+    if have.kind in ("f16", "bf16"):
+        return _widened(b, x, have)
+    if want.kind in ("f16", "bf16"):
+        return b.trunc(_rounded(b, x, have, want.kind), want.llvm)
     if want.kind == "f32":
         return (b.sitofp if have.signed else b.uitofp)(x, want.llvm)
     if BITS[want.kind] < BITS[have.kind]:
@@ -164,6 +173,46 @@ def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
     if BITS[want.kind] == BITS[have.kind]:
         return x
     return (b.sext if have.signed else b.zext)(x, want.llvm)
+
+
+def _widened(b: Builder, x: Value, have: Lanes) -> Value:
+    """Emit the float32 that a half or bfloat16 is; as templates/cpp/half.h does it."""
+    u, f = have.of("u32"), have.of("f32")
+    code = b.zext(x, u.llvm)
+    if have.kind == "bf16":
+        return b.bitcast(b.shl(code, u.constant(16)), f.llvm)
+    sign = b.shl(b.and_(code, u.constant(0x8000)), u.constant(16))
+    rest = b.shl(b.and_(code, u.constant(0x7FFF)), u.constant(13))
+    exponent = b.and_(rest, u.constant(0x0F800000))
+    denormal = b.fsub(b.bitcast(b.add(rest, u.constant(113 << 23)), f.llvm), f.constant(2.0**-14))
+    top = b.icmp_unsigned("==", exponent, u.constant(0x0F800000))
+    magnitude = b.select(top, b.or_(rest, u.constant(0x7F800000)), b.add(rest, u.constant(112 << 23)))
+    none = b.icmp_unsigned("==", exponent, u.constant(0))
+    return b.bitcast(b.or_(sign, b.select(none, b.bitcast(denormal, u.llvm), magnitude)), f.llvm)
+
+
+def _rounded(b: Builder, x: Value, have: Lanes, to: str) -> Value:
+    """Emit the bits, in 32, of the nearest half or bfloat16; as templates/cpp/half.h does it."""
+    u = have.of("u32")
+    bits = b.bitcast(x, u.llvm)
+    nan = b.fcmp_unordered("uno", x, x)
+
+    def even(whole: Value, drop: int, base: int) -> Value:
+        """Emit `whole` less `base` without its lowest bits, rounded to nearest even."""
+        odd = b.and_(b.lshr(whole, u.constant(drop)), u.constant(1))
+        half = u.constant(((1 << drop - 1) - 1 - base) & 0xFFFFFFFF)
+        return b.lshr(b.add(b.add(whole, half), odd), u.constant(drop))
+
+    if to == "bf16":
+        return b.select(nan, u.constant(0x7FC0), even(bits, 16, 0))
+    magnitude = b.and_(bits, u.constant(0x7FFFFFFF))
+    half = b.fadd(b.bitcast(magnitude, have.llvm), have.constant(0.5))  # rounds to the least denormal
+    denormal = b.sub(b.bitcast(half, u.llvm), u.constant(126 << 23))
+    small = b.icmp_unsigned("<", magnitude, u.constant(113 << 23))
+    code = b.select(small, denormal, even(magnitude, 13, 112 << 23))
+    code = b.select(b.icmp_unsigned("<", magnitude, u.constant(143 << 23)), code, u.constant(0x7C00))
+    sign = b.and_(b.lshr(bits, u.constant(16)), u.constant(0x8000))
+    return b.select(nan, u.constant(0x7E00), b.or_(sign, code))
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 
 from compll import ir
 from compll.evaluate import Environment, evaluate
-from compll.types import Array, dtype
+from compll.types import Array, canonical, dtype
 
 
 class Refused(Exception):  # noqa: N818 - a decoder's answer, turned into a status by the interpreter
@@ -80,7 +80,7 @@ def patch(b: ir.Patch, out: Array, env: Environment) -> Array:
     index, value = elements(b.index, b.length, env), elements(b.body, b.length, env)
     inside = (index >= 0) & (index < len(out))
     out = out.copy()
-    out[index[inside]] = value[inside]
+    out[index[inside]] = canonical(value)[inside]
     return out
 
 

@@ -10,7 +10,7 @@ from compll import syntax as s
 from compll.check.body import Body
 from compll.check.signature import Signature, Values, choose, find_codec, parameters
 from compll.check.values import Abandon, Reporter
-from compll.errors import CompileError, ParameterError
+from compll.errors import CompileError, Diagnostic, ParameterError, in_order
 from compll.types import written
 
 __all__ = ["Checked", "check", "header"]
@@ -27,6 +27,7 @@ class Checked:
     values: Mapping[str, float | int | bool]
     declared: frozenset[str]
     keyed: bool
+    warnings: tuple[Diagnostic, ...]
 
     @property
     def label(self) -> str:
@@ -112,6 +113,7 @@ def check(
         values=values,
         declared=encode.declared if encode else frozenset(),
         keyed=any(sig.key for sig in (encode, decode) if sig),
+        warnings=in_order(report.warnings),
     )
 
 

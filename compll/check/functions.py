@@ -42,6 +42,7 @@ class Statements(ABC):
         self.outside: Scope | None = None  # the scope around the function that runs now
         self.running: list[s.Lambda | s.Function] = []
         self.indexed: list[tuple[str, ir.Expr, Span]] = []  # every vector[position] of the program
+        self.applied = 0  # how often functions have been put in
         self.conditional = 0  # how many `if`s are open that are not static
 
     @abstractmethod
@@ -154,7 +155,14 @@ class Statements(ABC):
             raise self.report.error(
                 f"'{name}' is a {kind} and cannot hold {describe(value)}", span, hint=hint
             )
-        formula = value.expr if isinstance(value, ScalarValue) else value.body
+        self._limit(name, value.expr if isinstance(value, ScalarValue) else value.body, span)
+        if isinstance(value, ScalarValue):
+            return self.bind_scalar(name, as_type(value, elem))
+        converted = VectorValue(elem, value.length, ir.as_elem(value.body, elem))
+        return self.bind_vector(name, converted)
+
+    def _limit(self, name: str, formula: ir.Expr, span: Span) -> None:
+        """Report a formula that is too large: functions of functions make it grow exponentially."""
         if formula.depth > DEEPEST or formula.size > LARGEST:
             raise self.report.error(
                 f"'{name}' is too large a formula: it nests {formula.depth} operations deep, "
@@ -163,10 +171,6 @@ class Statements(ABC):
                 note=f"functions are put in where they are called; the limits are {DEEPEST} and {LARGEST}",
                 hint="divide it into variables of Encode or Decode, which have places of their own",
             )
-        if isinstance(value, ScalarValue):
-            return self.bind_scalar(name, as_type(value, elem))
-        converted = VectorValue(elem, value.length, ir.as_elem(value.body, elem))
-        return self.bind_vector(name, converted)
 
     def _block(self, body: Sequence[s.Statement]) -> None:
         self.scope = Scope(self.scope)
@@ -249,6 +253,16 @@ class Statements(ABC):
             raise self.report.error(f"'{f.name}' cannot be called here", span)
         if any(n is node for n in self.running):
             raise self.report.error(f"'{f.name}' calls itself: the language has no recursion", span)
+        self.applied += 1
+        if self.applied == LARGEST:
+            self.report.error(
+                f"functions are called more than {LARGEST:,} times",
+                span,
+                note="they are put in where they are called, and what they call in turn",
+                hint="call each function once and give its result a name",
+            )
+        if self.applied >= LARGEST:
+            raise Abandon
         formals = (
             node.formals if isinstance(node, s.Lambda) else tuple((a.type, a.name) for a in node.formals)
         )
@@ -269,6 +283,7 @@ class Statements(ABC):
             if result is None:
                 message = f"'{f.name}' returns nothing on one path"
                 raise self.report.error(message, node.span, hint="end every path with 'return ...;'")
+            self._limit(f.name, result.expr, span)
             return as_type(result, element_type(self, node.type))
         finally:
             self.running.pop()

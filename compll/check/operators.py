@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from compll import ir
 from compll import syntax as s
+from compll.check import laws
 from compll.check.expressions import (
     OPERATORS,
     as_type,
@@ -32,7 +33,7 @@ from compll.check.values import (
     index,
     named,
 )
-from compll.errors import did_you_mean
+from compll.errors import Span, did_you_mean
 from compll.ops import COMBINES, FUNCTIONS, OPS, identity
 from compll.types import BOOL, FLOAT, INT, Elem, arithmetic
 
@@ -270,11 +271,12 @@ class Operators(Statements):
                     f"this reduce needs {what}", e.span, hint="write reduce(vector, init, f)"
                 )
             own = element_type(self, types[0])
-            kind = arithmetic(own)
+            kind = arithmetic(INT if own == BOOL else own)
             pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
             if any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(body)):
                 raise self.report.error("a reduction cannot draw random numbers", args[-1].span)
+            self._try_laws(ir.Combine(f.name, body, kind), own, args[-1].span)
         label = args[-1].name if isinstance(args[-1], s.Name) else "combine"
         name = self.names.fresh(self.wish.format(label))
         start = as_type(init, own)  # init enters once, as f's parameter holds it
@@ -287,6 +289,17 @@ class Operators(Statements):
             return named(name, kind, self.lengths[name])
         self.bindings.append(ir.Reduce(name, combine, ir.as_elem(start.expr, kind), vector.length, value))
         return ScalarValue(ir.Scalar(name, kind), kind)
+
+    def _try_laws(self, combine: ir.Combine, own: Elem, span: Span) -> None:
+        """Warn of a function of a reduction that is seen not to be commutative or not associative."""
+        broken = laws.broken(combine, own, self.tables)
+        if broken:
+            self.report.warning(
+                f"the function of a reduction should be {broken}",
+                span,
+                note="which values meet first, and on which side, follows from the order of reduction",
+                hint="treat both values alike; prepare the elements before, as in reduce(abs(x), 0, greater)",
+            )
 
     def _random(self, e: s.Call) -> ScalarValue | VectorValue:
         if self.sig.op == "decode":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -270,13 +270,14 @@ def is_static(condition: s.Expr, params: set[str]) -> bool:
 
 def nodes(node: object) -> Iterator[s.Node]:
     """Yield every syntax node under `node`, in source order."""
-    if isinstance(node, tuple):
-        for item in node:
-            yield from nodes(item)
-    elif isinstance(node, s.Node) and is_dataclass(node):
-        yield node
-        for f in fields(node):
-            yield from nodes(getattr(node, f.name))
+    waiting = [node]
+    while waiting:
+        x = waiting.pop()
+        if isinstance(x, tuple):
+            waiting.extend(reversed(x))
+        elif isinstance(x, s.Node):
+            yield x
+            waiting.extend(getattr(x, f.name) for f in reversed(fields(x)))
 
 
 def random_sites(program: s.Program) -> dict[Span, int]:

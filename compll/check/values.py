@@ -153,12 +153,17 @@ class Reporter:
 
     def __init__(self) -> None:
         """Start without errors."""
-        self.diagnostics: list[Diagnostic] = []
+        self.diagnostics: list[Diagnostic] = []  # errors
+        self.warnings: list[Diagnostic] = []
 
     def error(self, message: str, span: Span, *, label: str = "", note: str = "", hint: str = "") -> Abandon:
         """Record an error and return the exception that abandons the statement: `raise report.error(...)`."""
         self.diagnostics.append(Diagnostic(message, span, label, note, hint))
         return Abandon()
+
+    def warning(self, message: str, span: Span, *, note: str = "", hint: str = "") -> None:
+        """Record a warning: the program goes on to be compiled."""
+        self.warnings.append(Diagnostic(message, span, "", note, hint, "warning"))
 
 
 def index() -> ScalarValue:

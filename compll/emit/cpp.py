@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
-from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter, not_built_type
+from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter
 from compll.emit.loops import Blocks, Lanes, within_a_block
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
-from compll.emit.ranges import Ranges, scalar_type, storage
+from compll.emit.ranges import Ranges, scalar_type
 from compll.emit.selections import Selections
 from compll.errors import BackendError
 from compll.ir_text import function_text
@@ -33,6 +33,8 @@ def source(unit: Unit) -> str:
     return render(
         "cpp/library.cpp.j2",
         codec=unit.codec,
+        gradient=CPP.stored(unit.element),
+        suffix=unit.suffix,
         static=[p.name for p in unit.params if p.static],
         params=[(scalar_type(p.elem), p.name) for p in run_time],
         fields=[field_text(f, writer) for f in layout],
@@ -126,12 +128,6 @@ class Emitter(Selections):
             case ir.Pass():
                 return Step("pass", loop=self.loop(b))
         raise AssertionError(b)
-
-    def stored(self, elem: Elem) -> str:
-        """Return the type of one stored element."""
-        if elem.bits == 16 and elem.kind in ("float", "bfloat"):
-            raise not_built_type(elem, self.dialect)
-        return storage(elem)
 
     # --- passes ---------------------------------------------------------------------------------
 
@@ -229,7 +225,7 @@ class Emitter(Selections):
             return self.store_packed(s, value, is_mask=writer.lane_type(s.body) == "Mask")
         if s.elem == BOOL:
             value = f"bit({value})"
-        if arithmetic(s.elem) == FLOAT and s.target.kind in ("field", "output"):
+        if s.elem == FLOAT and s.target.kind in ("field", "output"):
             value = self.dialect.canonical(value)
         return self.store_plain(s, value)
 
@@ -240,7 +236,7 @@ class Emitter(Selections):
     def patch(self, s: ir.Patch, writer: LaneWriter) -> str:
         """Return the statement that stores lanes at the positions of an index."""
         value = writer.write(s.body)
-        if arithmetic(s.elem) == FLOAT and s.target.kind == "output":
+        if s.elem == FLOAT and s.target.kind == "output":
             value = self.dialect.canonical(value)
         return f"scatter<FULL>({self.target(s)}, {writer.write(s.index, 'Int64')}, {value}, live);"
 
@@ -263,13 +259,13 @@ class Emitter(Selections):
 
     def put(self, name: str, elem: Elem, text: str) -> str:
         """Return the statement that writes a scalar field."""
-        return f"put<{self.stored(elem)}>(item.payload + at.{name}_, {text});"
+        return f"put<{self.dialect.stored(elem)}>(item.payload + at.{name}_, {text});"
 
     def get(self, name: str, elem: Elem) -> str:
         """Return the value of a scalar field."""
         mask = f" & {(1 << elem.bits) - 1}" if elem.packed else " != 0" if elem == BOOL else ""
         payload = "item.source" if self.f.op == "hop" else "item.payload"
-        return f"get<{self.stored(elem)}>({payload} + at.{self.places[name]}_){mask}"
+        return f"get<{self.dialect.stored(elem)}>({payload} + at.{self.places[name]}_){mask}"
 
     def unequal(self, a: str, b: str) -> str:
         """Return the condition that two scalars differ."""
@@ -310,7 +306,7 @@ class Emitter(Selections):
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
-        kind = self.stored(s.elem)
+        kind = self.dialect.stored(s.elem)
         if s.target.kind == "vector":
             return f"k.v_{s.target.name}[b.first + j] = {value};"
         return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"
@@ -324,7 +320,7 @@ class Emitter(Selections):
 
     def value_of_field(self, e: ir.Read, size: int, block: int = 0, lane: str = "") -> str:
         """Return one value of such a field."""
-        kind = self.stored(self.vectors[e.vector])
+        kind = self.dialect.stored(self.vectors[e.vector])
         first = "first" if block else "tile * TILE"
         return f"get<{kind}>(k.f_{e.vector} + (({first} + at{lane}) / {size}) * sizeof({kind}))"
 
@@ -343,7 +339,7 @@ class Emitter(Selections):
         return {
             "state": f"k.new_{name}",
             "output": "k.gradient",
-            "field": f"reinterpret_cast<{self.stored(s.elem)}*>(k.f_{name})",
+            "field": f"reinterpret_cast<{self.dialect.stored(s.elem)}*>(k.f_{name})",
             "vector": f"k.v_{name}",
         }[s.target.kind]
 

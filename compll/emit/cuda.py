@@ -18,7 +18,7 @@ from compll.emit.expressions import Dialect, ScalarWriter, not_built
 from compll.emit.pieces import TILE, Operation, PassText, Step
 from compll.emit.ranges import scalar_type
 from compll.ops import INTEGERS
-from compll.types import BOOL, Elem
+from compll.types import Elem
 
 WRAPPING = {
     "+": "wrap_add({0}, {1})",
@@ -172,6 +172,8 @@ def generate(unit: Unit) -> Generated:
     source = render(
         "cuda/library.cu.j2",
         codec=unit.codec,
+        gradient=CUDA.stored(unit.element),
+        suffix=unit.suffix,
         static=[p.name for p in unit.params if p.static],
         params=[(scalar_type(p.elem), p.name) for p in unit.params if not p.static],
         fields=[field_text(f, writer) for f in unit.functions[0].layout],
@@ -201,7 +203,8 @@ def launches_text(unit: Unit) -> str:
 
 def runtime() -> dict[str, str]:
     """Return the headers that generated source includes, by name."""
-    return headers("cuda") | {"elementary.cuh": headers("cpp")["elementary.h"]}
+    shared = {f"{name}.cuh": headers("cpp")[f"{name}.h"] for name in ("elementary", "half")}
+    return headers("cuda") | shared
 
 
 def self_contained(text: str) -> str:
@@ -286,7 +289,7 @@ class CudaEmitter(Emitter):
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that keeps an element until its row is stored."""
         name = s.target.name
-        stored = "uint8_t" if s.elem == BOOL else self.stored(s.elem)
+        stored = self.dialect.stored(s.elem)
         place = {
             "state": f"k.new_{name}",
             "output": "k.gradient",

@@ -64,6 +64,14 @@ class Dialect:
         """Return the type of scalars in which values of `elem` are computed with."""
         return scalar_type(elem)
 
+    def stored(self, elem: Elem) -> str:
+        """Return the type of one element in memory; packed codes are held in bytes until they are packed."""
+        if arithmetic(elem) == FLOAT:
+            return elem.name
+        if elem == BOOL:
+            return "uint8_t"
+        return f"{'u' if elem.kind == 'uint' else ''}int{max(8, elem.bits)}_t"
+
     def size(self) -> str:
         """Return the number of elements of the gradient."""
         return "k.n"
@@ -93,6 +101,10 @@ class Dialect:
         return (
             f"({texts[0]} ? {texts[1]} : {texts[2]})" if op == "select" else f"({texts[0]} {op} {texts[1]})"
         )
+
+    def through(self, elem: Elem, x: str) -> str:
+        """Return a value as it is once `elem` has held it: a float of 16 bits rounds it."""
+        return x if arithmetic(elem) != FLOAT or elem == FLOAT else self.call("through", self.stored(elem), x)
 
     def bounds(self, elem: Elem) -> tuple[str, str]:
         """Return the limits of an integer type."""
@@ -169,12 +181,12 @@ class ScalarWriter:
 
     def _convert(self, x: str, have: Elem, to: Elem, kind: Elem) -> str:
         d = self.dialect
-        if to.kind in ("float", "bfloat") and to != FLOAT:
-            raise not_built_type(to, d)
         if to == BOOL:
             return f"ne({x}, {d.zero(d.scalar(have))})"
-        if have == BOOL or to == FLOAT:
-            return d.call("widen", d.scalar(kind), f"bit({x})" if have == BOOL else x)
+        if have == FLOAT and kind == FLOAT:
+            return d.through(to, x)
+        if have == BOOL or kind == FLOAT:
+            return d.through(to, d.call("widen", d.scalar(kind), f"bit({x})" if have == BOOL else x))
         return d.call("saturate_one", d.scalar(kind), x, *d.bounds(to))
 
 
@@ -294,13 +306,11 @@ class LaneWriter:
 
     def _convert(self, arg: ir.Expr, to: Elem, have: str) -> str:
         d = self.dialect
-        if to.kind in ("float", "bfloat") and to != FLOAT:
-            raise not_built_type(to, d)
         x, kind = self.write(arg), self.lane_type(arg)
-        if arg.type == BOOL:
-            return d.call("widen", have, f"bit({x})")
-        if to == FLOAT:
-            return d.call("widen", "Float", x)
+        if arg.type == FLOAT and have == "Float":
+            return d.through(to, x)
+        if arg.type == BOOL or have == "Float":
+            return d.through(to, d.call("widen", have, f"bit({x})" if arg.type == BOOL else x))
         if to == BOOL:
             return f"ne({x}, {d.zero(kind)})"
         low, high = self.ranges.of(arg) if arg.type == INT else (1, 0)

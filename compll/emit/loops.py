@@ -54,9 +54,6 @@ class Emitter(Protocol):
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
 
-    def stored(self, elem: Elem) -> str:
-        """Return the C type of a stored element."""
-
     def bits_place(self, vector: str) -> str:
         """Return where the bytes of a packed vector lie."""
 

@@ -57,6 +57,11 @@ class Python(Dialect):
         """Return the type of scalars in which values of `elem` are computed with."""
         return SCALARS[arithmetic(elem).name]
 
+    def stored(self, elem: Elem) -> str:
+        """Return the type of one element in memory."""
+        kinds = {"float": "f", "bfloat": "bf", "int": "i"}
+        return f"{kinds.get(elem.kind, 'u')}{max(8, elem.bits)}"
+
     def size(self) -> str:
         """Return the number of elements of the gradient."""
         return "one(k.n)"
@@ -97,15 +102,6 @@ def source(unit: Unit) -> str:
         static=[p.name for p in unit.params if p.static],
         operations=[(e.operation(), e.fields(), e.run_time()) for e in map(NumbaEmitter, unit.functions)],
     )
-
-
-def storage(elem: Elem) -> str:
-    """Return the lane type of one stored element."""
-    if elem == FLOAT:
-        return "f32"
-    if elem == BOOL or elem.packed:
-        return "u8"
-    return f"{'u' if elem.kind == 'uint' else 'i'}{elem.bits}"
 
 
 class NumbaEmitter(Emitter):
@@ -163,18 +159,20 @@ class NumbaEmitter(Emitter):
         self.scalars.append(self.member(name, elem))
         return f"k.{name}_ = native({text})"
 
+    def written(self, elem: Elem, value: str) -> tuple[str, str]:
+        """Return type and text of a value as a payload holds it: canonical floats are bits."""
+        return ("u32", self.dialect.canonical(value)) if elem == FLOAT else (self.dialect.stored(elem), value)
+
     def put(self, name: str, elem: Elem, text: str) -> str:
         """Return the statement that writes a scalar field."""
-        self.stored(elem)
-        kind, value = ("u32", self.dialect.canonical(text)) if elem == FLOAT else (storage(elem), text)
+        kind, value = self.written(elem, text)
         return f"store({kind}, k.payload + k.at_{name}, 0, {value}, WHOLE)"
 
     def get(self, name: str, elem: Elem) -> str:
         """Return the value of a scalar field."""
         kind = "i64" if elem == BOOL else self.dialect.scalar(elem)
-        self.stored(elem)
         payload = "k.source" if self.f.op == "hop" else "k.payload"
-        raw = f"load({kind}, {storage(elem)}, {payload} + k.at_{self.places[name]}, 0, WHOLE)"
+        raw = f"load({kind}, {self.dialect.stored(elem)}, {payload} + k.at_{self.places[name]}, 0, WHOLE)"
         if elem == BOOL:
             return f"ne({raw}, splat(i64, 0))"
         return f"{raw} & splat({kind}, {(1 << elem.bits) - 1})" if elem.packed else raw
@@ -209,23 +207,20 @@ class NumbaEmitter(Emitter):
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
-        self.stored(s.elem)
-        if s.elem == FLOAT:
-            return f"store(u32, k.f_{s.target.name}, block0 + j, {self.dialect.canonical(value)}, WHOLE)"
-        return f"store({storage(s.elem)}, k.f_{s.target.name}, block0 + j, {value}, WHOLE)"
+        kind, value = self.written(s.elem, value)
+        return f"store({kind}, k.f_{s.target.name}, block0 + j, {value}, WHOLE)"
 
     def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
         elem = self.vectors[e.vector]
-        self.stored(elem)
         if elem == BOOL:
             raise not_built(e, self.dialect)
         place = f"k.f_{e.vector}, start + at, {size}, 0, live, {block or 'WIDTH'}"
-        return f"per_block({lanes}, {storage(elem)}, {place})"
+        return f"per_block({lanes}, {self.dialect.stored(elem)}, {place})"
 
     def value_of_field(self, e: ir.Read, size: int, block: int = 0, lane: str = "") -> str:  # noqa: ARG002
         """Return one value of such a field."""
-        kind = storage(self.vectors[e.vector])
+        kind = self.dialect.stored(self.vectors[e.vector])
         place = f"min(start + at, k.length - 1) // {size}"  # lanes that do not exist read what does
         return f"load({self.dialect.scalar(e.type)}, {kind}, k.f_{e.vector}, {place}, WHOLE)"
 
@@ -256,12 +251,15 @@ class NumbaEmitter(Emitter):
         if elem.packed:
             unpack = "unpack" if block * elem.bits % 8 == 0 else "unpack_any"
             return Load(vector, lanes, f"{unpack}({elem.bits}, {base}, start + at, live)", True, False)
-        self.stored(elem)
         if elem == BOOL:
             text = f"ne(stream(Int32, u8, {base}, start + at, live), splat(Int32, 0))"
             return Load(vector, "Mask", text, False, False)
         return Load(
-            vector, lanes, f"stream({lanes}, {storage(elem)}, {base}, start + at, live)", False, False
+            vector,
+            lanes,
+            f"stream({lanes}, {self.dialect.stored(elem)}, {base}, start + at, live)",
+            False,
+            False,
         )
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
@@ -270,9 +268,8 @@ class NumbaEmitter(Emitter):
 
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores lanes; canonical floats are bits."""
-        self.stored(s.elem)
         name = {"state": f"new_{s.target.name}", "output": "gradient", "field": f"f_{s.target.name}"}[
             s.target.kind
         ]
-        kind = "u32" if s.elem == FLOAT and s.target.kind != "state" else storage(s.elem)
+        kind = "u32" if s.elem == FLOAT and s.target.kind != "state" else self.dialect.stored(s.elem)
         return f"store({kind}, k.{name}, start + at, {value}, live)"

@@ -92,15 +92,6 @@ class Ranges:
         return FULL
 
 
-def storage(elem: Elem) -> str:
-    """Return the C type of one stored element; packed codes are held in bytes until they are packed."""
-    if elem.kind == "float" and elem.bits == 32:
-        return "float"
-    if elem.kind == "bool":
-        return "uint8_t"
-    return f"{'u' if elem.kind == 'uint' else ''}int{max(8, elem.bits) if not elem.packed else 8}_t"
-
-
 def scalar_type(elem: Elem) -> str:
     """Return the C type in which values of `elem` are computed with."""
     names = {"float": "float", "int": "int64_t", "uint32": "uint32_t", "uint64": "uint64_t", "bool": "bool"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from compll import ir
 from compll.emit.expressions import Dialect, ScalarWriter, not_built
 from compll.emit.pieces import Buffer, Step
-from compll.emit.ranges import scalar_type, storage
+from compll.emit.ranges import scalar_type
 from compll.errors import BackendError
 from compll.types import BOOL, INT, Elem, arithmetic
 
@@ -72,7 +72,7 @@ class Selections:
         self.vectors[name], self.lengths[name] = elem, length
         self.stored_vectors[name] = elem
         size = self.bound(length)
-        self.reserve(f"v_{name}", "uint8_t" if elem.packed else storage(elem), self.bytes_of(elem, size))
+        self.reserve(f"v_{name}", self.dialect.stored(elem), self.bytes_of(elem, size))
 
     def bytes_of(self, elem: Elem, size: ir.Expr) -> str:
         """Return the elements that memory is reserved for: of bits, whole bytes."""
@@ -189,7 +189,7 @@ class Selections:
             return (
                 f"k.f_{vector}"
                 if elem.packed
-                else f"reinterpret_cast<const {self.stored(elem)}*>(k.f_{vector})"
+                else f"reinterpret_cast<const {self.dialect.stored(elem)}*>(k.f_{vector})"
             )
         return self.vector(vector)
 
@@ -241,10 +241,6 @@ class Selections:
 
     def vector(self, name: str) -> str:
         """Return where the gradient or a state lies."""
-        raise NotImplementedError
-
-    def stored(self, elem: Elem) -> str:
-        """Return the type of one stored element."""
         raise NotImplementedError
 
 

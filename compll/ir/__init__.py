@@ -63,6 +63,7 @@ from compll.ir.nodes import (
     Target,
     TopK,
     expressions,
+    rewrite_binding,
 )
 
 __all__ = [
@@ -119,5 +120,6 @@ __all__ = [
     "const",
     "expressions",
     "rewrite",
+    "rewrite_binding",
     "walk",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
-from compll.ir.expr import Expr, Read
+from compll.ir.expr import Expr, Read, rewrite
 from compll.types import Elem
 
 
@@ -332,6 +333,13 @@ class Function:
     def fields_read(self) -> tuple[Field, ...]:
         """The fields of the payload that it reads, under the names that they have in it."""
         return self.received if self.writes_payload else self.layout
+
+
+def rewrite_binding(b: Binding, change: Callable[[Expr], Expr | None]) -> Binding:
+    """Rewrite every expression that stands in a binding; see `rewrite`."""
+    new = {f.name: getattr(b, f.name) for f in fields(b)}
+    changed = {name: rewrite(e, change) for name, e in new.items() if isinstance(e, Expr)}
+    return replace(b, **changed)  # type: ignore[arg-type]
 
 
 def expressions(b: Binding) -> tuple[Expr, ...]:

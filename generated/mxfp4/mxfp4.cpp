@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
 };
@@ -64,7 +65,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
 };
@@ -174,7 +175,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     encode_scratch(k, p, scratch);
     k.f_s = item.payload + at.s_;
     k.f_code = item.payload + at.code_;
@@ -211,7 +212,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
 };
@@ -260,7 +261,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_scratch(k, p, scratch);
     k.f_s = item.payload + at.s_;
     k.f_code = item.payload + at.code_;
@@ -292,7 +293,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
 };
@@ -346,7 +347,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_add_scratch(k, p, scratch);
     k.f_s = item.payload + at.s_;
     k.f_code = item.payload + at.code_;
@@ -386,7 +387,7 @@ struct HopFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_s;
     uint8_t* f_code;
     const uint8_t* f_received_s;
@@ -532,7 +533,7 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     hop_scratch(k, p, scratch);
     k.f_s = item.payload + at.s_;
     k.f_code = item.payload + at.code_;

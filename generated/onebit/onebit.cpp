@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised
 };
@@ -75,7 +76,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     const float* s_residual;
     float* new_residual;
@@ -187,7 +188,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.s_residual = item.state[0];
     k.new_residual = item.new_state[0];
     encode_scratch(k, p, scratch);
@@ -251,7 +252,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
@@ -295,7 +296,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_scratch(k, p, scratch);
     k.f_bit = item.payload + at.bit_;
     k.up_1_ = get<float>(item.payload + at.up_);
@@ -329,7 +330,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
@@ -378,7 +379,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_add_scratch(k, p, scratch);
     k.f_bit = item.payload + at.bit_;
     k.up_1_ = get<float>(item.payload + at.up_);
@@ -429,7 +430,7 @@ struct HopFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_bit;
     const uint8_t* f_received_bit;
     const float* s_residual;
@@ -566,7 +567,7 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     k.s_residual = item.state[0];
     k.new_residual = item.new_state[0];
     hop_scratch(k, p, scratch);

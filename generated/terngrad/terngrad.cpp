@@ -3,6 +3,7 @@
 
 namespace {
 using namespace compll;
+using Gradient = float;  // an element of it in memory; arithmetic is float32
 
 struct Params {  // run-time parameters; others are specialised: bitwidth
 };
@@ -75,7 +76,7 @@ struct EncodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     float low_;
     float high_;
@@ -161,7 +162,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     encode_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
     {
@@ -226,7 +227,7 @@ struct DecodeFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -272,7 +273,7 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
     k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);
@@ -312,7 +313,7 @@ struct DecodeAddFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -363,7 +364,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     decode_add_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
     k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);
@@ -417,7 +418,7 @@ struct HopFrame {
     uint64_t seed, shared_seed;
     float scale;
     int32_t bad, outside;
-    float* gradient;
+    Gradient* gradient;
     uint8_t* f_level;
     const uint8_t* f_received_level;
     int64_t received_bitwidth_read_;
@@ -531,7 +532,7 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
-    k.gradient = item.gradient;
+    k.gradient = static_cast<Gradient*>(item.gradient);
     hop_scratch(k, p, scratch);
     k.f_level = item.payload + at.level_;
     k.f_received_level = item.source + at.level_;

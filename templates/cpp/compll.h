@@ -49,7 +49,7 @@ enum Status : int32_t { OK = 0, NOT_FINITE = 1, OUT_OF_RANGE = -1, REFUSED = -2,
 
 // The C ABI: a call takes a table of items, so that a single call is a batch of one.
 extern "C" struct compll_item {
-    float* gradient;        // encode, hop: input; decode, decode_add: output
+    void* gradient;         // encode, hop: input; decode, decode_add: output; float, half or bfloat16 by the symbol
     uint8_t* payload;       // encode, hop: output of `capacity` bytes; otherwise input of `length` bytes
     int64_t n;              // elements of the gradient
     int64_t capacity;

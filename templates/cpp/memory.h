@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lanes.h"
+#include "half.h"
 
 namespace compll {
 
@@ -82,6 +83,49 @@ template <bool FULL, class T, class V> inline void store(T* p, V x, int live) {
             if (j < live) p[j] = T(x[j]);
     }
 }
+// 16 codes of a half or bfloat16, and their values.  Instructions of x86 for half give what half.h gives.
+using Codes = uint16_t __attribute__((vector_size(32)));
+template <class H> inline Float widened(Codes x) { return H::template widened<Float>(__builtin_convertvector(x, UInt32)); }
+template <class H> inline Codes rounded(Float x) { return __builtin_convertvector(H::rounded(x), Codes); }
+#if defined(__AVX512F__)
+using HalfCodes = short __attribute__((vector_size(32)));
+template <> inline Float widened<half>(Codes x) { return __builtin_ia32_vcvtph2ps512_mask((HalfCodes)x, Float{}, -1, 4); }
+template <> inline Codes rounded<half>(Float x) {
+    return (Codes)__builtin_ia32_vcvtps2ph512_mask(canonical(x), 0, HalfCodes{}, -1);
+}
+#elif defined(__F16C__)
+using HalfCodes = short __attribute__((vector_size(16)));
+using HalfFloats = float __attribute__((vector_size(32)));
+template <> inline Float widened<half>(Codes x) {
+    HalfCodes c[2];
+    std::memcpy(c, &x, sizeof x);
+    const HalfFloats parts[2] = {__builtin_ia32_vcvtph2ps256(c[0]), __builtin_ia32_vcvtph2ps256(c[1])};
+    Float out;
+    std::memcpy(&out, parts, sizeof out);
+    return out;
+}
+template <> inline Codes rounded<half>(Float x) {
+    HalfFloats parts[2];
+    std::memcpy(parts, &x, sizeof x);
+    HalfCodes c[2];
+    for (int k = 0; k < 2; ++k) {
+        const auto nan = parts[k] != parts[k];
+        c[k] = __builtin_ia32_vcvtps2ph256(nan ? __builtin_nanf("") - HalfFloats{} : parts[k], 0);
+    }
+    Codes out;
+    std::memcpy(&out, c, sizeof out);
+    return out;
+}
+#endif
+template <class H> inline Float through(Float x) { return widened<H>(rounded<H>(x)); }
+#define COMPLL_SHORT(H)                                                                                           \
+    template <class V, bool FULL> inline V load(const H* p, int live) {                                           \
+        return widened<H>(load<Codes, FULL>(&p->bits, live));                                                     \
+    }                                                                                                             \
+    template <bool FULL, class V> inline void store(H* p, V x, int live) { store<FULL>(&p->bits, rounded<H>(x), live); }
+COMPLL_SHORT(half)
+COMPLL_SHORT(bfloat16)
+#undef COMPLL_SHORT
 
 // --- sub-byte fields: element i has bits i*w .. i*w+w-1 of the little-endian bit string -------------------
 constexpr uint64_t repeated(uint64_t bits, int every) {

@@ -13,7 +13,7 @@
 // The C ABI: a call takes a table of items in device memory, so that a single call is a batch of one.  The
 // pointers in it, `state` and `new_state` included, are device pointers too.
 extern "C" struct compll_item {
-    float* gradient;        // encode, hop: input; decode, decode_add: output
+    void* gradient;         // encode, hop: input; decode, decode_add: output; float, half or bfloat16 by the symbol
     uint8_t* payload;       // a multiple of 16; encode, hop: output of `capacity` bytes; otherwise input of `length`
     int64_t n;              // elements of the gradient
     int64_t capacity;

@@ -127,3 +127,4 @@ COMPLL_BOTH float real(int32_t x) { return float(x); }
 }  // namespace compll
 
 #include "elementary.cuh"
+#include "half.cuh"

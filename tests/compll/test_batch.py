@@ -13,6 +13,7 @@ from compll_cases import gradient, same_bits
 import compll
 from compll import codec as api
 from compll.errors import ParameterError, PayloadError
+from compll.types import FLOAT
 
 BACKENDS = ("interp", "cpp", "numba", "cudasim")
 OPERATIONS = get_args(api.Operation)
@@ -130,7 +131,7 @@ def test_items_that_select_do_so_in_scratch_of_their_own(name: str) -> None:
 
 def test_every_thread_of_a_batch_has_scratch_of_its_own() -> None:
     """One item needs what it needs alone; items that are spread need as much for each thread."""
-    library: Any = onebit("cpp")._library
+    library: Any = onebit("cpp")._library.of(FLOAT)
     asked: list[int] = []
     scratch = library._scratch
     library._scratch = lambda size: asked.append(size) or scratch(size)

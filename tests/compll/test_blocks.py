@@ -96,6 +96,46 @@ def test_statistics_and_quantization_share_one_pass(name: str) -> None:
         assert sum(isinstance(b, ir.Pass) for b in fuse(f).body) == 1, f.op
 
 
+TWO_SIZES = """
+void TwoEncode(float* gradient, uint8* compressed) {{
+    float* wide = reduce(chunk(gradient, 64), greater);
+    float* narrow = reduce(chunk(gradient, 7), greater);
+    float* over = map(range(gradient.size), [&](int i) -> float {{ return {over}; }});
+    float* again = reduce(chunk(over, {size}), smaller);
+    float sum = reduce(over, smaller);
+    compressed = concat(wide, narrow, over, again, sum);
+}}
+void TwoDecode(uint8* compressed, float* gradient) {{
+    float* wide; float* narrow; float* over; float* again; float sum;
+    extract(compressed, wide, narrow, over, again, sum);
+    gradient = over;
+}}
+"""
+
+
+@pytest.mark.parametrize("size", [64, 7])
+@pytest.mark.parametrize(
+    "over", ["narrow[i / 7] - wide[i / 64]", "wide[i / 64] - narrow[i / 7]", "gradient[i] - narrow[i / 7]"]
+)
+def test_statistics_of_blocks_of_two_sizes_meet(over: str, size: int, tmp_path: Path) -> None:
+    path = tmp_path / "two.pse"
+    path.write_text(TWO_SIZES.format(over=over, size=size), "utf-8")
+    n = 1000
+    g = gradient("normal", n)
+    payload = compll.compile(path, "interp").encode(g)
+    fields = [
+        np.frombuffer(payload[a : a + 4 * m].tobytes(), "<f4") for a, m in ((0, 16), (64, 143), (640, n))
+    ]
+    assert same_bits(fields[0], np.maximum.reduceat(g, np.arange(0, n, 64)))
+    assert same_bits(fields[1], np.maximum.reduceat(g, np.arange(0, n, 7)))
+    i = np.arange(n)
+    want = eval(over.replace("/", "//"), {"wide": fields[0], "narrow": fields[1], "gradient": g, "i": i})
+    assert same_bits(fields[2], want)
+    again = np.minimum.reduceat(want, np.arange(0, n, size))
+    assert same_bits(np.frombuffer(payload[4640 : 4640 + 4 * len(again)].tobytes(), "<f4"), again)
+    assert payload[-4:].view("<f4")[0] == want.min()
+
+
 INT8 = {b: compll.compile("int8", "cpp", block=b) for b in (32, 256)}
 QSGD = {b: compll.compile("qsgd", "cpp", bits=b) for b in (1, 3, 7)}
 

@@ -19,18 +19,20 @@ import pytest
 import torch
 from compll_cases import backends, gradient, same_bits, write
 from test_cudasim import BLOCKS, ELEMENTARY, MIXED
+from test_half import inside
 
 import compll
-from compll import arrays, driver
+from compll import arrays, driver, types
 from compll import codec as api
 from compll.emit import cuda
 from compll.emit.cuda import Launch
 
 COMPILERS = cuda_compilers.available()
+HALVES = inside("half")
 
 
-def generated(source: str) -> cuda.Generated:
-    return cuda.generate(driver.unit_of(driver.load(api.find(source), {}).checked))
+def generated(source: str, element: types.Elem = types.FLOAT) -> cuda.Generated:
+    return cuda.generate(driver.unit_of(driver.load(api.find(source), {}).checked, element))
 
 
 def test_a_compiler_for_the_gpu_is_there() -> None:
@@ -49,9 +51,20 @@ def test_shipped_kernels_spill_no_register(name: str, compiler: str, arch: str, 
     assert max(r.registers for r in resources) <= 200
 
 
+@pytest.mark.parametrize("element", [types.HALF, types.BFLOAT16], ids=str)
+@pytest.mark.parametrize("name", ["onebit", "int8"])
+def test_kernels_on_gradients_of_16_bits_spill_no_register(
+    name: str, element: types.Elem, tmp_path: Path
+) -> None:
+    made = generated(name, element)
+    resources = cuda_compilers.compile_for(COMPILERS[0], "sm_80", made.source, tmp_path)
+    assert {r.kernel for r in resources} == {x.kernel for xs in made.launches.values() for x in xs}
+    assert not any(r.spilled_bytes for r in resources)
+
+
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_every_compiler_takes_every_type_function_and_block(compiler: str, tmp_path: Path) -> None:
-    for text in (MIXED, BLOCKS, ELEMENTARY):
+    for text in (MIXED, BLOCKS, ELEMENTARY, HALVES):
         made = generated(str(write(text)))
         resources = cuda_compilers.compile_for(compiler, "sm_90", made.source, tmp_path)
         assert {r.kernel for r in resources} == {x.kernel for xs in made.launches.values() for x in xs}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compll_cases import same_bits, write
-from test_differential import generated
+from fuzz_expressions import generated
 
 from compll import build as builder
 from compll.backends import cudasim, launches
@@ -19,7 +19,7 @@ from compll.errors import BackendError
 
 HEAD = """#include "compll.cuh"
 extern "C" __global__ void probe(compll_item* items, int64_t, const void*) {
-    float* x = items->gradient;
+    float* x = static_cast<float*>(items->gradient);
     const int t = threadIdx.x;
 """
 FLAWS = {
@@ -75,22 +75,25 @@ import sys
 import numpy as np
 from compll import codec, driver
 from compll.backends import cudasim, Call
+from compll.types import FLOAT, HALF, dtype
 
 beyond = int(sys.argv[1])
-for name, params in (("int8", {}), (sys.argv[2], {}))[: 1 if beyond else 2]:
-    program = driver.load(codec.find(name), params)
-    unit = driver.unit_of(program.checked)
+for name, element in (("int8", FLOAT), (sys.argv[2], FLOAT), ("onebit", HALF))[: 1 if beyond else 3]:
+    program = driver.load(codec.find(name), {})
+    unit, kind = driver.unit_of(program.checked, element), dtype(element)
     library = cudasim.build(unit, "scattered", tuple(cudasim.SANITIZERS))
-    simulated, meant = codec.Codec(program, library), codec.compile(name, "interp", **params)
+    simulated, meant = codec.Codec(program, library), codec.compile(name, "interp")
     for n in (0, 1, 129, 2049):
-        g = np.random.default_rng(n).standard_normal(n).astype(np.float32)
-        g[:5] = np.array([np.nan, np.inf, -np.inf, 3e38, 1e-45], np.float32)[:n]
+        g = np.random.default_rng(n).standard_normal(n).astype(kind)
+        with np.errstate(over="ignore"):
+            g[:5] = np.array([np.nan, np.inf, -np.inf, 3e38, 1e-45], np.float32)[:n]
         states = [c.new_state(n) for c in (simulated, meant)]
         p, q = (c.encode(g, seed=1, state=s or None) for c, s in zip((simulated, meant), states))
         assert p.tobytes() == q.tobytes()
         assert all(states[0][k].tobytes() == states[1][k].tobytes() for k in states[0])
-        assert simulated.decode(p, n).tobytes() == meant.decode(p, n).tobytes()
-        sums = [c.decode_add(p, np.ones(n, np.float32), 0.3) for c in (simulated, meant)]
+        outs = [c.decode(p, n, dtype=kind) for c in (simulated, meant)]
+        assert outs[0].tobytes() == outs[1].tobytes()
+        sums = [c.decode_add(p, np.ones(n, kind), 0.3) for c in (simulated, meant)]
         assert sums[0].tobytes() == sums[1].tobytes()
 if beyond:
     payload = np.zeros(simulated.max_bytes(5000 + beyond), np.uint8)

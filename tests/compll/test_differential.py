@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from compll_cases import LABELS, compiled, encode, gradient, same_bits
+from fuzz_expressions import generated
 from test_language import FREE, KEYWORDS, LEVELS
 
 import compll
@@ -69,125 +68,6 @@ def test_large_gradients_are_bit_equal_at_every_thread_count(name: str) -> None:
 
 # --- generated programs ------------------------------------------------------------------------------
 
-UNARY = {
-    "float": ["-{}", "abs({})", "floor({})", "round({})", "sqrt({})"],
-    "int": ["-{}", "~{}", "abs({})", "sign({})", "popcount({})"],
-    "uint32": ["-{}", "~{}", "abs({})", "max({},7)"],
-    "uint64": ["-{}", "~{}", "abs({})", "min({},7)"],
-}
-INTEGER = [
-    "{}+{}",
-    "{}-{}",
-    "{}*{}",
-    "{}/{}",
-    "{}%{}",
-    "{}&{}",
-    "{}|{}",
-    "{}^{}",
-    "{}<<({}&7)",
-    "{}>>({}&63)",
-    "min({},{})",
-    "max({},{})",
-]
-BINARY = {
-    "float": ["{}+{}", "{}-{}", "{}*{}", "{}/{}", "min({},{})", "max({},{})"],
-    "int": INTEGER,
-    "uint32": INTEGER,
-    "uint64": INTEGER,
-}
-Leaves = Mapping[str, Sequence[str]]
-LEAVES: Leaves = {
-    "float": ("gradient[i]", "memory[i]", "ratio", "0.25", "-3.0", "1e-40", "total", "random<float>(-1, 2)"),
-    "int": [
-        "i",
-        "whole",
-        "7",
-        "-1",
-        "1000000007",
-        "gradient.size",
-        "count",
-        "random<int>(-9,100)",
-        "small[i]",
-    ],
-    "uint32": (
-        "cast<uint32>(i)",
-        "cast<uint32>(gradient[i])",
-        "cast<uint32>(4000000000)",
-        "bitcast<uint32>(memory[i])",
-    ),
-    "uint64": ("cast<uint64>(i)", "cast<uint64>(gradient[i])", "cast<uint64>(18000000000000000000)"),
-}
-PAIR: Leaves = {
-    "float": ("x", "y", "0.25", "-3.0"),
-    "int": ("7", "-1", "cast<int>(x)"),
-    "uint32": ("cast<uint32>(y)", "bitcast<uint32>(x)"),
-    "uint64": ("cast<uint64>(y)", "cast<uint64>(7)"),
-}
-
-
-def expression(r: random.Random, kind: str, depth: int, leaves: Leaves = LEAVES) -> str:
-    """Return a well-typed expression of the position i."""
-    if depth == 0 or r.random() < 0.1:
-        return r.choice(leaves[kind])
-
-    def sub(k: str) -> str:
-        return expression(r, k, depth - 1, leaves)
-
-    other = r.choice([k for k in LEAVES if k != kind])
-    match r.randrange(7):
-        case 0:
-            return "(" + r.choice(UNARY[kind]).format(f"({sub(kind)})") + ")"
-        case 1:
-            narrow = r.choice(("int8", "uint8", "int16", "int32", "uint4", "int"))
-            return f"cast<{narrow if kind == 'int' else kind}>({sub(other)})"
-        case 2:
-            compare = r.choice(("<", "<=", ">", ">=", "==", "!="))
-            k = r.choice(list(LEAVES))
-            return f"({sub(k)} {compare} {sub(k)} ? {sub(kind)} : {sub(kind)})"
-        case 3 if kind == "int":
-            either = f"{sub('int')} < {sub('int')} || isnan({sub('float')})"
-            return f"(({sub('float')} > {sub('float')}) + ({either}))"
-        case 3 if kind == "float":
-            return f"stochastic_round({sub('float')})"
-        case _:
-            return "(" + r.choice(BINARY[kind]).format(f"({sub(kind)})", f"({sub(kind)})") + ")"
-
-
-def generated(seed: int) -> str:
-    r = random.Random(seed)
-    kinds = [
-        r.choice(("float", "int", "int8", "uint16", "uint32", "uint<3>", "uint<5>", "bool", "float"))
-        for _ in range(4)
-    ]
-    lines = []
-    for at, kind in enumerate(kinds):
-        source = "float" if kind in ("float", "bool") else r.choice(("float", "int"))
-        lines.append(
-            f"    {kind}* v{at} = map(range(gradient.size),"
-            f" [&](int i) -> {kind} {{ return {expression(r, source, 3)}; }});"
-        )
-    combine = expression(r, "float", 3, PAIR).replace("stochastic_round(", "floor(")
-    names = ", ".join(f"v{k}" for k in range(4))
-    declared = "\n".join(f"    {kind}* v{k};" for k, kind in enumerate(kinds))
-    return f"""
-void RandomEncode(float* gradient, uint8* compressed, state float* memory,
-                  float ratio = 0.75, int whole = -3) {{
-    float total = reduce(gradient, add);
-    int count = reduce(gradient > 0, add);
-    int8* small = gradient * 50;
-{chr(10).join(lines)}
-    float odd = reduce(v0, 0.5, [&](float x, float y) -> float {{ return {combine}; }});
-    compressed = concat(odd, {names});
-    memory = map(range(gradient.size), [&](int i) -> float {{ return {expression(r, "float", 3)}; }});
-}}
-void RandomDecode(uint8* compressed, float* gradient) {{
-    float odd;
-{declared}
-    extract(compressed, odd, {names});
-    gradient = map(range(gradient.size), [&](int i) -> float {{ return v0[i] + odd; }});
-}}
-"""
-
 
 @pytest.mark.parametrize("seed", range(24))
 def test_generated_programs_are_bit_equal(seed: int) -> None:
@@ -233,3 +113,22 @@ def test_the_thread_s_own_flags_are_set_aside_and_restored() -> None:
         assert (half * 0.5).item() == 0  # still flushed, as the thread had asked
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_a_read_outside_of_a_vector_is_an_error_only_if_something_depends_on_it() -> None:
+    text = """
+    void DeadEncode(float* gradient, uint8* compressed) {
+        float dead = gradient[5];
+        float live = gradient[1];
+        compressed = concat(live);
+    }
+    void DeadDecode(uint8* compressed, float* gradient) {
+        float live; extract(compressed, live);
+        gradient = map(range(gradient.size), [&](int i) -> float { return live; });
+    }
+    """
+    for backend in ("interp", "cpp"):
+        codec = compiled(text, backend)
+        assert codec.encode(np.arange(3, dtype=np.float32)).view(np.float32) == [1]
+        with pytest.raises(IndexError, match="outside its range"):
+            codec.encode(np.ones(1, np.float32))

@@ -1,75 +1,68 @@
-"""Mutated programs and random payloads: an error of ours or a defined result, never anything else."""
+"""Texts of every kind: the compiler answers with a codec or with errors of ours, never anything else."""
 
 from __future__ import annotations
 
 import random
 import time
 
-import numpy as np
+import fuzz_inputs
+import fuzz_minimise
+import fuzz_oracle
 import pytest
-from compll_cases import write
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_language import FREE, KEYWORDS, LEVELS
 
-import compll
-from compll import driver
-from compll.emit import cpp
+from compll import passes
+from compll.errors import CompileError, Diagnostic, Span
+from compll.parse import parse
 
-SEEDS = [LEVELS, FREE, KEYWORDS, *(p.read_text("utf-8") for p in compll.algorithms().values())]
-WORDS = """
-; { } ( ) [ ] [& [[ ]] , . = == < > << * / % & | ^ ! ~ ? : -> // /* */ " ' \\ \0 é
-0 1 255 1e40 .5 0x 9999999999999999999999 nan inf true
-if else return for float int uint8 uint<3> uint<0> bool half void lambda_func state shared
-reduce map range random<float> concat extract decode bitcast<uint32> cast<int8>
-gradient compressed size x.size
-""".split()  # noqa: SIM905 - a table of words
-
-
-def survives(text: str) -> None:
-    path = write(text, "fuzz")
-    start = time.monotonic()
-    try:
-        for checked in driver.check_files([path], {"bitwidth": 3} if "bitwidth" in text else {}):
-            cpp.source(driver.unit_of(checked))
-            driver.program_of(checked)
-    except (compll.CompileError, compll.ParameterError, compll.BackendError) as e:
-        assert str(e)
-    assert time.monotonic() - start < 20, "this takes for ever"
+INPUTS = {  # a second or five each; `benchmarks/fuzz_language.py` has made a million
+    "sentence of the grammar": 300,
+    "sentences in a codec": 250,
+    "mutated by characters": 900,
+    "mutated by tokens": 800,
+    "mutated by lines": 900,
+    "plausible program": 100,
+    "plausible program, mutated": 500,
+}
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(SEEDS), st.integers(0, 2**32), st.integers(1, 6))
-def test_mutated_programs_are_answered_with_errors_of_ours(text: str, seed: int, changes: int) -> None:
-    r = random.Random(seed)
-    for _ in range(changes):
-        at, length = r.randrange(len(text) + 1), r.choice((0, 0, 1, 3, 20))
-        match r.randrange(4):
-            case 0:
-                text = text[:at] + text[at + max(length, 1) :]
-            case 1:
-                text = text[:at] + f" {r.choice(WORDS)} " + text[at + length :]
-            case 2:
-                start = r.randrange(len(text) + 1)
-                text = text[:at] + text[start : start + r.randrange(40)] + text[at:]
-            case 3:
-                names = sorted(set(text.replace("(", " ").replace(";", " ").split()))
-                a, b = r.choice(names), r.choice(names)
-                text = text.replace(a, b, 1)
-        text = text or ";"
-    survives(text)
+def is_answered(text: str, *, run: bool = False) -> None:
+    outcome = fuzz_oracle.examine(text, run=run)
+    assert not isinstance(outcome, fuzz_oracle.Finding), f"{text}\n{outcome.detail}"
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(WORDS), max_size=30))
-def test_strings_of_words_are_answered_with_errors_of_ours(words: list[str]) -> None:
-    survives("void XEncode(float* gradient, uint8* compressed) { " + " ".join(words) + " }")
+def made(kind: str, seed: str, count: int) -> None:
+    maker = fuzz_inputs.MAKERS[kind][1]
+    for number in range(count):
+        is_answered(maker(random.Random(f"{seed} {kind} {number}")), run=number % 4 == 0)
+
+
+def test_every_kind_of_input_is_tried() -> None:
+    assert INPUTS.keys() == fuzz_inputs.MAKERS.keys()
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_texts_are_answered_with_codecs_or_errors_of_ours(kind: str) -> None:
+    made(kind, "quick", INPUTS[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", INPUTS)
+def test_many_texts_are_answered_with_codecs_or_errors_of_ours(kind: str) -> None:
+    made(kind, "long", 10 * INPUTS[kind])
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_answered_with_errors_of_ours(text: str) -> None:
-    survives(text.encode("utf-8", "replace").decode("utf-8"))
+    is_answered(text)
+
+
+TOWER = "lambda_func f = [&](float x) -> float { return x; }; " + "".join(
+    f"lambda_func f{k} = [&](float x) -> float {{ return f{k - 1 or ''}(x) + f{k - 1 or ''}(-x); }}; "
+    for k in range(1, 40)
+)
 
 
 @pytest.mark.parametrize(
@@ -83,50 +76,86 @@ def test_any_text_is_answered_with_errors_of_ours(text: str) -> None:
         "if (true) {} " + "else if (true) {} " * 2000,
         "float a = " + "9" * 6000 + ";",
         "float a = " + "9" * 6000 + ".0;",
+        TOWER + "float a = f39(1);",
+        TOWER + "float a = f39(reduce(gradient, add));",
         "".join(f"float* a{k} = gradient + {k};" for k in range(600)) + "float s = reduce(a599, add);",
         "float a = 1;" * 300,
     ],
     ids=lambda b: b[:20].strip(),
 )
 def test_programs_of_extreme_shape_are_answered(body: str) -> None:
-    survives(
+    is_answered(
         "void XEncode(float* gradient, uint8* compressed) { " + body + " compressed = concat(gradient); }"
         "void XDecode(uint8* compressed, float* gradient) { float* v; extract(compressed, v); gradient = v; }"
     )
 
 
-@pytest.mark.parametrize(("name", "params"), [("onebit", {}), ("terngrad", {"bitwidth": 3})])
-def test_random_payloads_are_refused_or_decoded_and_stay_in_their_buffers(
-    name: str, params: dict[str, int]
+# --- the fuzzer itself -------------------------------------------------------------------------------
+
+
+def test_every_sentence_of_the_grammar_is_parsed() -> None:
+    for number in range(300):
+        parse(fuzz_inputs.any_sentence(random.Random(number)), "sentence.pse")
+
+
+def test_most_plausible_programs_are_right() -> None:
+    programs = (fuzz_inputs.program(random.Random(number)) for number in range(40))
+    outcomes = [fuzz_oracle.examine(text, backends=()) for text in programs]
+    assert outcomes.count("right") > 30, outcomes
+
+
+def test_an_input_follows_from_its_seed_and_number() -> None:
+    texts = [fuzz_inputs.make(seed, number) for seed in (1, 2) for number in range(20)]
+    assert texts == [fuzz_inputs.make(seed, number) for seed in (1, 2) for number in range(20)]
+    assert len({t.text for t in texts}) > 35
+
+
+RIGHT = fuzz_inputs.corpus()[0][0]
+
+
+def test_an_exception_of_another_kind_is_found_and_made_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(f: object) -> object:
+        raise KeyError(f)
+
+    monkeypatch.setattr(passes, "PASSES", (broken,))
+
+    def is_found(text: str) -> bool:
+        outcome = fuzz_oracle.examine(text)
+        return (
+            isinstance(outcome, fuzz_oracle.Finding)
+            and outcome.signature == "KeyError at test_fuzz.py:broken"
+        )
+
+    assert is_found(RIGHT)
+    short = fuzz_minimise.minimise(RIGHT, is_found)
+    assert is_found(short)
+    assert len(short) < len(RIGHT) / 2
+
+
+def test_a_compiler_that_does_not_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(text: str, file: str) -> object:
+        while True:
+            text += file
+
+    monkeypatch.setattr(fuzz_oracle, "parse", endless)
+    monkeypatch.setattr(fuzz_oracle, "SECONDS", 0.2)
+    begin = time.monotonic()
+    outcome = fuzz_oracle.examine(RIGHT)
+    assert isinstance(outcome, fuzz_oracle.Finding)
+    assert outcome.signature == "TooLong at time", time.monotonic() - begin
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "message"), [(9, 1, "m"), (0, 1, "m"), (1, 80, "m"), (1, 0, "m"), (1, 1, " ")]
+)
+def test_a_diagnostic_without_place_or_message_is_found(
+    monkeypatch: pytest.MonkeyPatch, line: int, column: int, message: str
 ) -> None:
-    codec = compll.compile(name, "cpp", **params)
-    rng = np.random.default_rng(0)
-    room = np.full(4096, 7, np.float32)
-    for _ in range(10_000):
-        n = int(rng.integers(0, 300))
-        right = codec.max_bytes(n)
-        size = right if rng.random() < 0.8 else int(rng.integers(0, right + 20))
-        payload = rng.integers(0, 256, size, dtype=np.uint8)
-        if size and name == "terngrad" and rng.random() < 0.8:
-            payload[0] = 3
-        out = room[64 : 64 + n]
-        try:
-            codec.decode(payload, n, out=out)
-        except compll.PayloadError:
-            assert (out == 7).all()
-            assert size != right or payload[0] != 3
-        assert (room[:64] == 7).all()
-        assert (room[64 + n :] == 7).all()
-        out[:] = 7
+    def wrong(text: str, file: str) -> object:
+        span = Span(file, line, column, line, column + 1)
+        raise CompileError([Diagnostic(message, span)], {file: text})
 
-
-def test_random_payloads_decode_alike_on_both_backends() -> None:
-    rng = np.random.default_rng(1)
-    for name in ("onebit", "terngrad"):
-        a, b = compll.compile(name, "interp"), compll.compile(name, "cpp")
-        for _ in range(300):
-            n = int(rng.integers(0, 300))
-            payload = rng.integers(0, 256, a.max_bytes(n), dtype=np.uint8)
-            if name == "terngrad":
-                payload[:1] = 2
-            assert a.decode(payload, n).tobytes() == b.decode(payload, n).tobytes()
+    monkeypatch.setattr(fuzz_oracle, "parse", wrong)
+    outcome = fuzz_oracle.examine("void X() {}")
+    assert isinstance(outcome, fuzz_oracle.Finding)
+    assert outcome.signature == "AssertionError at fuzz_oracle.py:is_sane"

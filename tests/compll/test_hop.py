@@ -172,6 +172,21 @@ def test_numba_fuses_the_hop_bit_by_bit(name: str) -> None:
         assert differs(name, "numba", threads, (0, 17, 1025, 3 * 1024 + 5)) == []
 
 
+@pytest.mark.parametrize("backend", ["interp", "cpp", "cudasim"])
+def test_a_gradient_of_16_bits_is_widened_before_the_sum(backend: str) -> None:
+    meant, made = codec("onebit", "interp"), codec("onebit", backend)
+    n = 1025
+    payload, g = meant.encode(gradient("normal", n), state=states(meant, n)), gradient("mixed", n)
+    with np.errstate(over="ignore"):
+        half = g.astype(np.float16)
+    old, new = states(meant, n), states(meant, n)
+    want = composed(meant, payload, half.astype(np.float32), 0.3, old)
+    got = made.batch("hop", [api.Item(grad=half, payload=payload, scale=0.3, state=new)])[0]
+    assert same_bits(got.value, want.value)
+    assert got.finite == want.finite
+    assert same_bits(new["residual"], old["residual"])
+
+
 def test_a_large_hop_is_the_same_at_every_number_of_threads() -> None:
     n = 70_001  # more than one thread's share
     meant, made = codec("onebit", "interp"), codec("onebit", "cpp")

@@ -10,10 +10,11 @@ import pytest
 
 from compll.check import check, header
 from compll.codec import CompileError, compile
+from compll.errors import render_all
 from compll.parse import parse
 
 TEXT = (Path(__file__).parents[2] / "grammar" / "language.md").read_text("utf-8")
-BLOCKS = re.findall(r"```pse\n(.*?)```\n(?:```error\n(.*?)```)?", TEXT, re.DOTALL)
+BLOCKS = re.findall(r"```pse\n(.*?)```\n(?:```(error|warning)\n(.*?)```)?", TEXT, re.DOTALL)
 
 
 def name_of(program: str) -> str:
@@ -24,20 +25,22 @@ def name_of(program: str) -> str:
 
 def test_the_page_has_examples_and_wrong_examples() -> None:
     assert len(BLOCKS) >= 9
-    assert sum(bool(error) for _, error in BLOCKS) >= 3
+    assert [kind for _, kind, _ in BLOCKS].count("error") >= 3
+    assert [kind for _, kind, _ in BLOCKS].count("warning") == 1
 
 
-@pytest.mark.parametrize(("program", "error"), BLOCKS, ids=[name_of(p) for p, _ in BLOCKS])
-def test_example(program: str, error: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("program", "kind", "message"), BLOCKS, ids=[name_of(p) for p, *_ in BLOCKS])
+def test_example(program: str, kind: str, message: str, tmp_path: Path) -> None:
     file = f"{name_of(program)}.pse"
     sources = {file: program}
-    if error:
+    if kind == "error":
         with pytest.raises(CompileError) as caught:
             check([parse(program, file)], sources, {})
-        assert str(caught.value) == error.rstrip("\n")
+        assert str(caught.value) == message.rstrip("\n")
         return
     tree = parse(program, file)
-    check([tree], sources, {})
+    checked = check([tree], sources, {})
+    assert render_all(checked.warnings, sources) == message.rstrip("\n")
     head = header([tree], sources)
     if head.has_encode and head.has_decode:
         path = tmp_path / file

@@ -18,6 +18,7 @@ from test_reduction_order import SIZES as ORDER_SIZES
 
 import compll
 from compll import driver
+from compll.backends.numba import NumbaLibrary
 from compll.emit import numba as emit
 
 SIZES = (0, 1, 31, 32, 33, 127, 129, 1023, 1024, 1025, 4096 * 3 + 5)
@@ -218,6 +219,20 @@ def test_bad_payloads_and_gradients_that_are_not_finite_are_told_as_elsewhere() 
         assert codec.batch("encode", [item])[0].finite is finite
 
 
+BESIDE_BLOCKS = """
+void BesideEncode(float* gradient, uint8* compressed) {
+    float* top = reduce(chunk(gradient, 48), greater);
+    float sum = reduce(gradient, add);
+    compressed = concat(top, sum);
+}
+void BesideDecode(uint8* compressed, float* gradient) {
+    float* top; float sum;
+    extract(compressed, top, sum);
+    gradient = map(range(gradient.size), [&](int i) -> float { return top[i / 48] + sum; });
+}
+"""
+
+
 def test_nothing_is_written_beyond_the_buffers() -> None:
     _, codec = pair("packs")
     for n in (1, 7, 33, 1030):
@@ -229,10 +244,26 @@ def test_nothing_is_written_beyond_the_buffers() -> None:
         assert (out[n:] == 7).all()
 
 
+def test_a_reduction_beside_blocks_has_room_for_all_tile_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span of blocks of 48 elements is three tiles, and each tile has a result."""
+    a, b = (compiled(BESIDE_BLOCKS, backend) for backend in ("interp", "numba"))
+    room = np.full(100, 2**63, np.uint64)
+    asked: list[int] = []
+
+    def scratch(_: Any, values: int) -> int:
+        asked.append(values)
+        return int(room.ctypes.data)
+
+    monkeypatch.setattr(NumbaLibrary, "_scratch", scratch)
+    g = gradient("normal", 40_000)
+    assert same_bits(b.encode(g), a.encode(g))
+    assert asked == [40]
+    assert (room[40:] == 2**63).all()
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("half* h = g; c = concat(h);", "does not build the type half"),
         ("float* s = sort(g, smaller); c = concat(s);", "does not build what 's_sort_keys'"),
         (f"float* m = reduce(chunk(g, {2**20 + 1}), add); c = concat(m);", "blocks of more than"),
         (

@@ -185,6 +185,29 @@ def test_integer_reductions_are_64_bits_wide_and_wrap(n: int) -> None:
         assert bool(codec.encode(g)[32]) == all(x > 0 for x in g)
 
 
+TRUTH = """
+void TruthEncode(float* gradient, uint8* compressed) {
+    bool all = reduce(gradient > 0, true, [&](bool a, bool b) -> bool { return a && b; });
+    bool some = reduce(gradient, 0, [&](bool a, bool b) -> bool { return a || b; });
+    int odd = reduce(gradient > 0, 0, [&](bool a, bool b) -> bool { return a != b; });
+    compressed = concat(all, some, odd);
+}
+void TruthDecode(uint8* compressed, float* gradient) {
+    bool all, some; int odd; extract(compressed, all, some, odd);
+    gradient = map(range(gradient.size), [&](int i) -> float { return odd; });
+}
+"""
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 129, 1025, 3000])
+def test_truth_is_reduced(n: int) -> None:
+    for g in (np.ones(n, f32), np.zeros(n, f32), np.arange(n, dtype=f32) - 2):
+        for codec in both(TRUTH):
+            payload = codec.encode(g)
+            assert payload[:2].tolist() == [(g > 0).all(), (g != 0).any()]
+            assert int(payload[8:].view(np.int64)[0]) == np.count_nonzero(g > 0) % 2
+
+
 def test_nan_and_zeros_of_both_signs_take_the_literal_minimum_and_maximum() -> None:
     def greater(a: Any, b: Any) -> Any:
         return a if a > b or a != a else b
@@ -207,3 +230,35 @@ def test_nan_and_zeros_of_both_signs_take_the_literal_minimum_and_maximum() -> N
         for codec in both(text):
             got = codec.encode(g).view(f32)[0]
             assert (np.isnan(got) and np.isnan(want)) or got.tobytes() == f32(want).tobytes(), trial
+
+
+READING = """
+void ReadingEncode(float* gradient, uint8* compressed) {
+    float* table = {1, 10, 100};
+    float mean = reduce(gradient, add) / gradient.size;
+    float most = reduce(gradient, 0, [&](float a, float b) -> float {
+        return max(a, b) + table[int(a < b)] + gradient[3] * mean;
+    });
+    compressed = concat(most);
+}
+void ReadingDecode(uint8* compressed, float* gradient) {
+    float most; extract(compressed, most);
+    gradient = map(range(gradient.size), [&](int i) -> float { return most; });
+}
+"""
+
+
+@pytest.mark.parametrize("n", [4, 129, 1500])
+def test_the_function_of_a_reduction_reads_what_it_captures(n: int) -> None:
+    g = np.arange(n, dtype=f32)
+    captured = f32(g[3] * (tree(list(g), lambda a, b: f32(a + b)) / f32(n)))
+
+    def most(a: Any, b: Any) -> Any:
+        return f32(f32(max(a, b) + f32(10 if a < b else 1)) + captured)
+
+    assert compiled(READING, "interp").encode(g).view(f32)[0] == most(f32(0), tree(list(g), most))
+
+
+def test_a_read_outside_of_a_vector_in_the_function_of_a_reduction_is_an_error() -> None:
+    with pytest.raises(IndexError, match="outside its range"):
+        compiled(READING, "interp").encode(np.ones(3, f32))
