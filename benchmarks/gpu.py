@@ -30,7 +30,6 @@ CODECS: tuple[tuple[str, dict[str, int]], ...] = (
     *((name, {}) for name in ("dgc", "graddrop", "topk", "randomk", "sidco", "mxfp4")),
 )
 SIZES = (0, 1, 127, 1025, 70_001, 2**20 + 3)
-OPERATIONS = ("encode", "decode", "decode_add")
 RESULT = Path(__file__).parent / "results" / "gpu.md"
 
 
@@ -59,12 +58,17 @@ def operations(codec: compll.Codec, gradient: Any) -> dict[str, Callable[[], obj
     state = codec.new_state(n) or None
     payload = codec.encode(gradient, seed=7, state=state)
     room = type(payload)((codec.max_bytes(n),), payload.dtype)
-    out, total = gradient.copy(), gradient.copy()
-    return {
+    out, total, hopped = gradient.copy(), gradient.copy(), room.copy()
+    found = {
         "encode": lambda: codec.encode(gradient, seed=7, state=state, out=room),
         "decode": lambda: codec.decode(payload, n, out=out, shared_seed=7),
         "decode_add": lambda: codec.decode_add(payload, total, 0.5, shared_seed=7),
     }
+    if codec.info.hop:
+        found["hop"] = lambda: codec.hop(
+            payload, gradient, seed=7, shared_seed=7, scale=0.5, state=state, out=hopped
+        )
+    return found
 
 
 def check(cupy: Any) -> int:
@@ -88,6 +92,11 @@ def check(cupy: Any) -> int:
                 c.decode_add(p, x, 0.3, shared_seed=7) for c, p, x in ((gpu, p, on_gpu), (meant, q, here))
             )
             pairs["decode_add"] = tuple(added)
+            if gpu.info.hop:
+                pairs["hop"] = (
+                    gpu.hop(p, on_gpu, seed=8, shared_seed=7, scale=0.5, state=states[0]),
+                    meant.hop(q, here, seed=8, shared_seed=7, scale=0.5, state=states[1]),
+                )
             pairs |= {k: (states[0][k], states[1][k]) for k in states[1] or {}}
             for what, (a, b) in pairs.items():
                 if a.get().tobytes() != b.tobytes():

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The CUDA kernels on a real GPU, by one command: set up, compare with the interpreter bit for bit, and time
-# encode, decode and decode_add against the device's own copy. Writes benchmarks/results/gpu.md.
+# encode, decode, decode_add and hop against the device's own copy. Writes benchmarks/results/gpu.md.
 #
 #     benchmarks/gpu.sh [--elements 67108864] [--seconds 1.0]
 set -euo pipefail

@@ -20,7 +20,7 @@ import platform
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SIZES = (2**14, 2**20, 2**24)
 THREADS = (1, 2)
 ALGORITHMS = ("terngrad", "onebit")
-OPERATIONS = ("encode", "decode", "decode_add")
+OPERATIONS = ("encode", "decode", "decode_add", "hop")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -126,15 +126,21 @@ def calls(codec: Codec, algorithm: str, n: int, threads: int) -> dict[str, tuple
     )
     payload = codec.batch("encode", [encode], threads=threads)[0].value.copy()
     decode = Item(payload=payload, out=out, shared_seed=7)
+    hop = replace(encode, payload=payload, shared_seed=7)
     composed = {"terngrad": NumpyTernGrad, "onebit": NumpyOnebit}[algorithm](grad)
 
     def numpy_decode_add() -> None:
         np.add(numpy_out, composed.decode(), out=numpy_out)
 
+    def numpy_hop() -> None:
+        composed.grad = np.add(grad, composed.decode(), out=numpy_out)
+        composed.encode()
+
     return {
         "encode": (lambda: codec.batch("encode", [encode], threads=threads), composed.encode),
         "decode": (lambda: codec.batch("decode", [decode], threads=threads), composed.decode),
         "decode_add": (lambda: codec.batch("decode_add", [decode], threads=threads), numpy_decode_add),
+        "hop": (lambda: codec.batch("hop", [hop], threads=threads), numpy_hop),
     }
 
 

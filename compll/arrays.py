@@ -9,6 +9,7 @@ NumPy and CuPy have no bfloat16 of their own: inside, an array of it is its bits
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 from collections.abc import Callable
@@ -52,26 +53,31 @@ def view(
         BackendError: it lies elsewhere than the backend works.
 
     """
-    have = _place(x)
-    if have != device:
+    plain = type(x) is np.ndarray and device == HOST
+    if not plain and (have := _place(x)) != device:
         raise BackendError(_misplaced(what, have, device))
     kind = _kind(x)
     if kind and kind not in kinds:
         hint = f"; give {what}.astype('float32')" if "float32" in kinds else ""
         raise ParameterError(f"{what} has elements of type {kind}; this takes {' or '.join(kinds)}{hint}")
-    if device == GPU:
-        x, wrap = (x, _wrap_array) if _is_cupy(x) else _from_dlpack(x, what)
-    else:
-        x, wrap = (x, _wrap_array) if isinstance(x, np.ndarray) else _from_tensor(x, what)
+    x, wrap = (x, _wrap_array) if plain else _as_own(x, what, device)
     if kind == "bfloat16":
         x = x.view(np.uint16)
     if x.ndim != 1:
         raise ParameterError(f"{what} has {x.ndim} dimensions, {x.shape}; give {what}.reshape(-1)")
-    if not x.flags.c_contiguous:
+    flags = x.flags
+    if not flags.c_contiguous:
         raise ParameterError(f"{what} is not contiguous (strides {x.strides}); copy it first")
-    if writes and device == HOST and not x.flags.writeable:
+    if writes and device == HOST and not flags.writeable:
         raise ParameterError(f"{what} is read-only; give an array that can be written")
     return x, wrap
+
+
+def _as_own(x: Any, what: str, device: str) -> tuple[Any, Callable[[Array], Any]]:
+    """Return an array as the one kind that a device works on."""
+    if device == GPU:
+        return (x, _wrap_array) if _is_cupy(x) else _from_dlpack(x, what)
+    return (x, _wrap_array) if isinstance(x, np.ndarray) else _from_tensor(x, what)
 
 
 def _kind(x: Any) -> str:
@@ -190,7 +196,16 @@ def current_gpu_stream() -> int | None:
 
 def address(x: Array) -> int:
     """Return where an array begins, in the memory that it lies in."""
-    return int(x.data.ptr) if _is_cupy(x) else int(x.ctypes.data)  # type: ignore[attr-defined]
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(x.data))  # a quarter of the time of `x.ctypes`
+    except (TypeError, ValueError):  # read-only, empty, or no memory of this processor
+        return int(x.data.ptr) if _is_cupy(x) else int(x.ctypes.data)  # type: ignore[attr-defined]
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays of bytes share memory."""
+    first, second = address(a), address(b)
+    return first < second + len(b) and second < first + len(a)
 
 
 def on_host(x: Array) -> Array:
@@ -214,5 +229,5 @@ def aligned_empty(nbytes: int, device: str = HOST) -> Array:
         gpu: Array = _cupy().empty(nbytes, np.uint8)
         return gpu  # CuPy's memory begins at multiples of 512
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    start = -address(raw) % ALIGNMENT
     return raw[start : start + nbytes]

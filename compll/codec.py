@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,9 +13,10 @@ from compll import backends as b
 from compll.check.parameters import choose
 from compll.driver import Source, algorithms, find
 from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
+from compll.items import Item, Preparer, Result, as_scale, integer, length
 from compll.knobs import threads as default_threads
 from compll.properties import Info
-from compll.types import Array, widened, written
+from compll.types import widened, written
 
 __all__ = [
     "BackendError",
@@ -34,28 +34,6 @@ __all__ = [
 ]
 
 Operation = Literal["encode", "decode", "decode_add", "hop"]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One gradient of a batch; which fields an operation uses: see `Codec.batch`."""
-
-    grad: Any = None
-    out: Any = None
-    payload: Any = None
-    seed: int | None = None
-    shared_seed: int | None = None
-    state: Mapping[str, Any] | None = None
-    new_state: Mapping[str, Any] | None = None
-    scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of an item: the payload (encode, hop) or the output, and whether the input was finite."""
-
-    value: Any
-    finite: bool
 
 
 def compile(  # noqa: A001 - the API's name, as in re.compile
@@ -87,10 +65,11 @@ class Codec:
     def __init__(self, program: driver.Program, library: b.Library) -> None:
         """Made by `compile`."""
         self._program, self._library = program, library
-        self._values = program.checked.values
-        self._places: dict[int, tuple[payload.Extent, ...]] = {}
-        self._device = arrays.device_of(library.backend)
-        self.info: Info = program.info
+        self._use(replace(program.info, launches=library.launches), program.checked.values)
+
+    def _use(self, info: Info, values: b.Values) -> None:
+        self.info, self._values = info, values
+        self._prepare = Preparer(self._program, values, arrays.device_of(self._library.backend))
 
     def __repr__(self) -> str:
         """Show name, parameters and backend."""
@@ -106,15 +85,15 @@ class Codec:
 
     def max_bytes(self, n: int) -> int:
         """Return the most bytes that a payload of n elements has; exactly so many if `info.exact_size`."""
-        return payload.total_bytes(self._extents(n))
+        return self._prepare.max_bytes(n)
 
     def new_state(self, n: int, like: Any = None) -> dict[str, Any]:
         """Return the zero state for n elements: name -> float32[n], of the array type of `like`."""
-        n = _length(n)
-        zeros = {name: arrays.zeros(n, self._device) for name in self._program.encode.states}
+        n = length(n)
+        zeros = {name: arrays.zeros(n, self._prepare.device) for name in self._program.encode.states}
         if like is None:
             return dict(zeros)
-        wrap = self._view(like, "like", *arrays.GRADIENT)[1]
+        wrap = self._prepare.view(like, "like", *arrays.GRADIENT)[1]
         return {name: wrap(z) for name, z in zeros.items()}
 
     def with_params(self, /, **params: float | bool) -> Codec:
@@ -131,9 +110,8 @@ class Codec:
                 )
         values = choose(self.info.name, self._program.checked.params, {**self._values, **params})
         other = Codec(self._program, self._library)
-        other._values = values
         infos = {name: replace(p, value=values[name]) for name, p in self.info.params.items()}
-        other.info = replace(self.info, params=infos)
+        other._use(replace(self.info, params=infos), values)
         return other
 
     # --- operations -------------------------------------------------------------------------------
@@ -195,10 +173,9 @@ class Codec:
 
         """
         if out is None:
-            made = arrays.empty(
-                _length(n), self._device, arrays.element("float32" if dtype is None else dtype)
-            )
-            out = self._view(payload, "payload", "uint8")[1](made)
+            kind = arrays.element("float32" if dtype is None else dtype)
+            made = arrays.empty(length(n), self._prepare.device, kind)
+            out = self._prepare.view(payload, "payload", "uint8")[1](made)
         elif dtype is not None:
             raise ParameterError("dtype is that of out where out is given: leave one of them away")
         elif len(out) != n:
@@ -245,163 +222,76 @@ class Codec:
             those before the one that failed may have been written.
 
         """
-        threads = default_threads() if threads is None else _integer(threads, "threads", 1, 2**15)
+        threads = default_threads() if threads is None else integer(threads, "threads", 1, 2**15)
         if op not in get_args(Operation):
             raise ParameterError(f"there is no operation {op!r}: {', '.join(get_args(Operation))}")
-        if op == "hop":
-            return self._hop(items, threads)
+        if op == "hop" and not self.info.hop:
+            raise ParameterError(f"{self.info.name} has no hop: {self.info.why['hop']}")
+        if op == "hop" and not self._program.fuses_hop:
+            return self._composed_hop(items, threads)
         prepare = {
-            "encode": self._prepare_encode,
-            "decode": self._prepare_decode,
-            "decode_add": self._prepare_decode,
-        }
-        ready = [prepare[op](item) for item in items]
+            "encode": self._prepare.encode,
+            "decode": self._prepare.decode,
+            "decode_add": self._prepare.decode,
+            "hop": self._prepare.hop,
+        }[op]
+        ready = []
+        for at, item in enumerate(items):
+            try:
+                ready.append(prepare(item))
+            except (ParameterError, PayloadError, BackendError) as e:
+                raise _of_item(e, at, len(items)) from None
         outcomes = self._library.run(op, [call for call, _ in ready], self._values, threads)
         results = []
-        for (call, finish), outcome in zip(ready, outcomes, strict=True):
+        for at, ((call, finish), outcome) in enumerate(zip(ready, outcomes, strict=True)):
             if outcome.status < 0:
-                raise self._failure(op, call, outcome)
+                raise _of_item(self._failure(op, call, outcome), at, len(items))
             results.append(Result(finish(outcome.length), outcome.status == b.OK))
         return results
 
-    def _hop(self, items: Sequence[Item], threads: int) -> list[Result]:
-        if not self.info.hop:
-            raise ParameterError(f"{self.info.name} has no hop: {self.info.why['hop']}")
-        encodes = []
+    def _composed_hop(self, items: Sequence[Item], threads: int) -> list[Result]:
+        """Do what a hop is defined to be, one operation after the other."""
+        totals, encodes = [], []
         for item in items:
-            grad, wrap = self._view(item.grad, "grad", *arrays.GRADIENT)
-            total = arrays.empty(len(grad), self._device)
-            self.batch(
-                "decode", [Item(payload=item.payload, out=wrap(total), shared_seed=item.shared_seed)], threads
-            )
-            with np.errstate(all="ignore"):
+            grad, wrap = self._prepare.view(item.grad, "grad", *arrays.GRADIENT)
+            totals.append(arrays.empty(len(grad), self._prepare.device))
+            encodes.append(replace(item, grad=wrap(totals[-1]), payload=None, scale=1.0))
+        decodes = [
+            Item(payload=item.payload, out=encode.grad, shared_seed=item.shared_seed)
+            for item, encode in zip(items, encodes, strict=True)
+        ]
+        self.batch("decode", decodes, threads)
+        with np.errstate(all="ignore"):
+            for item, total in zip(items, totals, strict=True):
+                grad = self._prepare.view(item.grad, "grad", *arrays.GRADIENT)[0]
                 np.add(widened(grad), total, out=total)
-                np.multiply(total, _scale(item.scale), out=total)
-            encodes.append(replace(item, grad=wrap(total), payload=None, scale=1.0))
+                np.multiply(total, as_scale(item.scale), out=total)
         return self.batch("encode", encodes, threads)
 
-    def _view(self, x: Any, what: str, *kinds: str, writes: bool = False) -> tuple[Array, Any]:
-        return arrays.view(x, what, *kinds, writes=writes, device=self._device)
-
-    # --- preparation ------------------------------------------------------------------------------
-
-    def _extents(self, n: int) -> tuple[payload.Extent, ...]:
-        places = self._places.get(n)
-        if places is None:
-            most = payload.most_counts(self._program.encode, _length(n), self._values)
-            places = self._places[n] = payload.extents(self._program.encode.layout, n, self._values, most)
-        return places
-
-    def _extents_of(self, raw: Array, n: int) -> tuple[payload.Extent, ...]:
-        """Return where the fields of this payload lie; those of the largest one, if all have one length."""
-        decode = self._program.decode_of(raw, n)
-        if self.info.exact_size and decode is self._program.decode:
-            return self._extents(n)
-        counts = payload.read_counts(decode, raw, n, self._values)
-        return payload.extents(decode.layout, n, self._values, counts)
-
-    def _prepare_encode(self, item: Item) -> tuple[b.Call, Any]:
-        grad, wrap = self._view(item.grad, "grad", *arrays.GRADIENT)
-        n = len(grad)
-        seed = self._seed(item.seed, "seed", required=self.info.random)
-        shared = item.seed if item.shared_seed is None else item.shared_seed
-        shared = self._seed(shared, "shared_seed", required=self.info.keyed)
-        state = self._state(item.state, "state", n)
-        kept, what = (item.state, "state") if item.new_state is None else (item.new_state, "new_state")
-        new_state = self._state(kept, what, n, writes=True)
-        need = self.max_bytes(n)
-        out = buffer = arrays.aligned_empty(need, self._device)
-        if item.out is not None:
-            buffer, wrap = self._view(item.out, "out", "uint8", writes=True)
-            if len(buffer) < need:
-                raise ParameterError(
-                    f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}"
-                )
-            out = buffer if _is_aligned(buffer) else arrays.aligned_empty(need, self._device)
-
-        def finish(length: int) -> Any:
-            if out is not buffer:
-                buffer[:length] = out[:length]
-            return wrap(buffer[:length])
-
-        return b.Call(n, grad, out, seed, shared, 1.0, state, new_state), finish
-
-    def _prepare_decode(self, item: Item) -> tuple[b.Call, Any]:
-        raw = self._view(item.payload, "payload", "uint8")[0]
-        out, wrap = self._view(item.out, "out", *arrays.GRADIENT, writes=True)
-        payload.check_length(self.info.name, raw, self._extents_of(raw, len(out)), len(out))
-        if not _is_aligned(raw):
-            copy = arrays.aligned_empty(len(raw), self._device)
-            copy[:] = raw
-            raw = copy
-        shared = self._seed(item.shared_seed, "shared_seed", required=self.info.keyed)
-        call = b.Call(len(out), out, raw, 0, shared, float(_scale(item.scale)))
-        return call, lambda _: wrap(out)
-
-    def _seed(self, seed: int | None, what: str, *, required: bool = False) -> int:
-        if seed is None:
-            if required:
-                raise ParameterError(f"{self.info.name} needs {what}=, an integer in 0..2^64-1")
-            return 0
-        return _integer(seed, what, 0, 2**64 - 1, "an integer in 0..2^64-1")
-
-    def _state(
-        self, state: Mapping[str, Any] | None, what: str, n: int, *, writes: bool = False
-    ) -> dict[str, Array]:
-        names = self._program.encode.states
-        if state is None and names:
-            raise ParameterError(f"{self.info.name} keeps a state: give state=codec.new_state({n})")
-        if set(state or {}) != set(names):
-            have, want = sorted(state or {}), sorted(names)
-            raise ParameterError(
-                f"{what} has {have}, and {self.info.name} keeps {want}: see codec.new_state(n)"
-            )
-        vectors = {}
-        for name, value in (state or {}).items():
-            vectors[name] = self._view(value, f"{what}['{name}']", "float32", writes=writes)[0]
-            if len(vectors[name]) != n:
-                raise ParameterError(
-                    f"{what}['{name}'] has {len(vectors[name])} elements, and the gradient {n}"
-                )
-        return vectors
-
-    def _failure(self, op: str, call: b.Call, outcome: b.Outcome) -> Exception:
+    def _failure(self, op: Operation, call: b.Call, outcome: b.Outcome) -> Exception:
         name = self.info.name
-        if op == "encode":
+        if call.source is not None:  # if the payload of a hop is wrong, decoding it says what is
+            out = arrays.empty(call.n, self._prepare.device)
+            decode = b.Call(call.n, out, call.source, 0, call.shared_seed)
+            (outcome,) = self._library.run("decode", [decode], self._values, 1)
+            if outcome.status < 0:
+                return self._failure("decode", decode, outcome)
+        if op in ("encode", "hop"):
             return IndexError(
                 f"{name}: Encode read a vector outside its range (gradient of {call.n} elements)"
             )
         if outcome.status == b.REFUSED:
             raw, n, values = call.payload, call.n, {**self._values, ir.SHARED_SEED: call.shared_seed}
             return payload.explain_refusal(
-                name, self._program.decode_of(raw, n), arrays.on_host(raw), self._extents_of(raw, n), values
+                name,
+                self._program.decode_of(raw, n),
+                arrays.on_host(raw),
+                self._prepare.extents_of(raw, n),
+                values,
             )
         return PayloadError(f"{name}: Decode read a vector outside its range; the payload is corrupt")
 
 
-def _length(n: int) -> int:
-    return _integer(n, "n", 0, 2**48, "an integer of at least 0")
-
-
-def _integer(value: Any, what: str, low: int, high: int, wanted: str = "") -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = low - 1
-    if not low <= number <= high:
-        raise ParameterError(
-            f"{what} is {value!r}; it must be {wanted or f'an integer from {low} to {high}'}"
-        )
-    return number
-
-
-def _scale(value: Any) -> np.float32:
-    try:
-        with np.errstate(over="ignore"):
-            return np.float32(float(value))
-    except (TypeError, ValueError, OverflowError):
-        raise ParameterError(f"scale is {value!r}; it must be a number") from None
-
-
-def _is_aligned(x: Array) -> bool:
-    return arrays.address(x) % 16 == 0
+def _of_item(e: Exception, at: int, count: int) -> Exception:
+    """Return an error that says which item of a batch it is about; of one item nothing need be said."""
+    return e if count == 1 else type(e)(f"item {at} of {count}: {e}")

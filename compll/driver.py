@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.resources
 import importlib.util
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from compll import build as builder
-from compll import ir, knobs, passes
+from compll import derive, ir, knobs
 from compll import syntax as s
 from compll.backends import Call, Library, Outcome, Unit, Values
 from compll.check import Checked, Header, check, header
@@ -28,7 +29,7 @@ from compll.errors import (
 )
 from compll.parse import parse
 from compll.payload import read_scalar
-from compll.properties import Info, infer
+from compll.properties import Info, infer, why_no_hop
 from compll.types import FLOAT, Array, Elem
 
 __all__ = [
@@ -117,6 +118,11 @@ class Program:
             )
         return cast("ir.Function", width.others[found].decode)
 
+    @functools.cached_property
+    def fuses_hop(self) -> bool:
+        """Whether backends have the hop as one operation."""
+        return any(f.op == "hop" for f in unit_of(self.checked).functions)
+
 
 def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]:
     """Read and parse files; return their trees and their texts by name.
@@ -171,7 +177,7 @@ def _check(
     try:
         checked = check(programs, sources, given)
         if error_feedback:
-            if checked.encode is not None and passes.has_feedback(checked.encode):
+            if checked.encode is not None and derive.has_feedback(checked.encode):
                 raise ParameterError(
                     f"{checked.codec} has error feedback of its own (its state "
                     f"'{checked.encode.states[0]}'): leave error_feedback=True away"
@@ -240,10 +246,13 @@ def unit_of(checked: Checked, element: Elem = FLOAT) -> Unit:
             f"{checked.codec} has a Decode alone, which can be checked and shown; "
             "to build it, give its Encode too"
         )
-    functions = [f for f in (checked.encode, checked.decode) if f is not None]
-    if checked.decode is not None:
-        functions.append(passes.decode_add(checked.decode))
-    functions = [passes.for_gradients_of(f, element) for f in functions]
+    encode, decode = checked.encode, checked.decode
+    functions = [f for f in (encode, decode) if f is not None]
+    if decode is not None:
+        functions.append(derive.decode_add(decode))
+        hop = None if why_no_hop(checked) else derive.hop(encode, decode)
+        functions += [hop] if hop else []
+    functions = [derive.for_gradients_of(f, element) for f in functions]
     return Unit(checked.codec, tuple(functions), checked.params, element)
 
 
@@ -258,7 +267,7 @@ class Libraries:
         """Build the library for float32."""
         self.checked, self.backend = checked, backend
         self.built: dict[tuple[Elem, int], Library] = {}
-        self.of(FLOAT)
+        self.launches = self.of(FLOAT).launches
 
     def of(self, element: Elem, width: int = 0) -> Library:
         """Return the library for gradients of an element type, and for payloads of another width."""

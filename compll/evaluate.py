@@ -22,6 +22,7 @@ class Environment:
     scalars: dict[str, Array] = field(default_factory=dict)
     seed: int = 0
     out_of_range: bool = False
+    finite: bool = True
 
 
 def evaluate(

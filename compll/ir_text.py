@@ -26,6 +26,10 @@ def function_text(f: ir.Function) -> str:
         lines.append(
             f"  field {field.name}: {field.elem}{_over(field.length) if field.length is not None else ''}"
         )
+    lines += [
+        f"  received {field.name}: {field.elem}{_over(field.length) if field.length is not None else ''}"
+        for field in f.received
+    ]
     for b in f.body:
         lines.extend("  " + line for line in binding_lines(b))
     return "\n".join(lines) + "\n"
@@ -79,6 +83,8 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
             yield f"{name}: {elem}[{len(values)}] = {', '.join(text(v) for v in values)}"
         case ir.Store(target, elem, length, body):
             yield f"store {_place(target)}: {elem}{_over(length)} = {text(body)}"
+        case ir.Finite(length, body):
+            yield f"check{_over(length)} {text(body)} is finite"
         case ir.Put(field, elem, value):
             yield f"put {field}: {elem} = {text(value)}"
         case ir.Get(name, field, elem):

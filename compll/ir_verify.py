@@ -20,10 +20,11 @@ def verify(f: ir.Function, after: str) -> ir.Function:
 class _Verifier:
     def __init__(self, f: ir.Function, after: str) -> None:
         self.f, self.after = f, after
-        known = f.counts if f.op != "encode" else ()  # a payload begins with its counts
+        known = f.counts if not f.writes_payload else ()  # a payload begins with its counts
         self.scalars: dict[str, Elem] = {c.name: INT for c in known}
         self.vectors = dict(f.vectors)
         self.fields = {field.name: field for field in f.layout}
+        self.readable = {field.name: field.elem for field in f.fields_read}
 
     def need(self, true: bool, what: str) -> None:
         if not true:
@@ -111,11 +112,14 @@ class _Verifier:
                 self.define(name, values.type)
             case ir.Ascends():
                 self.all(b)
+            case ir.Finite(_, body):
+                self.all(b)
+                self.need(body.type == FLOAT, f"{body.type} is always finite")
             case ir.Put(field, elem, value):
                 self.expr(value)
                 self.need(field in self.fields and value.type == arithmetic(elem), f"put {field}")
             case ir.Get(name, field, elem):
-                self.need(field in self.fields and self.fields[field].elem == elem, f"get {field}")
+                self.need(self.readable.get(field) == elem, f"get {field}")
                 self.define(name, arithmetic(elem))
             case ir.Guard(_, read, expected):
                 self.expr(read)

@@ -1,4 +1,4 @@
-"""Typed IR -> fused IR, as one list of named passes; and the operations that the compiler derives."""
+"""Typed IR -> fused IR, as one list of named passes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from compll import ir
 from compll.ir_verify import verify
 from compll.lower import GRADIENT, is_random, lower_selections, sure
-from compll.types import FLOAT, INT, Elem
+from compll.types import INT
 
 NAMED = (
     *(ir.Let, ir.Map, ir.Reduce, ir.BlockReduce, ir.Get, ir.Table),
@@ -42,7 +42,7 @@ def fuse_maps(f: ir.Function) -> ir.Function:
     what would not notice a position out of range.
     """
     maps: dict[str, ir.Map] = {}
-    lengths = {field.name: field.length for field in f.layout if field.length is not None}
+    lengths = {field.name: field.length for field in f.fields_read if field.length is not None}
     lengths |= dict.fromkeys((GRADIENT, *f.states), ir.Size())
 
     def fused(e: ir.Expr, length: ir.Expr | None) -> ir.Expr:
@@ -71,7 +71,7 @@ def fuse_maps(f: ir.Function) -> ir.Function:
             case ir.Map():
                 maps[b.name] = replace(b, body=fused(b.body, b.length))
                 body.append(maps[b.name])
-            case ir.Store() | ir.Reduce() | ir.BlockReduce() | ir.Sort():
+            case ir.Store() | ir.Reduce() | ir.BlockReduce() | ir.Finite() | ir.Sort():
                 body.append(replace(b, body=fused(b.body, b.length)))
             case ir.Filter(_, _, length, holds, limit):
                 limit = None if limit is None else fused(limit, None)
@@ -104,7 +104,8 @@ def form_passes(f: ir.Function) -> ir.Function:
     one length share a loop.  What a block is reduced to is known in the same pass, to the elements of that
     block and to the stores of one value a block.  A state is stored no earlier than the last pass that
     reads it, since the old and the new state may be the same memory.  The payload's fields are stored when
-    its counts are known, for only then their places are.
+    its counts are known, for only then their places are.  What checks that the gradient is finite has no
+    pass of its own where another one reads as many elements.
     """
     place, by_block = _places(f)
     body: list[ir.Binding] = []
@@ -191,6 +192,14 @@ def _places(f: ir.Function) -> tuple[dict[int, int], dict[int, int]]:
     for at, b in enumerate(f.body):
         if isinstance(b, ir.Put) or (isinstance(b, ir.Store) and b.target.kind == "field"):
             place[at] = max(place[at], laid_out)
+    for at, b in enumerate(f.body):
+        if isinstance(b, ir.Finite):
+            others = [
+                place[other]
+                for other, s in enumerate(f.body)
+                if isinstance(s, SINKS) and s != b and s.length == b.length and place[other] >= place[at]
+            ]
+            place[at] = min(others, default=place[at])
     _write_last(f, place, by_block)
     return place, by_block
 
@@ -205,7 +214,7 @@ def _write_last(f: ir.Function, place: dict[int, int], by_block: Mapping[int, in
     stored = [
         at for at, b in enumerate(f.body) if isinstance(b, ir.Store) and b.target.kind in ("state", "output")
     ]
-    own = {*f.states} if f.op == "encode" else {*f.states, GRADIENT}
+    own = {*f.states} if f.writes_payload else {*f.states, GRADIENT}
     last = max((place[at] for at in stored), default=0)
     for at, b in enumerate(f.body):
         if not isinstance(b, SINKS) or at in stored:
@@ -228,7 +237,7 @@ def _elsewhere(e: ir.Expr) -> bool:
     return isinstance(e, ir.Read) and e.position != ir.Position() and not ir.block_of(e.position)
 
 
-SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch)
+SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch, ir.Finite)
 
 
 def _goes_with(b: ir.Binding, source: ir.BlockReduce) -> bool:
@@ -291,86 +300,6 @@ def fuse(f: ir.Function) -> ir.Function:
     for run in PASSES:
         f = verify(run(f), run.__name__)
     return f
-
-
-def decode_add(decode: ir.Function) -> ir.Function:
-    """Derive out[i] = out[i] + (scale * decoded[i]) from a typed Decode.
-
-    Where Decode is a scatter over 0, only the positions that it names are touched: that is the definition.
-    """
-    scale = ir.Param(ir.SCALE, FLOAT)
-    sparse = _scattered(decode)
-    body: list[ir.Binding] = []
-    for b in decode.body:
-        if b is sparse and isinstance(b, ir.Scatter):
-            old = ir.Read(GRADIENT, b.index, FLOAT)
-            total = ir.apply("+", old, ir.apply("*", scale, b.value))
-            b = replace(b, base=ir.Read(GRADIENT, ir.Position(), FLOAT), value=total)
-        elif isinstance(b, ir.Store) and b.target.kind == "output" and sparse is None:
-            old = ir.Read(GRADIENT, ir.Position(), FLOAT)
-            b = replace(b, body=ir.apply("+", old, ir.apply("*", scale, b.body)))
-        body.append(b)
-    return replace(decode, op="decode_add", vectors=((GRADIENT, FLOAT), *decode.vectors), body=tuple(body))
-
-
-def for_gradients_of(f: ir.Function, elem: Elem) -> ir.Function:
-    """Return a typed operation on gradients stored as `elem`: widened where read, rounded where written."""
-    body = [
-        replace(b, elem=elem) if isinstance(b, ir.Store) and b.target.kind == "output" else b for b in f.body
-    ]
-    vectors = tuple((name, elem if name == GRADIENT else kind) for name, kind in f.vectors)
-    return replace(f, vectors=vectors, body=tuple(body))
-
-
-def is_sparse(decode: ir.Function) -> bool:
-    """Whether Decode is a scatter over 0 by positions that it reads from the payload."""
-    scatter = _scattered(decode)
-    return scatter is not None and scatter.checked
-
-
-def _scattered(decode: ir.Function) -> ir.Scatter | None:
-    """Return the scatter over 0 that a Decode is, if it is one and nothing is done to its result."""
-    made = {b.name: b for b in decode.body if isinstance(b, ir.Map | ir.Scatter)}
-    for store in decode.body:
-        if isinstance(store, ir.Store) and store.target.kind == "output":
-            e = store.body
-            while isinstance(e, ir.Read) and e.position == ir.Position() and e.vector in made:
-                b = made[e.vector]
-                if isinstance(b, ir.Scatter):
-                    return b if b.base == ir.const(0, FLOAT) else None
-                e = b.body
-    return None
-
-
-def has_feedback(encode: ir.Function) -> bool:
-    """Whether Encode keeps what its payload loses.
-
-    The form is x = gradient + residual, residual = x - decode(compressed), under any names.
-    """
-    maps = {b.name: b.body for b in encode.body if isinstance(b, ir.Map)}
-
-    def resolve(e: ir.Expr, until: str = "") -> ir.Expr:
-        while isinstance(e, ir.Read) and e.position == ir.Position() and e.vector in maps:
-            if e.vector == until:
-                return e
-            e = maps[e.vector]
-        return e
-
-    for b in encode.body:
-        if not (isinstance(b, ir.Store) and b.target.kind == "state"):
-            continue
-        match resolve(b.body, encode.decoded):
-            case ir.Apply("select", (_, kept, _), _):
-                match resolve(kept, encode.decoded):
-                    case ir.Apply("-", (x, ir.Read(vector, _, _)), _) if vector == encode.decoded:
-                        sides = {GRADIENT, b.target.name}
-                        match resolve(x):
-                            case ir.Apply("+", (ir.Read(one, _, _), ir.Read(two, _, _)), _) if {
-                                one,
-                                two,
-                            } == sides:
-                                return True
-    return False
 
 
 def _names(es: Iterable[ir.Expr]) -> Iterator[str]:

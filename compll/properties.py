@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compll import ir
 from compll.check import Checked
+from compll.derive import has_feedback, is_sparse
 from compll.ir_text import function_text
-from compll.passes import has_feedback, is_sparse
 from compll.payload import WIRE_VERSION
 
 
@@ -27,7 +27,9 @@ class ParameterInfo:
 class Info:
     """The properties of a codec (LANGUAGE: "Parameters and properties").
 
-    `why` gives for a property that is False the reason, where the compiler found one.
+    `why` gives for a property that is False the reason, where the compiler found one.  `launches` gives on
+    a GPU, for each operation, the kernels that it launches and how many of them go over the elements,
+    whatever the number of items; elsewhere it is empty.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Info:
     nonfinite: str
     why: Mapping[str, str]
     fingerprint: str
+    launches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def infer(checked: Checked, *, error_feedback: bool) -> Info:
@@ -66,13 +69,8 @@ def infer(checked: Checked, *, error_feedback: bool) -> Info:
         why["exact_size"] = f"the size depends on the data ({names})"
     if not feedback:
         why["feedback"] = "no state is kept as x - decode(compressed) with x = gradient + state"
-    hop = True
-    if "no_hop" in checked.declared:
-        hop, why["hop"] = False, "the file declares [[no_hop]]"
-    elif sparse:
-        hop, why["hop"] = False, "its decode is a scatter: a sum of two payloads has another selection"
-    elif encode.states and not (feedback and len(encode.states) == 1):
-        hop, why["hop"] = False, f"it keeps a state that is no error feedback: {', '.join(encode.states)}"
+    if refusal := why_no_hop(checked):
+        why["hop"] = refusal
     params = {
         p.name: ParameterInfo(str(p.elem), checked.values[p.name], p.range, p.static) for p in checked.params
     }
@@ -86,12 +84,26 @@ def infer(checked: Checked, *, error_feedback: bool) -> Info:
         random=encode.random,
         keyed=checked.keyed,
         feedback=feedback,
-        hop=hop,
+        hop=not refusal,
         sparse=sparse,
         nonfinite="drops" if "drops" in checked.declared else "propagates",
         why=why,
         fingerprint=_fingerprint(checked, error_feedback=error_feedback),
     )
+
+
+def why_no_hop(checked: Checked) -> str:
+    """Return why a codec that has both functions has no hop; empty if it has one."""
+    assert checked.encode is not None
+    assert checked.decode is not None
+    states = checked.encode.states
+    if "no_hop" in checked.declared:
+        return "the file declares [[no_hop]]"
+    if is_sparse(checked.decode):
+        return "its decode is a scatter: a sum of two payloads has another selection"
+    if states and not (has_feedback(checked.encode) and len(states) == 1):
+        return f"it keeps a state that is no error feedback: {', '.join(states)}"
+    return ""
 
 
 def _fingerprint(checked: Checked, *, error_feedback: bool) -> str:

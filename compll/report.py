@@ -41,7 +41,7 @@ def gradients(n: int, seed: int) -> Mapping[str, Array]:
 
 
 def run(codec: Codec, reference: Codec, n: int, seed: int) -> list[Case]:
-    """Encode and decode gradients of n and of ragged sizes on both; compare payload, state and output."""
+    """Run every operation on gradients of n and of ragged sizes on both; compare all that they write."""
     cases = []
     for size in dict.fromkeys((n, 0, 1, 1023, 1025)):
         for label, grad in gradients(size, seed).items():
@@ -62,11 +62,13 @@ def _case(codec: Codec, reference: Codec, label: str, grad: Array, seed: int) ->
     added = [np.ones(n, np.float32), np.ones(n, np.float32)]
     for c, a in zip((codec, reference), added, strict=True):
         c.decode_add(payloads[1], a, 0.5, shared_seed=seed)
+    hopped = [_hop(c, payloads[1], grad, seed) for c in (codec, reference) if c.info.hop]
     equal = (
         np.array_equal(payloads[0], payloads[1])
         and _same(out, expected)
         and _same(*added)
         and all(_same(states[0][k], states[1][k]) for k in states[0])
+        and all(np.array_equal(h, hopped[0]) for h in hopped)
     )
     with np.errstate(all="ignore"):
         norm = float(np.linalg.norm(grad.astype(np.float64)))
@@ -77,6 +79,12 @@ def _case(codec: Codec, reference: Codec, label: str, grad: Array, seed: int) ->
         )
     size = len(payloads[0])
     return Case(label, n, size, 4 * n / size if size else 0.0, error, equal)
+
+
+def _hop(codec: Codec, payload: Array, grad: Array, seed: int) -> Array:
+    state = codec.new_state(len(grad)) if codec.info.stateful else None
+    made: Array = codec.hop(payload, grad, seed=seed, shared_seed=seed, scale=0.5, state=state)
+    return made
 
 
 def _same(a: Array, b: Array) -> bool:

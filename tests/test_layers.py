@@ -21,9 +21,9 @@ MOST_LINES = 420
 COMPLL = (
     {"errors", "knobs", "types", "rng", "elementary", "arrays"},
     {"ops", "syntax", "syntax_text", "parse", "ir", "ir_text", "ir_verify"},
-    {"check", "lower", "passes", "properties", "evaluate", "payload"},
+    {"check", "lower", "passes", "derive", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
-    {"driver", "codec"},
+    {"driver", "items", "codec"},
     {"", "__main__", "cli", "report", "algorithms", "generate", "catalogue"},
 )
 

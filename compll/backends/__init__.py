@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from compll.types import FLOAT, GRADIENTS, Array, Elem, arithmetic, dtype
 OK, NOT_FINITE, OUT_OF_RANGE, REFUSED = 0, 1, -1, -2
 
 Values = Mapping[str, float | int | bool]
+NO_STATE: Mapping[str, Array] = MappingProxyType({})
+NO_LAUNCHES: Mapping[str, tuple[int, int]] = MappingProxyType({})
 STORED = {dtype(elem): elem for elem in GRADIENTS}  # what holds a gradient -> its element type
 
 
@@ -35,13 +38,13 @@ class Unit:
         return GRADIENTS[self.element]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One item of a batch: buffers that the caller owns, checked and contiguous.
 
     encode reads `gradient` and `state`, writes `payload` and `new_state`; decode and decode_add read
-    `payload` and write `gradient`.  Vectors have n elements: states of float32; the gradient of float32, of
-    float16, or of uint16, which are the bits of bfloat16.  The payload is uint8 and long enough.
+    `payload` and write `gradient`; hop is an encode that reads the payload `source` besides.  Vectors have n
+    elements: states of float32; the gradient of float32, of float16, or of uint16, which are the bits of
+    bfloat16.  Payloads are uint8 and long enough.
     """
 
     n: int
@@ -50,8 +53,9 @@ class Call:
     seed: int = 0
     shared_seed: int = 0
     scale: float = 1.0
-    state: Mapping[str, Array] = field(default_factory=dict)
-    new_state: Mapping[str, Array] = field(default_factory=dict)
+    state: Mapping[str, Array] = NO_STATE
+    new_state: Mapping[str, Array] = NO_STATE
+    source: Array | None = None
 
     @property
     def element(self) -> Elem:
@@ -59,8 +63,7 @@ class Call:
         return STORED[self.gradient.dtype]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a call did: OK, NOT_FINITE, OUT_OF_RANGE or REFUSED, and the payload's true length."""
 
     status: int
@@ -68,19 +71,34 @@ class Outcome:
 
 
 class Library(Protocol):
-    """A codec made ready by a backend."""
+    """A codec made ready by a backend.
+
+    `launches` gives for an operation the kernel launches on a GPU, and those of them over the elements.
+    """
 
     backend: str
+    launches: Mapping[str, tuple[int, int]]
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item of a batch."""
 
 
-def pack_parameters(params: Sequence[ir.Parameter], values: Values) -> Array:
-    """Lay out the run-time parameters as the generated C struct `Params`: an array of one record."""
-    named = [p for p in params if not p.static]
-    kinds = [(p.name, dtype(arithmetic(p.elem))) for p in named] or [("none", np.dtype(np.uint8))]
-    packed = np.zeros(1, np.dtype(kinds, align=True))
-    for p in named:
-        packed[p.name] = values[p.name]
-    return packed
+class Packer:
+    """Lays out run-time parameters as the generated C struct `Params`; keeps the last: nobody changes it."""
+
+    def __init__(self, params: Sequence[ir.Parameter]) -> None:
+        """Work out the layout."""
+        self.names = [p.name for p in params if not p.static]
+        kinds = [(p.name, dtype(arithmetic(p.elem))) for p in params if not p.static]
+        self.record = np.dtype(kinds or [("none", np.dtype(np.uint8))], align=True)
+        self.last: tuple[Values, Array] | None = None
+
+    def pack(self, values: Values) -> Array:
+        """Return an array of one record, which nobody changes."""
+        last = self.last
+        if last is None or last[0] is not values:
+            packed = np.zeros(1, self.record)
+            for name in self.names:
+                packed[name] = values[name]
+            self.last = last = values, packed
+        return last[1]

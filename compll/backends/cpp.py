@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from collections.abc import Sequence
 
-import numpy as np
-
 from compll import build as builder
-from compll.backends import Call, Outcome, Unit, Values, pack_parameters
+from compll.arrays import address, aligned_empty
+from compll.backends import NO_LAUNCHES, Call, Outcome, Packer, Unit, Values
 from compll.emit import cpp
 from compll.types import Array
 
-POINTERS = ctypes.c_void_p * 8
-
-
-class _Item(ctypes.Structure):
-    """`compll_item` of compll.h."""
-
-    _fields_ = (
-        ("gradient", ctypes.c_void_p),
-        ("payload", ctypes.c_void_p),
-        ("n", ctypes.c_int64),
-        ("capacity", ctypes.c_int64),
-        ("length", ctypes.c_int64),
-        ("state", ctypes.c_void_p),
-        ("new_state", ctypes.c_void_p),
-        ("seed", ctypes.c_uint64),
-        ("shared_seed", ctypes.c_uint64),
-        ("scale", ctypes.c_float),
-        ("status", ctypes.c_int32),
-    )
+ITEM = struct.Struct("@PPqqqPPQQfiPq")  # `compll_item` of compll.h
+LENGTH, STATUS = 4, 10  # places of members in it
+POINTER = struct.calcsize("@P")
 
 
 def build(unit: Unit) -> CppLibrary:
@@ -47,7 +31,7 @@ def build(unit: Unit) -> CppLibrary:
 class CppLibrary:
     """A loaded library.  Scratch memory is kept a thread, so kernels allocate nothing."""
 
-    backend = "cpp"
+    backend, launches = "cpp", NO_LAUNCHES
 
     def __init__(self, unit: Unit, library: ctypes.CDLL) -> None:
         """Look up the operations."""
@@ -66,35 +50,40 @@ class CppLibrary:
             )
             entry.restype = ctypes.c_int32
             self.operations[f.op] = entry
-        self.scratch_bytes = getattr(library, f"{unit.codec}_scratch_bytes")
-        self.scratch_bytes.argtypes = (ctypes.c_int64, ctypes.c_void_p)
+        self.scratch_bytes = getattr(library, f"{unit.codec}_batch_scratch_bytes")
+        self.scratch_bytes.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32)
         self.scratch_bytes.restype = ctypes.c_int64
+        self.parameters = Packer(unit.params)
         self.local = threading.local()
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item; the GIL is released."""
-        items = (_Item * len(calls))()
-        alive = []
-        for item, call in zip(items, calls, strict=True):
-            item.gradient = call.gradient.ctypes.data
-            item.payload = call.payload.ctypes.data
-            item.n = call.n
-            item.capacity = item.length = call.payload.nbytes
-            item.seed, item.shared_seed, item.scale = call.seed, call.shared_seed, call.scale
-            if call.state:
-                old = POINTERS(*(call.state[name].ctypes.data for name in self.states))
-                new = POINTERS(*(call.new_state[name].ctypes.data for name in self.states))
-                item.state, item.new_state = ctypes.addressof(old), ctypes.addressof(new)
-                alive += [old, new]
-        params = pack_parameters(self.unit.params, values)
-        most = max((call.n for call in calls), default=0)
-        scratch = self._scratch(int(self.scratch_bytes(most, params.ctypes.data)))
+        states = 2 * len(self.states) * POINTER  # of one item: the pointers to old and new vectors
+        table = ctypes.create_string_buffer(max(1, len(calls) * (ITEM.size + states)))
+        items, pointers = ctypes.addressof(table), len(calls) * ITEM.size
+        for at, call in enumerate(calls):
+            place = pointers + at * states
+            for number, name in enumerate(self.states if call.state else ()):
+                for vectors, behind in ((call.state, 0), (call.new_state, states // 2)):
+                    where = place + behind + number * POINTER
+                    ctypes.c_void_p.from_buffer(table, where).value = address(vectors[name])
+            size = call.payload.nbytes
+            ITEM.pack_into(
+                table,
+                at * ITEM.size,
+                *(address(call.gradient), address(call.payload), call.n, size, size),
+                *(items + place, items + place + states // 2, call.seed, call.shared_seed, call.scale, 0),
+                *((0, 0) if call.source is None else (address(call.source), call.source.nbytes)),
+            )
+        params = self.parameters.pack(values)
+        need = self.scratch_bytes(items, len(calls), params.ctypes.data, threads)
+        scratch = self._scratch(int(need))
         self.operations[op](items, len(calls), params.ctypes.data, scratch.ctypes.data, threads, None)
-        return [Outcome(item.status, item.length) for item in items]
+        done = (ITEM.unpack_from(table, at * ITEM.size) for at in range(len(calls)))
+        return [Outcome(item[STATUS], item[LENGTH]) for item in done]
 
     def _scratch(self, size: int) -> Array:
         held: Array | None = getattr(self.local, "scratch", None)
-        if held is None or held.nbytes < size + 64:
-            held = self.local.scratch = np.empty(size + 64, np.uint8)
-        start = -held.ctypes.data % 64
-        return held[start : start + size] if size else held
+        if held is None or held.nbytes < size:
+            held = self.local.scratch = aligned_empty(size)
+        return held

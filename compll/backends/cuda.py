@@ -104,4 +104,4 @@ class Gpu:
     def launch(self, kernel: str, grid: Grid, items: int, count: int, params: int) -> None:
         """Launch without waiting."""
         arguments = (np.uint64(items), np.int64(count), np.uint64(params))
-        self.module.get_function(kernel)((grid.x, grid.y), (grid.threads,), arguments)
+        self.module.get_function(kernel)((grid.x,), (grid.threads,), arguments)

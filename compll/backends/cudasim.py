@@ -52,7 +52,7 @@ class Simulator:
         self.run = library.compll_sim_launch
         unsigned, pointer = ctypes.c_uint, ctypes.c_void_p
         self.run.argtypes = (
-            *(pointer, unsigned, unsigned, unsigned, ctypes.c_int),
+            *(pointer, unsigned, unsigned, ctypes.c_int),
             *(pointer, ctypes.c_int64, pointer),
         )
         self.run.restype = ctypes.c_char_p
@@ -83,6 +83,6 @@ class Simulator:
 
         """
         entry = ctypes.cast(getattr(self.library, kernel), ctypes.c_void_p)
-        wrong = self.run(entry, grid.x, grid.y, grid.threads, self.order, items, count, params)
+        wrong = self.run(entry, grid.x, grid.threads, self.order, items, count, params)
         if wrong is not None:
             raise BackendError(f"{kernel}: {wrong.decode()}; this is a bug of the compiler: please report it")

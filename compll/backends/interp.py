@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compll import ir
-from compll.backends import NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
+from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
 from compll.backends.selection import Refused, elements, lowered, patch, select
 from compll.evaluate import Environment, evaluate
 from compll.passes import drop_unused
@@ -22,7 +22,7 @@ from compll.types import FLOAT, Array, arithmetic, dtype, from_bytes, to_bytes, 
 class InterpLibrary:
     """A codec run by the interpreter."""
 
-    backend = "interp"
+    backend, launches = "interp", NO_LAUNCHES
 
     def __init__(self, unit: Unit) -> None:
         """Keep the typed functions, without what they compute and do not use: no error can come of that."""
@@ -42,23 +42,17 @@ def build(unit: Unit) -> InterpLibrary:
 def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     """Run one function, typed or fused, on one item."""
     params = dict(values) | {ir.SCALE: call.scale, ir.SHARED_SEED: call.shared_seed}
-    env = Environment(call.n, params, seed=call.seed)
-    finite = True
-    raw: dict[str, Array] = {}  # the payload's fields, as bytes
-    if f.op != "decode":
-        gradient = widened(call.gradient)
-    if f.op == "encode":
-        finite = bool(np.isfinite(gradient).all())
-        env.vectors = {"gradient": gradient, **call.state}
-    else:
-        counts = read_counts(f, call.payload, call.n, values)
+    given = {} if f.op == "decode" else {"gradient": widened(call.gradient), **call.state}
+    env = Environment(call.n, params, given, seed=call.seed)
+    raw: dict[str, Array] = {}  # the fields of payloads, as bytes
+    if f.fields_read:
+        source = call.payload if call.source is None else call.source
+        counts = read_counts(f, source, call.n, values)
         env.scalars = {name: np.asarray(count, np.int64) for name, count in counts.items()}
-        for place in extents(f.layout, call.n, values, counts):
-            raw[place.name] = call.payload[place.offset : place.offset + place.size]
+        for place in extents(f.fields_read, call.n, values, counts):
+            raw[place.name] = source[place.offset : place.offset + place.size]
             if place.count is not None:
                 env.vectors[place.name] = from_bytes(raw[place.name], place.elem, place.count)
-        if f.op == "decode_add":
-            env.vectors["gradient"] = gradient
     writes: dict[str, Array] = {}  # to states and to the output
     try:
         _run(f.body, env, raw, call, writes)
@@ -66,11 +60,11 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
         return Outcome(REFUSED, 0)
     if env.out_of_range and call.n:  # of an empty gradient every element reads 0, and nobody asks for it
         return Outcome(OUT_OF_RANGE, 0)
-    length = _assemble(f, env, raw, call, values) if f.op == "encode" else len(call.payload)
+    length = _assemble(f, env, raw, call, values) if f.writes_payload else len(call.payload)
     for name, value in writes.items():
         into, elem = (call.new_state[name], FLOAT) if name in f.states else (call.gradient, call.element)
         into[...] = to_bytes(value, elem).view(into.dtype)
-    return Outcome(OK if finite else NOT_FINITE, length)
+    return Outcome(OK if env.finite else NOT_FINITE, length)
 
 
 def _assemble(f: ir.Function, env: Environment, raw: dict[str, Array], call: Call, values: Values) -> int:
@@ -114,6 +108,8 @@ def _run(
                 old[target.name] = patch(b, kept, env)
             case ir.Table(name, elem, values):
                 env.vectors[name] = np.array([evaluate(v, env) for v in values], dtype(arithmetic(elem)))
+            case ir.Finite(length, value):
+                env.finite = env.finite and bool(np.isfinite(elements(value, length, env)).all())
             case ir.Put(field, elem, value):
                 raw[field] = to_bytes(evaluate(value, env), elem)
             case ir.Get(name, field, elem):

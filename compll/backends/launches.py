@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compll.backends import Call, Outcome, Unit, Values, pack_parameters
+from compll.backends import Call, Outcome, Packer, Unit, Values
 from compll.emit.cuda import Generated, Launch
 from compll.emit.pieces import Buffer
 from compll.errors import BackendError
@@ -20,9 +20,9 @@ from compll.evaluate import host_int
 from compll.rng import TILE
 from compll.types import Array
 
-# As in templates/cuda: the threads of a block, the warps of a block of tiles, and CUDA's limits of a grid.
+# As in templates/cuda: the threads of a block over items and over tiles, and the most blocks.
 ITEM_THREADS, TILE_THREADS, WARP = 512, 128, 32
-MOST_X, MOST_Y = 1 << 20, 65535
+MOST_X = 1 << 20
 ALIGNMENT = 64
 KEPT = 256  # sizes of scratch memory that are remembered
 
@@ -35,6 +35,8 @@ ITEM = np.dtype(
             ("u8", ("state", "new_state", "seed", "shared_seed", "scratch")),
             ("f4", ("scale",)),
             ("i4", ("status",)),
+            ("u8", ("source",)),
+            ("i8", ("source_length", "first_block")),
         )
         for name in names
     ]
@@ -43,10 +45,9 @@ ITEM = np.dtype(
 
 @dataclass(frozen=True)
 class Grid:
-    """Blocks in x and y, and the threads of each."""
+    """Blocks, and the threads of each."""
 
     x: int
-    y: int
     threads: int
 
 
@@ -71,12 +72,16 @@ class Device(Protocol):
         """Launch a kernel on addresses, without waiting for it."""
 
 
-def grid_of(launch: Launch, count: int, most: int) -> Grid:
-    """Return a launch's grid for `count` items, the longest of `most` elements (compll.cuh: `Grid`)."""
+def item_blocks(n: int) -> int:
+    """Return the blocks of a launch over tiles that work on an item of n elements (compll.cuh)."""
+    return max(1, min(-(-n // (TILE * TILE_THREADS // WARP)), MOST_X))
+
+
+def grid_of(launch: Launch, count: int, blocks: int) -> Grid:
+    """Return a launch's grid for `count` items, which have so many blocks (compll.cuh: `Grid`)."""
     if launch.over == "items":
-        return Grid(min(count, MOST_X), 1, ITEM_THREADS)
-    tiles = -(-most // TILE)
-    return Grid(max(1, min(-(-tiles // (TILE_THREADS // WARP)), MOST_X)), min(count, MOST_Y), TILE_THREADS)
+        return Grid(min(count, MOST_X), ITEM_THREADS)
+    return Grid(blocks, TILE_THREADS)
 
 
 def bytes_of(kind: str) -> int:
@@ -95,9 +100,9 @@ class LaunchLibrary:
     def __init__(self, unit: Unit, generated: Generated, device: Device) -> None:
         """Keep what a run needs."""
         self.states = unit.functions[0].states
-        self.params = unit.params
+        self.parameters = Packer(unit.params)
         self.generated, self.device = generated, device
-        self.backend = device.backend
+        self.backend, self.launches = device.backend, generated.counts
         self._scratch_bytes = functools.lru_cache(KEPT)(self._count_scratch)
 
     def scratch_bytes(self, n: int, values: Values) -> int:
@@ -118,7 +123,7 @@ class LaunchLibrary:
         del threads
         if not calls:
             return []
-        device, params = self.device, pack_parameters(self.params, values)
+        device, params = self.device, self.parameters.pack(values)
         for call in calls:
             for what, array in (("gradient", call.gradient), *call.state.items(), *call.new_state.items()):
                 if device.address(array) % array.itemsize:
@@ -132,7 +137,7 @@ class LaunchLibrary:
         pointers = np.zeros((len(calls), 2, len(self.states)), np.uint64)
         table, scratch = device.empty(pointers_at + pointers.nbytes), device.empty(sum(sizes))
         base, free = device.address(table), device.address(scratch)
-        items = np.zeros(len(calls), ITEM)
+        items, blocks = np.zeros(len(calls), ITEM), 0
         for at, (call, size) in enumerate(zip(calls, sizes, strict=True)):
             if call.state:
                 vectors = (call.state, call.new_state)
@@ -144,16 +149,18 @@ class LaunchLibrary:
                 *(call.n, nbytes, nbytes),
                 *(place, place + pointers[at, 0].nbytes, call.seed, call.shared_seed, free),
                 *(call.scale, 0),
+                *((0, 0) if call.source is None else (device.address(call.source), call.source.nbytes)),
+                blocks,
             )
             free += size
+            blocks += item_blocks(call.n)
         host = np.zeros(table.nbytes, np.uint8)
         host[: params.nbytes] = params.view(np.uint8)
         host[items_at : items_at + items.nbytes] = items.view(np.uint8)
         host[pointers_at:] = pointers.reshape(-1).view(np.uint8)
         device.upload(host, table)
-        most = max(call.n for call in calls)
         for launch in self.generated.launches[op]:
-            grid = grid_of(launch, len(calls), most)
+            grid = grid_of(launch, len(calls), blocks)
             device.launch(launch.kernel, grid, base + items_at, len(calls), base)
         done = device.download(table[items_at : items_at + items.nbytes]).view(ITEM)
         return [

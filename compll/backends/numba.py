@@ -21,11 +21,14 @@ import numpy as np
 
 from compll import build as builder
 from compll import knobs
-from compll.backends import NOT_FINITE, OK, OUT_OF_RANGE, Call, Outcome, Unit, Values
+from compll.arrays import address
+from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, Call, Outcome, Unit, Values
 from compll.emit import numba as emit
 from compll.errors import BackendError
+from compll.rng import TILE
 from compll.types import Array
 
+LEAST_APART = 16  # tiles; smaller items take longer in Python than in their kernels
 PARTS = ("convert", "elementary", "lanes", "positions", "runtime", "tiles")
 RUNTIME = tuple(f"numba_{part}.py" for part in PARTS)
 
@@ -134,7 +137,7 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 class NumbaLibrary:
     """A loaded module.  Scratch memory is kept a thread, so kernels allocate nothing."""
 
-    backend = "numba"
+    backend, launches = "numba", NO_LAUNCHES
 
     def __init__(self, unit: Unit, module: ModuleType) -> None:
         """Look up the operations."""
@@ -144,10 +147,29 @@ class NumbaLibrary:
         self.local = threading.local()
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
-        """Run one operation on every item; the GIL is released."""
+        """Run one operation on every item; the GIL is released.
+
+        Items of some size, but no more than a quarter of a thread's share, are spread over the threads;
+        the others are run here one after the other, their loops in all threads.
+        """
         kernels = self.operations[op]
         params = tuple(values[name] for name in self.params)
-        return [self._run(kernels, call, params, threads) for call in calls]
+        outcomes: dict[int, Outcome] = {}
+        least, most = LEAST_APART * TILE, sum(call.n for call in calls) // (4 * threads)
+        apart = [at for at, call in enumerate(calls) if threads > 1 and least <= call.n <= most]
+        for at in sorted(set(range(len(calls))).difference(apart)):
+            outcomes[at] = self._run(kernels, calls[at], params, threads)
+        waiting = iter(apart)
+
+        def work() -> None:
+            for at in waiting:
+                outcomes[at] = self._run(kernels, calls[at], params, 1)
+
+        rest = [_pool(threads - 1, os.getpid()).submit(work) for _ in range(min(threads, len(apart)) - 1)]
+        work()
+        for one in rest:
+            one.result()
+        return [outcomes[at] for at in range(len(calls))]
 
     def _run(self, kernels: Any, call: Call, params: tuple[Any, ...], threads: int) -> Outcome:
         scratch = self._scratch(0)
@@ -157,14 +179,15 @@ class NumbaLibrary:
             call.shared_seed,
             call.scale,
             0,
-            call.gradient.ctypes.data,
-            call.payload.ctypes.data,
+            address(call.gradient),
+            address(call.payload),
             call.payload.nbytes,
+            *((0, 0) if call.source is None else (address(call.source), call.source.nbytes)),
             scratch.ctypes.data,
             scratch.nbytes,
             *(0,) * 5,
             *(
-                state[name].ctypes.data
+                address(state[name])
                 for state in (call.state, call.new_state)
                 for name in self.states
                 if state

@@ -336,6 +336,8 @@ HEADER = (
     ("gradient", "i8"),
     ("payload", "i8"),
     ("capacity", "i8"),
+    ("source", "i8"),  # the payload that a hop decodes
+    ("source_length", "i8"),
     ("scratch", "i8"),
     ("room", "i8"),  # bytes of scratch memory; where that is too little, the first step says what it needs
     ("outside", "i8"),  # whether an element was asked for that is out of range
@@ -350,6 +352,7 @@ def frame_type(
     params: list[tuple[str, str]],
     states: list[str],
     fields: list[str],
+    received: list[str],
     vectors: list[str],
     scalars: list[tuple[str, str]],
 ) -> np.dtype[Any]:
@@ -358,7 +361,7 @@ def frame_type(
     The caller sets what HEADER has, the old and new states and the parameters, in this order.
     """
     addresses = [*(f"s_{x}" for x in states), *(f"new_{x}" for x in states)]
-    places = [*(f"{what}_{x}" for what in ("at", "f") for x in fields), *vectors]
+    places = [*(f"at_{x}" for x in fields), *(f"f_{x}" for x in (*fields, *received)), *vectors]
     given = [*HEADER, *((x, "i8") for x in addresses), *params]
     return np.dtype([*given, *((x, "i8") for x in places), *scalars], align=True)
 

@@ -202,16 +202,19 @@ def memory(_: Any, kind: Any, count: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def per_block(_: Any, want: Any, stored: Any, base: Any, at: Any, size: Any, first: Any, live: Any) -> Any:
+def per_block(
+    _: Any, want: Any, stored: Any, base: Any, at: Any, size: Any, first: Any, live: Any, step: Any
+) -> Any:
     """Return lanes from element `at` on, of vectors with one value for each block of `size` elements.
 
-    The first value is that of block `first`; lanes that do not exist read one that does.
+    The first value is that of block `first`; lanes that do not exist read one that does.  Lanes begin at
+    multiples of WIDTH from a multiple of `step` on.
     """
     out, one = want.instance_type, LanesType(stored.instance_type.kind)
-    single = size.literal_value % WIDTH == 0
+    single = size.literal_value % WIDTH == 0 and step.literal_value % WIDTH == 0
 
     def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
-        _, _, base_, at_, size_, first_, live_ = as_i64(context, b, sig, values)
+        _, _, base_, at_, size_, first_, live_, _ = as_i64(context, b, sig, values)
         zero = ir.Constant(I64, 0)
 
         def read(lane: int) -> Value:
@@ -230,7 +233,7 @@ def per_block(_: Any, want: Any, stored: Any, base: Any, at: Any, size: Any, fir
             lanes = b.insert_element(lanes, read(lane), ir.Constant(I32, lane))
         return lanes
 
-    return signature(out, want, stored, base, at, size, first, live), emit
+    return signature(out, want, stored, base, at, size, first, live, step), emit
 
 
 @intrinsic
@@ -358,5 +361,33 @@ def unpack(_: Any, width: Any, base: Any, at: Any, live: Any) -> Any:
         for shift, kept, moved in reversed(_steps(w)):
             x = b.or_(b.and_(x, _all(kept)), b.shl(b.and_(x, _all(moved)), _all(shift)))
         return b.zext(b.bitcast(x, _BYTES), out.llvm)
+
+    return signature(out, width, base, at, live), emit
+
+
+@intrinsic(prefer_literal=True)
+def unpack_any(_: Any, width: Any, base: Any, at: Any, live: Any) -> Any:
+    """Do what `unpack` does where the first code may begin inside a byte."""
+    w = width.literal_value
+    out = LanesType("i32", WIDTH)
+
+    def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
+        _, base_, at_, live_ = as_i64(context, b, sig, values)
+        lanes = ir.Constant(out.llvm, ir.Undefined)
+        for lane in range(WIDTH):
+            place = b.add(at_, ir.Constant(I64, lane))
+            if live != _whole:
+                place = b.select(b.icmp_signed("<", ir.Constant(I64, lane), live_), place, at_)
+                place = b.select(b.icmp_signed(">", live_, ir.Constant(I64, 0)), place, ir.Constant(I64, 0))
+            bit = b.mul(place, ir.Constant(I64, w))
+            begin, last = (b.lshr(x, ir.Constant(I64, 3)) for x in (bit, b.add(bit, ir.Constant(I64, w - 1))))
+            shift = b.trunc(b.and_(bit, ir.Constant(I64, 7)), I32)
+            low, high = (
+                b.zext(b.load(b.inttoptr(b.add(base_, x), I8.as_pointer())), I32) for x in (begin, last)
+            )
+            both = b.or_(low, b.shl(high, I32(8)))  # the same byte twice does no harm: its bits are cut off
+            code = b.and_(b.lshr(both, shift), I32((1 << w) - 1))
+            lanes = b.insert_element(lanes, code, ir.Constant(I32, lane))
+        return lanes
 
     return signature(out, width, base, at, live), emit

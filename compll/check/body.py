@@ -213,6 +213,9 @@ class Body(PayloadCalls):
             self.bindings.append(ir.Store(ir.Target("state", name), FLOAT, vector.length, vector.body))
         if self.output is not None:
             self.bindings.append(ir.Store(ir.Target("output", GRADIENT), FLOAT, ir.Size(), self.output.body))
+        if sig.op == "encode":
+            gradient = named(GRADIENT, FLOAT, ir.Size())
+            self.bindings.append(ir.Finite(gradient.length, gradient.body))
         fields = self.fields or ()
         vectors: list[tuple[str, Elem]] = [(GRADIENT, FLOAT), *((state, FLOAT) for state in self.states)]
         if sig.op == "decode":

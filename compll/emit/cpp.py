@@ -8,7 +8,7 @@ from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter
-from compll.emit.loops import Blocks, Lanes
+from compll.emit.loops import Blocks, Lanes, within_a_block
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
 from compll.emit.ranges import Ranges, scalar_type
 from compll.emit.selections import Selections
@@ -63,31 +63,32 @@ class Emitter(Selections):
     def __init__(self, typed: ir.Function) -> None:
         self.f = fuse(typed)
         self.vectors = dict(self.f.vectors) | dict.fromkeys(self.f.states, FLOAT)
-        self.lengths = {field.name: field.length for field in self.f.layout if field.length is not None}
+        fields = (*self.f.layout, *self.f.received)
+        self.lengths = {field.name: field.length for field in fields if field.length is not None}
         self.lengths |= dict.fromkeys(("gradient", *self.f.states), ir.Size())
-        self.checked = self.f.op != "encode"  # whether the gradient's values have been checked to be finite
+        places = zip(self.f.fields_read, self.f.layout, strict=False)
+        self.places = {own.name: there.name for own, there in places}  # fields of the payload that is read
         self.scalar = ScalarWriter(self.place, self.dialect, self.read_at)
         self.params = {p.name for p in self.f.params}
         self.combines: list[Combine] = []
         self.passes: list[PassText] = []
         self.scalars: list[str] = []
-        self.to_count = {c.name for c in self.f.counts} if self.f.op == "encode" else set()
-        if self.f.op != "encode":
+        self.to_count = {c.name for c in self.f.counts} if self.f.writes_payload else set()
+        if not self.f.writes_payload:
             self.scalars += [self.member(c.name, INT) for c in self.f.counts]
         self.find_stored()
 
     def operation(self) -> Operation:
         """Return the whole operation."""
         f = self.f
-        body = list(f.body)
-        if not self.checked and not any(isinstance(b, ir.Pass) and b.length == ir.Size() for b in body):
-            body.append(ir.Pass(ir.Size(), ()))
-        steps = [step for b in body for step in self.steps(b)]
+        steps = [step for b in f.body for step in self.steps(b)]
         return Operation(
             op=f.op,
-            frame={"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd"}[f.op],
+            frame={"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd", "hop": "Hop"}[f.op],
             comment=tuple(function_text(f).splitlines()),
             vector_fields=tuple(field.name for field in f.layout if field.length is not None),
+            received=tuple((x.name, self.places[x.name]) for x in f.received),
+            writes_payload=f.writes_payload,
             states=f.states,
             scalars=tuple(self.scalars),
             combines=tuple(self.combines),
@@ -131,10 +132,7 @@ class Emitter(Selections):
         """Return one loop over memory."""
         block = Blocks(self, b) if b.block else None
         lanes = Lanes(self, b, block)
-        checks_finite = not self.checked and b.length == ir.Size()
-        if checks_finite:
-            self.checked = True
-            lanes.loads["gradient"] = self.load("gradient")
+        finite = [lanes.writer.write(s.body) for s in b.sinks if isinstance(s, ir.Finite)]
         reductions = [self.reduction(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Reduce)]
         packs: list[Packed] = []
         stores = [
@@ -147,11 +145,7 @@ class Emitter(Selections):
             block=block.text() if block else None,
             length=self.scalar.text(b.length),
             uniforms=lanes.declarations(),
-            unpacks=tuple(
-                Packed(v, self.vectors[v].bits, self.bits_place(v))
-                for v in lanes.loads
-                if self.vectors[v].packed
-            ),
+            unpacks=lanes.unpacks(),
             packs=tuple(packs),
             random=tuple(draw for _, draw in sorted(lanes.writer.draws.items())),
             reductions=tuple(reductions),
@@ -159,7 +153,7 @@ class Emitter(Selections):
             position=lanes.writer.position,
             lines=tuple(lanes.writer.lines),
             stores=tuple(stores),
-            checks_finite=checks_finite,
+            finite=tuple(finite),
             stops=any(isinstance(s, ir.Store) and s.target.kind == "state" for s in b.sinks),
         )
         for r in text.reductions:
@@ -273,8 +267,9 @@ class Emitter(Selections):
         return f"get<{self.dialect.stored(elem)}>({self.field_place(name)}){mask}"
 
     def field_place(self, name: str) -> str:
-        """Return where a scalar field lies."""
-        return f"item.payload + at.{name}_"
+        """Return where a scalar field lies, of the payload that is read or of the one that is written."""
+        payload = "item.source" if self.f.op == "hop" and name in self.places else "item.payload"
+        return f"{payload} + at.{self.places.get(name, name)}_"
 
     def unequal(self, a: str, b: str) -> str:
         """Return the condition that two scalars differ."""
@@ -288,7 +283,7 @@ class Emitter(Selections):
         """Return a scalar in all lanes."""
         return f"splat<Mask>(-int32_t({text}))" if kind == BOOL else f"splat<{lanes}>({text})"
 
-    def load(self, vector: str) -> Load:
+    def load(self, vector: str, block: int = 0) -> Load:  # noqa: ARG002
         """Return where the lanes of a vector come from."""
         elem = self.vectors[vector]
         kind = arithmetic(elem)
@@ -320,14 +315,18 @@ class Emitter(Selections):
             return f"k.v_{s.target.name}[b.first + j] = {value};"
         return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"
 
-    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
+    def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
-        kind = self.dialect.stored(self.vectors[e.vector])
-        get = f"get<{kind}>(k.f_{e.vector} + {{}} * sizeof({kind}))"
-        if size % 16 == 0:
-            return f"splat<{lanes}>({get.format(f'((tile * TILE + at) / {size})')})"
-        place = get.format(f"((tile * TILE + at + (j < live ? j : 0)) / {size})")
+        if within_a_block(size, block, self.dialect.width):
+            return f"splat<{lanes}>({self.value_of_field(e, size, block)})"
+        place = self.value_of_field(e, size, block, " + (j < live ? j : 0)")
         return f"each<{lanes}>([&](int j) {{ return {place}; }})"
+
+    def value_of_field(self, e: ir.Read, size: int, block: int = 0, lane: str = "") -> str:
+        """Return one value of such a field."""
+        kind = self.dialect.stored(self.vectors[e.vector])
+        first = "first" if block else "tile * TILE"
+        return f"get<{kind}>(k.f_{e.vector} + (({first} + at{lane}) / {size}) * sizeof({kind}))"
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:
         """Return the statement that stores codes of a packed field."""

@@ -65,6 +65,11 @@ class Generated:
     frame_bytes: int
     buffers: Mapping[str, tuple[Buffer, ...]]
 
+    @property
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """How many launches an operation takes, and how many of them go over the elements."""
+        return {op: (len(xs), sum(x.over == "tiles" for x in xs)) for op, xs in self.launches.items()}
+
 
 @dataclass(frozen=True)
 class Output:
@@ -158,6 +163,17 @@ def source(unit: Unit) -> str:
     return generate(unit).source
 
 
+def launches_text(unit: Unit) -> str:
+    """Return the launches of each operation, one a line: what the grid goes over, and the kernel."""
+    made = generate(unit)
+    lines = []
+    for op, launches in made.launches.items():
+        every, over = made.counts[op]
+        lines += [f"{op}: {every} launches, {over} of them over the elements"]
+        lines += [f"  {x.over:5} {x.kernel}" for x in launches]
+    return "\n".join(lines) + "\n"
+
+
 def runtime() -> dict[str, str]:
     """Return the headers that generated source includes, by name."""
     shared = {f"{name}.cuh": headers("cpp")[f"{name}.h"] for name in ("elementary", "half")}
@@ -217,7 +233,8 @@ class CudaEmitter(CudaSelections, Emitter):
 
     def frame_bytes(self) -> int:
         """Return a bound of the size of the frame: no member of it has more than 8 bytes."""
-        members = 7 + len(self.f.layout) + 2 * len(self.f.states) + len(self.scalars) + len(self.buffers)
+        vectors = len(self.f.layout) + len(self.f.received)
+        members = 7 + vectors + 2 * len(self.f.states) + len(self.scalars) + len(self.buffers)
         return -(-8 * members // 64) * 64
 
     def field_place(self, name: str) -> str:

@@ -23,6 +23,7 @@ class Dialect:
     """How a target language spells what is not a plain call.  This is C++; others override."""
 
     backend = "cpp"
+    width = 16  # lanes
 
     def number(self, e: ir.Const) -> str:
         """Return a constant: floats in hexadecimal, so that nothing is rounded twice."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from compll import ir
 from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter, not_built, not_built_type
-from compll.emit.pieces import TILE, BlockText, Load, Reduction, Stage
+from compll.emit.pieces import TILE, BlockText, Load, Packed, Reduction, Stage
 from compll.emit.ranges import Ranges
 from compll.errors import BackendError
-from compll.types import BOOL, INT, Elem
+from compll.types import BOOL, FLOAT, INT, Elem
 
 
 class Emitter(Protocol):
@@ -21,13 +21,14 @@ class Emitter(Protocol):
     f: ir.Function
     vectors: dict[str, Elem]
     lengths: dict[str, ir.Expr]
+    places: dict[str, str]
     scalar: ScalarWriter
 
     def place(self, name: str) -> str:
         """Return where a named scalar lives."""
 
-    def load(self, vector: str) -> Load:
-        """Return how a vector is loaded."""
+    def load(self, vector: str, block: int = 0) -> Load:
+        """Return how a vector is loaded: of a tile, or of a block of so many elements."""
 
     def reduction(self, s: ir.Reduce | ir.BlockReduce, writer: LaneWriter) -> Reduction:
         """Write what a reduction combines."""
@@ -35,8 +36,14 @@ class Emitter(Protocol):
     def splat(self, lanes: str, kind: Elem, text: str) -> str:
         """Return the lanes of a scalar."""
 
-    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
-        """Return the lanes of a field that has one value for each block of `size` elements."""
+    def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
+        """Return the lanes of a field that has one value for each block of `size` elements.
+
+        The lanes are those of a tile, or of a block of `block` elements.
+        """
+
+    def value_of_field(self, e: ir.Read, size: int, block: int = 0) -> str:
+        """Return such a field as a scalar, where all lanes have the same value."""
 
     def block_value(self, name: str, kind: Elem) -> str:
         """Return a value of the block at work."""
@@ -46,6 +53,9 @@ class Emitter(Protocol):
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
+
+    def bits_place(self, vector: str) -> str:
+        """Return where the bytes of a packed vector lie."""
 
     def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
         """Return the lanes of a vector at computed positions; 0 where they are out of range."""
@@ -57,6 +67,27 @@ class Emitter(Protocol):
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
 
 
+def made_of(e: ir.Expr, may: Callable[[ir.Read], bool]) -> bool:
+    """Whether an expression has only scalars and reads that `may` be, and one of these at least."""
+    some = False
+
+    def fits(x: ir.Expr) -> bool:
+        nonlocal some
+        if isinstance(x, ir.Read):
+            some = True
+            return may(x)
+        if isinstance(x, ir.Const | ir.Scalar | ir.Param | ir.Size):
+            return True
+        return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
+
+    return fits(e) and some
+
+
+def within_a_block(size: int, block: int, width: int) -> bool:
+    """Whether all `width` lanes, of a tile or of a block of `block` elements, lie in one block of `size`."""
+    return size > 0 and (size == block or (size % width == 0 and block % width == 0))
+
+
 class Lanes:
     """A lane writer for one loop, with what it loads and the scalars that it splats."""
 
@@ -64,9 +95,8 @@ class Lanes:
         self.emitter, self.b, self.block, self.stage = emitter, b, block, stage
         self.loads: dict[str, Load] = {}
         self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
-        of_block = block.lanes if block and not stage else lambda e, lanes: None  # noqa: ARG005
         self.writer = LaneWriter(
-            Ranges(emitter.vectors), self.read, self.uniform, of_block, emitter.dialect, self.elsewhere
+            Ranges(emitter.vectors), self.read, self.uniform, self.same, emitter.dialect, self.elsewhere
         )
 
     def declarations(self) -> tuple[str, ...]:
@@ -80,7 +110,7 @@ class Lanes:
             wide = "Int64" if e.arg.type == INT else None  # the entries need not fit narrower lanes
             return emitter.search(e, lanes, self.writer.write(e.arg, wide))
         if self.own(e):
-            self.loads.setdefault(e.vector, emitter.load(e.vector))
+            self.loads.setdefault(e.vector, emitter.load(e.vector, self.stage_block))
             return f"v_{e.vector}"
         if self.of_block(e):
             return self.read_block(e, lanes)
@@ -90,16 +120,14 @@ class Lanes:
 
     def own(self, e: ir.Read) -> bool:
         """Whether a vector is read along with the loop."""
-        emitter = self.emitter
-        along = e.position == ir.Position() and emitter.lengths.get(e.vector) == self.b.length
-        return along and not (self.stage and emitter.vectors[e.vector].packed)
+        return e.position == ir.Position() and self.emitter.lengths.get(e.vector) == self.b.length
 
     def of_block(self, e: ir.Read) -> bool:
         """Whether a read at i / B finds what this loop has reduced, or a field of one value a block."""
         size = ir.block_of(e.position)
         if self.block and e.vector in self.block.made:
             return size == self.b.block
-        if not size or self.stage or e.vector not in {f.name for f in self.emitter.f.layout}:
+        if not size or e.vector not in self.emitter.places:
             return False
         whole = not self.emitter.vectors[e.vector].packed
         return whole and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size)
@@ -115,7 +143,42 @@ class Lanes:
                 own = self.emitter.block_value(f"r_{e.vector}", e.type)
                 return self.emitter.splat(lanes, e.type, own)
             return self.emitter.spread(f"r_{e.vector}", e.type, self.b.block, lanes)
-        return self.emitter.field_of_block(e, ir.block_of(e.position), lanes)
+        return self.emitter.field_of_block(e, ir.block_of(e.position), lanes, self.stage_block)
+
+    def same(self, e: ir.Expr, lanes: str) -> str | None:
+        """Return the lanes of what is the same in all of them and costs less as a scalar; None if it is not.
+
+        That is what a block's reductions give, or fields that have one value a block.
+        """
+        hoisted = self.block.lanes(e, lanes) if self.block and not self.stage else None
+        if hoisted is not None or not isinstance(e, ir.Apply) or e.type != FLOAT:
+            return hoisted
+        if not made_of(e, self.one_for_all):
+            return None
+        emitter = self.emitter
+
+        def read(x: ir.Read | ir.Search) -> str:
+            assert isinstance(x, ir.Read)
+            return emitter.value_of_field(x, ir.block_of(x.position), self.stage_block)
+
+        return emitter.splat(lanes, e.type, ScalarWriter(emitter.place, emitter.dialect, read).text(e))
+
+    def one_for_all(self, e: ir.Read) -> bool:
+        """Whether a read is of a float field whose one value a block is the same for all lanes at work."""
+        size = ir.block_of(e.position)
+        one = within_a_block(size, self.stage_block, self.emitter.dialect.width)
+        return e.type == FLOAT and e.vector in self.emitter.places and self.of_block(e) and one
+
+    @property
+    def stage_block(self) -> int:
+        """The size of the blocks that it reduces, 0 where it goes by tiles."""
+        return self.b.block if self.stage else 0
+
+    def unpacks(self) -> tuple[Packed, ...]:
+        """Return the packed vectors that are loaded."""
+        emitter = self.emitter
+        packed = (v for v in self.loads if emitter.vectors[v].packed)
+        return tuple(Packed(v, emitter.vectors[v].bits, emitter.bits_place(v)) for v in packed)
 
     def uniform(self, e: ir.Expr, lanes: str) -> str:
         """Return the lanes of a scalar, splatted once before the loop."""
@@ -159,18 +222,7 @@ class Blocks:
 
     def same_in_block(self, e: ir.Expr) -> bool:
         """Whether an expression has the block's reductions and scalars only, and one reduction at least."""
-        some = False
-
-        def fits(x: ir.Expr) -> bool:
-            nonlocal some
-            if isinstance(x, ir.Read):
-                some = some or x.vector in self.made
-                return x.vector in self.made and ir.block_of(x.position) == self.b.block
-            if isinstance(x, ir.Const | ir.Scalar | ir.Param | ir.Size):
-                return True
-            return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
-
-        return fits(e) and some
+        return made_of(e, lambda x: x.vector in self.made and ir.block_of(x.position) == self.b.block)
 
     def text(self) -> BlockText:
         """Return the block-wise part; called when the loop's elements have been written."""
@@ -203,6 +255,7 @@ class Blocks:
                 )
             yield Stage(
                 uniforms=lanes.declarations(),
+                unpacks=lanes.unpacks(),
                 loads=tuple(lanes.loads.values()),
                 position=lanes.writer.position,
                 lines=tuple(lanes.writer.lines),

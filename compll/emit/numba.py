@@ -29,6 +29,7 @@ class Python(Dialect):
     """How the functions of `compll.backends.numba_runtime` are called."""
 
     backend = "numba"
+    width = 32
 
     def number(self, e: ir.Const) -> str:
         """Return a constant: a decimal with all digits is the same float32."""
@@ -210,7 +211,8 @@ class NumbaEmitter(NumbaSelections, Emitter):
     def get(self, name: str, elem: Elem) -> str:
         """Return the value of a scalar field."""
         kind = "i64" if elem == BOOL else self.dialect.scalar(elem)
-        raw = f"load({kind}, {self.dialect.stored(elem)}, k.payload + k.at_{name}, 0, WHOLE)"
+        payload = "k.source" if self.f.op == "hop" else "k.payload"
+        raw = f"load({kind}, {self.dialect.stored(elem)}, {payload} + k.at_{self.places[name]}, 0, WHOLE)"
         if elem == BOOL:
             return f"ne({raw}, splat(i64, 0))"
         return f"{raw} & splat({kind}, {(1 << elem.bits) - 1})" if elem.packed else raw
@@ -241,7 +243,7 @@ class NumbaEmitter(NumbaSelections, Emitter):
     def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:
         """Return the lanes of a value of each block of `size` elements."""
         own = self.dialect.scalar(kind)
-        return f"per_block({lanes}, {own}, b_{name}, start + at, {size}, block0, live)"
+        return f"per_block({lanes}, {own}, b_{name}, start + at, {size}, block0, live, WIDTH)"
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
@@ -250,13 +252,19 @@ class NumbaEmitter(NumbaSelections, Emitter):
             kind, value = self.written(s.elem, value)
         return f"store({kind}, {self.target(s)}, block0 + j, {value}, WHOLE)"
 
-    def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
+    def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
         elem = self.vectors[e.vector]
-        args = f"{self.dialect.stored(elem)}, k.f_{e.vector}, start + at, {size}, 0, live"
+        args = f"{self.dialect.stored(elem)}, k.f_{e.vector}, start + at, {size}, 0, live, {block or 'WIDTH'}"
         if elem == BOOL:
             return f"ne(per_block(Int32, {args}), splat(Int32, 0))"
         return f"per_block({lanes}, {args})"
+
+    def value_of_field(self, e: ir.Read, size: int, block: int = 0, lane: str = "") -> str:  # noqa: ARG002
+        """Return one value of such a field."""
+        kind = self.dialect.stored(self.vectors[e.vector])
+        place = f"min(start + at, k.length - 1) // {size}"  # lanes that do not exist read what does
+        return f"load({self.dialect.scalar(e.type)}, {kind}, k.f_{e.vector}, {place}, WHOLE)"
 
     def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""
@@ -274,14 +282,15 @@ class NumbaEmitter(NumbaSelections, Emitter):
         """Return a scalar in all lanes."""
         return f"splat({lanes}, {text})"
 
-    def load(self, vector: str) -> Load:
+    def load(self, vector: str, block: int = 0) -> Load:
         """Return how the lanes of a vector are loaded."""
         elem = self.vectors[vector]
         kind = arithmetic(elem)
         lanes = LANES[kind.name] if kind != INT or elem.bits > 32 else "Int32"
         base = self.where(vector)
         if elem.packed:
-            return Load(vector, lanes, f"unpack({elem.bits}, {base}, start + at, live)", True, False)
+            unpack = "unpack" if block * elem.bits % 8 == 0 else "unpack_any"
+            return Load(vector, lanes, f"{unpack}({elem.bits}, {base}, start + at, live)", True, False)
         if elem == BOOL:
             text = f"ne(stream(Int32, u8, {base}, start + at, live), splat(Int32, 0))"
             return Load(vector, "Mask", text, False, False)

@@ -81,6 +81,7 @@ class Stage:
     """The reductions of a block that need no other one of the same block: one loop over its elements."""
 
     uniforms: tuple[str, ...]
+    unpacks: tuple[Packed, ...]
     loads: tuple[Load, ...]
     position: bool
     lines: tuple[str, ...]
@@ -119,7 +120,7 @@ class BlockText:
 
 @dataclass(frozen=True)
 class PassText:
-    """One loop over memory; by block if it has a `block`."""
+    """One loop over memory; by block if it has a `block`.  `finite` are lanes that the status tells of."""
 
     name: str
     block: BlockText | None
@@ -133,7 +134,7 @@ class PassText:
     position: bool
     lines: tuple[str, ...]
     stores: tuple[str, ...]
-    checks_finite: bool
+    finite: tuple[str, ...]
     stops: bool = False  # it writes what must stay as it is when a position was out of range
 
 
@@ -162,12 +163,17 @@ class FieldText:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation with its frame, combine functors, loops and steps."""
+    """One operation with its frame, combine functors, loops and steps.
+
+    `received` are the vectors of the payload that a hop reads: name, and that of the payload's field.
+    """
 
     op: str
     frame: str
     comment: tuple[str, ...]
     vector_fields: tuple[str, ...]
+    received: tuple[tuple[str, str], ...]
+    writes_payload: bool
     states: tuple[str, ...]
     scalars: tuple[str, ...]
     combines: tuple[Combine, ...]

@@ -23,6 +23,7 @@ class Selections:
     f: ir.Function
     vectors: dict[str, Elem]
     lengths: dict[str, ir.Expr]
+    places: dict[str, str]
     scalar: ScalarWriter
     scalars: list[str]
     to_count: set[str]
@@ -181,7 +182,7 @@ class Selections:
             return f"{self.f.op}_{vector}"
         if vector in self.stored_vectors:
             return f"k.v_{vector}"
-        if vector in {field.name for field in self.f.layout}:
+        if vector in self.places:
             return (
                 f"k.f_{vector}"
                 if elem.packed

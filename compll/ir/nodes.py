@@ -78,6 +78,14 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Finite:
+    """The call's status tells if `body` at 0 .. length-1 is not finite anywhere."""
+
+    length: Expr
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """Write a scalar field of the payload."""
 
@@ -246,14 +254,14 @@ class Patch:
     body: Expr
 
 
-Sink = Reduce | BlockReduce | Store | Patch
+Sink = Reduce | BlockReduce | Store | Patch | Finite
 Selection = Filter | TopK | Sort | Scatter
 Lowered = Compact | Select | Arrange | Nth | Ascends
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One loop over memory: reductions and stores over the same positions.
+    """One loop over memory: reductions, stores and checks over the same positions.
 
     With a `block`, it reduces block by block, and may store one value a block besides.
     """
@@ -304,10 +312,12 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One operation (`encode`, `decode`, `decode_add`) of a codec, typed or fused.
+    """One operation (`encode`, `decode`, `decode_add`, `hop`) of a codec, typed or fused.
 
     `vectors` gives the element type of everything that `Read` may name besides maps: the gradient, states
-    and payload fields.  `decoded` names the map that holds `decode(compressed)` inside an encode.
+    and payload fields.  `decoded` names the map that holds `decode(compressed)` inside an encode.  A hop
+    writes one payload and reads another: `received` are the fields that it reads, those of `layout` under
+    names of their own.
     """
 
     codec: str
@@ -321,6 +331,17 @@ class Function:
     decoded: str = ""
     counts: tuple[Count, ...] = ()
     narrow: tuple[Narrow, ...] = ()
+    received: tuple[Field, ...] = ()
+
+    @property
+    def writes_payload(self) -> bool:
+        """Whether it makes a payload."""
+        return self.op in ("encode", "hop")
+
+    @property
+    def fields_read(self) -> tuple[Field, ...]:
+        """The fields of the payload that it reads, under the names that they have in it."""
+        return self.received if self.writes_payload else self.layout
 
 
 def rewrite_binding(b: Binding, change: Callable[[Expr], Expr | None]) -> Binding:
@@ -335,7 +356,7 @@ def expressions(b: Binding) -> tuple[Expr, ...]:
     match b:
         case Let(_, value) | Put(_, _, value):
             return (value,)
-        case Map(_, _, length, body) | Store(_, _, length, body):
+        case Map(_, _, length, body) | Store(_, _, length, body) | Finite(length, body):
             return (length, body)
         case Reduce(_, combine, init, length, body) | BlockReduce(_, combine, init, _, length, body):
             return (combine.body, init, length, body)

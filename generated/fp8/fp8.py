@@ -19,12 +19,14 @@ OPERATIONS = {}
 #       by greater, where greater(a, b) = max(a, b)
 #     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+8), 0x1.0000000000000p-149)
 #     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
+#     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
     params=[],
     states=[],
     fields=["scale", "code", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -80,8 +82,7 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = bad | not_finite(v_gradient)
-            t0 = per_block(Float, f32, b_h0, start + at, 256, block0, live)
+            t0 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
             t1 = divide(v_gradient, t0)
             t2 = absolute(t1)
             t3 = smaller(t2, splat(Float, 448.0))
@@ -106,6 +107,7 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t22 = widen(Int64, splat(Int32, 128)) * t21
             t23 = t18 + t22
             t24 = widen(Int32, saturate(Int64, t23, 0, 255))
+            bad = keep(live, bad | not_finite(v_gradient), bad)
             store(u8, k.f_code, start + at, t24, live)
     if any_(bad):
         k.bad = 1
@@ -179,6 +181,7 @@ decode_frame = frame_type(
     states=[],
     fields=["scale", "code", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -199,7 +202,7 @@ def decode_pass0_tile(k, tile, count):
             t4 = shift_left(t3, splat(UInt32, 20))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 1.329227995784916e+36)
-            t7 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live)
+            t7 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
             t8 = t6 * t7
             t9 = select(t2, splat(Float, nan), t8)
             t10 = -t9
@@ -265,6 +268,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["scale", "code", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -287,7 +291,7 @@ def decode_add_pass0_tile(k, tile, count):
             t4 = shift_left(t3, splat(UInt32, 20))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 1.329227995784916e+36)
-            t7 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live)
+            t7 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
             t8 = t6 * t7
             t9 = select(t2, splat(Float, nan), t8)
             t10 = -t9
@@ -339,4 +343,199 @@ OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
     [(decode_add_pass0, 64), ],
+)
+
+
+# ---- hop ----
+# hop fp8
+#   static param block: int
+#   field scale: float[((n + 255) / 256)]
+#   field code: uint8[n]
+#   received received_scale: float[((n + 255) / 256)]
+#   received received_code: uint8[n]
+#   pass[n] by 256
+#     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)]))))))) from 0x0.0p+0
+#       by greater, where greater(a, b) = max(a, b)
+#     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+8), 0x1.0000000000000p-149)
+#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
+#     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) is finite
+
+hop_frame = frame_type(
+    params=[],
+    states=[],
+    fields=["scale", "code", ],
+    vectors=[],
+    received=["received_scale", "received_code", ],
+    scalars=[],
+)
+
+
+@inner
+def hop_greater_0(a, b):
+    return (greater(a, b))
+
+
+hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+
+
+
+@inner
+def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater):
+    u_scale = splat(Float, one(k.scale))
+    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+        a_scale_greater = splat(Float, 0)
+        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+            at = row * LANES + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_code = stream(Int32, u8, k.received_code, start + at, live)
+            t0 = lt(v_received_code, splat(Int32, 128))
+            t1 = v_received_code & splat(Int32, 127)
+            t2 = eq(t1, splat(Int32, 127))
+            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, 256)
+            t8 = t6 * t7
+            t9 = select(t2, splat(Float, nan), t8)
+            t10 = -t9
+            t11 = select(t0, t9, t10)
+            t12 = v_gradient + t11
+            t13 = u_scale * t12
+            t14 = absolute(t13)
+            a_scale_greater = t14 if row == 0 else keep(live, hop_greater_0(a_scale_greater, t14), a_scale_greater)
+        store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
+    store(f32, tiles_scale_greater, t, hop_greater_0_fold(Float, f32, lanes_scale_greater, rest), WHOLE)
+
+
+@inner
+def hop_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
+    lanes_scale_greater = buffer_of(f32)
+    tiles_scale_greater = memory(f32, 1)
+    for j in range((stop - begin + 255) // 256):
+        origin = begin + j * 256
+        length = min(256, stop - origin)
+        for t in range(tiles_of(length)):
+            rest = length - t * TILE
+            if rest >= TILE or rest % WIDTH == 0:
+                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
+            else:
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
+        x_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length))))
+        store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
+        store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 448.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
+        store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 448.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
+
+
+@inner
+def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
+    start = tile * TILE
+    u_scale = splat(Float, one(k.scale))
+    bad = splat(Mask, False)
+    for block in range(1):
+        for row in range(TILE // WIDTH):
+            at = row * WIDTH + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_code = stream(Int32, u8, k.received_code, start + at, live)
+            t0 = lt(v_received_code, splat(Int32, 128))
+            t1 = v_received_code & splat(Int32, 127)
+            t2 = eq(t1, splat(Int32, 127))
+            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
+            t8 = t6 * t7
+            t9 = select(t2, splat(Float, nan), t8)
+            t10 = -t9
+            t11 = select(t0, t9, t10)
+            t12 = v_gradient + t11
+            t13 = u_scale * t12
+            t14 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
+            t15 = divide(t13, t14)
+            t16 = absolute(t15)
+            t17 = smaller(t16, splat(Float, 448.0))
+            t18 = float_bits(t17)
+            t19 = shift_right(t18, splat(UInt32, 23))
+            t20 = saturate(Int64, t19, -9223372036854775808, 9223372036854775807)
+            t21 = greater(t20, widen(Int64, splat(Int32, 121)))
+            t22 = t21 - widen(Int64, splat(Int32, 121))
+            t23 = t22 * widen(Int64, splat(Int32, 8))
+            t24 = t21 - widen(Int64, splat(Int32, 3))
+            t25 = saturate(UInt32, t24, 0, 4294967295)
+            t26 = shift_left(t25, splat(UInt32, 23))
+            t27 = bits_float(t26)
+            t28 = divide(t17, t27)
+            t29 = round_(t28)
+            t30 = saturate(Int64, t29, -9223372036854775808, 9223372036854775807)
+            t31 = t23 + t30
+            t32 = smaller(t31, widen(Int64, splat(Int32, 127)))
+            t33 = float_bits(t15)
+            t34 = shift_right(t33, splat(UInt32, 31))
+            t35 = saturate(Int64, t34, -9223372036854775808, 9223372036854775807)
+            t36 = widen(Int64, splat(Int32, 128)) * t35
+            t37 = t32 + t36
+            t38 = widen(Int32, saturate(Int64, t37, 0, 255))
+            bad = keep(live, bad | not_finite(t13), bad)
+            store(u8, k.f_code, start + at, t38, live)
+    if any_(bad):
+        k.bad = 1
+
+
+@loop(hop_frame)
+def hop_pass0(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    b_r_scale_greater = memory(f32, 4)
+    b_h0 = memory(f32, 4)
+    for span in range(begin, end):
+        block0 = span * 4
+        stop = min((span + 1) * 1024, k.length)
+        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_scale_greater, b_h0)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                hop_pass0_tile(k, tile, WHOLE, block0, b_r_scale_greater, b_h0)
+            else:
+                hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0)
+    set_flags(flags)
+
+
+
+@inner
+def hop_before0(k):
+    end = 0
+    k.at_scale = align(end, 16)
+    k.f_scale = k.payload + k.at_scale
+    gap_scale = end
+    end = k.at_scale + max(0, native((divide((one(k.n) + splat(i64, 255)), splat(i64, 256))))) * 4
+    k.at_code = align(end, 16)
+    k.f_code = k.payload + k.at_code
+    gap_code = end
+    end = k.at_code + max(0, native(one(k.n))) * 1
+    k.end = end
+    if k.capacity < end or k.source_length != end:
+        return BAD_BUFFER
+    k.f_received_scale = k.source + k.at_scale
+    k.f_received_code = k.source + k.at_code
+    clear(k.payload + gap_scale, k.f_scale)
+    clear(k.payload + gap_code, k.f_code)
+    k.length = native(one(k.n))
+    return (max(k.length, 0) + 1023) // 1024
+
+
+@step(hop_frame)
+def hop_step0(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = hop_before0(frame[0])
+    set_flags(flags)
+    return status
+
+
+OPERATIONS["hop"] = Kernels(
+    hop_frame,
+    [hop_step0, ],
+    [(hop_pass0, 64), ],
 )

@@ -59,6 +59,8 @@ constexpr int64_t FRAME_BYTES = 256;  // the greatest frame below; an item's scr
 //   pass[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 //     store vector s_sort_keys: uint32[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = (float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) ^ ((float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) >= 2147483648) ? 4294967295 : 2147483648))
 //     store vector s_sort_values: float[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))
+//   pass[n]
+//     check[n] gradient[i] is finite
 //   s_sort_nth: float = element int((drop * float(min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))) of s_sort_values in the order of s_sort_keys[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 //   threshold: float = s_sort_nth
 //   pass[n]
@@ -161,11 +163,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Float u_threshold = splat<Float>(k.threshold_);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
-    const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
-    Codes<1> o_filter_mask;
-    o_filter_mask.clear();
     bool bad = false;
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
@@ -175,8 +173,28 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
             bad = bad || not_finite(v_gradient);
+        }
+    }
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
+}
+
+template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_threshold = splat<Float>(k.threshold_);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
+    Codes<1> o_filter_mask;
+    o_filter_mask.clear();
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
             const Float t0 = v_gradient + v_residual;
             const Float t1 = absolute(t0);
             const Mask t2 = ge(t1, u_threshold);
@@ -189,10 +207,9 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
         }
     }
     pack<1, FULL>(k.v_filter_mask + tile * (LANES * 1), o_filter_mask, thread, count);
-    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Int64 u_n_Int64 = splat<Int64>(k.n);
 #pragma unroll 1
@@ -226,7 +243,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
     }
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Int64 u_n_Int64 = splat<Int64>(k.n);
 #pragma unroll 1
@@ -275,7 +292,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
     }
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass5([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
@@ -300,7 +317,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_ite
     }
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass5([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass6([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const auto in_residual_patch = load<FULL>(k.v_residual_patch + tile * TILE, thread, count);
     const auto in_gradient_scatter_index = load<FULL>(k.v_gradient_scatter_index + tile * TILE, thread, count);
@@ -591,7 +608,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 
 }  // namespace
 
-// ---- kernels: 29, each with the arguments (items, count, params) ----
+// ---- kernels: 30, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -606,22 +623,33 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
-            else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
+        else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_then0(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass1(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
+        else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_then1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
@@ -633,14 +661,11 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_th
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_count_digits0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_digits<32>(part, k.v_s_sort_keys, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.s_sort_nth_rank, k.s_sort_nth_bins);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_digits<32>(part, k.v_s_sort_keys, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.s_sort_nth_rank, k.s_sort_nth_bins);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_after_count_digits0(compll_item* items, int64_t count, const void* params) {
@@ -655,14 +680,11 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_af
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_count_digits1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_digits<21>(part, k.v_s_sort_keys, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.s_sort_nth_rank, k.s_sort_nth_bins);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_digits<21>(part, k.v_s_sort_keys, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.s_sort_nth_rank, k.s_sort_nth_bins);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_after_count_digits1(compll_item* items, int64_t count, const void* params) {
@@ -677,14 +699,11 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_af
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_count_digits2(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_digits<10>(part, k.v_s_sort_keys, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.s_sort_nth_rank, k.s_sort_nth_bins);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_digits<10>(part, k.v_s_sort_keys, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.s_sort_nth_rank, k.s_sort_nth_bins);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_after_count_digits2(compll_item* items, int64_t count, const void* params) {
@@ -699,14 +718,11 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_af
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_count_ranked3(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_ranked(part, k.v_s_sort_keys, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.s_sort_nth_rank, k.s_sort_nth_below, k.s_sort_nth_equal);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_ranked(part, k.v_s_sort_keys, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.s_sort_nth_rank, k.s_sort_nth_below, k.s_sort_nth_equal);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_after_count_ranked3(compll_item* items, int64_t count, const void* params) {
@@ -723,33 +739,27 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_af
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass1(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass2(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
-            else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
+        else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_count_bits4(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_bits(part, k.v_filter_mask, k.n, k.filter_first);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_bits(part, k.v_filter_mask, k.n, k.filter_first);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_after_count_bits4(compll_item* items, int64_t count, const void* params) {
@@ -768,93 +778,75 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_af
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_write_bits5(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        write_bits(part, k.v_filter_mask, k.n, k.filter_first, k.filter_count_, k.v_filter);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    write_bits(part, k.v_filter_mask, k.n, k.filter_first, k.filter_count_, k.v_filter);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass2(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass3(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
-            else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass3<true>(item, k, p, tile, TILE);
+        else encode_pass3<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_ascends6(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        ascends(part, k.v_gradient_scatter_index, k.filter_count_, k.n, item.status, OUT_OF_RANGE);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass3(compll_item* items, int64_t count, const void* params) {
-    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass3<true>(item, k, p, tile, TILE);
-            else encode_pass3<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    ascends(part, k.v_gradient_scatter_index, k.filter_count_, k.n, item.status, OUT_OF_RANGE);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass4(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass4<true>(item, k, p, tile, TILE);
-            else encode_pass4<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass4<true>(item, k, p, tile, TILE);
+        else encode_pass4<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass5(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass5<true>(item, k, p, tile, TILE);
-            else encode_pass5<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass5<true>(item, k, p, tile, TILE);
+        else encode_pass5<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass6(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass6<true>(item, k, p, tile, TILE);
+        else encode_pass6<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -871,64 +863,52 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_decode_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_decode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass1<true>(item, k, p, tile, TILE);
-            else decode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass1<true>(item, k, p, tile, TILE);
+        else decode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_decode_ascends0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        ascends(part, k.v_gradient_scatter_index, k.filter_count_, k.n, item.status, REFUSED);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    ascends(part, k.v_gradient_scatter_index, k.filter_count_, k.n, item.status, REFUSED);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_decode_pass2(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass2<true>(item, k, p, tile, TILE);
-            else decode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass2<true>(item, k, p, tile, TILE);
+        else decode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -945,47 +925,38 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_decode_ad
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_decode_add_ascends0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        ascends(part, k.v_gradient_scatter_index, k.filter_count_, k.n, item.status, REFUSED);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    ascends(part, k.v_gradient_scatter_index, k.filter_count_, k.n, item.status, REFUSED);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_decode_add_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass1<true>(item, k, p, tile, TILE);
-            else decode_add_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass1<true>(item, k, p, tile, TILE);
+        else decode_add_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -1017,50 +988,53 @@ COMPLL_EXPORT int64_t graddrop_scratch_bytes(int64_t n, [[maybe_unused]] const v
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t graddrop_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t graddrop_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t graddrop_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(graddrop_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_then0, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_count_digits0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_pass1, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_then1, over_items(count), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_count_digits0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_after_count_digits0, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_count_digits1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_count_digits1, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_after_count_digits1, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_count_digits2, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_count_digits2, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_after_count_digits2, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_count_ranked3, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_count_ranked3, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_after_count_ranked3, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass1, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_count_bits4, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_pass2, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_count_bits4, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_after_count_bits4, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_write_bits5, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass2, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_ascends6, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass3, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass4, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass5, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_write_bits5, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_pass3, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_ascends6, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_pass4, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_pass5, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_pass6, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t graddrop_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t graddrop_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(graddrop_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_decode_pass0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_decode_pass1, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_decode_ascends0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_decode_pass2, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(graddrop_decode_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_decode_pass1, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_decode_ascends0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_decode_pass2, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t graddrop_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t graddrop_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(graddrop_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_decode_add_pass0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_decode_add_ascends0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(graddrop_decode_add_pass1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(graddrop_decode_add_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_decode_add_ascends0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_decode_add_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

@@ -21,6 +21,8 @@ OPERATIONS = {}
 #   pass[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 #     store vector s_sort_keys: uint32[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = (float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) ^ ((float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) >= 2147483648) ? 4294967295 : 2147483648))
 #     store vector s_sort_values: float[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))
+#   pass[n]
+#     check[n] gradient[i] is finite
 #   s_sort_nth: float = element int((drop * float(min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))) of s_sort_values in the order of s_sort_keys[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 #   threshold: float = s_sort_nth
 #   pass[n]
@@ -43,6 +45,7 @@ encode_frame = frame_type(
     states=['residual'],
     fields=["index", "field1", ],
     vectors=["v_s_sort_keys", "v_s_sort_values", "v_filter_mask", "v_filter", "v_gradient_scatter_index", "v_residual_patch", "s_sort_nth_bins", "filter_first", ],
+    received=[],
     scalars=[("s_sort_nth_", "float32"), ("threshold_", "float32"), ("filter_count_", "int64")],
 )
 
@@ -110,24 +113,13 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
-    u_threshold = splat(Float, one(k.threshold_))
     bad = splat(Mask, False)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            bad = bad | not_finite(v_gradient)
-            t0 = v_gradient + v_residual
-            t1 = absolute(t0)
-            t2 = ge(t1, u_threshold)
-            t3 = lt(splat(Float, 0.0), t1)
-            t4 = both(t2, t3)
-            t5 = lt(t1, splat(Float, inf))
-            t6 = both(t4, t5)
-            t7 = widen(Int32, bit(t6))
-            pack(1, k.v_filter_mask, start + at, t7, live)
+            bad = keep(live, bad | not_finite(v_gradient), bad)
     if any_(bad):
         k.bad = 1
 
@@ -148,6 +140,41 @@ def encode_pass1(frame, begin, end):
 
 @inner
 def encode_pass2_tile(k, tile, count):
+    start = tile * TILE
+    u_threshold = splat(Float, one(k.threshold_))
+    for block in range(1):
+        for row in range(TILE // WIDTH):
+            at = row * WIDTH + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
+            t0 = v_gradient + v_residual
+            t1 = absolute(t0)
+            t2 = ge(t1, u_threshold)
+            t3 = lt(splat(Float, 0.0), t1)
+            t4 = both(t2, t3)
+            t5 = lt(t1, splat(Float, inf))
+            t6 = both(t4, t5)
+            t7 = widen(Int32, bit(t6))
+            pack(1, k.v_filter_mask, start + at, t7, live)
+
+
+@loop(encode_frame)
+def encode_pass2(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    for tile in range(begin, end):
+        count = k.length - tile * TILE
+        if count >= TILE:
+            encode_pass2_tile(k, tile, WHOLE)
+        else:
+            encode_pass2_tile(k, tile, count)
+    set_flags(flags)
+
+
+
+@inner
+def encode_pass3_tile(k, tile, count):
     start = tile * TILE
     u_n_Int64 = splat(Int64, one(k.n))
     for block in range(1):
@@ -170,21 +197,21 @@ def encode_pass2_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass2(frame, begin, end):
+def encode_pass3(frame, begin, end):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(begin, end):
         count = k.length - tile * TILE
         if count >= TILE:
-            encode_pass2_tile(k, tile, WHOLE)
+            encode_pass3_tile(k, tile, WHOLE)
         else:
-            encode_pass2_tile(k, tile, count)
+            encode_pass3_tile(k, tile, count)
     set_flags(flags)
 
 
 
 @inner
-def encode_pass3_tile(k, tile, count):
+def encode_pass4_tile(k, tile, count):
     start = tile * TILE
     u_n_Int64 = splat(Int64, one(k.n))
     for block in range(1):
@@ -225,37 +252,6 @@ def encode_pass3_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass3(frame, begin, end):
-    k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass3_tile(k, tile, WHOLE)
-        else:
-            encode_pass3_tile(k, tile, count)
-    set_flags(flags)
-
-
-
-@inner
-def encode_pass4_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            t0 = v_gradient + v_residual
-            t1 = t0 - splat(Float, 0.0)
-            t2 = absolute(t1)
-            t3 = le(t2, splat(Float, 3.4028234663852886e+38))
-            t4 = select(t3, t1, splat(Float, 0.0))
-            store(f32, k.new_residual, start + at, t4, live)
-
-
-@loop(encode_frame)
 def encode_pass4(frame, begin, end):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
@@ -276,9 +272,14 @@ def encode_pass5_tile(k, tile, count):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_residual_patch = stream(Float, f32, k.v_residual_patch, start + at, live)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            scatter(f32, k.new_residual, v_gradient_scatter_index, v_residual_patch, live)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
+            t0 = v_gradient + v_residual
+            t1 = t0 - splat(Float, 0.0)
+            t2 = absolute(t1)
+            t3 = le(t2, splat(Float, 3.4028234663852886e+38))
+            t4 = select(t3, t1, splat(Float, 0.0))
+            store(f32, k.new_residual, start + at, t4, live)
 
 
 @loop(encode_frame)
@@ -291,6 +292,32 @@ def encode_pass5(frame, begin, end):
             encode_pass5_tile(k, tile, WHOLE)
         else:
             encode_pass5_tile(k, tile, count)
+    set_flags(flags)
+
+
+
+@inner
+def encode_pass6_tile(k, tile, count):
+    start = tile * TILE
+    for block in range(1):
+        for row in range(TILE // WIDTH):
+            at = row * WIDTH + block * WIDTH
+            live = left(count, at)
+            v_residual_patch = stream(Float, f32, k.v_residual_patch, start + at, live)
+            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
+            scatter(f32, k.new_residual, v_gradient_scatter_index, v_residual_patch, live)
+
+
+@loop(encode_frame)
+def encode_pass6(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    for tile in range(begin, end):
+        count = k.length - tile * TILE
+        if count >= TILE:
+            encode_pass6_tile(k, tile, WHOLE)
+        else:
+            encode_pass6_tile(k, tile, count)
     set_flags(flags)
 
 
@@ -344,9 +371,8 @@ def encode_step0(frame):
 
 @inner
 def encode_before1(k):
-    k.length = native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
-    k.rank = native(saturate(i64, (one(k.p_drop) * widen(f32, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))), -9223372036854775808, 9223372036854775807))
-    return OK
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
 
 
 @step(encode_frame)
@@ -359,10 +385,9 @@ def encode_step1(frame):
 
 @inner
 def encode_before2(k):
-    k.s_sort_nth_ = native(read_at(f32, f32, k.v_s_sort_values, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), one(k.result), k))
-    k.threshold_ = native(one(k.s_sort_nth_))
-    k.length = native(one(k.n))
-    return tiles_of(k.length)
+    k.length = native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
+    k.rank = native(saturate(i64, (one(k.p_drop) * widen(f32, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))), -9223372036854775808, 9223372036854775807))
+    return OK
 
 
 @step(encode_frame)
@@ -375,9 +400,10 @@ def encode_step2(frame):
 
 @inner
 def encode_before3(k):
+    k.s_sort_nth_ = native(read_at(f32, f32, k.v_s_sort_values, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), one(k.result), k))
+    k.threshold_ = native(one(k.s_sort_nth_))
     k.length = native(one(k.n))
-    k.rank = native(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807))
-    return OK
+    return tiles_of(k.length)
 
 
 @step(encode_frame)
@@ -390,6 +416,21 @@ def encode_step3(frame):
 
 @inner
 def encode_before4(k):
+    k.length = native(one(k.n))
+    k.rank = native(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807))
+    return OK
+
+
+@step(encode_frame)
+def encode_step4(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = encode_before4(frame[0])
+    set_flags(flags)
+    return status
+
+
+@inner
+def encode_before5(k):
     k.filter_count_ = k.result
     end = 1 * count_bytes(k.n)
     k.at_index = align(end, 16)
@@ -409,22 +450,6 @@ def encode_before4(k):
 
 
 @step(encode_frame)
-def encode_step4(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before4(frame[0])
-    set_flags(flags)
-    return status
-
-
-@inner
-def encode_before5(k):
-    if not ascends(k.v_gradient_scatter_index, native(one(k.filter_count_)), native(one(k.n))):
-        return OUT_OF_RANGE
-    k.length = native(one(k.filter_count_))
-    return tiles_of(k.length)
-
-
-@step(encode_frame)
 def encode_step5(frame):
     flags = set_flags(KEEPS_DENORMALS)
     status = encode_before5(frame[0])
@@ -434,9 +459,9 @@ def encode_step5(frame):
 
 @inner
 def encode_before6(k):
-    if k.outside != 0 and k.n > 0:
+    if not ascends(k.v_gradient_scatter_index, native(one(k.filter_count_)), native(one(k.n))):
         return OUT_OF_RANGE
-    k.length = native(one(k.n))
+    k.length = native(one(k.filter_count_))
     return tiles_of(k.length)
 
 
@@ -450,7 +475,9 @@ def encode_step6(frame):
 
 @inner
 def encode_before7(k):
-    k.length = native(one(k.filter_count_))
+    if k.outside != 0 and k.n > 0:
+        return OUT_OF_RANGE
+    k.length = native(one(k.n))
     return tiles_of(k.length)
 
 
@@ -462,10 +489,24 @@ def encode_step7(frame):
     return status
 
 
+@inner
+def encode_before8(k):
+    k.length = native(one(k.filter_count_))
+    return tiles_of(k.length)
+
+
+@step(encode_frame)
+def encode_step8(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = encode_before8(frame[0])
+    set_flags(flags)
+    return status
+
+
 OPERATIONS["encode"] = Kernels(
     encode_frame,
-    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, encode_step7, ],
-    [(encode_pass0, 64), Selection("nth", (("v_s_sort_keys", "u4"), ("s_sort_nth_bins", "i8")), 0), (encode_pass1, 64), Selection("compact", (("v_filter_mask", "u8"), ("v_filter", "i8"), ("filter_first", "i8")), 0), (encode_pass2, 64), (encode_pass3, 64), (encode_pass4, 64), (encode_pass5, 64), ],
+    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, encode_step7, encode_step8, ],
+    [(encode_pass0, 64), (encode_pass1, 64), Selection("nth", (("v_s_sort_keys", "u4"), ("s_sort_nth_bins", "i8")), 0), (encode_pass2, 64), Selection("compact", (("v_filter_mask", "u8"), ("v_filter", "i8"), ("filter_first", "i8")), 0), (encode_pass3, 64), (encode_pass4, 64), (encode_pass5, 64), (encode_pass6, 64), ],
 )
 
 
@@ -489,6 +530,7 @@ decode_frame = frame_type(
     states=[],
     fields=["index", "field1", ],
     vectors=["v_gradient_scatter_index", ],
+    received=[],
     scalars=[("filter_count_", "int64")],
 )
 
@@ -662,6 +704,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["index", "field1", ],
     vectors=["v_gradient_scatter_index", ],
+    received=[],
     scalars=[("filter_count_", "int64")],
 )
 

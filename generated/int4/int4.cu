@@ -48,6 +48,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
 //     store field q: uint<4>[n] = uint<4>((min(max(int(round((gradient[i] / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+//     check[n] gradient[i] is finite
 
 struct EncodeFrame {
     int64_t n;
@@ -89,6 +90,7 @@ template <int N> COMPLL_DEVICE void encode_pass0_stage0([[maybe_unused]] EncodeF
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             if (at >= count) break;
+            [[maybe_unused]] constexpr int live = 1;
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Float t0 = absolute(v_gradient);
             a_scale_greater[block] = row == 0 ? t0 : EncodeGreaterOf0{}(a_scale_greater[block], t0);
@@ -144,7 +146,6 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
             const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 128 - b.first]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = round_(t1);
@@ -154,6 +155,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Int32 t6 = widen<Int32>(t5);
             const Int32 t7 = wrap_add(t6, splat<Int32>(INT64_C(8)));
             const Int32 t8 = widen<Int32>(t7);
+            bad = bad || not_finite(v_gradient);
             o_q.put(row, block, uint32_t(t8));
         }
     }
@@ -352,9 +354,198 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     return true;
 }
 
+// ---- hop ----
+// hop int4
+//   static param block: int
+//   field scale: float[((n + 127) / 128)]
+//   field q: uint<4>[n]
+//   received received_scale: float[((n + 127) / 128)]
+//   received received_q: uint<4>[n]
+//   pass[n] by 128
+//     scale_greater: float[((n + 127) / 128)] = reduce[n] by 128 abs((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)])))) from 0x0.0p+0
+//       by greater, where greater(a, b) = max(a, b)
+//     store field scale: float[((n + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
+//     store field q: uint<4>[n] = uint<4>((min(max(int(round(((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+//     check[n] (scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) is finite
+
+struct HopFrame {
+    int64_t n;
+    uint64_t seed, shared_seed;
+    float scale;
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
+    Gradient* gradient;
+    uint8_t* f_scale;
+    uint8_t* f_q;
+    const uint8_t* f_received_scale;
+    const uint8_t* f_received_q;
+    float* hop_pass0_r_scale_greater;
+    float* hop_pass0_h0;
+};
+static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
+
+struct HopGreaterOf0 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+};
+
+struct hop_pass0_blocks {  // one value a block of 128, in the item's scratch, from the span's first block on
+    int64_t first;
+    float* r_scale_greater;
+    float* h0;
+};
+
+// Reduce `count` elements from `first` on, at most a tile; N > 0: so many, a multiple of 4 and aligned.  The
+// results are thread 0's.
+template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+    constexpr int MOST_ROWS = N > 0 ? (N + LANES - 1) / LANES : ROWS;
+    const int thread = threadIdx.x % WARP;
+    if (N > 0) count = N;
+    const Float u_scale = splat<Float>(k.scale);
+    Float a_scale_greater[QUAD] = {};
+#pragma unroll
+    for (int row = 0; row < MOST_ROWS; ++row) {
+        const auto in_received_q = codes_of_row<4>(k.f_received_q, first, row, thread, count);
+        const auto in_gradient = load_some<(N > 0)>(k.gradient + first, row, thread, count);
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            if (at >= count) break;
+            [[maybe_unused]] constexpr int live = 1;
+            const Float v_gradient = widen<Float>(in_gradient.at[block]);
+            const Int32 v_received_q = widen<Int32>(in_received_q.at[block]);
+            const Int32 t0 = wrap_subtract(v_received_q, splat<Int32>(INT64_C(8)));
+            const Float t1 = widen<Float>(t0);
+            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 128) * sizeof(float)));
+            const Float t3 = t1 * t2;
+            const Float t4 = v_gradient + t3;
+            const Float t5 = u_scale * t4;
+            const Float t6 = absolute(t5);
+            a_scale_greater[block] = row == 0 ? t6 : HopGreaterOf0{}(a_scale_greater[block], t6);
+        }
+    }
+    r_scale_greater = fold(a_scale_greater, thread, count < LANES ? count : LANES, HopGreaterOf0{});
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0(compll_item& item, HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 128 elements, 1024 elements at a time: reduce each, then store.
+COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 128, SPAN = 1024;
+    const int thread = threadIdx.x % WARP;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    hop_pass0_blocks b;
+    b.first = begin / BLOCK;
+    b.r_scale_greater = k.hop_pass0_r_scale_greater + b.first;
+    b.h0 = k.hop_pass0_h0 + b.first;
+    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
+        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
+        float r_scale_greater;
+        if (128 > 0 && count == BLOCK && k.wide) hop_pass0_stage0<128>(k, p, b, j, first, int(count), r_scale_greater);
+        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_scale_greater);
+        if (thread == 0) {
+            b.r_scale_greater[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
+        }
+        __syncwarp();
+        if (thread == 0) {
+            b.h0[j] = (greater((divide(b.r_scale_greater[j], 0x1.c000000000000p+2f)), 0x1.0000000000000p-149f));
+            put<float>(k.f_scale + (b.first + j) * sizeof(float), (greater((divide(b.r_scale_greater[j], 0x1.c000000000000p+2f)), 0x1.0000000000000p-149f)));
+        }
+    }
+    __syncwarp();
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass0<true>(item, k, p, b, tile, TILE);
+        else hop_pass0<false>(item, k, p, b, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, [[maybe_unused]] const hop_pass0_blocks& b, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const auto c_received_q = unpack<4, FULL>(k.f_received_q + tile * (LANES * 4), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    Codes<4> o_q;
+    o_q.clear();
+    bool bad = false;
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_q = widen<Int32>(c_received_q.get(row, block));
+            const Int32 t0 = wrap_subtract(v_received_q, splat<Int32>(INT64_C(8)));
+            const Float t1 = widen<Float>(t0);
+            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 128) * sizeof(float)));
+            const Float t3 = t1 * t2;
+            const Float t4 = v_gradient + t3;
+            const Float t5 = u_scale * t4;
+            const Float t6 = splat<Float>(b.h0[(tile * TILE + at) / 128 - b.first]);
+            const Float t7 = divide(t5, t6);
+            const Float t8 = round_(t7);
+            const Int64 t9 = saturate<Int64>(t8, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t10 = greater(t9, widen<Int64>(splat<Int32>(INT64_C(-7))));
+            const Int64 t11 = smaller(t10, widen<Int64>(splat<Int32>(INT64_C(7))));
+            const Int32 t12 = widen<Int32>(t11);
+            const Int32 t13 = wrap_add(t12, splat<Int32>(INT64_C(8)));
+            const Int32 t14 = widen<Int32>(t13);
+            bad = bad || not_finite(t5);
+            o_q.put(row, block, uint32_t(t14));
+        }
+    }
+    pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, thread, count);
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
+}
+
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.hop_pass0_r_scale_greater = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(127))), INT64_C(128))));
+    k.hop_pass0_h0 = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(127))), INT64_C(128))));
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_scale = item.payload + at.scale_;
+    k.f_q = item.payload + at.q_;
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
+    clear(item.payload + end, item.payload + at.scale_);
+    end = at.scale_end;
+    clear(item.payload + end, item.payload + at.q_);
+    end = at.q_end;
+    item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    const Layout at = layout(item.n, p, Counts{});
+    if (item.source_length != at.end || !is_aligned(item.source)) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    k.f_received_scale = item.source + at.scale_;
+    k.f_received_q = item.source + at.q_;
+    hop_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
+    return true;
+}
+
 }  // namespace
 
-// ---- kernels: 6, each with the arguments (items, count, params) ----
+// ---- kernels: 8, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int4_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -369,15 +560,12 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int4_encode_begin(
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) int4_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int4_decode_begin(compll_item* items, int64_t count, const void* params) {
@@ -393,18 +581,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int4_decode_begin(
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) int4_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -421,19 +606,37 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int4_decode_add_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) int4_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int4_hop_begin(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+        compll_item& item = items[i];
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+        } while (false);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) int4_hop_pass0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t span = part.warp; span * 1024 < length; span += part.warps) hop_pass0_span(item, k, p, span, length);
 }
 
 #if !defined(__CUDACC_RTC__)
@@ -461,30 +664,45 @@ COMPLL_EXPORT int64_t int4_scratch_bytes(int64_t n, [[maybe_unused]] const void*
         k.n = n;
         most = greater(most, decode_add_scratch(k, p, nullptr));
     }
+    {
+        HopFrame k{};
+        k.n = n;
+        most = greater(most, hop_scratch(k, p, nullptr));
+    }
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t int4_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t int4_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t int4_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(int4_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(int4_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(int4_encode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t int4_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t int4_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(int4_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(int4_decode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(int4_decode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t int4_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t int4_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(int4_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(int4_decode_add_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(int4_decode_add_pass0, over_tiles(blocks), items, count, params);
+    return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
+}
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t int4_hop_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
+    if (count <= 0) return OK;
+    COMPLL_LAUNCH(int4_hop_begin, over_items(count), items, count, params);
+    COMPLL_LAUNCH(int4_hop_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

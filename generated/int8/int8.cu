@@ -48,6 +48,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 255) / 256)] = (scale_greater[i] / 0x1.fc00000000000p+6)
 //     store field q: int8[n] = int8(round((gradient[i] / (scale_greater[(i / 256)] / 0x1.fc00000000000p+6))))
+//     check[n] gradient[i] is finite
 
 struct EncodeFrame {
     int64_t n;
@@ -89,6 +90,7 @@ template <int N> COMPLL_DEVICE void encode_pass0_stage0([[maybe_unused]] EncodeF
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             if (at >= count) break;
+            [[maybe_unused]] constexpr int live = 1;
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Float t0 = absolute(v_gradient);
             a_scale_greater[block] = row == 0 ? t0 : EncodeGreaterOf0{}(a_scale_greater[block], t0);
@@ -143,11 +145,11 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
             const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = round_(t1);
             const Int32 t3 = saturate<Int32>(t2, INT64_C(-128), INT64_C(127));
+            bad = bad || not_finite(v_gradient);
             o_field_q.at[block] = static_cast<int8_t>(t3);
         }
         store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE, o_field_q, row, thread, count);
@@ -344,9 +346,190 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     return true;
 }
 
+// ---- hop ----
+// hop int8
+//   static param block: int
+//   field scale: float[((n + 255) / 256)]
+//   field q: int8[n]
+//   received received_scale: float[((n + 255) / 256)]
+//   received received_q: int8[n]
+//   pass[n] by 256
+//     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs((scale * (gradient[i] + (float(received_q[i]) * received_scale[(i / 256)])))) from 0x0.0p+0
+//       by greater, where greater(a, b) = max(a, b)
+//     store field scale: float[((n + 255) / 256)] = (scale_greater[i] / 0x1.fc00000000000p+6)
+//     store field q: int8[n] = int8(round(((scale * (gradient[i] + (float(received_q[i]) * received_scale[(i / 256)]))) / (scale_greater[(i / 256)] / 0x1.fc00000000000p+6))))
+//     check[n] (scale * (gradient[i] + (float(received_q[i]) * received_scale[(i / 256)]))) is finite
+
+struct HopFrame {
+    int64_t n;
+    uint64_t seed, shared_seed;
+    float scale;
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
+    Gradient* gradient;
+    uint8_t* f_scale;
+    uint8_t* f_q;
+    const uint8_t* f_received_scale;
+    const uint8_t* f_received_q;
+    float* hop_pass0_r_scale_greater;
+    float* hop_pass0_h0;
+};
+static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
+
+struct HopGreaterOf0 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+};
+
+struct hop_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
+    int64_t first;
+    float* r_scale_greater;
+    float* h0;
+};
+
+// Reduce `count` elements from `first` on, at most a tile; N > 0: so many, a multiple of 4 and aligned.  The
+// results are thread 0's.
+template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+    constexpr int MOST_ROWS = N > 0 ? (N + LANES - 1) / LANES : ROWS;
+    const int thread = threadIdx.x % WARP;
+    if (N > 0) count = N;
+    const Float u_scale = splat<Float>(k.scale);
+    Float a_scale_greater[QUAD] = {};
+#pragma unroll
+    for (int row = 0; row < MOST_ROWS; ++row) {
+        const auto in_gradient = load_some<(N > 0)>(k.gradient + first, row, thread, count);
+        const auto in_received_q = load_some<(N > 0)>(reinterpret_cast<const int8_t*>(k.f_received_q) + first, row, thread, count);
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            if (at >= count) break;
+            [[maybe_unused]] constexpr int live = 1;
+            const Float v_gradient = widen<Float>(in_gradient.at[block]);
+            const Int32 v_received_q = widen<Int32>(in_received_q.at[block]);
+            const Float t0 = widen<Float>(v_received_q);
+            const Float t1 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float)));
+            const Float t2 = t0 * t1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            const Float t5 = absolute(t4);
+            a_scale_greater[block] = row == 0 ? t5 : HopGreaterOf0{}(a_scale_greater[block], t5);
+        }
+    }
+    r_scale_greater = fold(a_scale_greater, thread, count < LANES ? count : LANES, HopGreaterOf0{});
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0(compll_item& item, HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 256 elements, 1024 elements at a time: reduce each, then store.
+COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 256, SPAN = 1024;
+    const int thread = threadIdx.x % WARP;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    hop_pass0_blocks b;
+    b.first = begin / BLOCK;
+    b.r_scale_greater = k.hop_pass0_r_scale_greater + b.first;
+    b.h0 = k.hop_pass0_h0 + b.first;
+    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
+        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
+        float r_scale_greater;
+        if (256 > 0 && count == BLOCK && k.wide) hop_pass0_stage0<256>(k, p, b, j, first, int(count), r_scale_greater);
+        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_scale_greater);
+        if (thread == 0) {
+            b.r_scale_greater[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
+        }
+        __syncwarp();
+        if (thread == 0) {
+            b.h0[j] = (divide(b.r_scale_greater[j], 0x1.fc00000000000p+6f));
+            put<float>(k.f_scale + (b.first + j) * sizeof(float), (divide(b.r_scale_greater[j], 0x1.fc00000000000p+6f)));
+        }
+    }
+    __syncwarp();
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass0<true>(item, k, p, b, tile, TILE);
+        else hop_pass0<false>(item, k, p, b, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, [[maybe_unused]] const hop_pass0_blocks& b, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    const auto in_received_q = load<FULL>(reinterpret_cast<const int8_t*>(k.f_received_q) + tile * TILE, thread, count);
+    bool bad = false;
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+        Quad<int8_t> o_field_q = {};
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_q = widen<Int32>(in_received_q.row[row].at[block]);
+            const Float t0 = widen<Float>(v_received_q);
+            const Float t1 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t2 = t0 * t1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            const Float t5 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t6 = divide(t4, t5);
+            const Float t7 = round_(t6);
+            const Int32 t8 = saturate<Int32>(t7, INT64_C(-128), INT64_C(127));
+            bad = bad || not_finite(t4);
+            o_field_q.at[block] = static_cast<int8_t>(t8);
+        }
+        store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE, o_field_q, row, thread, count);
+    }
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
+}
+
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.hop_pass0_r_scale_greater = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(255))), INT64_C(256))));
+    k.hop_pass0_h0 = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(255))), INT64_C(256))));
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_scale = item.payload + at.scale_;
+    k.f_q = item.payload + at.q_;
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
+    clear(item.payload + end, item.payload + at.scale_);
+    end = at.scale_end;
+    clear(item.payload + end, item.payload + at.q_);
+    end = at.q_end;
+    item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    const Layout at = layout(item.n, p, Counts{});
+    if (item.source_length != at.end || !is_aligned(item.source)) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    k.f_received_scale = item.source + at.scale_;
+    k.f_received_q = item.source + at.q_;
+    hop_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
+    return true;
+}
+
 }  // namespace
 
-// ---- kernels: 6, each with the arguments (items, count, params) ----
+// ---- kernels: 8, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int8_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -361,15 +544,12 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int8_encode_begin(
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) int8_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int8_decode_begin(compll_item* items, int64_t count, const void* params) {
@@ -385,18 +565,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int8_decode_begin(
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) int8_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -413,19 +590,37 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int8_decode_add_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) int8_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int8_hop_begin(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+        compll_item& item = items[i];
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+        } while (false);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) int8_hop_pass0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t span = part.warp; span * 1024 < length; span += part.warps) hop_pass0_span(item, k, p, span, length);
 }
 
 #if !defined(__CUDACC_RTC__)
@@ -453,30 +648,45 @@ COMPLL_EXPORT int64_t int8_scratch_bytes(int64_t n, [[maybe_unused]] const void*
         k.n = n;
         most = greater(most, decode_add_scratch(k, p, nullptr));
     }
+    {
+        HopFrame k{};
+        k.n = n;
+        most = greater(most, hop_scratch(k, p, nullptr));
+    }
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t int8_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t int8_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t int8_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(int8_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(int8_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(int8_encode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t int8_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t int8_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(int8_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(int8_decode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(int8_decode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t int8_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t int8_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(int8_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(int8_decode_add_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(int8_decode_add_pass0, over_tiles(blocks), items, count, params);
+    return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
+}
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t int8_hop_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
+    if (count <= 0) return OK;
+    COMPLL_LAUNCH(int8_hop_begin, over_items(count), items, count, params);
+    COMPLL_LAUNCH(int8_hop_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

@@ -19,12 +19,14 @@ OPERATIONS = {}
 #       by greater, where greater(a, b) = max(a, b)
 #     store field scale: float[((n + 255) / 256)] = (scale_greater[i] / 0x1.fc00000000000p+6)
 #     store field q: int8[n] = int8(round((gradient[i] / (scale_greater[(i / 256)] / 0x1.fc00000000000p+6))))
+#     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
     params=[],
     states=[],
     fields=["scale", "q", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -80,11 +82,11 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = bad | not_finite(v_gradient)
-            t0 = per_block(Float, f32, b_h0, start + at, 256, block0, live)
+            t0 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
             t1 = divide(v_gradient, t0)
             t2 = round_(t1)
             t3 = saturate(Int32, t2, -128, 127)
+            bad = keep(live, bad | not_finite(v_gradient), bad)
             store(i8, k.f_q, start + at, t3, live)
     if any_(bad):
         k.bad = 1
@@ -158,6 +160,7 @@ decode_frame = frame_type(
     states=[],
     fields=["scale", "q", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -172,7 +175,7 @@ def decode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_q = stream(Int32, i8, k.f_q, start + at, live)
             t0 = widen(Float, v_q)
-            t1 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live)
+            t1 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
             t2 = t0 * t1
             store(u32, k.gradient, start + at, float_bits(t2), live)
 
@@ -235,6 +238,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["scale", "q", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -251,7 +255,7 @@ def decode_add_pass0_tile(k, tile, count):
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_q = stream(Int32, i8, k.f_q, start + at, live)
             t0 = widen(Float, v_q)
-            t1 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live)
+            t1 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
             t2 = t0 * t1
             t3 = u_scale * t2
             t4 = v_gradient + t3
@@ -300,4 +304,160 @@ OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
     [(decode_add_pass0, 64), ],
+)
+
+
+# ---- hop ----
+# hop int8
+#   static param block: int
+#   field scale: float[((n + 255) / 256)]
+#   field q: int8[n]
+#   received received_scale: float[((n + 255) / 256)]
+#   received received_q: int8[n]
+#   pass[n] by 256
+#     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs((scale * (gradient[i] + (float(received_q[i]) * received_scale[(i / 256)])))) from 0x0.0p+0
+#       by greater, where greater(a, b) = max(a, b)
+#     store field scale: float[((n + 255) / 256)] = (scale_greater[i] / 0x1.fc00000000000p+6)
+#     store field q: int8[n] = int8(round(((scale * (gradient[i] + (float(received_q[i]) * received_scale[(i / 256)]))) / (scale_greater[(i / 256)] / 0x1.fc00000000000p+6))))
+#     check[n] (scale * (gradient[i] + (float(received_q[i]) * received_scale[(i / 256)]))) is finite
+
+hop_frame = frame_type(
+    params=[],
+    states=[],
+    fields=["scale", "q", ],
+    vectors=[],
+    received=["received_scale", "received_q", ],
+    scalars=[],
+)
+
+
+@inner
+def hop_greater_0(a, b):
+    return (greater(a, b))
+
+
+hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+
+
+
+@inner
+def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater):
+    u_scale = splat(Float, one(k.scale))
+    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+        a_scale_greater = splat(Float, 0)
+        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+            at = row * LANES + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_q = stream(Int32, i8, k.received_q, start + at, live)
+            t0 = widen(Float, v_received_q)
+            t1 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, 256)
+            t2 = t0 * t1
+            t3 = v_gradient + t2
+            t4 = u_scale * t3
+            t5 = absolute(t4)
+            a_scale_greater = t5 if row == 0 else keep(live, hop_greater_0(a_scale_greater, t5), a_scale_greater)
+        store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
+    store(f32, tiles_scale_greater, t, hop_greater_0_fold(Float, f32, lanes_scale_greater, rest), WHOLE)
+
+
+@inner
+def hop_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
+    lanes_scale_greater = buffer_of(f32)
+    tiles_scale_greater = memory(f32, 1)
+    for j in range((stop - begin + 255) // 256):
+        origin = begin + j * 256
+        length = min(256, stop - origin)
+        for t in range(tiles_of(length)):
+            rest = length - t * TILE
+            if rest >= TILE or rest % WIDTH == 0:
+                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
+            else:
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
+        x_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length))))
+        store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
+        store(f32, b_h0, j, (divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0))), WHOLE)
+        store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0)))), WHOLE)
+
+
+@inner
+def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
+    start = tile * TILE
+    u_scale = splat(Float, one(k.scale))
+    bad = splat(Mask, False)
+    for block in range(1):
+        for row in range(TILE // WIDTH):
+            at = row * WIDTH + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_q = stream(Int32, i8, k.received_q, start + at, live)
+            t0 = widen(Float, v_received_q)
+            t1 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
+            t2 = t0 * t1
+            t3 = v_gradient + t2
+            t4 = u_scale * t3
+            t5 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
+            t6 = divide(t4, t5)
+            t7 = round_(t6)
+            t8 = saturate(Int32, t7, -128, 127)
+            bad = keep(live, bad | not_finite(t4), bad)
+            store(i8, k.f_q, start + at, t8, live)
+    if any_(bad):
+        k.bad = 1
+
+
+@loop(hop_frame)
+def hop_pass0(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    b_r_scale_greater = memory(f32, 4)
+    b_h0 = memory(f32, 4)
+    for span in range(begin, end):
+        block0 = span * 4
+        stop = min((span + 1) * 1024, k.length)
+        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_scale_greater, b_h0)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                hop_pass0_tile(k, tile, WHOLE, block0, b_r_scale_greater, b_h0)
+            else:
+                hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0)
+    set_flags(flags)
+
+
+
+@inner
+def hop_before0(k):
+    end = 0
+    k.at_scale = align(end, 16)
+    k.f_scale = k.payload + k.at_scale
+    gap_scale = end
+    end = k.at_scale + max(0, native((divide((one(k.n) + splat(i64, 255)), splat(i64, 256))))) * 4
+    k.at_q = align(end, 16)
+    k.f_q = k.payload + k.at_q
+    gap_q = end
+    end = k.at_q + max(0, native(one(k.n))) * 1
+    k.end = end
+    if k.capacity < end or k.source_length != end:
+        return BAD_BUFFER
+    k.f_received_scale = k.source + k.at_scale
+    k.f_received_q = k.source + k.at_q
+    clear(k.payload + gap_scale, k.f_scale)
+    clear(k.payload + gap_q, k.f_q)
+    k.length = native(one(k.n))
+    return (max(k.length, 0) + 1023) // 1024
+
+
+@step(hop_frame)
+def hop_step0(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = hop_before0(frame[0])
+    set_flags(flags)
+    return status
+
+
+OPERATIONS["hop"] = Kernels(
+    hop_frame,
+    [hop_step0, ],
+    [(hop_pass0, 64), ],
 )

@@ -48,6 +48,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //       by greater, where greater(a, b) = max(a, b)
 //     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 2) : 255))
 //     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs(gradient[i]) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan))) + (8 * int((float_bits(gradient[i]) >> 31)))))
+//     check[n] gradient[i] is finite
 
 struct encode_bounds_table {
     COMPLL_DEVICE float operator[](int64_t i) const {
@@ -96,6 +97,7 @@ template <int N> COMPLL_DEVICE void encode_pass0_stage0([[maybe_unused]] EncodeF
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             if (at >= count) break;
+            [[maybe_unused]] constexpr int live = 1;
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Float t0 = absolute(v_gradient);
             a_s_greater[block] = row == 0 ? t0 : EncodeGreaterOf0{}(a_s_greater[block], t0);
@@ -151,7 +153,6 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
             const Float t0 = absolute(v_gradient);
             const Float t1 = splat<Float>(b.h0[(tile * TILE + at) / 32 - b.first]);
             const Float t2 = divide(t0, t1);
@@ -163,6 +164,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Int64 t8 = wrap_multiply(widen<Int64>(splat<Int32>(INT64_C(8))), t7);
             const Int64 t9 = wrap_add(t4, t8);
             const Int32 t10 = widen<Int32>(saturate<Int64>(t9, INT64_C(0), INT64_C(15)));
+            bad = bad || not_finite(v_gradient);
             o_code.put(row, block, uint32_t(t10));
         }
     }
@@ -387,9 +389,227 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     return true;
 }
 
+// ---- hop ----
+// hop mxfp4
+//   field s: uint8[((n + 31) / 32)]
+//   field code: uint<4>[n]
+//   received received_s: uint8[((n + 31) / 32)]
+//   received received_code: uint<4>[n]
+//   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
+//   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
+//   pass[n] by 32
+//     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) from 0x0.0p+0
+//       by greater, where greater(a, b) = max(a, b)
+//     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 2) : 255))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan))) + (8 * int((float_bits((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) >> 31)))))
+//     check[n] (scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan)))) is finite
+
+struct hop_received_value_table {
+    COMPLL_DEVICE float operator[](int64_t i) const {
+        const float entries[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
+        return entries[i];
+    }
+};
+
+struct hop_bounds_table {
+    COMPLL_DEVICE float operator[](int64_t i) const {
+        const float entries[] = { 0x1.0000000000000p-2f, 0x1.7ffffe0000000p-1f, 0x1.4000000000000p+0f, 0x1.bffffe0000000p+0f, 0x1.4000000000000p+1f, 0x1.bffffe0000000p+1f, 0x1.4000000000000p+2f };
+        return entries[i];
+    }
+};
+
+struct HopFrame {
+    int64_t n;
+    uint64_t seed, shared_seed;
+    float scale;
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
+    Gradient* gradient;
+    uint8_t* f_s;
+    uint8_t* f_code;
+    const uint8_t* f_received_s;
+    const uint8_t* f_received_code;
+    float* hop_pass0_r_s_greater;
+    float* hop_pass0_h0;
+};
+static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
+
+struct HopGreaterOf0 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+};
+
+struct hop_pass0_blocks {  // one value a block of 32, in the item's scratch, from the span's first block on
+    int64_t first;
+    float* r_s_greater;
+    float* h0;
+};
+
+// Reduce `count` elements from `first` on, at most a tile; N > 0: so many, a multiple of 4 and aligned.  The
+// results are thread 0's.
+template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+    constexpr int MOST_ROWS = N > 0 ? (N + LANES - 1) / LANES : ROWS;
+    const int thread = threadIdx.x % WARP;
+    if (N > 0) count = N;
+    const Float u_scale = splat<Float>(k.scale);
+    Float a_s_greater[QUAD] = {};
+#pragma unroll
+    for (int row = 0; row < MOST_ROWS; ++row) {
+        const auto in_received_code = codes_of_row<4>(k.f_received_code, first, row, thread, count);
+        const auto in_gradient = load_some<(N > 0)>(k.gradient + first, row, thread, count);
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            if (at >= count) break;
+            [[maybe_unused]] constexpr int live = 1;
+            const Float v_gradient = widen<Float>(in_gradient.at[block]);
+            const Int32 v_received_code = widen<Int32>(in_received_code.at[block]);
+            const Int64 t0 = widen<Int64>(v_received_code);
+            const Float t1 = gather<Float>(hop_received_value_table{}, INT64_C(16), t0, true, k.outside);
+            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((first + at) / 32) * sizeof(uint8_t)));
+            const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
+            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t5 = shift_left(t4, splat<UInt32>(23u));
+            const Float t6 = bits_float(t5);
+            const Float t7 = greater(t6, splat<Float>(0x1.0000000000000p-127f));
+            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
+            const Float t9 = t1 * t8;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = absolute(t11);
+            a_s_greater[block] = row == 0 ? t12 : HopGreaterOf0{}(a_s_greater[block], t12);
+        }
+    }
+    r_s_greater = fold(a_s_greater, thread, count < LANES ? count : LANES, HopGreaterOf0{});
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0(compll_item& item, HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 32 elements, 1024 elements at a time: reduce each, then store.
+COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 32, SPAN = 1024;
+    const int thread = threadIdx.x % WARP;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    hop_pass0_blocks b;
+    b.first = begin / BLOCK;
+    b.r_s_greater = k.hop_pass0_r_s_greater + b.first;
+    b.h0 = k.hop_pass0_h0 + b.first;
+    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
+        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
+        float r_s_greater;
+        if (32 > 0 && count == BLOCK && k.wide) hop_pass0_stage0<32>(k, p, b, j, first, int(count), r_s_greater);
+        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
+        if (thread == 0) {
+            b.r_s_greater[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
+        }
+        __syncwarp();
+        if (thread == 0) {
+            b.h0[j] = ((lt(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(255))) ? (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)) : __builtin_nanf(""));
+            put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))), INT64_C(255))), INT64_C(0), INT64_C(255)));
+        }
+    }
+    __syncwarp();
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass0<true>(item, k, p, b, tile, TILE);
+        else hop_pass0<false>(item, k, p, b, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, [[maybe_unused]] const hop_pass0_blocks& b, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const auto c_received_code = unpack<4, FULL>(k.f_received_code + tile * (LANES * 4), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    Codes<4> o_code;
+    o_code.clear();
+    bool bad = false;
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_code = widen<Int32>(c_received_code.get(row, block));
+            const Int64 t0 = widen<Int64>(v_received_code);
+            const Float t1 = gather<Float>(hop_received_value_table{}, INT64_C(16), t0, true, k.outside);
+            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
+            const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
+            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t5 = shift_left(t4, splat<UInt32>(23u));
+            const Float t6 = bits_float(t5);
+            const Float t7 = greater(t6, splat<Float>(0x1.0000000000000p-127f));
+            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
+            const Float t9 = t1 * t8;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = absolute(t11);
+            const Float t13 = splat<Float>(b.h0[(tile * TILE + at) / 32 - b.first]);
+            const Float t14 = divide(t12, t13);
+            const Int32 t15 = search<Int32>(hop_bounds_table{}, 7, t14);
+            const Int64 t16 = widen<Int64>(t15);
+            const UInt32 t17 = float_bits(t11);
+            const UInt32 t18 = shift_right(t17, splat<UInt32>(31u));
+            const Int64 t19 = saturate<Int64>(t18, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t20 = wrap_multiply(widen<Int64>(splat<Int32>(INT64_C(8))), t19);
+            const Int64 t21 = wrap_add(t16, t20);
+            const Int32 t22 = widen<Int32>(saturate<Int64>(t21, INT64_C(0), INT64_C(15)));
+            bad = bad || not_finite(t11);
+            o_code.put(row, block, uint32_t(t22));
+        }
+    }
+    pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, thread, count);
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
+}
+
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.hop_pass0_r_s_greater = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(31))), INT64_C(32))));
+    k.hop_pass0_h0 = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(31))), INT64_C(32))));
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_s = item.payload + at.s_;
+    k.f_code = item.payload + at.code_;
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
+    clear(item.payload + end, item.payload + at.s_);
+    end = at.s_end;
+    clear(item.payload + end, item.payload + at.code_);
+    end = at.code_end;
+    item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    const Layout at = layout(item.n, p, Counts{});
+    if (item.source_length != at.end || !is_aligned(item.source)) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    k.f_received_s = item.source + at.s_;
+    k.f_received_code = item.source + at.code_;
+    hop_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
+    return true;
+}
+
 }  // namespace
 
-// ---- kernels: 6, each with the arguments (items, count, params) ----
+// ---- kernels: 8, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) mxfp4_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -404,15 +624,12 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) mxfp4_encode_begin
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) mxfp4_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) mxfp4_decode_begin(compll_item* items, int64_t count, const void* params) {
@@ -428,18 +645,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) mxfp4_decode_begin
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) mxfp4_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -456,19 +670,37 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) mxfp4_decode_add_b
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) mxfp4_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) mxfp4_hop_begin(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+        compll_item& item = items[i];
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+        } while (false);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) mxfp4_hop_pass0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t span = part.warp; span * 1024 < length; span += part.warps) hop_pass0_span(item, k, p, span, length);
 }
 
 #if !defined(__CUDACC_RTC__)
@@ -496,30 +728,45 @@ COMPLL_EXPORT int64_t mxfp4_scratch_bytes(int64_t n, [[maybe_unused]] const void
         k.n = n;
         most = greater(most, decode_add_scratch(k, p, nullptr));
     }
+    {
+        HopFrame k{};
+        k.n = n;
+        most = greater(most, hop_scratch(k, p, nullptr));
+    }
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t mxfp4_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t mxfp4_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t mxfp4_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(mxfp4_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(mxfp4_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(mxfp4_encode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t mxfp4_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t mxfp4_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(mxfp4_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(mxfp4_decode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(mxfp4_decode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t mxfp4_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t mxfp4_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(mxfp4_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(mxfp4_decode_add_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(mxfp4_decode_add_pass0, over_tiles(blocks), items, count, params);
+    return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
+}
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t mxfp4_hop_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
+    if (count <= 0) return OK;
+    COMPLL_LAUNCH(mxfp4_hop_begin, over_items(count), items, count, params);
+    COMPLL_LAUNCH(mxfp4_hop_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

@@ -19,12 +19,14 @@ OPERATIONS = {}
 #       by greater, where greater(a, b) = max(a, b)
 #     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 2) : 255))
 #     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs(gradient[i]) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan))) + (8 * int((float_bits(gradient[i]) >> 31)))))
+#     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
     params=[],
     states=[],
     fields=["s", "code", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 encode_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
@@ -81,9 +83,8 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = bad | not_finite(v_gradient)
             t0 = absolute(v_gradient)
-            t1 = per_block(Float, f32, b_h0, start + at, 32, block0, live)
+            t1 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
             t2 = divide(t0, t1)
             t3 = search(Int32, encode_bounds_table, t2)
             t4 = widen(Int64, t3)
@@ -93,6 +94,7 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t8 = widen(Int64, splat(Int32, 8)) * t7
             t9 = t4 + t8
             t10 = widen(Int32, saturate(Int64, t9, 0, 15))
+            bad = keep(live, bad | not_finite(v_gradient), bad)
             pack(4, k.f_code, start + at, t10, live)
     if any_(bad):
         k.bad = 1
@@ -166,6 +168,7 @@ decode_frame = frame_type(
     states=[],
     fields=["s", "code", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 decode_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
@@ -182,7 +185,7 @@ def decode_pass0_tile(k, tile, count):
             v_code = unpack(4, k.f_code, start + at, live)
             t0 = widen(Int64, v_code)
             t1 = gather(Float, f32, decode_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live)
+            t2 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
             t3 = lt(t2, splat(Int32, 255))
             t4 = saturate(UInt32, t2, 0, 4294967295)
             t5 = shift_left(t4, splat(UInt32, 23))
@@ -251,6 +254,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["s", "code", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 decode_add_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
@@ -269,7 +273,7 @@ def decode_add_pass0_tile(k, tile, count):
             v_code = unpack(4, k.f_code, start + at, live)
             t0 = widen(Int64, v_code)
             t1 = gather(Float, f32, decode_add_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live)
+            t2 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
             t3 = lt(t2, splat(Int32, 255))
             t4 = saturate(UInt32, t2, 0, 4294967295)
             t5 = shift_left(t4, splat(UInt32, 23))
@@ -324,4 +328,184 @@ OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
     [(decode_add_pass0, 64), ],
+)
+
+
+# ---- hop ----
+# hop mxfp4
+#   field s: uint8[((n + 31) / 32)]
+#   field code: uint<4>[n]
+#   received received_s: uint8[((n + 31) / 32)]
+#   received received_code: uint<4>[n]
+#   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
+#   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
+#   pass[n] by 32
+#     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) from 0x0.0p+0
+#       by greater, where greater(a, b) = max(a, b)
+#     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 2) : 255))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan))) + (8 * int((float_bits((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) >> 31)))))
+#     check[n] (scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan)))) is finite
+
+hop_frame = frame_type(
+    params=[],
+    states=[],
+    fields=["s", "code", ],
+    vectors=[],
+    received=["received_s", "received_code", ],
+    scalars=[],
+)
+hop_received_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
+hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
+
+
+@inner
+def hop_greater_0(a, b):
+    return (greater(a, b))
+
+
+hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+
+
+
+@inner
+def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater):
+    u_scale = splat(Float, one(k.scale))
+    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+        a_s_greater = splat(Float, 0)
+        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+            at = row * LANES + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_code = unpack(4, k.received_code, start + at, live)
+            t0 = widen(Int64, v_received_code)
+            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
+            t2 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, 32)
+            t3 = lt(t2, splat(Int32, 255))
+            t4 = saturate(UInt32, t2, 0, 4294967295)
+            t5 = shift_left(t4, splat(UInt32, 23))
+            t6 = bits_float(t5)
+            t7 = greater(t6, splat(Float, 5.877471754111438e-39))
+            t8 = select(t3, t7, splat(Float, nan))
+            t9 = t1 * t8
+            t10 = v_gradient + t9
+            t11 = u_scale * t10
+            t12 = absolute(t11)
+            a_s_greater = t12 if row == 0 else keep(live, hop_greater_0(a_s_greater, t12), a_s_greater)
+        store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
+    store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest), WHOLE)
+
+
+@inner
+def hop_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
+    lanes_s_greater = buffer_of(f32)
+    tiles_s_greater = memory(f32, 1)
+    for j in range((stop - begin + 31) // 32):
+        origin = begin + j * 32
+        length = min(32, stop - origin)
+        for t in range(tiles_of(length)):
+            rest = length - t * TILE
+            if rest >= TILE or rest % WIDTH == 0:
+                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
+            else:
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
+        x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length))))
+        store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
+        store(f32, b_h0, j, ((greater((bits_float((shift_left(saturate(u32, saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))) if native((lt(saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), splat(i64, 255)))) else splat(f32, nan)), WHOLE)
+        store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), WHOLE)
+
+
+@inner
+def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
+    start = tile * TILE
+    u_scale = splat(Float, one(k.scale))
+    bad = splat(Mask, False)
+    for block in range(1):
+        for row in range(TILE // WIDTH):
+            at = row * WIDTH + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_code = unpack(4, k.received_code, start + at, live)
+            t0 = widen(Int64, v_received_code)
+            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
+            t2 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, WIDTH)
+            t3 = lt(t2, splat(Int32, 255))
+            t4 = saturate(UInt32, t2, 0, 4294967295)
+            t5 = shift_left(t4, splat(UInt32, 23))
+            t6 = bits_float(t5)
+            t7 = greater(t6, splat(Float, 5.877471754111438e-39))
+            t8 = select(t3, t7, splat(Float, nan))
+            t9 = t1 * t8
+            t10 = v_gradient + t9
+            t11 = u_scale * t10
+            t12 = absolute(t11)
+            t13 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
+            t14 = divide(t12, t13)
+            t15 = search(Int32, hop_bounds_table, t14)
+            t16 = widen(Int64, t15)
+            t17 = float_bits(t11)
+            t18 = shift_right(t17, splat(UInt32, 31))
+            t19 = saturate(Int64, t18, -9223372036854775808, 9223372036854775807)
+            t20 = widen(Int64, splat(Int32, 8)) * t19
+            t21 = t16 + t20
+            t22 = widen(Int32, saturate(Int64, t21, 0, 15))
+            bad = keep(live, bad | not_finite(t11), bad)
+            pack(4, k.f_code, start + at, t22, live)
+    if any_(bad):
+        k.bad = 1
+
+
+@loop(hop_frame)
+def hop_pass0(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    b_r_s_greater = memory(f32, 32)
+    b_h0 = memory(f32, 32)
+    for span in range(begin, end):
+        block0 = span * 32
+        stop = min((span + 1) * 1024, k.length)
+        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_s_greater, b_h0)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                hop_pass0_tile(k, tile, WHOLE, block0, b_r_s_greater, b_h0)
+            else:
+                hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0)
+    set_flags(flags)
+
+
+
+@inner
+def hop_before0(k):
+    end = 0
+    k.at_s = align(end, 16)
+    k.f_s = k.payload + k.at_s
+    gap_s = end
+    end = k.at_s + max(0, native((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))))) * 1
+    k.at_code = align(end, 16)
+    k.f_code = k.payload + k.at_code
+    gap_code = end
+    end = k.at_code + (max(0, native(one(k.n))) * 4 + 7) // 8
+    k.end = end
+    if k.capacity < end or k.source_length != end:
+        return BAD_BUFFER
+    k.f_received_s = k.source + k.at_s
+    k.f_received_code = k.source + k.at_code
+    clear(k.payload + gap_s, k.f_s)
+    clear(k.payload + gap_code, k.f_code)
+    k.length = native(one(k.n))
+    return (max(k.length, 0) + 1023) // 1024
+
+
+@step(hop_frame)
+def hop_step0(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = hop_before0(frame[0])
+    set_flags(flags)
+    return status
+
+
+OPERATIONS["hop"] = Kernels(
+    hop_frame,
+    [hop_step0, ],
+    [(hop_pass0, 64), ],
 )

@@ -38,7 +38,7 @@ COMPLL_DEVICE bool read_counts([[maybe_unused]] const compll_item& item, [[maybe
     return true;
 }
 
-constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scratch begins with it
+constexpr int64_t FRAME_BYTES = 256;  // the greatest frame below; an item's scratch begins with it
 
 // ---- encode ----
 // encode onebit
@@ -54,6 +54,7 @@ constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scr
 //     down_add: float = reduce[n] (((gradient[i] + residual[i]) >= 0x0.0p+0) ? 0x0.0p+0 : (gradient[i] + residual[i])) from 0x0.0p+0 by add
 //       where add(a, b) = (a + b)
 //     store field bit: uint<1>[n] = uint<1>(((gradient[i] + residual[i]) >= 0x0.0p+0))
+//     check[n] gradient[i] is finite
 //   up: float = (up_add / float(max(ups, 1)))
 //   down: float = (down_add / float(max((n - ups), 1)))
 //   put up: float = up
@@ -116,12 +117,12 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
             const Float t0 = v_gradient + v_residual;
             const Mask t1 = ge(t0, splat<Float>(0x0.0p+0f));
             const Int32 t2 = widen<Int32>(bit(t1));
             const Float t3 = select(t1, t0, splat<Float>(0x0.0p+0f));
             const Float t4 = select(t1, splat<Float>(0x0.0p+0f), t0);
+            bad = bad || not_finite(v_gradient);
             o_bit.put(row, block, uint32_t(t2));
             a_ups[block] = row == 0 ? t2 : EncodeAddOf0{}(a_ups[block], t2);
             a_up_add[block] = row == 0 ? t3 : EncodeAddOf1{}(a_up_add[block], t3);
@@ -378,9 +379,216 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     return true;
 }
 
+// ---- hop ----
+// hop onebit
+//   state residual: float[n]
+//   field up: float
+//   field down: float
+//   field bit: uint<1>[n]
+//   received received_up: float
+//   received received_down: float
+//   received received_bit: uint<1>[n]
+//   received_up_1 = get received_up: float
+//   received_down_1 = get received_down: float
+//   pass[n]
+//     ups: int = reduce[n] uint<1>((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0)) from 0 by add
+//       where add(a, b) = (a + b)
+//     up_add: float = reduce[n] ((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0) ? ((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) : 0x0.0p+0) from 0x0.0p+0 by add
+//       where add(a, b) = (a + b)
+//     down_add: float = reduce[n] ((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0) ? 0x0.0p+0 : ((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i])) from 0x0.0p+0 by add
+//       where add(a, b) = (a + b)
+//     store field bit: uint<1>[n] = uint<1>((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0))
+//     check[n] (scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) is finite
+//   up: float = (up_add / float(max(ups, 1)))
+//   down: float = (down_add / float(max((n - ups), 1)))
+//   put up: float = up
+//   put down: float = down
+//   pass[n]
+//     store state residual: float[n] = ((abs((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) - ((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0) ? up : down))) <= 0x1.fffffe0000000p+127) ? (((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) - ((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0) ? up : down)) : 0x0.0p+0)
+
+struct HopFrame {
+    int64_t n;
+    uint64_t seed, shared_seed;
+    float scale;
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
+    Gradient* gradient;
+    uint8_t* f_up;
+    uint8_t* f_down;
+    uint8_t* f_bit;
+    const uint8_t* f_received_up;
+    const uint8_t* f_received_down;
+    const uint8_t* f_received_bit;
+    const float* s_residual;
+    float* new_residual;
+    float received_up_1_;
+    float received_down_1_;
+    int64_t ups_;
+    float up_add_;
+    float down_add_;
+    float up_;
+    float down_;
+    int64_t* ups_tiles;
+    float* up_add_tiles;
+    float* down_add_tiles;
+};
+static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
+
+struct HopAddOf0 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (wrap_add(a, b)); }
+};
+
+struct HopAddOf1 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+};
+
+struct HopAddOf2 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+};
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const Float u_received_up_1 = splat<Float>(k.received_up_1_);
+    const Float u_received_down_1 = splat<Float>(k.received_down_1_);
+    const auto c_received_bit = unpack<1, FULL>(k.f_received_bit + tile * (LANES * 1), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
+    Codes<1> o_bit;
+    o_bit.clear();
+    Int32 a_ups[QUAD] = {};
+    Float a_up_add[QUAD] = {};
+    Float a_down_add[QUAD] = {};
+    bool bad = false;
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_bit = widen<Int32>(c_received_bit.get(row, block));
+            const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
+            const Mask t0 = ne(v_received_bit, splat<Int32>(INT64_C(0)));
+            const Float t1 = select(t0, u_received_up_1, u_received_down_1);
+            const Float t2 = v_gradient + t1;
+            const Float t3 = u_scale * t2;
+            const Float t4 = t3 + v_residual;
+            const Mask t5 = ge(t4, splat<Float>(0x0.0p+0f));
+            const Int32 t6 = widen<Int32>(bit(t5));
+            const Float t7 = select(t5, t4, splat<Float>(0x0.0p+0f));
+            const Float t8 = select(t5, splat<Float>(0x0.0p+0f), t4);
+            bad = bad || not_finite(t3);
+            o_bit.put(row, block, uint32_t(t6));
+            a_ups[block] = row == 0 ? t6 : HopAddOf0{}(a_ups[block], t6);
+            a_up_add[block] = row == 0 ? t7 : HopAddOf1{}(a_up_add[block], t7);
+            a_down_add[block] = row == 0 ? t8 : HopAddOf2{}(a_down_add[block], t8);
+        }
+    }
+    pack<1, FULL>(k.f_bit + tile * (LANES * 1), o_bit, thread, count);
+    const int lanes = count < LANES ? count : LANES;
+    const Int32 t_ups = fold(a_ups, thread, lanes, HopAddOf0{});
+    if (thread == 0) k.ups_tiles[tile] = t_ups;
+    const Float t_up_add = fold(a_up_add, thread, lanes, HopAddOf1{});
+    if (thread == 0) k.up_add_tiles[tile] = t_up_add;
+    const Float t_down_add = fold(a_down_add, thread, lanes, HopAddOf2{});
+    if (thread == 0) k.down_add_tiles[tile] = t_down_add;
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const Float u_received_up_1 = splat<Float>(k.received_up_1_);
+    const Float u_received_down_1 = splat<Float>(k.received_down_1_);
+    const Float u_up = splat<Float>(k.up_);
+    const Float u_down = splat<Float>(k.down_);
+    const auto c_received_bit = unpack<1, FULL>(k.f_received_bit + tile * (LANES * 1), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+        Quad<float> o_state_residual = {};
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_bit = widen<Int32>(c_received_bit.get(row, block));
+            const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
+            const Mask t0 = ne(v_received_bit, splat<Int32>(INT64_C(0)));
+            const Float t1 = select(t0, u_received_up_1, u_received_down_1);
+            const Float t2 = v_gradient + t1;
+            const Float t3 = u_scale * t2;
+            const Float t4 = t3 + v_residual;
+            const Mask t5 = ge(t4, splat<Float>(0x0.0p+0f));
+            const Float t6 = select(t5, u_up, u_down);
+            const Float t7 = t4 - t6;
+            const Float t8 = absolute(t7);
+            const Mask t9 = le(t8, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t10 = select(t9, t7, splat<Float>(0x0.0p+0f));
+            o_state_residual.at[block] = static_cast<float>(t10);
+        }
+        store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
+    }
+}
+
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.ups_tiles = arena.take<int64_t>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    k.up_add_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    k.down_add_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_up = item.payload + at.up_;
+    k.f_down = item.payload + at.down_;
+    k.f_bit = item.payload + at.bit_;
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
+    clear(item.payload + end, item.payload + at.up_);
+    end = at.up_end;
+    clear(item.payload + end, item.payload + at.down_);
+    end = at.down_end;
+    clear(item.payload + end, item.payload + at.bit_);
+    end = at.bit_end;
+    item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    const Layout at = layout(item.n, p, Counts{});
+    if (item.source_length != at.end || !is_aligned(item.source)) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    k.f_received_up = item.source + at.up_;
+    k.f_received_down = item.source + at.down_;
+    k.f_received_bit = item.source + at.bit_;
+    k.s_residual = item.state[0];
+    k.new_residual = item.new_state[0];
+    k.wide = k.wide && is_aligned(k.s_residual) && is_aligned(k.new_residual);
+    hop_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
+    return true;
+}
+
 }  // namespace
 
-// ---- kernels: 8, each with the arguments (items, count, params) ----
+// ---- kernels: 12, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -395,18 +603,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_encode_begi
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
-            else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
+        else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -447,18 +652,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_encode_then
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_encode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
-            else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
+        else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -477,18 +679,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_decode_begi
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -507,18 +706,91 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_decode_add_
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_hop_begin(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+            k.received_up_1_ = get<float>(k.f_received_up);
+            k.received_down_1_ = get<float>(k.f_received_down);
+        } while (false);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_hop_pass0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass0<true>(item, k, p, tile, TILE);
+        else hop_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_hop_then0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+        compll_item& item = items[i];
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (!going(item)) continue;
+        const int64_t tiles = tiles_of(k.n);
+        if (tiles > 0) {
+            const int64_t t_ups = fold_tiles(k.ups_tiles, tiles, HopAddOf0{});
+            if (threadIdx.x == 0) k.ups_ = HopAddOf0{}(INT64_C(0), t_ups);
+        } else if (threadIdx.x == 0) {
+            k.ups_ = INT64_C(0);
         }
+        if (tiles > 0) {
+            const float t_up_add = fold_tiles(k.up_add_tiles, tiles, HopAddOf1{});
+            if (threadIdx.x == 0) k.up_add_ = HopAddOf1{}(0x0.0p+0f, t_up_add);
+        } else if (threadIdx.x == 0) {
+            k.up_add_ = 0x0.0p+0f;
+        }
+        if (tiles > 0) {
+            const float t_down_add = fold_tiles(k.down_add_tiles, tiles, HopAddOf2{});
+            if (threadIdx.x == 0) k.down_add_ = HopAddOf2{}(0x0.0p+0f, t_down_add);
+        } else if (threadIdx.x == 0) {
+            k.down_add_ = 0x0.0p+0f;
+        }
+        if (!going(item)) continue;
+        if (threadIdx.x == 0) do {
+            k.up_ = (divide(k.up_add_, widen<float>((greater(k.ups_, INT64_C(1))))));
+            k.down_ = (divide(k.down_add_, widen<float>((greater((wrap_subtract(k.n, k.ups_)), INT64_C(1))))));
+            put<float>(k.f_up, k.up_);
+            put<float>(k.f_down, k.down_);
+        } while (false);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_hop_pass1(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass1<true>(item, k, p, tile, TILE);
+        else hop_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -547,32 +819,49 @@ COMPLL_EXPORT int64_t onebit_scratch_bytes(int64_t n, [[maybe_unused]] const voi
         k.n = n;
         most = greater(most, decode_add_scratch(k, p, nullptr));
     }
+    {
+        HopFrame k{};
+        k.n = n;
+        most = greater(most, hop_scratch(k, p, nullptr));
+    }
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t onebit_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t onebit_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t onebit_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(onebit_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(onebit_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(onebit_encode_pass0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(onebit_encode_then0, over_items(count), items, count, params);
-    COMPLL_LAUNCH(onebit_encode_pass1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(onebit_encode_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t onebit_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t onebit_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(onebit_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(onebit_decode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(onebit_decode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t onebit_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t onebit_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(onebit_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(onebit_decode_add_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(onebit_decode_add_pass0, over_tiles(blocks), items, count, params);
+    return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
+}
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t onebit_hop_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
+    if (count <= 0) return OK;
+    COMPLL_LAUNCH(onebit_hop_begin, over_items(count), items, count, params);
+    COMPLL_LAUNCH(onebit_hop_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(onebit_hop_then0, over_items(count), items, count, params);
+    COMPLL_LAUNCH(onebit_hop_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

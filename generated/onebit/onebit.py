@@ -23,6 +23,7 @@ OPERATIONS = {}
 #     down_add: float = reduce[n] (((gradient[i] + residual[i]) >= 0x0.0p+0) ? 0x0.0p+0 : (gradient[i] + residual[i])) from 0x0.0p+0 by add
 #       where add(a, b) = (a + b)
 #     store field bit: uint<1>[n] = uint<1>(((gradient[i] + residual[i]) >= 0x0.0p+0))
+#     check[n] gradient[i] is finite
 #   up: float = (up_add / float(max(ups, 1)))
 #   down: float = (down_add / float(max((n - ups), 1)))
 #   put up: float = up
@@ -35,6 +36,7 @@ encode_frame = frame_type(
     states=['residual'],
     fields=["up", "down", "bit", ],
     vectors=["ups_tiles", "up_add_tiles", "down_add_tiles", ],
+    received=[],
     scalars=[("ups_", "int64"), ("up_add_", "float32"), ("down_add_", "float32"), ("up_", "float32"), ("down_", "float32")],
 )
 
@@ -72,12 +74,12 @@ def encode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            bad = bad | not_finite(v_gradient)
             t0 = v_gradient + v_residual
             t1 = ge(t0, splat(Float, 0.0))
             t2 = widen(Int32, bit(t1))
             t3 = select(t1, t0, splat(Float, 0.0))
             t4 = select(t1, splat(Float, 0.0), t0)
+            bad = keep(live, bad | not_finite(v_gradient), bad)
             pack(1, k.f_bit, start + at, t2, live)
             a_ups = t2 if row == 0 else keep(live, encode_add_0(a_ups, t2), a_ups)
             a_up_add = t3 if row == 0 else keep(live, encode_add_1(a_up_add, t3), a_up_add)
@@ -241,6 +243,7 @@ decode_frame = frame_type(
     states=[],
     fields=["up", "down", "bit", ],
     vectors=[],
+    received=[],
     scalars=[("up_1_", "float32"), ("down_1_", "float32")],
 )
 
@@ -326,6 +329,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["up", "down", "bit", ],
     vectors=[],
+    received=[],
     scalars=[("up_1_", "float32"), ("down_1_", "float32")],
 )
 
@@ -397,4 +401,249 @@ OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
     [(decode_add_pass0, 64), ],
+)
+
+
+# ---- hop ----
+# hop onebit
+#   state residual: float[n]
+#   field up: float
+#   field down: float
+#   field bit: uint<1>[n]
+#   received received_up: float
+#   received received_down: float
+#   received received_bit: uint<1>[n]
+#   received_up_1 = get received_up: float
+#   received_down_1 = get received_down: float
+#   pass[n]
+#     ups: int = reduce[n] uint<1>((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0)) from 0 by add
+#       where add(a, b) = (a + b)
+#     up_add: float = reduce[n] ((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0) ? ((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) : 0x0.0p+0) from 0x0.0p+0 by add
+#       where add(a, b) = (a + b)
+#     down_add: float = reduce[n] ((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0) ? 0x0.0p+0 : ((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i])) from 0x0.0p+0 by add
+#       where add(a, b) = (a + b)
+#     store field bit: uint<1>[n] = uint<1>((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0))
+#     check[n] (scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) is finite
+#   up: float = (up_add / float(max(ups, 1)))
+#   down: float = (down_add / float(max((n - ups), 1)))
+#   put up: float = up
+#   put down: float = down
+#   pass[n]
+#     store state residual: float[n] = ((abs((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) - ((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0) ? up : down))) <= 0x1.fffffe0000000p+127) ? (((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) - ((((scale * (gradient[i] + ((received_bit[i] != 0) ? received_up_1 : received_down_1))) + residual[i]) >= 0x0.0p+0) ? up : down)) : 0x0.0p+0)
+
+hop_frame = frame_type(
+    params=[],
+    states=['residual'],
+    fields=["up", "down", "bit", ],
+    vectors=["ups_tiles", "up_add_tiles", "down_add_tiles", ],
+    received=["received_up", "received_down", "received_bit", ],
+    scalars=[("received_up_1_", "float32"), ("received_down_1_", "float32"), ("ups_", "int64"), ("up_add_", "float32"), ("down_add_", "float32"), ("up_", "float32"), ("down_", "float32")],
+)
+
+
+@inner
+def hop_add_0(a, b):
+    return (a + b)
+
+
+hop_add_0_fold, hop_add_0_tiles = reduction(hop_add_0)
+
+
+@inner
+def hop_add_1(a, b):
+    return (a + b)
+
+
+hop_add_1_fold, hop_add_1_tiles = reduction(hop_add_1)
+
+
+
+@inner
+def hop_pass0_tile(k, tile, count):
+    start = tile * TILE
+    u_scale = splat(Float, one(k.scale))
+    u_received_up_1 = splat(Float, one(k.received_up_1_))
+    u_received_down_1 = splat(Float, one(k.received_down_1_))
+    lanes_ups = buffer_of(i32)
+    lanes_up_add = buffer_of(f32)
+    lanes_down_add = buffer_of(f32)
+    bad = splat(Mask, False)
+    for block in range(BLOCKS):
+        a_ups = splat(Int32, 0)
+        a_up_add = splat(Float, 0)
+        a_down_add = splat(Float, 0)
+        for row in range(ROWS):
+            at = row * LANES + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_bit = unpack(1, k.received_bit, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
+            t0 = ne(v_received_bit, splat(Int32, 0))
+            t1 = select(t0, u_received_up_1, u_received_down_1)
+            t2 = v_gradient + t1
+            t3 = u_scale * t2
+            t4 = t3 + v_residual
+            t5 = ge(t4, splat(Float, 0.0))
+            t6 = widen(Int32, bit(t5))
+            t7 = select(t5, t4, splat(Float, 0.0))
+            t8 = select(t5, splat(Float, 0.0), t4)
+            bad = keep(live, bad | not_finite(t3), bad)
+            pack(1, k.f_bit, start + at, t6, live)
+            a_ups = t6 if row == 0 else keep(live, hop_add_0(a_ups, t6), a_ups)
+            a_up_add = t7 if row == 0 else keep(live, hop_add_1(a_up_add, t7), a_up_add)
+            a_down_add = t8 if row == 0 else keep(live, hop_add_1(a_down_add, t8), a_down_add)
+        store(i32, lanes_ups, block * WIDTH, a_ups, WHOLE)
+        store(f32, lanes_up_add, block * WIDTH, a_up_add, WHOLE)
+        store(f32, lanes_down_add, block * WIDTH, a_down_add, WHOLE)
+    x_ups = hop_add_0_fold(Int32, i32, lanes_ups, k.length - start)
+    store(i64, k.ups_tiles, tile, x_ups, WHOLE)
+    x_up_add = hop_add_1_fold(Float, f32, lanes_up_add, k.length - start)
+    store(f32, k.up_add_tiles, tile, x_up_add, WHOLE)
+    x_down_add = hop_add_1_fold(Float, f32, lanes_down_add, k.length - start)
+    store(f32, k.down_add_tiles, tile, x_down_add, WHOLE)
+    if any_(bad):
+        k.bad = 1
+
+
+@loop(hop_frame)
+def hop_pass0(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    for tile in range(begin, end):
+        count = k.length - tile * TILE
+        if count >= TILE:
+            hop_pass0_tile(k, tile, WHOLE)
+        else:
+            hop_pass0_tile(k, tile, count)
+    set_flags(flags)
+
+
+
+@inner
+def hop_pass1_tile(k, tile, count):
+    start = tile * TILE
+    u_scale = splat(Float, one(k.scale))
+    u_received_up_1 = splat(Float, one(k.received_up_1_))
+    u_received_down_1 = splat(Float, one(k.received_down_1_))
+    u_up = splat(Float, one(k.up_))
+    u_down = splat(Float, one(k.down_))
+    for block in range(1):
+        for row in range(TILE // WIDTH):
+            at = row * WIDTH + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_bit = unpack(1, k.received_bit, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
+            t0 = ne(v_received_bit, splat(Int32, 0))
+            t1 = select(t0, u_received_up_1, u_received_down_1)
+            t2 = v_gradient + t1
+            t3 = u_scale * t2
+            t4 = t3 + v_residual
+            t5 = ge(t4, splat(Float, 0.0))
+            t6 = select(t5, u_up, u_down)
+            t7 = t4 - t6
+            t8 = absolute(t7)
+            t9 = le(t8, splat(Float, 3.4028234663852886e+38))
+            t10 = select(t9, t7, splat(Float, 0.0))
+            store(f32, k.new_residual, start + at, t10, live)
+
+
+@loop(hop_frame)
+def hop_pass1(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    for tile in range(begin, end):
+        count = k.length - tile * TILE
+        if count >= TILE:
+            hop_pass1_tile(k, tile, WHOLE)
+        else:
+            hop_pass1_tile(k, tile, count)
+    set_flags(flags)
+
+
+
+@inner
+def hop_before0(k):
+    end = 0
+    k.at_up = align(end, 4)
+    k.f_up = k.payload + k.at_up
+    gap_up = end
+    end = k.at_up + 4
+    k.at_down = align(end, 4)
+    k.f_down = k.payload + k.at_down
+    gap_down = end
+    end = k.at_down + 4
+    k.at_bit = align(end, 16)
+    k.f_bit = k.payload + k.at_bit
+    gap_bit = end
+    end = k.at_bit + (max(0, native(one(k.n))) * 1 + 7) // 8
+    k.end = end
+    if k.capacity < end or k.source_length != end:
+        return BAD_BUFFER
+    k.f_received_up = k.source + k.at_up
+    k.f_received_down = k.source + k.at_down
+    k.f_received_bit = k.source + k.at_bit
+    end = k.scratch
+    k.ups_tiles = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 8, 64)
+    k.up_add_tiles = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
+    k.down_add_tiles = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
+    if end - k.scratch > k.room:
+        k.room = end - k.scratch
+        return NEEDS_MEMORY
+    clear(k.payload + gap_up, k.f_up)
+    clear(k.payload + gap_down, k.f_down)
+    clear(k.payload + gap_bit, k.f_bit)
+    k.received_up_1_ = native(load(f32, f32, k.source + k.at_up, 0, WHOLE))
+    k.received_down_1_ = native(load(f32, f32, k.source + k.at_down, 0, WHOLE))
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
+
+
+@step(hop_frame)
+def hop_step0(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = hop_before0(frame[0])
+    set_flags(flags)
+    return status
+
+
+@inner
+def hop_before1(k):
+    x_ups = splat(Int64, splat(i64, 0))
+    if k.length > 0:
+        x_ups = hop_add_0(x_ups, splat(Int64, hop_add_0_tiles(Int64, i64, k.ups_tiles, tiles_of(k.length))))
+    k.ups_ = native(first(x_ups))
+    x_up_add = splat(Float, splat(f32, 0.0))
+    if k.length > 0:
+        x_up_add = hop_add_1(x_up_add, splat(Float, hop_add_1_tiles(Float, f32, k.up_add_tiles, tiles_of(k.length))))
+    k.up_add_ = native(first(x_up_add))
+    x_down_add = splat(Float, splat(f32, 0.0))
+    if k.length > 0:
+        x_down_add = hop_add_1(x_down_add, splat(Float, hop_add_1_tiles(Float, f32, k.down_add_tiles, tiles_of(k.length))))
+    k.down_add_ = native(first(x_down_add))
+    k.up_ = native((divide(one(k.up_add_), widen(f32, (greater(one(k.ups_), splat(i64, 1)))))))
+    k.down_ = native((divide(one(k.down_add_), widen(f32, (greater((one(k.n) - one(k.ups_)), splat(i64, 1)))))))
+    store(u32, k.payload + k.at_up, 0, float_bits(one(k.up_)), WHOLE)
+    store(u32, k.payload + k.at_down, 0, float_bits(one(k.down_)), WHOLE)
+    if k.outside != 0 and k.n > 0:
+        return OUT_OF_RANGE
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
+
+
+@step(hop_frame)
+def hop_step1(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = hop_before1(frame[0])
+    set_flags(flags)
+    return status
+
+
+OPERATIONS["hop"] = Kernels(
+    hop_frame,
+    [hop_step0, hop_step1, ],
+    [(hop_pass0, 64), (hop_pass1, 64), ],
 )

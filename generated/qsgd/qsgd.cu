@@ -53,6 +53,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //     store field norm: float[((n + 511) / 512)] = sqrt(norm_add[i])
 //     store field level: uint<3>[n] = uint<3>(stochastic_round0(((abs(gradient[i]) / sqrt(norm_add[(i / 512)])) * 0x1.c000000000000p+2)))
 //     store field negative: uint<1>[n] = uint<1>((gradient[i] < 0x0.0p+0))
+//     check[n] gradient[i] is finite
 
 struct EncodeFrame {
     int64_t n;
@@ -95,6 +96,7 @@ template <int N> COMPLL_DEVICE void encode_pass0_stage0([[maybe_unused]] EncodeF
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             if (at >= count) break;
+            [[maybe_unused]] constexpr int live = 1;
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Float t0 = v_gradient * v_gradient;
             a_norm_add[block] = row == 0 ? t0 : EncodeAddOf0{}(a_norm_add[block], t0);
@@ -155,7 +157,6 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
             const Float t0 = absolute(v_gradient);
             const Float t1 = splat<Float>(b.h0[(tile * TILE + at) / 512 - b.first]);
             const Float t2 = divide(t0, t1);
@@ -164,6 +165,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Int32 t5 = saturate<Int32>(t4, INT64_C(0), INT64_C(7));
             const Mask t6 = lt(v_gradient, splat<Float>(0x0.0p+0f));
             const Int32 t7 = widen<Int32>(bit(t6));
+            bad = bad || not_finite(v_gradient);
             o_level.put(row, block, uint32_t(t5));
             o_negative.put(row, block, uint32_t(t7));
         }
@@ -254,12 +256,11 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             const Int32 v_level = widen<Int32>(c_level.get(row, block));
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_level);
-            const Float t2 = splat<Float>(get<float>(k.f_norm + ((tile * TILE + at) / 512) * sizeof(float)));
-            const Float t3 = divide(t2, splat<Float>(0x1.c000000000000p+2f));
-            const Float t4 = t1 * t3;
-            const Float t5 = -t4;
-            const Float t6 = select(t0, t5, t4);
-            o_output_gradient.at[block] = static_cast<float>(canonical(t6));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + ((tile * TILE + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t3 = t1 * t2;
+            const Float t4 = -t3;
+            const Float t5 = select(t0, t4, t3);
+            o_output_gradient.at[block] = static_cast<float>(canonical(t5));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -340,14 +341,13 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Int32 v_level = widen<Int32>(c_level.get(row, block));
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_level);
-            const Float t2 = splat<Float>(get<float>(k.f_norm + ((tile * TILE + at) / 512) * sizeof(float)));
-            const Float t3 = divide(t2, splat<Float>(0x1.c000000000000p+2f));
-            const Float t4 = t1 * t3;
-            const Float t5 = -t4;
-            const Float t6 = select(t0, t5, t4);
-            const Float t7 = u_scale * t6;
-            const Float t8 = v_gradient + t7;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t8));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + ((tile * TILE + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t3 = t1 * t2;
+            const Float t4 = -t3;
+            const Float t5 = select(t0, t4, t3);
+            const Float t6 = u_scale * t5;
+            const Float t7 = v_gradient + t6;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t7));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -385,9 +385,222 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     return true;
 }
 
+// ---- hop ----
+// hop qsgd
+//   static param bits: uint8
+//   static param bucket: int
+//   field norm: float[((n + 511) / 512)]
+//   field level: uint<3>[n]
+//   field negative: uint<1>[n]
+//   received received_norm: float[((n + 511) / 512)]
+//   received received_level: uint<3>[n]
+//   received received_negative: uint<1>[n]
+//   pass[n] by 512
+//     norm_add: float[((n + 511) / 512)] = reduce[n] by 512 ((scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))))) * (scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2)))))) from 0x0.0p+0
+//       by add, where add(a, b) = (a + b)
+//     store field norm: float[((n + 511) / 512)] = sqrt(norm_add[i])
+//     store field level: uint<3>[n] = uint<3>(stochastic_round0(((abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2)))))) / sqrt(norm_add[(i / 512)])) * 0x1.c000000000000p+2)))
+//     store field negative: uint<1>[n] = uint<1>(((scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))))) < 0x0.0p+0))
+//     check[n] (scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))))) is finite
+
+struct HopFrame {
+    int64_t n;
+    uint64_t seed, shared_seed;
+    float scale;
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
+    Gradient* gradient;
+    uint8_t* f_norm;
+    uint8_t* f_level;
+    uint8_t* f_negative;
+    const uint8_t* f_received_norm;
+    const uint8_t* f_received_level;
+    const uint8_t* f_received_negative;
+    float* hop_pass0_r_norm_add;
+    float* hop_pass0_h0;
+};
+static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
+
+struct HopAddOf0 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+};
+
+struct hop_pass0_blocks {  // one value a block of 512, in the item's scratch, from the span's first block on
+    int64_t first;
+    float* r_norm_add;
+    float* h0;
+};
+
+// Reduce `count` elements from `first` on, at most a tile; N > 0: so many, a multiple of 4 and aligned.  The
+// results are thread 0's.
+template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_norm_add) {
+    constexpr int MOST_ROWS = N > 0 ? (N + LANES - 1) / LANES : ROWS;
+    const int thread = threadIdx.x % WARP;
+    if (N > 0) count = N;
+    const Float u_scale = splat<Float>(k.scale);
+    Float a_norm_add[QUAD] = {};
+#pragma unroll
+    for (int row = 0; row < MOST_ROWS; ++row) {
+        const auto in_received_negative = codes_of_row<1>(k.f_received_negative, first, row, thread, count);
+        const auto in_received_level = codes_of_row<3>(k.f_received_level, first, row, thread, count);
+        const auto in_gradient = load_some<(N > 0)>(k.gradient + first, row, thread, count);
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            if (at >= count) break;
+            [[maybe_unused]] constexpr int live = 1;
+            const Float v_gradient = widen<Float>(in_gradient.at[block]);
+            const Int32 v_received_negative = widen<Int32>(in_received_negative.at[block]);
+            const Int32 v_received_level = widen<Int32>(in_received_level.at[block]);
+            const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
+            const Float t1 = widen<Float>(v_received_level);
+            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + ((first + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t3 = t1 * t2;
+            const Float t4 = -t3;
+            const Float t5 = select(t0, t4, t3);
+            const Float t6 = v_gradient + t5;
+            const Float t7 = u_scale * t6;
+            const Float t8 = t7 * t7;
+            a_norm_add[block] = row == 0 ? t8 : HopAddOf0{}(a_norm_add[block], t8);
+        }
+    }
+    r_norm_add = fold(a_norm_add, thread, count < LANES ? count : LANES, HopAddOf0{});
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0(compll_item& item, HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
+COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 512, SPAN = 1024;
+    const int thread = threadIdx.x % WARP;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    hop_pass0_blocks b;
+    b.first = begin / BLOCK;
+    b.r_norm_add = k.hop_pass0_r_norm_add + b.first;
+    b.h0 = k.hop_pass0_h0 + b.first;
+    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
+        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
+        float r_norm_add;
+        if (512 > 0 && count == BLOCK && k.wide) hop_pass0_stage0<512>(k, p, b, j, first, int(count), r_norm_add);
+        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_norm_add);
+        if (thread == 0) {
+            b.r_norm_add[j] = HopAddOf0{}(float(0x0.0p+0f), r_norm_add);
+        }
+        __syncwarp();
+        if (thread == 0) {
+            b.h0[j] = (sqrt_(b.r_norm_add[j]));
+            put<float>(k.f_norm + (b.first + j) * sizeof(float), (sqrt_(b.r_norm_add[j])));
+        }
+    }
+    __syncwarp();
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass0<true>(item, k, p, b, tile, TILE);
+        else hop_pass0<false>(item, k, p, b, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, [[maybe_unused]] const hop_pass0_blocks& b, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const auto c_received_negative = unpack<1, FULL>(k.f_received_negative + tile * (LANES * 1), thread, count);
+    const auto c_received_level = unpack<3, FULL>(k.f_received_level + tile * (LANES * 3), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    Codes<3> o_level;
+    o_level.clear();
+    Codes<1> o_negative;
+    o_negative.clear();
+    bool bad = false;
+    Halves r0[QUAD];
+#pragma unroll
+    for (int block = 0; block < QUAD; ++block) r0[block].fill(k.seed, 0, tile, QUAD * thread + block);
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_negative = widen<Int32>(c_received_negative.get(row, block));
+            const Int32 v_received_level = widen<Int32>(c_received_level.get(row, block));
+            const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
+            const Float t1 = widen<Float>(v_received_level);
+            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + ((tile * TILE + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t3 = t1 * t2;
+            const Float t4 = -t3;
+            const Float t5 = select(t0, t4, t3);
+            const Float t6 = v_gradient + t5;
+            const Float t7 = u_scale * t6;
+            const Float t8 = absolute(t7);
+            const Float t9 = splat<Float>(b.h0[(tile * TILE + at) / 512 - b.first]);
+            const Float t10 = divide(t8, t9);
+            const Float t11 = t10 * splat<Float>(0x1.c000000000000p+2f);
+            const Float t12 = stochastic_round(r0[block][row], t11);
+            const Int32 t13 = saturate<Int32>(t12, INT64_C(0), INT64_C(7));
+            const Mask t14 = lt(t7, splat<Float>(0x0.0p+0f));
+            const Int32 t15 = widen<Int32>(bit(t14));
+            bad = bad || not_finite(t7);
+            o_level.put(row, block, uint32_t(t13));
+            o_negative.put(row, block, uint32_t(t15));
+        }
+    }
+    pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, thread, count);
+    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, thread, count);
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
+}
+
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.hop_pass0_r_norm_add = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(511))), INT64_C(512))));
+    k.hop_pass0_h0 = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(511))), INT64_C(512))));
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_norm = item.payload + at.norm_;
+    k.f_level = item.payload + at.level_;
+    k.f_negative = item.payload + at.negative_;
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
+    clear(item.payload + end, item.payload + at.norm_);
+    end = at.norm_end;
+    clear(item.payload + end, item.payload + at.level_);
+    end = at.level_end;
+    clear(item.payload + end, item.payload + at.negative_);
+    end = at.negative_end;
+    item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    const Layout at = layout(item.n, p, Counts{});
+    if (item.source_length != at.end || !is_aligned(item.source)) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    k.f_received_norm = item.source + at.norm_;
+    k.f_received_level = item.source + at.level_;
+    k.f_received_negative = item.source + at.negative_;
+    hop_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
+    return true;
+}
+
 }  // namespace
 
-// ---- kernels: 6, each with the arguments (items, count, params) ----
+// ---- kernels: 8, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) qsgd_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -402,15 +615,12 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) qsgd_encode_begin(
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) qsgd_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) qsgd_decode_begin(compll_item* items, int64_t count, const void* params) {
@@ -426,18 +636,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) qsgd_decode_begin(
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) qsgd_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -454,19 +661,37 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) qsgd_decode_add_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) qsgd_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) qsgd_hop_begin(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+        compll_item& item = items[i];
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+        } while (false);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) qsgd_hop_pass0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t span = part.warp; span * 1024 < length; span += part.warps) hop_pass0_span(item, k, p, span, length);
 }
 
 #if !defined(__CUDACC_RTC__)
@@ -494,30 +719,45 @@ COMPLL_EXPORT int64_t qsgd_scratch_bytes(int64_t n, [[maybe_unused]] const void*
         k.n = n;
         most = greater(most, decode_add_scratch(k, p, nullptr));
     }
+    {
+        HopFrame k{};
+        k.n = n;
+        most = greater(most, hop_scratch(k, p, nullptr));
+    }
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t qsgd_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t qsgd_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t qsgd_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(qsgd_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(qsgd_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(qsgd_encode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t qsgd_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t qsgd_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(qsgd_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(qsgd_decode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(qsgd_decode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t qsgd_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t qsgd_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(qsgd_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(qsgd_decode_add_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(qsgd_decode_add_pass0, over_tiles(blocks), items, count, params);
+    return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
+}
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t qsgd_hop_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
+    if (count <= 0) return OK;
+    COMPLL_LAUNCH(qsgd_hop_begin, over_items(count), items, count, params);
+    COMPLL_LAUNCH(qsgd_hop_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

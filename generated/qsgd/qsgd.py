@@ -22,12 +22,14 @@ OPERATIONS = {}
 #     store field norm: float[((n + 511) / 512)] = sqrt(norm_add[i])
 #     store field level: uint<3>[n] = uint<3>(stochastic_round0(((abs(gradient[i]) / sqrt(norm_add[(i / 512)])) * 0x1.c000000000000p+2)))
 #     store field negative: uint<1>[n] = uint<1>((gradient[i] < 0x0.0p+0))
+#     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
     params=[],
     states=[],
     fields=["norm", "level", "negative", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -85,15 +87,15 @@ def encode_pass0_tile(k, tile, count, block0, b_r_norm_add, b_h0):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = bad | not_finite(v_gradient)
             t0 = absolute(v_gradient)
-            t1 = per_block(Float, f32, b_h0, start + at, 512, block0, live)
+            t1 = per_block(Float, f32, b_h0, start + at, 512, block0, live, WIDTH)
             t2 = divide(t0, t1)
             t3 = t2 * splat(Float, 7.0)
             t4 = stochastic_round(row_of(r0, row), t3)
             t5 = saturate(Int32, t4, 0, 7)
             t6 = lt(v_gradient, splat(Float, 0.0))
             t7 = widen(Int32, bit(t6))
+            bad = keep(live, bad | not_finite(v_gradient), bad)
             pack(3, k.f_level, start + at, t5, live)
             pack(1, k.f_negative, start + at, t7, live)
     if any_(bad):
@@ -175,6 +177,7 @@ decode_frame = frame_type(
     states=[],
     fields=["norm", "level", "negative", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -191,12 +194,11 @@ def decode_pass0_tile(k, tile, count):
             v_level = unpack(3, k.f_level, start + at, live)
             t0 = eq(v_negative, splat(Int32, 1))
             t1 = widen(Float, v_level)
-            t2 = per_block(Float, f32, k.f_norm, start + at, 512, 0, live)
-            t3 = divide(t2, splat(Float, 7.0))
-            t4 = t1 * t3
-            t5 = -t4
-            t6 = select(t0, t5, t4)
-            store(u32, k.gradient, start + at, float_bits(t6), live)
+            t2 = splat(Float, (divide(load(f32, f32, k.f_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))
+            t3 = t1 * t2
+            t4 = -t3
+            t5 = select(t0, t4, t3)
+            store(u32, k.gradient, start + at, float_bits(t5), live)
 
 
 @loop(decode_frame)
@@ -262,6 +264,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["norm", "level", "negative", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -280,14 +283,13 @@ def decode_add_pass0_tile(k, tile, count):
             v_level = unpack(3, k.f_level, start + at, live)
             t0 = eq(v_negative, splat(Int32, 1))
             t1 = widen(Float, v_level)
-            t2 = per_block(Float, f32, k.f_norm, start + at, 512, 0, live)
-            t3 = divide(t2, splat(Float, 7.0))
-            t4 = t1 * t3
-            t5 = -t4
-            t6 = select(t0, t5, t4)
-            t7 = u_scale * t6
-            t8 = v_gradient + t7
-            store(u32, k.gradient, start + at, float_bits(t8), live)
+            t2 = splat(Float, (divide(load(f32, f32, k.f_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))
+            t3 = t1 * t2
+            t4 = -t3
+            t5 = select(t0, t4, t3)
+            t6 = u_scale * t5
+            t7 = v_gradient + t6
+            store(u32, k.gradient, start + at, float_bits(t7), live)
 
 
 @loop(decode_add_frame)
@@ -335,4 +337,185 @@ OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
     [(decode_add_pass0, 64), ],
+)
+
+
+# ---- hop ----
+# hop qsgd
+#   static param bits: uint8
+#   static param bucket: int
+#   field norm: float[((n + 511) / 512)]
+#   field level: uint<3>[n]
+#   field negative: uint<1>[n]
+#   received received_norm: float[((n + 511) / 512)]
+#   received received_level: uint<3>[n]
+#   received received_negative: uint<1>[n]
+#   pass[n] by 512
+#     norm_add: float[((n + 511) / 512)] = reduce[n] by 512 ((scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))))) * (scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2)))))) from 0x0.0p+0
+#       by add, where add(a, b) = (a + b)
+#     store field norm: float[((n + 511) / 512)] = sqrt(norm_add[i])
+#     store field level: uint<3>[n] = uint<3>(stochastic_round0(((abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2)))))) / sqrt(norm_add[(i / 512)])) * 0x1.c000000000000p+2)))
+#     store field negative: uint<1>[n] = uint<1>(((scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))))) < 0x0.0p+0))
+#     check[n] (scale * (gradient[i] + ((received_negative[i] == 1) ? neg((float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))) : (float(received_level[i]) * (received_norm[(i / 512)] / 0x1.c000000000000p+2))))) is finite
+
+hop_frame = frame_type(
+    params=[],
+    states=[],
+    fields=["norm", "level", "negative", ],
+    vectors=[],
+    received=["received_norm", "received_level", "received_negative", ],
+    scalars=[],
+)
+
+
+@inner
+def hop_add_0(a, b):
+    return (a + b)
+
+
+hop_add_0_fold, hop_add_0_tiles = reduction(hop_add_0)
+
+
+
+@inner
+def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add):
+    u_scale = splat(Float, one(k.scale))
+    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+        a_norm_add = splat(Float, 0)
+        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+            at = row * LANES + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_negative = unpack(1, k.received_negative, start + at, live)
+            v_received_level = unpack(3, k.received_level, start + at, live)
+            t0 = eq(v_received_negative, splat(Int32, 1))
+            t1 = widen(Float, v_received_level)
+            t2 = splat(Float, (divide(load(f32, f32, k.f_received_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))
+            t3 = t1 * t2
+            t4 = -t3
+            t5 = select(t0, t4, t3)
+            t6 = v_gradient + t5
+            t7 = u_scale * t6
+            t8 = t7 * t7
+            a_norm_add = t8 if row == 0 else keep(live, hop_add_0(a_norm_add, t8), a_norm_add)
+        store(f32, lanes_norm_add, block * WIDTH, a_norm_add, WHOLE)
+    store(f32, tiles_norm_add, t, hop_add_0_fold(Float, f32, lanes_norm_add, rest), WHOLE)
+
+
+@inner
+def hop_pass0_blocks(k, begin, stop, block0, b_r_norm_add, b_h0):
+    lanes_norm_add = buffer_of(f32)
+    tiles_norm_add = memory(f32, 1)
+    for j in range((stop - begin + 511) // 512):
+        origin = begin + j * 512
+        length = min(512, stop - origin)
+        for t in range(tiles_of(length)):
+            rest = length - t * TILE
+            if rest >= TILE or rest % WIDTH == 0:
+                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
+            else:
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
+        x_norm_add = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_add_0_tiles(Float, f32, tiles_norm_add, tiles_of(length))))
+        store(f32, b_r_norm_add, j, first(x_norm_add), WHOLE)
+        store(f32, b_h0, j, (sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE))), WHOLE)
+        store(u32, k.f_norm, block0 + j, float_bits((sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE)))), WHOLE)
+
+
+@inner
+def hop_pass0_tile(k, tile, count, block0, b_r_norm_add, b_h0):
+    start = tile * TILE
+    u_scale = splat(Float, one(k.scale))
+    r0 = rows_buffer()
+    bad = splat(Mask, False)
+    for block in range(BLOCKS):
+        random_halves(r0, k.seed, 0, tile, block * WIDTH)
+        for row in range(ROWS):
+            at = row * LANES + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_negative = unpack(1, k.received_negative, start + at, live)
+            v_received_level = unpack(3, k.received_level, start + at, live)
+            t0 = eq(v_received_negative, splat(Int32, 1))
+            t1 = widen(Float, v_received_level)
+            t2 = splat(Float, (divide(load(f32, f32, k.f_received_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))
+            t3 = t1 * t2
+            t4 = -t3
+            t5 = select(t0, t4, t3)
+            t6 = v_gradient + t5
+            t7 = u_scale * t6
+            t8 = absolute(t7)
+            t9 = per_block(Float, f32, b_h0, start + at, 512, block0, live, WIDTH)
+            t10 = divide(t8, t9)
+            t11 = t10 * splat(Float, 7.0)
+            t12 = stochastic_round(row_of(r0, row), t11)
+            t13 = saturate(Int32, t12, 0, 7)
+            t14 = lt(t7, splat(Float, 0.0))
+            t15 = widen(Int32, bit(t14))
+            bad = keep(live, bad | not_finite(t7), bad)
+            pack(3, k.f_level, start + at, t13, live)
+            pack(1, k.f_negative, start + at, t15, live)
+    if any_(bad):
+        k.bad = 1
+
+
+@loop(hop_frame)
+def hop_pass0(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    b_r_norm_add = memory(f32, 2)
+    b_h0 = memory(f32, 2)
+    for span in range(begin, end):
+        block0 = span * 2
+        stop = min((span + 1) * 1024, k.length)
+        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_norm_add, b_h0)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                hop_pass0_tile(k, tile, WHOLE, block0, b_r_norm_add, b_h0)
+            else:
+                hop_pass0_tile(k, tile, count, block0, b_r_norm_add, b_h0)
+    set_flags(flags)
+
+
+
+@inner
+def hop_before0(k):
+    end = 0
+    k.at_norm = align(end, 16)
+    k.f_norm = k.payload + k.at_norm
+    gap_norm = end
+    end = k.at_norm + max(0, native((divide((one(k.n) + splat(i64, 511)), splat(i64, 512))))) * 4
+    k.at_level = align(end, 16)
+    k.f_level = k.payload + k.at_level
+    gap_level = end
+    end = k.at_level + (max(0, native(one(k.n))) * 3 + 7) // 8
+    k.at_negative = align(end, 16)
+    k.f_negative = k.payload + k.at_negative
+    gap_negative = end
+    end = k.at_negative + (max(0, native(one(k.n))) * 1 + 7) // 8
+    k.end = end
+    if k.capacity < end or k.source_length != end:
+        return BAD_BUFFER
+    k.f_received_norm = k.source + k.at_norm
+    k.f_received_level = k.source + k.at_level
+    k.f_received_negative = k.source + k.at_negative
+    clear(k.payload + gap_norm, k.f_norm)
+    clear(k.payload + gap_level, k.f_level)
+    clear(k.payload + gap_negative, k.f_negative)
+    k.length = native(one(k.n))
+    return (max(k.length, 0) + 1023) // 1024
+
+
+@step(hop_frame)
+def hop_step0(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = hop_before0(frame[0])
+    set_flags(flags)
+    return status
+
+
+OPERATIONS["hop"] = Kernels(
+    hop_frame,
+    [hop_step0, ],
+    [(hop_pass0, 64), ],
 )

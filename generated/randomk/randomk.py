@@ -15,12 +15,15 @@ OPERATIONS = {}
 #   field value: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #     store field value: float[min(max(int(ceil((ratio * float(n)))), 0), n)] = gradient[random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))]
+#   pass[n]
+#     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
     params=[("p_ratio", "float32"), ],
     states=[],
     fields=["value", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -77,7 +80,7 @@ def encode_pass1_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = bad | not_finite(v_gradient)
+            bad = keep(live, bad | not_finite(v_gradient), bad)
     if any_(bad):
         k.bad = 1
 
@@ -157,6 +160,7 @@ decode_frame = frame_type(
     states=[],
     fields=["value", ],
     vectors=["v_gradient_scatter_index", ],
+    received=[],
     scalars=[],
 )
 
@@ -332,6 +336,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["value", ],
     vectors=["v_gradient_scatter_index", ],
+    received=[],
     scalars=[],
 )
 

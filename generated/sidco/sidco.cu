@@ -59,6 +59,7 @@ constexpr int64_t FRAME_BYTES = 256;  // the greatest frame below; an item's scr
 //       where add(a, b) = (a + b)
 //     threshold_greater: float = reduce[n] abs(gradient[i]) from 0x0.0p+0 by greater
 //       where greater(a, b) = max(a, b)
+//     check[n] gradient[i] is finite
 //   threshold: float = (neg(log((true ? max(ratio, 0x1.0000000000000p-2) : ratio))) * (threshold_add / float(max(n, 1))))
 //   pass[n]
 //     over_add: float = reduce[n] max((abs(gradient[i]) - threshold), 0x0.0p+0) from 0x0.0p+0 by add
@@ -134,8 +135,8 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
             const Float t0 = absolute(v_gradient);
+            bad = bad || not_finite(v_gradient);
             a_threshold_add[block] = row == 0 ? t0 : EncodeAddOf0{}(a_threshold_add[block], t0);
             a_threshold_greater[block] = row == 0 ? t0 : EncodeGreaterOf1{}(a_threshold_greater[block], t0);
         }
@@ -510,18 +511,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) sidco_encode_begin
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
-            else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
+        else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -553,18 +551,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) sidco_encode_then0
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_encode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
-            else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
+        else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -598,31 +593,25 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) sidco_encode_then1
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_encode_pass2(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
-            else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
+        else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_encode_count_bits0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_bits(part, k.v_index_filter_mask, k.n, k.index_filter_first);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_bits(part, k.v_index_filter_mask, k.n, k.index_filter_first);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) sidco_encode_after_count_bits0(compll_item* items, int64_t count, const void* params) {
@@ -641,30 +630,24 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) sidco_encode_after
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_encode_write_bits1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        write_bits(part, k.v_index_filter_mask, k.n, k.index_filter_first, k.index_filter_count_, k.v_index_filter);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    write_bits(part, k.v_index_filter_mask, k.n, k.index_filter_first, k.index_filter_count_, k.v_index_filter);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_encode_pass3(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.index_filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass3<true>(item, k, p, tile, TILE);
-            else encode_pass3<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.index_filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass3<true>(item, k, p, tile, TILE);
+        else encode_pass3<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -681,64 +664,52 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) sidco_decode_begin
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.index_filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.index_filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_decode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass1<true>(item, k, p, tile, TILE);
-            else decode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass1<true>(item, k, p, tile, TILE);
+        else decode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_decode_ascends0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        ascends(part, k.v_gradient_scatter_index, k.index_filter_count_, k.n, item.status, REFUSED);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    ascends(part, k.v_gradient_scatter_index, k.index_filter_count_, k.n, item.status, REFUSED);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_decode_pass2(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.index_filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass2<true>(item, k, p, tile, TILE);
-            else decode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.index_filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass2<true>(item, k, p, tile, TILE);
+        else decode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -755,47 +726,38 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) sidco_decode_add_b
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.index_filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.index_filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_decode_add_ascends0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        ascends(part, k.v_gradient_scatter_index, k.index_filter_count_, k.n, item.status, REFUSED);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    ascends(part, k.v_gradient_scatter_index, k.index_filter_count_, k.n, item.status, REFUSED);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) sidco_decode_add_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.index_filter_count_;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass1<true>(item, k, p, tile, TILE);
-            else decode_add_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.index_filter_count_;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass1<true>(item, k, p, tile, TILE);
+        else decode_add_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -827,40 +789,42 @@ COMPLL_EXPORT int64_t sidco_scratch_bytes(int64_t n, [[maybe_unused]] const void
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t sidco_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t sidco_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t sidco_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(sidco_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(sidco_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(sidco_encode_pass0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(sidco_encode_then0, over_items(count), items, count, params);
-    COMPLL_LAUNCH(sidco_encode_pass1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(sidco_encode_pass1, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(sidco_encode_then1, over_items(count), items, count, params);
-    COMPLL_LAUNCH(sidco_encode_pass2, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(sidco_encode_count_bits0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(sidco_encode_pass2, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(sidco_encode_count_bits0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(sidco_encode_after_count_bits0, over_items(count), items, count, params);
-    COMPLL_LAUNCH(sidco_encode_write_bits1, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(sidco_encode_pass3, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(sidco_encode_write_bits1, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(sidco_encode_pass3, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t sidco_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t sidco_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(sidco_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(sidco_decode_pass0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(sidco_decode_pass1, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(sidco_decode_ascends0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(sidco_decode_pass2, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(sidco_decode_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(sidco_decode_pass1, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(sidco_decode_ascends0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(sidco_decode_pass2, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t sidco_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t sidco_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(sidco_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(sidco_decode_add_pass0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(sidco_decode_add_ascends0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(sidco_decode_add_pass1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(sidco_decode_add_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(sidco_decode_add_ascends0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(sidco_decode_add_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

@@ -22,6 +22,7 @@ OPERATIONS = {}
 #       where add(a, b) = (a + b)
 #     threshold_greater: float = reduce[n] abs(gradient[i]) from 0x0.0p+0 by greater
 #       where greater(a, b) = max(a, b)
+#     check[n] gradient[i] is finite
 #   threshold: float = (neg(log((true ? max(ratio, 0x1.0000000000000p-2) : ratio))) * (threshold_add / float(max(n, 1))))
 #   pass[n]
 #     over_add: float = reduce[n] max((abs(gradient[i]) - threshold), 0x0.0p+0) from 0x0.0p+0 by add
@@ -43,6 +44,7 @@ encode_frame = frame_type(
     states=[],
     fields=["index", "field1", ],
     vectors=["v_index_filter_mask", "v_index_filter", "threshold_add_tiles", "threshold_greater_tiles", "over_add_tiles", "over_add_1_tiles", "index_filter_first", ],
+    received=[],
     scalars=[("threshold_add_", "float32"), ("threshold_greater_", "float32"), ("threshold_", "float32"), ("over_add_", "float32"), ("over_add_1_", "int64"), ("over_", "float32"), ("threshold_1_", "float32"), ("threshold_2_", "float32"), ("index_filter_count_", "int64")],
 )
 
@@ -85,8 +87,8 @@ def encode_pass0_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = bad | not_finite(v_gradient)
             t0 = absolute(v_gradient)
+            bad = keep(live, bad | not_finite(v_gradient), bad)
             a_threshold_add = t0 if row == 0 else keep(live, encode_add_0(a_threshold_add, t0), a_threshold_add)
             a_threshold_greater = t0 if row == 0 else keep(live, encode_greater_1(a_threshold_greater, t0), a_threshold_greater)
         store(f32, lanes_threshold_add, block * WIDTH, a_threshold_add, WHOLE)
@@ -380,6 +382,7 @@ decode_frame = frame_type(
     states=[],
     fields=["index", "field1", ],
     vectors=["v_gradient_scatter_index", ],
+    received=[],
     scalars=[("index_filter_count_", "int64")],
 )
 
@@ -553,6 +556,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["index", "field1", ],
     vectors=["v_gradient_scatter_index", ],
+    received=[],
     scalars=[("index_filter_count_", "int64")],
 )
 

@@ -45,6 +45,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //   pass[n]
 //     store field code: uint<2>[n] = uint<2>((((gradient[i] + residual[i]) >= threshold) ? 2 : (((gradient[i] + residual[i]) <= neg(threshold)) ? 0 : 1)))
 //     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - (float((uint<2>((((gradient[i] + residual[i]) >= threshold) ? 2 : (((gradient[i] + residual[i]) <= neg(threshold)) ? 0 : 1))) - 1)) * threshold))) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - (float((uint<2>((((gradient[i] + residual[i]) >= threshold) ? 2 : (((gradient[i] + residual[i]) <= neg(threshold)) ? 0 : 1))) - 1)) * threshold)) : 0x0.0p+0)
+//     check[n] gradient[i] is finite
 
 struct EncodeFrame {
     int64_t n;
@@ -78,7 +79,6 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
             const Float t0 = v_gradient + v_residual;
             const Mask t1 = ge(t0, u_threshold);
             const Float t2 = -u_threshold;
@@ -93,6 +93,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Float t11 = absolute(t10);
             const Mask t12 = le(t11, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t13 = select(t12, t10, splat<Float>(0x0.0p+0f));
+            bad = bad || not_finite(v_gradient);
             o_code.put(row, block, uint32_t(t6));
             o_state_residual.at[block] = static_cast<float>(t13);
         }
@@ -285,9 +286,124 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     return true;
 }
 
+// ---- hop ----
+// hop tbq
+//   param threshold: float
+//   state residual: float[n]
+//   field code: uint<2>[n]
+//   received received_code: uint<2>[n]
+//   pass[n]
+//     store field code: uint<2>[n] = uint<2>(((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) >= threshold) ? 2 : ((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) <= neg(threshold)) ? 0 : 1)))
+//     store state residual: float[n] = ((abs((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) - (float((uint<2>(((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) >= threshold) ? 2 : ((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) <= neg(threshold)) ? 0 : 1))) - 1)) * threshold))) <= 0x1.fffffe0000000p+127) ? (((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) - (float((uint<2>(((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) >= threshold) ? 2 : ((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) <= neg(threshold)) ? 0 : 1))) - 1)) * threshold)) : 0x0.0p+0)
+//     check[n] (scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) is finite
+
+struct HopFrame {
+    int64_t n;
+    uint64_t seed, shared_seed;
+    float scale;
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
+    Gradient* gradient;
+    uint8_t* f_code;
+    const uint8_t* f_received_code;
+    const float* s_residual;
+    float* new_residual;
+};
+static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const Float u_threshold = splat<Float>(p.threshold_);
+    const auto c_received_code = unpack<2, FULL>(k.f_received_code + tile * (LANES * 2), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
+    Codes<2> o_code;
+    o_code.clear();
+    bool bad = false;
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+        Quad<float> o_state_residual = {};
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_code = widen<Int32>(c_received_code.get(row, block));
+            const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
+            const Int32 t0 = wrap_subtract(v_received_code, splat<Int32>(INT64_C(1)));
+            const Float t1 = widen<Float>(t0);
+            const Float t2 = t1 * u_threshold;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            const Float t5 = t4 + v_residual;
+            const Mask t6 = ge(t5, u_threshold);
+            const Float t7 = -u_threshold;
+            const Mask t8 = le(t5, t7);
+            const Int32 t9 = select(t8, splat<Int32>(INT64_C(0)), splat<Int32>(INT64_C(1)));
+            const Int32 t10 = select(t6, splat<Int32>(INT64_C(2)), t9);
+            const Int32 t11 = widen<Int32>(t10);
+            const Int32 t12 = wrap_subtract(t11, splat<Int32>(INT64_C(1)));
+            const Float t13 = widen<Float>(t12);
+            const Float t14 = t13 * u_threshold;
+            const Float t15 = t5 - t14;
+            const Float t16 = absolute(t15);
+            const Mask t17 = le(t16, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t18 = select(t17, t15, splat<Float>(0x0.0p+0f));
+            bad = bad || not_finite(t4);
+            o_code.put(row, block, uint32_t(t11));
+            o_state_residual.at[block] = static_cast<float>(t18);
+        }
+        store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
+    }
+    pack<2, FULL>(k.f_code + tile * (LANES * 2), o_code, thread, count);
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
+}
+
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_code = item.payload + at.code_;
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
+    clear(item.payload + end, item.payload + at.code_);
+    end = at.code_end;
+    item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    const Layout at = layout(item.n, p, Counts{});
+    if (item.source_length != at.end || !is_aligned(item.source)) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    k.f_received_code = item.source + at.code_;
+    k.s_residual = item.state[0];
+    k.new_residual = item.new_state[0];
+    k.wide = k.wide && is_aligned(k.s_residual) && is_aligned(k.new_residual);
+    hop_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
+    return true;
+}
+
 }  // namespace
 
-// ---- kernels: 6, each with the arguments (items, count, params) ----
+// ---- kernels: 8, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) tbq_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -302,18 +418,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) tbq_encode_begin(c
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) tbq_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
-            else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
+        else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -330,18 +443,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) tbq_decode_begin(c
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) tbq_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -358,18 +468,40 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) tbq_decode_add_beg
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) tbq_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) tbq_hop_begin(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+        } while (false);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) tbq_hop_pass0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass0<true>(item, k, p, tile, TILE);
+        else hop_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -398,30 +530,45 @@ COMPLL_EXPORT int64_t tbq_scratch_bytes(int64_t n, [[maybe_unused]] const void* 
         k.n = n;
         most = greater(most, decode_add_scratch(k, p, nullptr));
     }
+    {
+        HopFrame k{};
+        k.n = n;
+        most = greater(most, hop_scratch(k, p, nullptr));
+    }
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t tbq_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t tbq_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t tbq_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(tbq_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(tbq_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(tbq_encode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t tbq_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t tbq_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(tbq_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(tbq_decode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(tbq_decode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t tbq_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t tbq_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(tbq_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(tbq_decode_add_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(tbq_decode_add_pass0, over_tiles(blocks), items, count, params);
+    return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
+}
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t tbq_hop_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
+    if (count <= 0) return OK;
+    COMPLL_LAUNCH(tbq_hop_begin, over_items(count), items, count, params);
+    COMPLL_LAUNCH(tbq_hop_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

@@ -17,12 +17,14 @@ OPERATIONS = {}
 #   pass[n]
 #     store field code: uint<2>[n] = uint<2>((((gradient[i] + residual[i]) >= threshold) ? 2 : (((gradient[i] + residual[i]) <= neg(threshold)) ? 0 : 1)))
 #     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - (float((uint<2>((((gradient[i] + residual[i]) >= threshold) ? 2 : (((gradient[i] + residual[i]) <= neg(threshold)) ? 0 : 1))) - 1)) * threshold))) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - (float((uint<2>((((gradient[i] + residual[i]) >= threshold) ? 2 : (((gradient[i] + residual[i]) <= neg(threshold)) ? 0 : 1))) - 1)) * threshold)) : 0x0.0p+0)
+#     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
     params=[("p_threshold", "float32"), ],
     states=['residual'],
     fields=["code", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -39,7 +41,6 @@ def encode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            bad = bad | not_finite(v_gradient)
             t0 = v_gradient + v_residual
             t1 = ge(t0, u_threshold)
             t2 = -u_threshold
@@ -54,6 +55,7 @@ def encode_pass0_tile(k, tile, count):
             t11 = absolute(t10)
             t12 = le(t11, splat(Float, 3.4028234663852886e+38))
             t13 = select(t12, t10, splat(Float, 0.0))
+            bad = keep(live, bad | not_finite(v_gradient), bad)
             pack(2, k.f_code, start + at, t6, live)
             store(f32, k.new_residual, start + at, t13, live)
     if any_(bad):
@@ -118,6 +120,7 @@ decode_frame = frame_type(
     states=[],
     fields=["code", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -192,6 +195,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["code", ],
     vectors=[],
+    received=[],
     scalars=[],
 )
 
@@ -255,4 +259,112 @@ OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
     [(decode_add_pass0, 64), ],
+)
+
+
+# ---- hop ----
+# hop tbq
+#   param threshold: float
+#   state residual: float[n]
+#   field code: uint<2>[n]
+#   received received_code: uint<2>[n]
+#   pass[n]
+#     store field code: uint<2>[n] = uint<2>(((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) >= threshold) ? 2 : ((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) <= neg(threshold)) ? 0 : 1)))
+#     store state residual: float[n] = ((abs((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) - (float((uint<2>(((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) >= threshold) ? 2 : ((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) <= neg(threshold)) ? 0 : 1))) - 1)) * threshold))) <= 0x1.fffffe0000000p+127) ? (((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) - (float((uint<2>(((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) >= threshold) ? 2 : ((((scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) + residual[i]) <= neg(threshold)) ? 0 : 1))) - 1)) * threshold)) : 0x0.0p+0)
+#     check[n] (scale * (gradient[i] + (float((received_code[i] - 1)) * threshold))) is finite
+
+hop_frame = frame_type(
+    params=[("p_threshold", "float32"), ],
+    states=['residual'],
+    fields=["code", ],
+    vectors=[],
+    received=["received_code", ],
+    scalars=[],
+)
+
+
+
+@inner
+def hop_pass0_tile(k, tile, count):
+    start = tile * TILE
+    u_scale = splat(Float, one(k.scale))
+    u_threshold = splat(Float, one(k.p_threshold))
+    bad = splat(Mask, False)
+    for block in range(1):
+        for row in range(TILE // WIDTH):
+            at = row * WIDTH + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_code = unpack(2, k.received_code, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
+            t0 = v_received_code - splat(Int32, 1)
+            t1 = widen(Float, t0)
+            t2 = t1 * u_threshold
+            t3 = v_gradient + t2
+            t4 = u_scale * t3
+            t5 = t4 + v_residual
+            t6 = ge(t5, u_threshold)
+            t7 = -u_threshold
+            t8 = le(t5, t7)
+            t9 = select(t8, splat(Int32, 0), splat(Int32, 1))
+            t10 = select(t6, splat(Int32, 2), t9)
+            t11 = widen(Int32, t10)
+            t12 = t11 - splat(Int32, 1)
+            t13 = widen(Float, t12)
+            t14 = t13 * u_threshold
+            t15 = t5 - t14
+            t16 = absolute(t15)
+            t17 = le(t16, splat(Float, 3.4028234663852886e+38))
+            t18 = select(t17, t15, splat(Float, 0.0))
+            bad = keep(live, bad | not_finite(t4), bad)
+            pack(2, k.f_code, start + at, t11, live)
+            store(f32, k.new_residual, start + at, t18, live)
+    if any_(bad):
+        k.bad = 1
+
+
+@loop(hop_frame)
+def hop_pass0(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    for tile in range(begin, end):
+        count = k.length - tile * TILE
+        if count >= TILE:
+            hop_pass0_tile(k, tile, WHOLE)
+        else:
+            hop_pass0_tile(k, tile, count)
+    set_flags(flags)
+
+
+
+@inner
+def hop_before0(k):
+    end = 0
+    k.at_code = align(end, 16)
+    k.f_code = k.payload + k.at_code
+    gap_code = end
+    end = k.at_code + (max(0, native(one(k.n))) * 2 + 7) // 8
+    k.end = end
+    if k.capacity < end or k.source_length != end:
+        return BAD_BUFFER
+    k.f_received_code = k.source + k.at_code
+    clear(k.payload + gap_code, k.f_code)
+    if k.outside != 0 and k.n > 0:
+        return OUT_OF_RANGE
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
+
+
+@step(hop_frame)
+def hop_step0(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = hop_before0(frame[0])
+    set_flags(flags)
+    return status
+
+
+OPERATIONS["hop"] = Kernels(
+    hop_frame,
+    [hop_step0, ],
+    [(hop_pass0, 64), ],
 )

@@ -40,7 +40,7 @@ COMPLL_DEVICE bool read_counts([[maybe_unused]] const compll_item& item, [[maybe
     return true;
 }
 
-constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scratch begins with it
+constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scratch begins with it
 
 // ---- encode ----
 // encode terngrad
@@ -55,6 +55,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //       where smaller(a, b) = min(a, b)
 //     high: float = reduce[n] gradient[i] from -inf by greater
 //       where greater(a, b) = max(a, b)
+//     check[n] gradient[i] is finite
 //   gap: float = ((high - low) / 0x1.8000000000000p+1)
 //   put low: float = low
 //   put gap: float = gap
@@ -369,9 +370,197 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     return true;
 }
 
+// ---- hop ----
+// hop terngrad
+//   static param bitwidth: uint8
+//   field bitwidth: uint8
+//   field low: float
+//   field gap: float
+//   field level: uint<2>[n]
+//   received received_bitwidth: uint8
+//   received received_low: float
+//   received received_gap: float
+//   received received_level: uint<2>[n]
+//   received_bitwidth_read = get received_bitwidth: uint8
+//   guard bitwidth: received_bitwidth_read == 2
+//   received_low_1 = get received_low: float
+//   received_gap_1 = get received_gap: float
+//   put bitwidth: uint8 = 2
+//   pass[n]
+//     low: float = reduce[n] (scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) from inf by smaller
+//       where smaller(a, b) = min(a, b)
+//     high: float = reduce[n] (scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) from -inf by greater
+//       where greater(a, b) = max(a, b)
+//     check[n] (scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) is finite
+//   gap: float = ((high - low) / 0x1.8000000000000p+1)
+//   put low: float = low
+//   put gap: float = gap
+//   pass[n]
+//     store field level: uint<2>[n] = uint<2>(stochastic_round0((((scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) - low) / gap)))
+
+struct HopFrame {
+    int64_t n;
+    uint64_t seed, shared_seed;
+    float scale;
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
+    Gradient* gradient;
+    uint8_t* f_bitwidth;
+    uint8_t* f_low;
+    uint8_t* f_gap;
+    uint8_t* f_level;
+    const uint8_t* f_received_bitwidth;
+    const uint8_t* f_received_low;
+    const uint8_t* f_received_gap;
+    const uint8_t* f_received_level;
+    int64_t received_bitwidth_read_;
+    float received_low_1_;
+    float received_gap_1_;
+    float low_;
+    float high_;
+    float gap_;
+    float* low_tiles;
+    float* high_tiles;
+};
+static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
+
+struct HopSmallerOf0 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (smaller(a, b)); }
+};
+
+struct HopGreaterOf1 {
+    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+};
+
+template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const Float u_received_gap_1 = splat<Float>(k.received_gap_1_);
+    const Float u_received_low_1 = splat<Float>(k.received_low_1_);
+    const auto c_received_level = unpack<2, FULL>(k.f_received_level + tile * (LANES * 2), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    Float a_low[QUAD] = {};
+    Float a_high[QUAD] = {};
+    bool bad = false;
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_level = widen<Int32>(c_received_level.get(row, block));
+            const Float t0 = widen<Float>(v_received_level);
+            const Float t1 = t0 * u_received_gap_1;
+            const Float t2 = t1 + u_received_low_1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            bad = bad || not_finite(t4);
+            a_low[block] = row == 0 ? t4 : HopSmallerOf0{}(a_low[block], t4);
+            a_high[block] = row == 0 ? t4 : HopGreaterOf1{}(a_high[block], t4);
+        }
+    }
+    const int lanes = count < LANES ? count : LANES;
+    const Float t_low = fold(a_low, thread, lanes, HopSmallerOf0{});
+    if (thread == 0) k.low_tiles[tile] = t_low;
+    const Float t_high = fold(a_high, thread, lanes, HopGreaterOf1{});
+    if (thread == 0) k.high_tiles[tile] = t_high;
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
+}
+
+template <bool FULL> COMPLL_DEVICE void hop_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int thread = threadIdx.x % WARP;
+    const Float u_scale = splat<Float>(k.scale);
+    const Float u_received_gap_1 = splat<Float>(k.received_gap_1_);
+    const Float u_received_low_1 = splat<Float>(k.received_low_1_);
+    const Float u_low = splat<Float>(k.low_);
+    const Float u_gap = splat<Float>(k.gap_);
+    const auto c_received_level = unpack<2, FULL>(k.f_received_level + tile * (LANES * 2), thread, count);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    Codes<2> o_level;
+    o_level.clear();
+    Halves r0[QUAD];
+#pragma unroll
+    for (int block = 0; block < QUAD; ++block) r0[block].fill(k.seed, 0, tile, QUAD * thread + block);
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+        for (int block = 0; block < QUAD; ++block) {
+            const int at = row * LANES + QUAD * thread + block;
+            [[maybe_unused]] constexpr int live = 1;
+            if (!FULL && at >= count) break;
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_level = widen<Int32>(c_received_level.get(row, block));
+            const Float t0 = widen<Float>(v_received_level);
+            const Float t1 = t0 * u_received_gap_1;
+            const Float t2 = t1 + u_received_low_1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            const Float t5 = t4 - u_low;
+            const Float t6 = divide(t5, u_gap);
+            const Float t7 = stochastic_round(r0[block][row], t6);
+            const Int32 t8 = saturate<Int32>(t7, INT64_C(0), INT64_C(3));
+            o_level.put(row, block, uint32_t(t8));
+        }
+    }
+    pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, thread, count);
+}
+
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.low_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    k.high_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_bitwidth = item.payload + at.bitwidth_;
+    k.f_low = item.payload + at.low_;
+    k.f_gap = item.payload + at.gap_;
+    k.f_level = item.payload + at.level_;
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
+    clear(item.payload + end, item.payload + at.bitwidth_);
+    end = at.bitwidth_end;
+    clear(item.payload + end, item.payload + at.low_);
+    end = at.low_end;
+    clear(item.payload + end, item.payload + at.gap_);
+    end = at.gap_end;
+    clear(item.payload + end, item.payload + at.level_);
+    end = at.level_end;
+    item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    const Layout at = layout(item.n, p, Counts{});
+    if (item.source_length != at.end || !is_aligned(item.source)) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    k.f_received_bitwidth = item.source + at.bitwidth_;
+    k.f_received_low = item.source + at.low_;
+    k.f_received_gap = item.source + at.gap_;
+    k.f_received_level = item.source + at.level_;
+    hop_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
+    return true;
+}
+
 }  // namespace
 
-// ---- kernels: 8, each with the arguments (items, count, params) ----
+// ---- kernels: 12, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -387,18 +576,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_encode_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
-            else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
+        else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -432,18 +618,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_encode_th
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_encode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
-            else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
+        else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -467,18 +650,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_decode_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -502,18 +682,90 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_decode_ad
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_hop_begin(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+            k.received_bitwidth_read_ = get<uint8_t>(k.f_received_bitwidth);
+            if (k.received_bitwidth_read_ != INT64_C(2)) {
+                item.status = REFUSED;
+                break;
+            }
+            k.received_low_1_ = get<float>(k.f_received_low);
+            k.received_gap_1_ = get<float>(k.f_received_gap);
+            put<uint8_t>(k.f_bitwidth, INT64_C(2));
+        } while (false);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_hop_pass0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass0<true>(item, k, p, tile, TILE);
+        else hop_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_hop_then0(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+        compll_item& item = items[i];
+        HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+        if (!going(item)) continue;
+        const int64_t tiles = tiles_of(k.n);
+        if (tiles > 0) {
+            const float t_low = fold_tiles(k.low_tiles, tiles, HopSmallerOf0{});
+            if (threadIdx.x == 0) k.low_ = HopSmallerOf0{}(__builtin_inff(), t_low);
+        } else if (threadIdx.x == 0) {
+            k.low_ = __builtin_inff();
         }
+        if (tiles > 0) {
+            const float t_high = fold_tiles(k.high_tiles, tiles, HopGreaterOf1{});
+            if (threadIdx.x == 0) k.high_ = HopGreaterOf1{}(-__builtin_inff(), t_high);
+        } else if (threadIdx.x == 0) {
+            k.high_ = -__builtin_inff();
+        }
+        if (!going(item)) continue;
+        if (threadIdx.x == 0) do {
+            k.gap_ = (divide((k.high_ - k.low_), 0x1.8000000000000p+1f));
+            put<float>(k.f_low, k.low_);
+            put<float>(k.f_gap, k.gap_);
+        } while (false);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_hop_pass1(compll_item* items, int64_t count, const void* params) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    HopFrame& k = *reinterpret_cast<HopFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) hop_pass1<true>(item, k, p, tile, TILE);
+        else hop_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -542,32 +794,49 @@ COMPLL_EXPORT int64_t terngrad_scratch_bytes(int64_t n, [[maybe_unused]] const v
         k.n = n;
         most = greater(most, decode_add_scratch(k, p, nullptr));
     }
+    {
+        HopFrame k{};
+        k.n = n;
+        most = greater(most, hop_scratch(k, p, nullptr));
+    }
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t terngrad_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t terngrad_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t terngrad_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(terngrad_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(terngrad_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(terngrad_encode_pass0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(terngrad_encode_then0, over_items(count), items, count, params);
-    COMPLL_LAUNCH(terngrad_encode_pass1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(terngrad_encode_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t terngrad_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t terngrad_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(terngrad_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(terngrad_decode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(terngrad_decode_pass0, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t terngrad_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t terngrad_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(terngrad_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(terngrad_decode_add_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(terngrad_decode_add_pass0, over_tiles(blocks), items, count, params);
+    return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
+}
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t terngrad_hop_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
+    if (count <= 0) return OK;
+    COMPLL_LAUNCH(terngrad_hop_begin, over_items(count), items, count, params);
+    COMPLL_LAUNCH(terngrad_hop_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(terngrad_hop_then0, over_items(count), items, count, params);
+    COMPLL_LAUNCH(terngrad_hop_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

@@ -22,6 +22,7 @@ OPERATIONS = {}
 #       where smaller(a, b) = min(a, b)
 #     high: float = reduce[n] gradient[i] from -inf by greater
 #       where greater(a, b) = max(a, b)
+#     check[n] gradient[i] is finite
 #   gap: float = ((high - low) / 0x1.8000000000000p+1)
 #   put low: float = low
 #   put gap: float = gap
@@ -33,6 +34,7 @@ encode_frame = frame_type(
     states=[],
     fields=["bitwidth", "low", "gap", "level", ],
     vectors=["low_tiles", "high_tiles", ],
+    received=[],
     scalars=[("low_", "float32"), ("high_", "float32"), ("gap_", "float32")],
 )
 
@@ -67,7 +69,7 @@ def encode_pass0_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = bad | not_finite(v_gradient)
+            bad = keep(live, bad | not_finite(v_gradient), bad)
             a_low = v_gradient if row == 0 else keep(live, encode_smaller_0(a_low, v_gradient), a_low)
             a_high = v_gradient if row == 0 else keep(live, encode_greater_1(a_high, v_gradient), a_high)
         store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
@@ -225,6 +227,7 @@ decode_frame = frame_type(
     states=[],
     fields=["bitwidth", "low", "gap", "level", ],
     vectors=[],
+    received=[],
     scalars=[("bitwidth_read_", "int64"), ("low_1_", "float32"), ("gap_1_", "float32")],
 )
 
@@ -321,6 +324,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["bitwidth", "low", "gap", "level", ],
     vectors=[],
+    received=[],
     scalars=[("bitwidth_read_", "int64"), ("low_1_", "float32"), ("gap_1_", "float32")],
 )
 
@@ -399,4 +403,238 @@ OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
     [(decode_add_pass0, 64), ],
+)
+
+
+# ---- hop ----
+# hop terngrad
+#   static param bitwidth: uint8
+#   field bitwidth: uint8
+#   field low: float
+#   field gap: float
+#   field level: uint<2>[n]
+#   received received_bitwidth: uint8
+#   received received_low: float
+#   received received_gap: float
+#   received received_level: uint<2>[n]
+#   received_bitwidth_read = get received_bitwidth: uint8
+#   guard bitwidth: received_bitwidth_read == 2
+#   received_low_1 = get received_low: float
+#   received_gap_1 = get received_gap: float
+#   put bitwidth: uint8 = 2
+#   pass[n]
+#     low: float = reduce[n] (scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) from inf by smaller
+#       where smaller(a, b) = min(a, b)
+#     high: float = reduce[n] (scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) from -inf by greater
+#       where greater(a, b) = max(a, b)
+#     check[n] (scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) is finite
+#   gap: float = ((high - low) / 0x1.8000000000000p+1)
+#   put low: float = low
+#   put gap: float = gap
+#   pass[n]
+#     store field level: uint<2>[n] = uint<2>(stochastic_round0((((scale * (gradient[i] + ((float(received_level[i]) * received_gap_1) + received_low_1))) - low) / gap)))
+
+hop_frame = frame_type(
+    params=[],
+    states=[],
+    fields=["bitwidth", "low", "gap", "level", ],
+    vectors=["low_tiles", "high_tiles", ],
+    received=["received_bitwidth", "received_low", "received_gap", "received_level", ],
+    scalars=[("received_bitwidth_read_", "int64"), ("received_low_1_", "float32"), ("received_gap_1_", "float32"), ("low_", "float32"), ("high_", "float32"), ("gap_", "float32")],
+)
+
+
+@inner
+def hop_smaller_0(a, b):
+    return (smaller(a, b))
+
+
+hop_smaller_0_fold, hop_smaller_0_tiles = reduction(hop_smaller_0)
+
+
+@inner
+def hop_greater_1(a, b):
+    return (greater(a, b))
+
+
+hop_greater_1_fold, hop_greater_1_tiles = reduction(hop_greater_1)
+
+
+
+@inner
+def hop_pass0_tile(k, tile, count):
+    start = tile * TILE
+    u_scale = splat(Float, one(k.scale))
+    u_received_gap_1 = splat(Float, one(k.received_gap_1_))
+    u_received_low_1 = splat(Float, one(k.received_low_1_))
+    lanes_low = buffer_of(f32)
+    lanes_high = buffer_of(f32)
+    bad = splat(Mask, False)
+    for block in range(BLOCKS):
+        a_low = splat(Float, 0)
+        a_high = splat(Float, 0)
+        for row in range(ROWS):
+            at = row * LANES + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_level = unpack(2, k.received_level, start + at, live)
+            t0 = widen(Float, v_received_level)
+            t1 = t0 * u_received_gap_1
+            t2 = t1 + u_received_low_1
+            t3 = v_gradient + t2
+            t4 = u_scale * t3
+            bad = keep(live, bad | not_finite(t4), bad)
+            a_low = t4 if row == 0 else keep(live, hop_smaller_0(a_low, t4), a_low)
+            a_high = t4 if row == 0 else keep(live, hop_greater_1(a_high, t4), a_high)
+        store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
+        store(f32, lanes_high, block * WIDTH, a_high, WHOLE)
+    x_low = hop_smaller_0_fold(Float, f32, lanes_low, k.length - start)
+    store(f32, k.low_tiles, tile, x_low, WHOLE)
+    x_high = hop_greater_1_fold(Float, f32, lanes_high, k.length - start)
+    store(f32, k.high_tiles, tile, x_high, WHOLE)
+    if any_(bad):
+        k.bad = 1
+
+
+@loop(hop_frame)
+def hop_pass0(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    for tile in range(begin, end):
+        count = k.length - tile * TILE
+        if count >= TILE:
+            hop_pass0_tile(k, tile, WHOLE)
+        else:
+            hop_pass0_tile(k, tile, count)
+    set_flags(flags)
+
+
+
+@inner
+def hop_pass1_tile(k, tile, count):
+    start = tile * TILE
+    u_scale = splat(Float, one(k.scale))
+    u_received_gap_1 = splat(Float, one(k.received_gap_1_))
+    u_received_low_1 = splat(Float, one(k.received_low_1_))
+    u_low = splat(Float, one(k.low_))
+    u_gap = splat(Float, one(k.gap_))
+    r0 = rows_buffer()
+    for block in range(BLOCKS):
+        random_halves(r0, k.seed, 0, tile, block * WIDTH)
+        for row in range(ROWS):
+            at = row * LANES + block * WIDTH
+            live = left(count, at)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_received_level = unpack(2, k.received_level, start + at, live)
+            t0 = widen(Float, v_received_level)
+            t1 = t0 * u_received_gap_1
+            t2 = t1 + u_received_low_1
+            t3 = v_gradient + t2
+            t4 = u_scale * t3
+            t5 = t4 - u_low
+            t6 = divide(t5, u_gap)
+            t7 = stochastic_round(row_of(r0, row), t6)
+            t8 = saturate(Int32, t7, 0, 3)
+            pack(2, k.f_level, start + at, t8, live)
+
+
+@loop(hop_frame)
+def hop_pass1(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    for tile in range(begin, end):
+        count = k.length - tile * TILE
+        if count >= TILE:
+            hop_pass1_tile(k, tile, WHOLE)
+        else:
+            hop_pass1_tile(k, tile, count)
+    set_flags(flags)
+
+
+
+@inner
+def hop_before0(k):
+    end = 0
+    k.at_bitwidth = align(end, 1)
+    k.f_bitwidth = k.payload + k.at_bitwidth
+    gap_bitwidth = end
+    end = k.at_bitwidth + 1
+    k.at_low = align(end, 4)
+    k.f_low = k.payload + k.at_low
+    gap_low = end
+    end = k.at_low + 4
+    k.at_gap = align(end, 4)
+    k.f_gap = k.payload + k.at_gap
+    gap_gap = end
+    end = k.at_gap + 4
+    k.at_level = align(end, 16)
+    k.f_level = k.payload + k.at_level
+    gap_level = end
+    end = k.at_level + (max(0, native(one(k.n))) * 2 + 7) // 8
+    k.end = end
+    if k.capacity < end or k.source_length != end:
+        return BAD_BUFFER
+    k.f_received_bitwidth = k.source + k.at_bitwidth
+    k.f_received_low = k.source + k.at_low
+    k.f_received_gap = k.source + k.at_gap
+    k.f_received_level = k.source + k.at_level
+    end = k.scratch
+    k.low_tiles = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
+    k.high_tiles = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
+    if end - k.scratch > k.room:
+        k.room = end - k.scratch
+        return NEEDS_MEMORY
+    clear(k.payload + gap_bitwidth, k.f_bitwidth)
+    clear(k.payload + gap_low, k.f_low)
+    clear(k.payload + gap_gap, k.f_gap)
+    clear(k.payload + gap_level, k.f_level)
+    k.received_bitwidth_read_ = native(load(i64, u8, k.source + k.at_bitwidth, 0, WHOLE))
+    if native(ne(one(k.received_bitwidth_read_), splat(i64, 2))):
+        return REFUSED
+    k.received_low_1_ = native(load(f32, f32, k.source + k.at_low, 0, WHOLE))
+    k.received_gap_1_ = native(load(f32, f32, k.source + k.at_gap, 0, WHOLE))
+    store(u8, k.payload + k.at_bitwidth, 0, splat(i64, 2), WHOLE)
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
+
+
+@step(hop_frame)
+def hop_step0(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = hop_before0(frame[0])
+    set_flags(flags)
+    return status
+
+
+@inner
+def hop_before1(k):
+    x_low = splat(Float, splat(f32, inf))
+    if k.length > 0:
+        x_low = hop_smaller_0(x_low, splat(Float, hop_smaller_0_tiles(Float, f32, k.low_tiles, tiles_of(k.length))))
+    k.low_ = native(first(x_low))
+    x_high = splat(Float, splat(f32, -inf))
+    if k.length > 0:
+        x_high = hop_greater_1(x_high, splat(Float, hop_greater_1_tiles(Float, f32, k.high_tiles, tiles_of(k.length))))
+    k.high_ = native(first(x_high))
+    k.gap_ = native((divide((one(k.high_) - one(k.low_)), splat(f32, 3.0))))
+    store(u32, k.payload + k.at_low, 0, float_bits(one(k.low_)), WHOLE)
+    store(u32, k.payload + k.at_gap, 0, float_bits(one(k.gap_)), WHOLE)
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
+
+
+@step(hop_frame)
+def hop_step1(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = hop_before1(frame[0])
+    set_flags(flags)
+    return status
+
+
+OPERATIONS["hop"] = Kernels(
+    hop_frame,
+    [hop_step0, hop_step1, ],
+    [(hop_pass0, 64), (hop_pass1, 64), ],
 )

@@ -47,6 +47,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //   field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //   pass[n]
 //     store vector index_topk_keys: uint32[n] = ((float_bits(abs(gradient[i])) ^ ((float_bits(abs(gradient[i])) >= 2147483648) ? 4294967295 : 2147483648)) ^ 4294967295)
+//     check[n] gradient[i] is finite
 //   index_topk: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = least[n] int(ceil((ratio * float(n)))) of index_topk_keys
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //     store field index: uint32[min(max(int(ceil((ratio * float(n)))), 0), n)] = uint32(index_topk[i])
@@ -84,13 +85,13 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
             const Float t0 = absolute(v_gradient);
             const UInt32 t1 = float_bits(t0);
             const Mask t2 = ge(t1, splat<UInt32>(2147483648u));
             const UInt32 t3 = select(t2, splat<UInt32>(4294967295u), splat<UInt32>(2147483648u));
             const UInt32 t4 = t1 ^ t3;
             const UInt32 t5 = t4 ^ splat<UInt32>(4294967295u);
+            bad = bad || not_finite(v_gradient);
             o_vector_index_topk_keys.at[block] = static_cast<uint32_t>(t5);
         }
         store<FULL>(k.v_index_topk_keys + tile * TILE, o_vector_index_topk_keys, row, thread, count);
@@ -394,18 +395,15 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_begin(
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
-            else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
+        else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -421,14 +419,11 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_then0(
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_encode_count_digits0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_digits<32>(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_bins);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_digits<32>(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_bins);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_after_count_digits0(compll_item* items, int64_t count, const void* params) {
@@ -443,14 +438,11 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_after_
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_encode_count_digits1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_digits<21>(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_bins);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_digits<21>(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_bins);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_after_count_digits1(compll_item* items, int64_t count, const void* params) {
@@ -465,14 +457,11 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_after_
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_encode_count_digits2(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_digits<10>(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_bins);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_digits<10>(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_bins);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_after_count_digits2(compll_item* items, int64_t count, const void* params) {
@@ -487,14 +476,11 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_after_
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_encode_count_ranked3(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        count_ranked(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_below, k.index_topk_equal);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    count_ranked(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_below, k.index_topk_equal);
 }
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_after_count_ranked3(compll_item* items, int64_t count, const void* params) {
@@ -511,30 +497,24 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_encode_after_
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_encode_write_least4(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        write_least(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_below, k.index_topk_equal, k.v_index_topk);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    write_least(part, k.v_index_topk_keys, k.n, k.index_topk_rank, k.index_topk_below, k.index_topk_equal, k.v_index_topk);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_encode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
-            else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
+        else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -551,64 +531,52 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_decode_begin(
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
-            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+        else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_decode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = k.n;
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass1<true>(item, k, p, tile, TILE);
-            else decode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass1<true>(item, k, p, tile, TILE);
+        else decode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_decode_ascends0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        ascends(part, k.v_gradient_scatter_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n, item.status, REFUSED);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    ascends(part, k.v_gradient_scatter_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n, item.status, REFUSED);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_decode_pass2(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass2<true>(item, k, p, tile, TILE);
-            else decode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_pass2<true>(item, k, p, tile, TILE);
+        else decode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -625,47 +593,38 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) topk_decode_add_be
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
-            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+        else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_decode_add_ascends0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        ascends(part, k.v_gradient_scatter_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n, item.status, REFUSED);
-    }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    ascends(part, k.v_gradient_scatter_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n, item.status, REFUSED);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) topk_decode_add_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    constexpr int warps = TILE_THREADS / WARP;
-    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
-    for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        compll_item& item = items[i];
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (stopped(item)) continue;
-        const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
-        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass1<true>(item, k, p, tile, TILE);
-            else decode_add_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-        }
+    const Part part = part_of(items, count);
+    compll_item& item = items[part.item];
+    DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+    if (stopped(item)) return;
+    const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) decode_add_pass1<true>(item, k, p, tile, TILE);
+        else decode_add_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -697,43 +656,45 @@ COMPLL_EXPORT int64_t topk_scratch_bytes(int64_t n, [[maybe_unused]] const void*
     return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t topk_encode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+COMPLL_EXPORT int64_t topk_item_blocks(int64_t n) { return item_blocks(n); }
+
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t topk_encode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(topk_encode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(topk_encode_pass0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(topk_encode_pass0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(topk_encode_then0, over_items(count), items, count, params);
-    COMPLL_LAUNCH(topk_encode_count_digits0, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(topk_encode_count_digits0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(topk_encode_after_count_digits0, over_items(count), items, count, params);
-    COMPLL_LAUNCH(topk_encode_count_digits1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(topk_encode_count_digits1, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(topk_encode_after_count_digits1, over_items(count), items, count, params);
-    COMPLL_LAUNCH(topk_encode_count_digits2, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(topk_encode_count_digits2, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(topk_encode_after_count_digits2, over_items(count), items, count, params);
-    COMPLL_LAUNCH(topk_encode_count_ranked3, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(topk_encode_count_ranked3, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(topk_encode_after_count_ranked3, over_items(count), items, count, params);
-    COMPLL_LAUNCH(topk_encode_write_least4, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(topk_encode_pass1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(topk_encode_write_least4, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(topk_encode_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t topk_decode_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t topk_decode_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(topk_decode_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(topk_decode_pass0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(topk_decode_pass1, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(topk_decode_ascends0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(topk_decode_pass2, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(topk_decode_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(topk_decode_pass1, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(topk_decode_ascends0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(topk_decode_pass2, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 
-// `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.
-COMPLL_EXPORT int32_t topk_decode_add_f32(compll_item* items, int64_t count, int64_t most, const void* params, [[maybe_unused]] void* stream) {
+// `blocks`: the item_blocks(n) of all items.  Returns when the kernels are launched, not when they have run.
+COMPLL_EXPORT int32_t topk_decode_add_f32(compll_item* items, int64_t count, [[maybe_unused]] int64_t blocks, const void* params, [[maybe_unused]] void* stream) {
     if (count <= 0) return OK;
     COMPLL_LAUNCH(topk_decode_add_begin, over_items(count), items, count, params);
-    COMPLL_LAUNCH(topk_decode_add_pass0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(topk_decode_add_ascends0, over_tiles(count, most), items, count, params);
-    COMPLL_LAUNCH(topk_decode_add_pass1, over_tiles(count, most), items, count, params);
+    COMPLL_LAUNCH(topk_decode_add_pass0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(topk_decode_add_ascends0, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(topk_decode_add_pass1, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 #endif

@@ -17,6 +17,7 @@ OPERATIONS = {}
 #   field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #   pass[n]
 #     store vector index_topk_keys: uint32[n] = ((float_bits(abs(gradient[i])) ^ ((float_bits(abs(gradient[i])) >= 2147483648) ? 4294967295 : 2147483648)) ^ 4294967295)
+#     check[n] gradient[i] is finite
 #   index_topk: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = least[n] int(ceil((ratio * float(n)))) of index_topk_keys
 #   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #     store field index: uint32[min(max(int(ceil((ratio * float(n)))), 0), n)] = uint32(index_topk[i])
@@ -27,6 +28,7 @@ encode_frame = frame_type(
     states=[],
     fields=["index", "field1", ],
     vectors=["v_index_topk_keys", "v_index_topk", "index_topk_work", ],
+    received=[],
     scalars=[],
 )
 
@@ -41,13 +43,13 @@ def encode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = bad | not_finite(v_gradient)
             t0 = absolute(v_gradient)
             t1 = float_bits(t0)
             t2 = ge(t1, splat(UInt32, 2147483648))
             t3 = select(t2, splat(UInt32, 4294967295), splat(UInt32, 2147483648))
             t4 = t1 ^ t3
             t5 = t4 ^ splat(UInt32, 4294967295)
+            bad = keep(live, bad | not_finite(v_gradient), bad)
             store(u32, k.v_index_topk_keys, start + at, t5, live)
     if any_(bad):
         k.bad = 1
@@ -188,6 +190,7 @@ decode_frame = frame_type(
     states=[],
     fields=["index", "field1", ],
     vectors=["v_gradient_scatter_index", ],
+    received=[],
     scalars=[],
 )
 
@@ -352,6 +355,7 @@ decode_add_frame = frame_type(
     states=[],
     fields=["index", "field1", ],
     vectors=["v_gradient_scatter_index", ],
+    received=[],
     scalars=[],
 )
 

@@ -49,15 +49,17 @@ enum Status : int32_t { OK = 0, NOT_FINITE = 1, OUT_OF_RANGE = -1, REFUSED = -2,
 
 // The C ABI: a call takes a table of items, so that a single call is a batch of one.
 extern "C" struct compll_item {
-    void* gradient;         // encode: input; decode, decode_add: output; of float, half or bfloat16 by the symbol
-    uint8_t* payload;       // encode: output of `capacity` bytes; otherwise input of `length` bytes
+    void* gradient;         // encode, hop: input; decode, decode_add: output; float, half or bfloat16 by the symbol
+    uint8_t* payload;       // encode, hop: output of `capacity` bytes; otherwise input of `length` bytes
     int64_t n;              // elements of the gradient
     int64_t capacity;
-    int64_t length;         // encode: set to the payload's true length
+    int64_t length;         // encode, hop: set to the payload's true length
     const float* const* state;   // one pointer a state vector, in the order of the program
     float* const* new_state;     // may be the same
     uint64_t seed, shared_seed;
-    float scale;            // decode_add
+    float scale;            // decode_add, hop
     int32_t status;         // 0, 1: the input was not finite, or negative: an error
+    const uint8_t* source;  // hop: the payload that is decoded, `source_length` bytes; no part of `payload`
+    int64_t source_length;
 };
 #define COMPLL_EXPORT extern "C" __attribute__((visibility("default")))

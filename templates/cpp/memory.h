@@ -161,12 +161,23 @@ template <int W> inline void pack_tile(uint8_t* out, const uint8_t* codes) {
         std::memcpy(out + W * g, &x, W);
     }
 }
-template <int W> inline void unpack_tile(uint8_t* codes, const uint8_t* in) {
-    for (int g = 0; g < TILE / 8; ++g) {
-        uint64_t x = 0;
-        std::memcpy(&x, in + W * g, W);
+// Unpack the groups of 8 codes that `bytes` bytes hold.  Each is read as 8 bytes where there are so many: what is
+// put together from parts in memory, the processor reads much later.
+template <int W> inline void unpack_groups(uint8_t* codes, const uint8_t* in, int bytes) {
+    int g = 0;
+    const auto put = [&](uint64_t x) {
         x = spread<W>(x);
         std::memcpy(codes + 8 * g, &x, 8);
+    };
+    for (; W * g + 8 <= bytes; ++g) {
+        uint64_t x;
+        std::memcpy(&x, in + W * g, 8);
+        put(x);
+    }
+    for (; W * g < bytes; ++g) {
+        uint64_t x = 0;
+        std::memcpy(&x, in + W * g, W < bytes - W * g ? W : bytes - W * g);
+        put(x);
     }
 }
 template <int W, bool FULL> inline void pack(uint8_t* out, const uint8_t* codes, int count) {
@@ -176,10 +187,15 @@ template <int W, bool FULL> inline void pack(uint8_t* out, const uint8_t* codes,
     std::memcpy(out, whole, (count * W + 7) / 8);
 }
 template <int W, bool FULL> inline void unpack(uint8_t* codes, const uint8_t* in, int count) {
-    if constexpr (FULL) return unpack_tile<W>(codes, in);
-    uint8_t whole[LANES * W] = {};
-    std::memcpy(whole, in, (count * W + 7) / 8);
-    unpack_tile<W>(codes, whole);
+    if constexpr (FULL) return unpack_groups<W>(codes, in, LANES * W);
+    std::memset(codes, 0, TILE);
+    unpack_groups<W>(codes, in, (count * W + 7) / 8);
+}
+// Unpack `count` elements from element `first` on, at most a tile; return where the first of them is.
+template <int W> inline const uint8_t* unpack_some(uint8_t (&codes)[TILE + 8], const uint8_t* in, int64_t first, int count) {
+    const int skip = int(first % 8);
+    unpack_groups<W>(codes, in + first / 8 * W, ((skip + count) * W + 7) / 8);
+    return codes + skip;
 }
 
 }  // namespace compll

@@ -15,17 +15,20 @@
 // The C ABI: a call takes a table of items in device memory, so that a single call is a batch of one.  The
 // pointers in it, `state` and `new_state` included, are device pointers too.
 extern "C" struct compll_item {
-    void* gradient;         // encode: input; decode, decode_add: output; of float, half or bfloat16 by the symbol
-    uint8_t* payload;       // a multiple of 16; encode: output of `capacity` bytes; otherwise input of `length`
+    void* gradient;         // encode, hop: input; decode, decode_add: output; float, half or bfloat16 by the symbol
+    uint8_t* payload;       // a multiple of 16; encode, hop: output of `capacity` bytes; otherwise input of `length`
     int64_t n;              // elements of the gradient
     int64_t capacity;
-    int64_t length;         // encode: set to the payload's true length
+    int64_t length;         // encode, hop: set to the payload's true length
     const float* const* state;   // one pointer a state vector, in the order of the program
     float* const* new_state;     // may be the same
     uint64_t seed, shared_seed;
     char* scratch;          // a multiple of 64; `scratch_bytes(n)` bytes of its own
-    float scale;            // decode_add
+    float scale;            // decode_add, hop
     int32_t status;         // 0, 1: the input was not finite, or negative: an error
+    const uint8_t* source;  // hop: the payload that is decoded, `source_length` bytes from a multiple of 16
+    int64_t source_length;
+    int64_t first_block;    // of a launch over tiles: the `item_blocks(n)` of all items before
 };
 
 namespace compll {
@@ -70,15 +73,25 @@ COMPLL_DEVICE bool going(const compll_item& item) {
 }
 COMPLL_DEVICE bool stopped(const compll_item& item) { return __shfl_sync(ALL, int(item.status < 0), 0) != 0; }
 
-// The rule of every launch: over items a block each; over tiles a warp each, in x as many as the longest item
-// has, and the items in y.  Kernels stride, so that any grid gives the same.
-constexpr int64_t MOST_X = 1 << 20, MOST_Y = 65535;
-struct Grid { unsigned x, y, threads; };
+// The rule of every launch: over items a block each; over tiles a warp each, and the blocks of all items side by
+// side, at least one an item.  Kernels stride, so that an item may have any number of blocks.
+constexpr int64_t MOST_X = 1 << 20;
+struct Grid { unsigned x, threads; };
 COMPLL_BOTH int64_t within(int64_t x, int64_t most) { return x < 1 ? 1 : x < most ? x : most; }
-COMPLL_BOTH Grid over_items(int64_t count) { return {unsigned(within(count, MOST_X)), 1, ITEM_THREADS}; }
-COMPLL_BOTH Grid over_tiles(int64_t count, int64_t most) {
+COMPLL_BOTH int64_t item_blocks(int64_t n) { return within(blocks_of(tiles_of(n), TILE_THREADS / WARP), MOST_X); }
+COMPLL_BOTH Grid over_items(int64_t count) { return {unsigned(within(count, MOST_X)), ITEM_THREADS}; }
+COMPLL_BOTH Grid over_tiles(int64_t blocks) { return {unsigned(blocks), TILE_THREADS}; }
+
+// The item that a block of a launch over tiles works on, and this warp among those that do.
+COMPLL_DEVICE Part part_of(const compll_item* items, int64_t count) {
+    int64_t low = 0, high = count;
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2;
+        (items[middle].first_block <= int64_t(blockIdx.x) ? low : high) = middle;
+    }
     constexpr int64_t warps = TILE_THREADS / WARP;
-    return {unsigned(within((tiles_of(most) + warps - 1) / warps, MOST_X)), unsigned(within(count, MOST_Y)), TILE_THREADS};
+    const int64_t first = items[low].first_block, end = high < count ? items[high].first_block : int64_t(gridDim.x);
+    return {low, (int64_t(blockIdx.x) - first) * warps + threadIdx.x / WARP, (end - first) * warps};
 }
 
 }  // namespace compll
@@ -88,17 +101,17 @@ COMPLL_BOTH Grid over_tiles(int64_t count, int64_t most) {
 #elif defined(__CUDACC__)
 #define COMPLL_EXPORT extern "C" __attribute__((visibility("default")))
 #define COMPLL_LAUNCH(KERNEL, GRID, ...) \
-    do { const compll::Grid g = GRID; KERNEL<<<dim3(g.x, g.y), g.threads, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); } while (0)
+    do { const compll::Grid g = GRID; KERNEL<<<g.x, g.threads, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); } while (0)
 #define COMPLL_LAUNCHED (cudaGetLastError() == cudaSuccess)
 #else
 #define COMPLL_EXPORT extern "C" __attribute__((visibility("default")))
 #define COMPLL_LAUNCH(KERNEL, GRID, ...) \
-    do { const compll::Grid g = GRID; if (compll_sim_launch(KERNEL, g.x, g.y, g.threads, 0, __VA_ARGS__)) return NO_LAUNCH; } while (0)
+    do { const compll::Grid g = GRID; if (compll_sim_launch(KERNEL, g.x, g.threads, 0, __VA_ARGS__)) return NO_LAUNCH; } while (0)
 #define COMPLL_LAUNCHED true
 
 // Run one kernel; return what is wrong with it, or null.
-COMPLL_EXPORT const char* compll_sim_launch(void (*kernel)(compll_item*, int64_t, const void*), unsigned x, unsigned y,
-                                            unsigned threads, int order, compll_item* items, int64_t count, const void* params) {
-    return compll::sim::launch({x, y, 1}, int(threads), order, [=] { kernel(items, count, params); });
+COMPLL_EXPORT const char* compll_sim_launch(void (*kernel)(compll_item*, int64_t, const void*), unsigned x, unsigned threads,
+                                            int order, compll_item* items, int64_t count, const void* params) {
+    return compll::sim::launch({x, 1, 1}, int(threads), order, [=] { kernel(items, count, params); });
 }
 #endif

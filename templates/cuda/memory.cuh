@@ -150,4 +150,20 @@ template <int W, bool FULL> COMPLL_DEVICE Codes<W> unpack(const uint8_t* tile, i
     return codes;
 }
 
+// The codes of a thread in a row of a block that begins at element `first`, maybe inside a byte.
+template <int W> COMPLL_DEVICE Quad<uint8_t> codes_of_row(const uint8_t* codes, int64_t first, int row, int thread, int count) {
+    Quad<uint8_t> out = {};
+#pragma unroll
+    for (int j = 0; j < QUAD; ++j) {
+        const int at = row * LANES + QUAD * thread + j;
+        if (at >= count) break;
+        const int64_t bit = (first + at) * W;
+        const int shift = int(bit % 8);
+        unsigned both = codes[bit / 8];
+        if (shift + W > 8) both |= unsigned(codes[bit / 8 + 1]) << 8;
+        out.at[j] = uint8_t(both >> shift & ((1u << W) - 1));
+    }
+    return out;
+}
+
 }  // namespace compll

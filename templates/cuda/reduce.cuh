@@ -36,7 +36,7 @@ template <bool FULL, class T, class F> COMPLL_DEVICE T fold_tile(const T* tile, 
 
 COMPLL_BOTH constexpr int64_t blocks_of(int64_t length, int64_t block) { return length <= 0 ? 0 : (length + block - 1) / block; }
 COMPLL_BOTH constexpr int64_t tiles_of(int64_t length) { return blocks_of(length, TILE); }
-struct Part { int64_t warp, warps; };  // a warp of those that share out the tiles of an item
+struct Part { int64_t item, warp, warps; };  // an item, and a warp of those that share out its tiles
 
 // Room for the results of `tiles` tiles, and behind it for the results of the tiles of those; each begins aligned.
 COMPLL_BOTH constexpr int64_t level(int64_t tiles) { return blocks_of(tiles, 16) * 16; }

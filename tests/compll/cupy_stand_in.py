@@ -47,7 +47,7 @@ class RawModule:
         self.simulator = cudasim.Simulator(builder.library("cupy", code, headers, cudasim.FLAGS), "ascending")
 
     def get_function(self, kernel: str) -> Any:
-        def launch(grid: tuple[int, int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
             assert [type(x) for x in arguments] == [np.uint64, np.int64, np.uint64]
             self.simulator.launch(kernel, launches.Grid(*grid, *block), *map(int, arguments))
 

@@ -19,7 +19,7 @@ from test_language import FREE, KEYWORDS, LEVELS
 import compll
 from compll import codec as api
 from compll import driver
-from compll.backends import Unit, cudasim, launches, pack_parameters
+from compll.backends import Packer, Unit, cudasim, launches
 from compll.emit import cuda
 from compll.errors import BackendError, ParameterError, PayloadError
 
@@ -257,9 +257,8 @@ def test_every_grid_gives_the_same(
         return [r.value for r in codec.batch("encode", items)]
 
     want = encode_all()
-    for x, y in ((1, 1), (2, 2), (3, 65535)):
-        monkeypatch.setattr(launches, "MOST_X", x)
-        monkeypatch.setattr(launches, "MOST_Y", y)
+    for most in (1, 2, 3):
+        monkeypatch.setattr(launches, "MOST_X", most)
         assert all(map(same_bits, encode_all(), want))
 
 
@@ -284,18 +283,16 @@ def test_a_payload_of_another_width_is_refused_and_nothing_is_written() -> None:
 
 def test_launches_over_the_elements_are_one_more_than_the_chain_of_reductions() -> None:
     for name, passes in (("onebit", 2), ("terngrad", 2), ("int8", 1), ("qsgd", 1)):
-        lists = cuda.generate(unit(name)).launches
-        over = {op: [x.over for x in xs] for op, xs in lists.items()}
-        assert {op: kinds.count("tiles") for op, kinds in over.items()} == {
-            "encode": passes,
-            "decode": 1,
-            "decode_add": 1,
-        }
+        made = cuda.generate(unit(name))
+        over = {op: counts[1] for op, counts in made.counts.items()}
+        assert over == {"encode": passes, "decode": 1, "decode_add": 1, "hop": passes}
+        assert compll.compile(name, "cudasim").info.launches == made.counts
+        assert compll.compile(name, "interp").info.launches == {}
 
 
 def test_python_and_the_headers_agree_on_the_rule_of_launches() -> None:
     text = "".join(cuda.runtime().values())
-    for name in ("TILE_THREADS", "ITEM_THREADS", "WARP", "MOST_X", "MOST_Y"):
+    for name in ("TILE_THREADS", "ITEM_THREADS", "WARP", "MOST_X"):
         (value,) = re.findall(rf"\b{name} = ([\d< ]+)[,;]", text)
         low, _, shift = value.partition("<<")
         assert getattr(launches, name) == int(low) << int(shift or 0), name
@@ -321,12 +318,14 @@ def test_the_c_functions_launch_the_same_kernels(name: str, params: dict[str, An
     library, n = codec._library, 5000
     assert isinstance(library, launches.LaunchLibrary)
     raw = library.device.library  # type: ignore[attr-defined]
-    host_params = pack_parameters(one.params, codec._values)
+    host_params = Packer(one.params).pack(codec._values)
     where = ctypes.c_void_p(host_params.ctypes.data)
     for ask in ("max_bytes", "scratch_bytes"):
         getattr(raw, f"{one.codec}_{ask}").restype = ctypes.c_int64
-    scratch_bytes = getattr(raw, f"{one.codec}_scratch_bytes")
-    for size in (0, 1, 1024, 1025, 2**31 + 5):
+    scratch_bytes, blocks = (getattr(raw, f"{one.codec}_{ask}") for ask in ("scratch_bytes", "item_blocks"))
+    blocks.restype = ctypes.c_int64
+    for size in (0, 1, 1024, 4096, 4097, 2**31 + 5, 2**40):
+        assert blocks(ctypes.c_int64(size)) == launches.item_blocks(size)
         assert scratch_bytes(ctypes.c_int64(size), where) == library.scratch_bytes(size, codec._values)
     assert getattr(raw, f"{one.codec}_max_bytes")(ctypes.c_int64(n), where) == codec.max_bytes(n)
 
@@ -341,12 +340,13 @@ def test_the_c_functions_launch_the_same_kernels(name: str, params: dict[str, An
     item["state"] = item["new_state"] = pointers.ctypes.data
     item["n"], item["capacity"], item["seed"] = n, len(out), 7
     call = getattr(raw, f"{one.codec}_encode_f32")
-    assert call(ctypes.c_void_p(item.ctypes.data), ctypes.c_int64(1), ctypes.c_int64(n), where, None) == 0
+    arguments = [ctypes.c_void_p(item.ctypes.data), *map(ctypes.c_int64, (1, blocks(n))), where, None]
+    assert call(*arguments) == 0
     assert (item["status"][0], item["length"][0]) == (0, len(want))
     assert same_bits(out, want)
     assert all(same_bits(old[k], state[k]) for k in state)
     item["capacity"] = len(out) - 1
-    call(ctypes.c_void_p(item.ctypes.data), ctypes.c_int64(1), ctypes.c_int64(n), where, None)
+    call(*arguments)
     assert item["status"][0] == -3
 
 

@@ -39,7 +39,7 @@ def run_probe(body: str, order: str = "ascending", threads: int = 32) -> np.ndar
     x = np.arange(threads, dtype=np.float32)
     item = np.zeros(1, launches.ITEM)
     item["gradient"] = x.ctypes.data
-    grid = launches.Grid(1, 1, threads)
+    grid = launches.Grid(1, threads)
     cudasim.Simulator(library, order).launch("probe", grid, item.ctypes.data, 1, 0)
     return x
 

@@ -1,0 +1,212 @@
+"""The items of a batch, and how each is checked and becomes the call that a backend runs.
+
+All arguments are checked here, before anything is written.  What is done for every item of a small gradient
+costs more than its kernel does, so the plain case takes the short way through each check.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compll import arrays, payload
+from compll.backends import Call, Values
+from compll.driver import Program
+from compll.errors import ParameterError
+from compll.types import Array
+
+MOST_SEED = 2**64 - 1
+Finish = Callable[[int], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One gradient of a batch; which fields an operation uses: see `Codec.batch`."""
+
+    grad: Any = None
+    out: Any = None
+    payload: Any = None
+    seed: int | None = None
+    shared_seed: int | None = None
+    state: Mapping[str, Any] | None = None
+    new_state: Mapping[str, Any] | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of an item: the payload (encode, hop) or the output, and whether the input was finite."""
+
+    value: Any
+    finite: bool
+
+
+class Preparer:
+    """Makes calls of items, for one program with given values of its parameters, on one kind of device.
+
+    Each method returns a call, and the function that makes the caller's result of the payload's length.
+    """
+
+    def __init__(self, program: Program, values: Values, device: str) -> None:
+        """Begin with no sizes known."""
+        self.program, self.values, self.device = program, values, device
+        self.info, self.states = program.info, program.encode.states
+        self._places: dict[int, tuple[payload.Extent, ...]] = {}
+
+    def view(self, x: Any, what: str, *kinds: str, writes: bool = False) -> tuple[Array, Any]:
+        """Return a view of a caller's array, and what gives results the caller's type (`arrays.view`)."""
+        return arrays.view(x, what, *kinds, writes=writes, device=self.device)
+
+    # --- sizes ------------------------------------------------------------------------------------
+
+    def max_bytes(self, n: int) -> int:
+        """Return the most bytes that a payload of n elements has."""
+        return payload.total_bytes(self.extents(n))
+
+    def extents(self, n: int) -> tuple[payload.Extent, ...]:
+        """Return where the fields of the largest payload of n elements lie."""
+        places = self._places.get(n)
+        if places is None:
+            most = payload.most_counts(self.program.encode, length(n), self.values)
+            places = payload.extents(self.program.encode.layout, n, self.values, most)
+            self._places[n] = places
+        return places
+
+    def extents_of(self, raw: Array, n: int) -> tuple[payload.Extent, ...]:
+        """Return where the fields of this payload lie; those of the largest one, if all have one length."""
+        decode = self.program.decode_of(raw, n)
+        if self.info.exact_size and decode is self.program.decode:
+            return self.extents(n)
+        counts = payload.read_counts(decode, raw, n, self.values)
+        return payload.extents(decode.layout, n, self.values, counts)
+
+    # --- operations -------------------------------------------------------------------------------
+
+    def encode(self, item: Item) -> tuple[Call, Finish]:
+        """Prepare an encode."""
+        grad, wrap = self.view(item.grad, "grad", *arrays.GRADIENT)
+        shared = item.seed if item.shared_seed is None else item.shared_seed
+        return self._encode(item, grad, wrap, shared)
+
+    def hop(self, item: Item) -> tuple[Call, Finish]:
+        """Prepare an encode that reads a payload besides."""
+        grad, wrap = self.view(item.grad, "grad", *arrays.GRADIENT)
+        source = self._received(item.payload, len(grad))
+        return self._encode(item, grad, wrap, item.shared_seed, source, as_scale(item.scale))
+
+    def decode(self, item: Item) -> tuple[Call, Finish]:
+        """Prepare a decode or a decode_add."""
+        out, wrap = self.view(item.out, "out", *arrays.GRADIENT, writes=True)
+        raw = self._received(item.payload, len(out))
+        shared = self._seed(item.shared_seed, "shared_seed", required=self.info.keyed)
+        return Call(len(out), out, raw, 0, shared, as_scale(item.scale)), lambda _: wrap(out)
+
+    def _encode(
+        self,
+        item: Item,
+        grad: Array,
+        wrap: Any,
+        shared: int | None,
+        source: Array | None = None,
+        scale: float = 1.0,
+    ) -> tuple[Call, Finish]:
+        n = len(grad)
+        seed = self._seed(item.seed, "seed", required=self.info.random)
+        shared = self._seed(shared, "shared_seed", required=self.info.keyed)
+        old = self._state(item.state, "state", n)
+        kept, what = (item.state, "state") if item.new_state is None else (item.new_state, "new_state")
+        new = self._state(kept, what, n, writes=True)
+        need = self.max_bytes(n)
+        if item.out is None:
+            out = buffer = arrays.aligned_empty(need, self.device)
+        else:
+            buffer, wrap = self.view(item.out, "out", "uint8", writes=True)
+            if len(buffer) < need:
+                raise ParameterError(
+                    f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}"
+                )
+            if source is not None and arrays.overlap(buffer, source):
+                raise ParameterError(
+                    "out and payload share memory, and a hop reads one while it writes the other"
+                )
+            out = buffer if _is_aligned(buffer) else arrays.aligned_empty(need, self.device)
+
+        def finish(size: int) -> Any:
+            if out is not buffer:
+                buffer[:size] = out[:size]
+            return wrap(buffer[:size])
+
+        return Call(n, grad, out, seed, shared, scale, old, new, source), finish
+
+    def _received(self, given: Any, n: int) -> Array:
+        """Return a payload that has the right length, where kernels can read it."""
+        raw = self.view(given, "payload", "uint8")[0]
+        payload.check_length(self.info.name, raw, self.extents_of(raw, n), n)
+        if _is_aligned(raw):
+            return raw
+        copy = arrays.aligned_empty(len(raw), self.device)
+        copy[:] = raw
+        return copy
+
+    def _seed(self, seed: int | None, what: str, *, required: bool) -> int:
+        if type(seed) is int and 0 <= seed <= MOST_SEED:
+            return seed
+        if seed is not None:
+            return integer(seed, what, 0, MOST_SEED, "an integer in 0..2^64-1")
+        if required:
+            raise ParameterError(f"{self.info.name} needs {what}=, an integer in 0..2^64-1")
+        return 0
+
+    def _state(
+        self, state: Mapping[str, Any] | None, what: str, n: int, *, writes: bool = False
+    ) -> dict[str, Array]:
+        if not state and not self.states:
+            return {}
+        if state is None:
+            raise ParameterError(f"{self.info.name} keeps a state: give state=codec.new_state({n})")
+        if state.keys() != set(self.states):
+            have, want = sorted(state), sorted(self.states)
+            raise ParameterError(
+                f"{what} has {have}, and {self.info.name} keeps {want}: see codec.new_state(n)"
+            )
+        vectors = {}
+        for name, value in state.items():
+            vectors[name] = self.view(value, f"{what}['{name}']", "float32", writes=writes)[0]
+            if len(vectors[name]) != n:
+                raise ParameterError(
+                    f"{what}['{name}'] has {len(vectors[name])} elements, and the gradient {n}"
+                )
+        return vectors
+
+
+def length(n: int) -> int:
+    """Return a number of elements; ParameterError if it cannot be one."""
+    return integer(n, "n", 0, 2**48, "an integer of at least 0")
+
+
+def integer(value: Any, what: str, low: int, high: int, wanted: str = "") -> int:
+    """Return an integer argument; ParameterError if it is none from `low` to `high`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise ParameterError(
+            f"{what} is {value!r}; it must be {wanted or f'an integer from {low} to {high}'}"
+        )
+    return number
+
+
+def as_scale(value: Any) -> float:
+    """Return the float32 that a scale is; ParameterError if it is no number."""
+    try:
+        return ctypes.c_float(value).value
+    except (TypeError, OverflowError):
+        raise ParameterError(f"scale is {value!r}; it must be a number") from None
+
+
+def _is_aligned(x: Array) -> bool:
+    return arrays.address(x) % 16 == 0
