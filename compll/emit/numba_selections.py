@@ -81,7 +81,7 @@ class NumbaSelections(Selections):
             return f"{self.f.op}_{vector}.ctypes.data"
         if vector in self.stored_vectors:
             return f"k.v_{vector}"
-        return f"k.f_{vector}" if vector in {x.name for x in self.f.layout} else self.vector(vector)
+        return f"k.f_{vector}" if vector in self.places else self.vector(vector)
 
     def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
         """Return the lanes of a vector at computed positions; 0 where they are out of range."""
