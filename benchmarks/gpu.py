@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CODECS: tuple[tuple[str, dict[str, int]], ...] = (
     ("onebit", {}),
     *(("terngrad", {"bitwidth": w}) for w in (1, 2, 3, 4, 8)),
+    *((name, {}) for name in ("dgc", "graddrop", "topk", "randomk", "sidco", "mxfp4")),
 )
 SIZES = (0, 1, 127, 1025, 70_001, 2**20 + 3)
 OPERATIONS = ("encode", "decode", "decode_add")
@@ -57,11 +58,12 @@ def operations(codec: compll.Codec, gradient: Any) -> dict[str, Callable[[], obj
     n = len(gradient)
     state = codec.new_state(n) or None
     payload = codec.encode(gradient, seed=7, state=state)
+    room = type(payload)((codec.max_bytes(n),), payload.dtype)
     out, total = gradient.copy(), gradient.copy()
     return {
-        "encode": lambda: codec.encode(gradient, seed=7, state=state, out=payload),
-        "decode": lambda: codec.decode(payload, n, out=out),
-        "decode_add": lambda: codec.decode_add(payload, total, 0.5),
+        "encode": lambda: codec.encode(gradient, seed=7, state=state, out=room),
+        "decode": lambda: codec.decode(payload, n, out=out, shared_seed=7),
+        "decode_add": lambda: codec.decode_add(payload, total, 0.5, shared_seed=7),
     }
 
 
@@ -80,8 +82,12 @@ def check(cupy: Any) -> int:
             states = [c.new_state(n) or None for c in (gpu, meant)]
             on_gpu, here = cupy.asarray(g), g.copy()
             p, q = gpu.encode(on_gpu, seed=7, state=states[0]), meant.encode(here, seed=7, state=states[1])
-            pairs = {"payload": (p, q), "decode": (gpu.decode(p, n), meant.decode(q, n))}
-            pairs["decode_add"] = (gpu.decode_add(p, on_gpu, 0.3), meant.decode_add(q, here, 0.3))
+            pairs = {"payload": (p, q)}
+            pairs["decode"] = (gpu.decode(p, n, shared_seed=7), meant.decode(q, n, shared_seed=7))
+            added = (
+                c.decode_add(p, x, 0.3, shared_seed=7) for c, p, x in ((gpu, p, on_gpu), (meant, q, here))
+            )
+            pairs["decode_add"] = tuple(added)
             pairs |= {k: (states[0][k], states[1][k]) for k in states[1] or {}}
             for what, (a, b) in pairs.items():
                 if a.get().tobytes() != b.tobytes():

@@ -21,18 +21,14 @@ from rich.table import Table
 from compll import arrays, catalogue, driver, generate, knobs, report
 from compll import build as builder
 from compll import codec as api
-from compll import syntax as s
-from compll.check.signature import Values
+from compll.check.parameters import Values
 from compll.emit import cpp
 from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
-from compll.ir_text import function_text
-from compll.passes import fuse
 from compll.types import FLOAT
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="CompLL: compile gradient compression algorithms."
 )
-STAGES = ("ast", "ir", "fused", *generate.SOURCES)
 
 Sources = Annotated[
     list[str], typer.Argument(help="a shipped algorithm's name, a .pse file, or two files of one codec")
@@ -145,45 +141,20 @@ def build(
 @app.command()
 def show(
     sources: Sources,
-    emit: Annotated[str, typer.Option(help=" | ".join(STAGES))] = "fused",
+    emit: Annotated[str, typer.Option(help=" | ".join(generate.STAGES))] = "fused",
     param: Params = None,
     error_feedback: Feedback = False,
     dtype: Gradient = "float32",
 ) -> None:
     """Print a program at one stage of the compiler; `--dtype` is for its sources."""
-    if emit not in STAGES:
-        hint = driver.did_you_mean(emit, STAGES)
+    if emit not in generate.STAGES:
+        hint = driver.did_you_mean(emit, generate.STAGES)
         raise ParameterError(
-            f"--emit {emit}: the stages are {', '.join(STAGES)}{'; ' + hint if hint else ''}"
+            f"--emit {emit}: the stages are {', '.join(generate.STAGES)}{'; ' + hint if hint else ''}"
         )
     for paths in _codecs(sources):
-        if emit == "ast":
-            for program in driver.parse_files(paths)[0]:
-                print("\n".join(_tree(program)))
-            continue
         checked = driver.check_files(paths, _values(param), error_feedback=error_feedback)[0]
-        if emit in generate.SOURCES:
-            print(generate.SOURCES[emit](driver.unit_of(checked, arrays.element(dtype))))
-            continue
-        for f in (checked.encode, checked.decode):
-            if f is not None:
-                print(function_text(f if emit == "ir" else fuse(f)))
-
-
-def _tree(node: object, indent: str = "", label: str = "") -> list[str]:
-    """Return a syntax tree as lines, without places."""
-    if isinstance(node, tuple):
-        return [line for item in node for line in _tree(item, indent, label)]
-    if not isinstance(node, s.Node):
-        return [f"{indent}{label}{node}"]
-    names = [n for c in type(node).__mro__ for n in getattr(c, "__slots__", ()) if n != "span"]
-    plain = [f"{n}={getattr(node, n)!r}" for n in names if isinstance(getattr(node, n), str | int | bool)]
-    lines = [f"{indent}{label}{type(node).__name__} {' '.join(plain)}".rstrip()]
-    for n in names:
-        value = getattr(node, n)
-        if isinstance(value, s.Node | tuple):
-            lines += _tree(value, indent + "  ", f"{n}: ")
-    return lines
+        print(generate.stage(emit, driver.parse_files(paths)[0], checked, arrays.element(dtype)))
 
 
 @app.command()
@@ -260,8 +231,6 @@ def generate_(
     if not fresh:
         for path in generate.write(folder):
             print(path)
-        for line in generate.left_out():
-            print(line, file=sys.stderr)
         return
     diff = generate.differences(folder)
     if diff:

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from compll import arrays, driver, payload
+from compll import arrays, driver, ir, payload
 from compll import backends as b
-from compll.check.signature import choose
+from compll.check.parameters import choose
 from compll.driver import Source, algorithms, find
 from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
 from compll.knobs import threads as default_threads
@@ -59,7 +59,7 @@ class Result:
 
 
 def compile(  # noqa: A001 - the API's name, as in re.compile
-    source: Source, backend: str = "auto", *, error_feedback: bool = False, **params: float | bool
+    source: Source, /, backend: str = "auto", *, error_feedback: bool = False, **params: float | bool
 ) -> Codec:
     """Make a codec from a `.pse` program; warns (CompileWarning) of one that hardly means what it says.
 
@@ -117,7 +117,7 @@ class Codec:
         wrap = self._view(like, "like", *arrays.GRADIENT)[1]
         return {name: wrap(z) for name, z in zeros.items()}
 
-    def with_params(self, **params: float | bool) -> Codec:
+    def with_params(self, /, **params: float | bool) -> Codec:
         """Return this codec with other values of run-time parameters; nothing is compiled.
 
         Raises:
@@ -294,10 +294,11 @@ class Codec:
 
     def _extents_of(self, raw: Array, n: int) -> tuple[payload.Extent, ...]:
         """Return where the fields of this payload lie; those of the largest one, if all have one length."""
-        if self.info.exact_size:
+        decode = self._program.decode_of(raw, n)
+        if self.info.exact_size and decode is self._program.decode:
             return self._extents(n)
-        counts = payload.read_counts(self._program.decode, arrays.on_host(raw), n, self._values)
-        return payload.extents(self._program.decode.layout, n, self._values, counts)
+        counts = payload.read_counts(decode, raw, n, self._values)
+        return payload.extents(decode.layout, n, self._values, counts)
 
     def _prepare_encode(self, item: Item) -> tuple[b.Call, Any]:
         grad, wrap = self._view(item.grad, "grad", *arrays.GRADIENT)
@@ -371,12 +372,9 @@ class Codec:
                 f"{name}: Encode read a vector outside its range (gradient of {call.n} elements)"
             )
         if outcome.status == b.REFUSED:
+            raw, n, values = call.payload, call.n, {**self._values, ir.SHARED_SEED: call.shared_seed}
             return payload.explain_refusal(
-                name,
-                self._program.decode,
-                arrays.on_host(call.payload),
-                self._extents_of(call.payload, call.n),
-                self._values,
+                name, self._program.decode_of(raw, n), arrays.on_host(raw), self._extents_of(raw, n), values
             )
         return PayloadError(f"{name}: Decode read a vector outside its range; the payload is corrupt")
 

@@ -22,12 +22,14 @@ from compll.errors import (
     CompileWarning,
     Diagnostic,
     ParameterError,
+    PayloadError,
     Span,
     did_you_mean,
 )
 from compll.parse import parse
+from compll.payload import read_scalar
 from compll.properties import Info, infer
-from compll.types import FLOAT, Elem
+from compll.types import FLOAT, Array, Elem
 
 __all__ = [
     "Program",
@@ -93,6 +95,27 @@ class Program:
     def decode(self) -> ir.Function:
         """The typed Decode."""
         return cast("ir.Function", self.checked.decode)
+
+    def decode_of(self, raw: Array, n: int) -> ir.Function:
+        """Return the typed Decode for these bytes, which may say of what width they are.
+
+        Raises:
+            PayloadError: no payload of this codec is of that width.
+
+        """
+        width = self.checked.width
+        if width is None:
+            return self.decode
+        found = read_scalar(self.decode, width.field, raw, n, self.checked.values)
+        if found == self.checked.values[width.parameter]:
+            return self.decode
+        if found not in width.others:
+            able = sorted({*width.others, self.checked.values[width.parameter]})
+            raise PayloadError(
+                f"{self.checked.codec}: the payload says that '{width.field}' is {found}; "
+                f"it can be {', '.join(map(str, able))}"
+            )
+        return cast("ir.Function", width.others[found].decode)
 
 
 def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]:
@@ -171,11 +194,12 @@ def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False)
 def variants(head: Header, given: Values) -> list[Values]:
     """Return the sets of parameters to build for.
 
-    A static width without default and without a given value is built for every width that it may have, as
+    A width without default and without a given value is built for every value that it may have, as
     published programs leave it open; the caller then chooses.
     """
-    open_widths = [p for p in head.params if p.static and p.default is None and p.name not in given]
-    if len(open_widths) != 1 or open_widths[0].elem.kind != "uint":
+    needed = [p for p in head.params if p.default is None and p.name not in given]
+    open_widths = [p for p in needed if p.name in head.widths]
+    if len(open_widths) != 1:
         return [given]
     width = open_widths[0]
     low, high = width.range or (1, 8)
@@ -224,30 +248,43 @@ def unit_of(checked: Checked, element: Elem = FLOAT) -> Unit:
 
 
 class Libraries:
-    """A codec's libraries, one for each element type of gradients; those of 16 bits are built when needed."""
+    """A codec's libraries, one for each element type of gradients, and each width that a payload may have.
+
+    That of float32 and the codec's own width is built at once, the others when needed: ranks agree on
+    the codec and never send a payload of another width.
+    """
 
     def __init__(self, checked: Checked, backend: str) -> None:
         """Build the library for float32."""
         self.checked, self.backend = checked, backend
-        self.built: dict[Elem, Library] = {}
+        self.built: dict[tuple[Elem, int], Library] = {}
         self.of(FLOAT)
 
-    def of(self, element: Elem) -> Library:
-        """Return the library for gradients of an element type."""
-        if element not in self.built:
+    def of(self, element: Elem, width: int = 0) -> Library:
+        """Return the library for gradients of an element type, and for payloads of another width."""
+        if (element, width) not in self.built:
             module = importlib.import_module(f"compll.backends.{self.backend}")
-            self.built[element] = module.build(unit_of(self.checked, element))
-        return self.built[element]
+            checked = self.checked.width.others[width] if self.checked.width and width else self.checked
+            self.built[element, width] = module.build(unit_of(checked, element))
+        return self.built[element, width]
+
+    def width_of(self, op: str, call: Call, values: Values) -> int:
+        """Return the width of a payload that is decoded; 0 for the codec's own, or if it has none."""
+        width = self.checked.width
+        if width is None or self.checked.decode is None or op not in ("decode", "decode_add"):
+            return 0
+        found = read_scalar(self.checked.decode, width.field, call.payload, call.n, values)
+        return found if found in width.others else 0
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
-        """Run one operation on every item, those of one element type together."""
-        elements = [call.element for call in calls]
-        if len(set(elements)) <= 1:
-            return self.of(elements[0] if elements else FLOAT).run(op, calls, values, threads)
+        """Run one operation on every item, those of one library together."""
+        kinds = [(call.element, self.width_of(op, call, values)) for call in calls]
+        if len(set(kinds)) <= 1:
+            return self.of(*(kinds[0] if kinds else (FLOAT,))).run(op, calls, values, threads)
         outcomes: dict[int, Outcome] = {}
-        for element in dict.fromkeys(elements):
-            numbers = [number for number, e in enumerate(elements) if e == element]
-            done = self.of(element).run(op, [calls[number] for number in numbers], values, threads)
+        for kind in dict.fromkeys(kinds):
+            numbers = [number for number, k in enumerate(kinds) if k == kind]
+            done = self.of(*kind).run(op, [calls[number] for number in numbers], values, threads)
             outcomes.update(zip(numbers, done, strict=True))
         return [outcomes[number] for number in range(len(calls))]
 

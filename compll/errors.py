@@ -27,7 +27,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One complaint: message and place, a label under the carets, a note and a hint that mends it."""
+    """One complaint, an error or a warning: message and place, a label under the carets, a note, a hint."""
 
     message: str
     span: Span
@@ -80,7 +80,7 @@ def render_all(diagnostics: Iterable[Diagnostic], sources: Mapping[str, str]) ->
 
 
 def render(diagnostic: Diagnostic, source: str) -> str:
-    """Format one diagnostic: `file:line:column: error: message`, the source line, carets, note and hint."""
+    """Format one diagnostic: `file:line:column: severity: message`, source line, carets, note and hint."""
     span = diagnostic.span
     out = [f"{span.file}:{span.line}:{span.column}: {diagnostic.severity}: {diagnostic.message}"]
     lines = source.split("\n")  # as the parser counts; splitlines() would also cut at a form feed
@@ -97,6 +97,12 @@ def render(diagnostic: Diagnostic, source: str) -> str:
     if diagnostic.hint:
         out.append(f"  hint: {diagnostic.hint}")
     return "\n".join(out)
+
+
+def unknown_type(name: str, span: Span, known: Iterable[str]) -> Diagnostic:
+    """Return the complaint about a type that is not there."""
+    hint = did_you_mean(name, known) or "the types are " + ", ".join(sorted(known))
+    return Diagnostic(f"unknown type '{name}'", span, hint=hint)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from compll import driver
+from compll import syntax as s
 from compll.backends import Unit
+from compll.check import Checked
 from compll.codec import algorithms
 from compll.emit import cpp, cuda, numba
 from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.passes import fuse
+from compll.syntax_text import tree_text
+from compll.types import FLOAT, Elem
 
 SOURCES = {"cpp": cpp.source, "cuda": cuda.source, "numba": numba.source}
 SUFFIXES = {"cpp": "cpp", "cuda": "cu", "numba": "py"}
+STAGES = ("ast", "ir", "fused", *SOURCES)
+
+
+def stage(name: str, programs: Sequence[s.Program], checked: Checked, element: Elem = FLOAT) -> str:
+    """Return a program at one stage of the compiler, derived operations included.
+
+    `element` is the type of the gradients for which sources are made.
+
+    Raises:
+        BackendError: the backend does not build the program.
+        ParameterError: there is no Encode, of which sources are made.
+
+    """
+    if name == "ast":
+        return "\n".join(tree_text(program) for program in programs)
+    if name in SOURCES:
+        return SOURCES[name](driver.unit_of(checked, element))
+    functions = driver.unit_of(checked).functions if checked.encode else (checked.decode,)
+    return "\n".join(function_text(f if name == "ir" else fuse(f)) for f in functions if f is not None)
 
 
 def sources(unit: Unit) -> dict[str, str | BackendError]:
@@ -29,24 +52,16 @@ def sources(unit: Unit) -> dict[str, str | BackendError]:
     return made
 
 
-def texts() -> Iterator[tuple[str, str | BackendError]]:
-    """Yield (file name below `generated/`, text) for every algorithm with its default parameters.
-
-    Where a backend does not build an algorithm, its error stands in the text's place.
-    """
+def texts() -> Iterator[tuple[str, str]]:
+    """Yield (file name below `generated/`, text) for every algorithm with its default parameters."""
     for name, path in algorithms().items():
         program = driver.load([path], {})
         unit = driver.unit_of(program.checked)
         title = f"# {name}, made by `compll generate` from compll/algorithms/{name}.pse; do not edit\n\n"
-        yield f"{name}/{name}.ir", title + "\n".join(function_text(f) for f in unit.functions)
-        yield f"{name}/{name}.fused", title + "\n".join(function_text(fuse(f)) for f in unit.functions)
-        for backend, text in sources(unit).items():
-            yield f"{name}/{name}.{SUFFIXES[backend]}", text
-
-
-def left_out() -> list[str]:
-    """Return a line for each text that no backend makes: which, and why."""
-    return [f"{name} is left out: {e}" for name, e in texts() if isinstance(e, BackendError)]
+        for text in ("ast", "ir", "fused"):
+            yield f"{name}/{name}.{text}", title + stage(text, driver.parse_files([path])[0], program.checked)
+        for backend, source in SOURCES.items():
+            yield f"{name}/{name}.{SUFFIXES[backend]}", source(unit)
 
 
 def write(folder: Path) -> list[Path]:
@@ -80,8 +95,8 @@ def differences(folder: Path) -> str:
 
 
 def _wanted(folder: Path) -> dict[Path, str]:
-    return {folder / name: text for name, text in texts() if isinstance(text, str)}
+    return {folder / name: text for name, text in texts()}
 
 
 def _files(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("*/*") if p.suffix in (".ir", ".fused", ".cpp", ".cu", ".py")]
+    return [p for p in folder.glob("*/*") if p.suffix in (".ast", ".ir", ".fused", ".cpp", ".cu", ".py")]

@@ -21,6 +21,7 @@ def function_text(f: ir.Function) -> str:
         lines.append(f"  {kind}param {p.name}: {p.elem}")
     lines += [f"  state {name}: float[n]" for name in f.states]
     lines += [f"  count {c.name}: at most {text(c.most)}" for c in f.counts]
+    lines += [f"  positions below {text(x.length)} as {x.elem}" for x in f.narrow]
     for field in f.layout:
         lines.append(
             f"  field {field.name}: {field.elem}{_over(field.length) if field.length is not None else ''}"

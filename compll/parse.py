@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import re
 from typing import Any, cast
 
 from lark import Lark, Token, Transformer, Tree, UnexpectedCharacters, UnexpectedToken, v_args
 from lark.exceptions import VisitError
 
 from compll import syntax as s
-from compll.errors import CompileError, Diagnostic, Span, did_you_mean
+from compll.errors import CompileError, Diagnostic, Span, unknown_type
 from compll.types import NAMED
 
 REPAIRS = ("SEMICOLON", "RPAR", "RSQB", "RBRACE", "GT", "EQUAL", "COMMA", "LPAR", "LBRACE")
 MOST_ERRORS = 20
 LOOPS = ("for", "while", "do")
+HABITS = (  # what people bring from C, as the last tokens look, and how it is written here
+    (r"(PLUS|MINUS|STAR|SLASH|PERCENT|AMPERSAND|BAR|CARET|SHL|SHR) EQUAL$", "write x = x + y"),
+    (r"(PLUS PLUS|MINUS MINUS) (SEMICOLON|RPAR)$", "write i = i + 1"),
+    (r"DOT NAME EQUAL$", "declare a variable of your own: float x = ...;"),
+    (r"RSQB EQUAL$", "a vector is made as a whole: x = map(range(n), ...)"),
+    (r"DOT NAME LPAR$", "'.size' is no function: leave the parentheses away"),
+    (r"LPAR TYPE RPAR$", "a conversion is written float(x)"),
+    (r"(TYPE|STAR) NAME LSQB$", "a table is written float* t = {1, 2, 3};"),
+    (r"(SEMICOLON|LBRACE|RBRACE) NAME TYPE$", "a declaration is a type and a name: float x = ...;"),
+)
 
 
 def parse(text: str, file: str) -> s.Program:
@@ -116,9 +127,18 @@ class _Parse:
             if len(self.errors) >= MOST_ERRORS:
                 raise
             accepts = parser.accepts()
+            if token == "struct" and "PARAM" in accepts:
+                hint = "write param in its place: it declares hyper-parameters that are given together"
+                self.errors.append(Diagnostic("there is no 'struct'", self.span(token), hint=hint))
+                return parser.feed_token(Token.new_borrow_pos("PARAM", "param", token))
             if token.type == "NAME" and "TYPE" in accepts and "NAME" not in accepts:
                 self.unknown_type(token)
                 return parser.feed_token(Token.new_borrow_pos("TYPE", "float", token))
+            types = " ".join(t.type for t in (*self.fed[-3:], token))
+            habit = next((hint for pattern, hint in HABITS if re.search(pattern, types)), "")
+            if habit:
+                self.errors.append(Diagnostic(f"unexpected '{token}'", self.span(token), hint=habit))
+                raise GiveUp from None
             if token.type == "NAME" and self.begins_statement():
                 self.unknown_type(self.fed[-1])
                 parser.feed_token(Token.new_borrow_pos("SEMICOLON", ";", token))
@@ -151,8 +171,7 @@ class _Parse:
         return len(self.fed) == 1 or self.fed[-2].type in ("SEMICOLON", "LBRACE", "RBRACE")
 
     def unknown_type(self, t: Token) -> None:
-        hint = did_you_mean(str(t), NAMED) or "the types are " + ", ".join(sorted(NAMED))
-        self.errors.append(Diagnostic(f"unknown type '{t}'", self.span(t), hint=hint))
+        self.errors.append(unknown_type(str(t), self.span(t), NAMED))
 
     def end(self) -> Span:
         """Return the place right after the previous token, where something is missing."""
@@ -185,7 +204,9 @@ class _Builder(Transformer[Any, Any]):
 
     def start(self, meta: Any, items: list[Any]) -> s.Program:
         functions = tuple(i for i in items if isinstance(i, s.Function))
-        return s.Program(self.at(meta), functions, tuple(i for i in items if isinstance(i, s.Declaration)))
+        variables = tuple(i for i in items if isinstance(i, s.Declaration))
+        structures = tuple(i for i in items if isinstance(i, s.Structure))
+        return s.Program(self.at(meta), functions, variables, structures)
 
     def function(self, meta: Any, items: list[Any]) -> s.Function:
         items = _kept(items)
@@ -201,6 +222,19 @@ class _Builder(Transformer[Any, Any]):
         attributes = tuple(i for i in items if isinstance(i, s.Attribute))
         role, kind, name, default = items[len(attributes) :]
         return s.Formal(self.at(meta), attributes, str(role or ""), kind, str(name), default)
+
+    def struct_type(self, meta: Any, items: list[Any]) -> s.TypeName:
+        return s.TypeName(self.at(meta), str(items[0]), None, items[1] is not None)
+
+    def structure(self, meta: Any, items: list[Any]) -> s.Structure:
+        _, name, *members = items
+        return s.Structure(self.at(meta), str(name), tuple(m for some in members for m in some))
+
+    def member_declaration(self, meta: Any, items: list[Any]) -> list[s.Formal]:
+        attributes = tuple(i for i in items if isinstance(i, s.Attribute))
+        kind, *rest = items[len(attributes) :]
+        named = zip(rest[::2], rest[1::2], strict=True)
+        return [s.Formal(self.at(meta), attributes, "", kind, str(name), default) for name, default in named]
 
     def attribute(self, meta: Any, items: list[Any]) -> s.Attribute:
         name, *args = _kept(items)
@@ -274,8 +308,9 @@ class _Builder(Transformer[Any, Any]):
         return s.Call(self.at(meta), str(items[0]), None, tuple(_kept(items[1:])))
 
     def cast(self, meta: Any, items: list[Any]) -> s.Call:
-        kind = s.TypeName(self.at(meta), str(items[0]), None, False)
-        return s.Call(self.at(meta), "cast", kind, (items[1],))
+        width = items[2] if len(items) > 2 else None
+        kind = s.TypeName(self.at(meta), str(items[0]), width, False)
+        return s.Call(self.at(meta), "cast", kind, (items[-1],))
 
     def typed_call(self, meta: Any, items: list[Any]) -> s.Call:
         name, _, kind, _, *args = items

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compll import ir
-from compll.errors import PayloadError
+from compll import arrays, ir
+from compll.errors import ParameterError, PayloadError
 from compll.evaluate import Environment, evaluate, host_int
-from compll.types import Array, Elem, alignment, from_bytes, scalar_bytes, vector_bytes
+from compll.types import Array, Elem, alignment, from_bytes, limits, scalar_bytes, vector_bytes
 
 WIRE_VERSION = 1
 
@@ -57,7 +57,19 @@ def count_bytes(n: int) -> int:
 
 
 def most_counts(f: ir.Function, n: int, params: Mapping[str, float | int | bool]) -> dict[str, int]:
-    """Return the most that each count can be."""
+    """Return the most that each count can be.
+
+    Raises:
+        ParameterError: the payload keeps positions in a type that does not hold those of n elements.
+
+    """
+    for positions in f.narrow:
+        length, most = host_int(positions.length, n, params), limits(positions.elem)[1]
+        if length > most + 1:
+            raise ParameterError(
+                f"{f.codec} keeps positions as {positions.elem}, which holds those of {most + 1} elements, "
+                f"not of {length}"
+            )
     return {c.name: max(0, min(n, host_int(c.most, n, params))) for c in f.counts}
 
 
@@ -76,14 +88,35 @@ def read_counts(
             f"{f.codec}: the payload is truncated: it has {len(payload)} bytes, and begins with "
             f"{len(f.counts)} counts of {size}"
         )
-    found = {}
+    found, head = {}, arrays.on_host(payload[: size * len(f.counts)])
     for at, (name, most) in enumerate(most_counts(f, n, params).items()):
-        found[name] = int.from_bytes(payload[at * size : (at + 1) * size].tobytes(), "little")
+        found[name] = int.from_bytes(head[at * size : (at + 1) * size].tobytes(), "little")
         if found[name] > most:
             raise PayloadError(
                 f"{f.codec}: the payload says that '{name}' is {found[name]}, and {n} elements allow {most}"
             )
     return found
+
+
+def read_scalar(
+    f: ir.Function, name: str, payload: Array, n: int, params: Mapping[str, float | int | bool]
+) -> int:
+    """Return the integer in a scalar field that stands before all vectors.
+
+    Raises:
+        PayloadError: the payload is too short for it.
+
+    """
+    names = [field.name for field in f.layout]
+    head = f.layout[: names.index(name) + 1]
+    place = extents(head, n, params, {c.name: 0 for c in f.counts})[-1]
+    raw = arrays.on_host(payload[place.offset : place.offset + place.size])
+    if len(raw) < place.size:
+        raise PayloadError(
+            f"{f.codec}: the payload is truncated: it has {len(payload)} bytes, and '{name}' ends at "
+            f"{place.offset + place.size}"
+        )
+    return int(from_bytes(raw, place.elem, 1)[0])
 
 
 def total_bytes(places: tuple[Extent, ...]) -> int:
@@ -109,14 +142,17 @@ def explain_refusal(
     places: tuple[Extent, ...],
     params: Mapping[str, float | int | bool],
 ) -> PayloadError:
-    """Say which field a decoder refused; called after a kernel has reported that it did."""
+    """Say which field a decoder refused; called after a kernel has reported that it did.
+
+    `params` has the shared seed of the call besides the hyper-parameters.
+    """
     read = {b.name: b.field for b in decode.body if isinstance(b, ir.Get)}
     by_name = {place.name: place for place in places}
     for b in decode.body:
         if isinstance(b, ir.Guard) and isinstance(b.read, ir.Scalar):
             place = by_name[read[b.read.name]]
             have = from_bytes(payload[place.offset : place.offset + place.size], place.elem, 1)[0]
-            want = b.expected.value if isinstance(b.expected, ir.Const) else params[b.param]
+            want = evaluate(b.expected, Environment(0, params))
             if have != want:
                 return PayloadError(
                     f"{codec}: the payload was made with {b.param} = {have}, and this codec has {want}"

@@ -98,7 +98,9 @@ def _fingerprint(checked: Checked, *, error_feedback: bool) -> str:
     """Hash what two ranks must agree on: both functions, static parameters, feedback, the wire's version."""
     parts = [f"wire {WIRE_VERSION}", f"error_feedback {error_feedback}"]
     parts += [f"{p.name} = {checked.values[p.name]!r}" for p in checked.params if p.static]
-    parts += [function_text(f) for f in (checked.encode, checked.decode) if f is not None]
+    width = checked.width.others if checked.width else {}
+    whole = (checked, *(width[w] for w in sorted(width)))
+    parts += [function_text(f) for c in whole for f in (c.encode, c.decode) if f is not None]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -21,7 +21,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class TypeName(Node):
-    """A written type: a name such as `float`, or `uint` with a width; `vector` when a `*` follows."""
+    """A written type: a name such as `float`, or `uint` with a width; `vector` when a `*` follows.
+
+    Of a formal the name may be that of a `param` struct, or of nothing: the checker knows.
+    """
 
     name: str
     width: Expr | None
@@ -48,6 +51,14 @@ class Formal(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Structure(Node):
+    """`param Name { ... }`: hyper-parameters that are given together; its members are formals."""
+
+    name: str
+    members: tuple[Formal, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Declarator(Node):
     """One name of a declaration, with its first value if there is one."""
 
@@ -68,10 +79,11 @@ class Function(Node):
 
 @dataclass(frozen=True, slots=True)
 class Program(Node):
-    """One file: its functions and file-level variables."""
+    """One file: its functions, file-level variables and parameter structs."""
 
     functions: tuple[Function, ...]
     variables: tuple[Declaration, ...]
+    structures: tuple[Structure, ...]
 
 
 # --- statements -----------------------------------------------------------------------------------
@@ -217,7 +229,7 @@ class Index(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Member(Expr):
-    """`vector.size`."""
+    """`vector.size`, or a parameter of a struct: `params.bitwidth`."""
 
     value: Expr
     name: str

@@ -20,7 +20,7 @@ MOST_LINES = 420
 # compll from the bottom to the top: a module imports from its own row and from the rows above it.
 COMPLL = (
     {"errors", "knobs", "types", "rng", "elementary", "arrays"},
-    {"ops", "syntax", "parse", "ir", "ir_text", "ir_verify"},
+    {"ops", "syntax", "syntax_text", "parse", "ir", "ir_text", "ir_verify"},
     {"check", "lower", "passes", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
     {"driver", "codec"},
@@ -37,7 +37,8 @@ SEES = {
 # A framework -> the only files that may import it.
 NUMBA = {
     "compll/backends/numba.py",
-    *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "lanes", "runtime", "tiles")),
+    *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "lanes", "positions")),
+    *(f"compll/backends/numba_{part}.py" for part in ("runtime", "selection", "tiles")),
 }
 FRAMEWORKS = {
     "torch": {"casync/torch.py"},

@@ -5,15 +5,16 @@ The list is data that the compiler makes (`emit.cuda`): what the simulator runs 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from compll import ir
 from compll.backends import Call, Outcome, Unit, Values, pack_parameters
 from compll.emit.cuda import Generated, Launch
+from compll.emit.pieces import Buffer
 from compll.errors import BackendError
 from compll.evaluate import host_int
 from compll.rng import TILE
@@ -23,6 +24,7 @@ from compll.types import Array
 ITEM_THREADS, TILE_THREADS, WARP = 512, 128, 32
 MOST_X, MOST_Y = 1 << 20, 65535
 ALIGNMENT = 64
+KEPT = 256  # sizes of scratch memory that are remembered
 
 ITEM = np.dtype(
     [
@@ -77,6 +79,12 @@ def grid_of(launch: Launch, count: int, most: int) -> Grid:
     return Grid(max(1, min(-(-tiles // (TILE_THREADS // WARP)), MOST_X)), min(count, MOST_Y), TILE_THREADS)
 
 
+def bytes_of(kind: str) -> int:
+    """Return the bytes of an element of a C type."""
+    own = {"float": 4, "bool": 1, "half": 2, "bfloat16": 2, "Rank": 24}
+    return own.get(kind) or int(kind.strip("uint_")) // 8
+
+
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
@@ -90,11 +98,19 @@ class LaunchLibrary:
         self.params = unit.params
         self.generated, self.device = generated, device
         self.backend = device.backend
+        self._scratch_bytes = functools.lru_cache(KEPT)(self._count_scratch)
 
     def scratch_bytes(self, n: int, values: Values) -> int:
         """Return the scratch for an item of n elements; the generated `scratch_bytes` says the same."""
-        params = dict(values) | {ir.SCALE: 1.0, ir.SHARED_SEED: 0}
-        sizes = (s.size(max(0, host_int(s.length, n, params))) for s in self.generated.scratch)
+        return self._scratch_bytes(n, tuple(values.items()))
+
+    def _count_scratch(self, n: int, values: tuple[tuple[str, float | int | bool], ...]) -> int:
+        def size(buffer: Buffer) -> int:
+            if buffer.length is None:
+                return 0
+            return _aligned(max(0, host_int(buffer.length, n, dict(values))) * bytes_of(buffer.type))
+
+        sizes = (sum(map(size, buffers)) for buffers in self.generated.buffers.values())
         return self.generated.frame_bytes + max(sizes, default=0)
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:

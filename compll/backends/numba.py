@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -21,13 +21,16 @@ import numpy as np
 
 from compll import build as builder
 from compll import knobs
-from compll.backends import NOT_FINITE, OK, Call, Outcome, Unit, Values
+from compll.backends import NOT_FINITE, OK, OUT_OF_RANGE, Call, Outcome, Unit, Values
 from compll.emit import numba as emit
 from compll.errors import BackendError
-from compll.rng import TILE
 from compll.types import Array
 
-RUNTIME = tuple(f"numba_{part}.py" for part in ("convert", "elementary", "lanes", "runtime", "tiles"))
+PARTS = ("convert", "elementary", "lanes", "positions", "runtime", "tiles")
+RUNTIME = tuple(f"numba_{part}.py" for part in PARTS)
+
+NEEDS_MEMORY = -4
+"""What a first step says where there is too little scratch memory; `room` then says how much it needs."""
 
 
 def build(unit: Unit) -> NumbaLibrary:
@@ -116,6 +119,12 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 @functools.cache
+def selections() -> ModuleType:
+    """Return the kernels that select, compiled once."""
+    return module("selection", Path(__file__).with_name("numba_selection.py").read_text("utf-8"))
+
+
+@functools.cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Return the workers that help a caller, each process its own; the kernels release the GIL."""
     del process
@@ -141,6 +150,7 @@ class NumbaLibrary:
         return [self._run(kernels, call, params, threads) for call in calls]
 
     def _run(self, kernels: Any, call: Call, params: tuple[Any, ...], threads: int) -> Outcome:
+        scratch = self._scratch(0)
         given = (
             call.n,
             call.seed,
@@ -150,9 +160,9 @@ class NumbaLibrary:
             call.gradient.ctypes.data,
             call.payload.ctypes.data,
             call.payload.nbytes,
-            0,
-            0,
-            0,
+            scratch.ctypes.data,
+            scratch.nbytes,
+            *(0,) * 5,
             *(
                 state[name].ctypes.data
                 for state in (call.state, call.new_state)
@@ -164,34 +174,58 @@ class NumbaLibrary:
         frame = np.zeros(1, kernels.frame)
         frame[0] = given + (0,) * (len(kernels.frame.names) - len(given))
         for number, before in enumerate(kernels.steps):
-            spans = before(frame)  # tiles, or spans of whole blocks and tiles
-            if spans < 0:
-                return Outcome(spans, call.payload.nbytes)
+            tiles = before(frame)
+            if tiles == NEEDS_MEMORY:
+                scratch = self._scratch(int(frame["room"][0]))
+                frame["scratch"], frame["room"] = scratch.ctypes.data, scratch.nbytes
+                tiles = before(frame)
+            if tiles < 0:
+                return Outcome(tiles, call.payload.nbytes)
             if number < len(kernels.loops):
-                work, results, chunk = kernels.loops[number]
-                if results:
-                    frame["scratch"] = self._scratch(results * -(-int(frame["length"][0]) // TILE))
-                run_tiles(work, frame, spans, chunk, threads)
+                _work(kernels.loops[number], frame, tiles, scratch, threads)
+        if call.n and frame["outside"][0]:
+            return Outcome(OUT_OF_RANGE, call.payload.nbytes)
         return Outcome(NOT_FINITE if frame["bad"][0] else OK, int(frame["end"][0]))
 
-    def _scratch(self, values: int) -> int:
-        """Return the address of memory for so many values of 8 bytes."""
+    def _scratch(self, size: int) -> Array:
+        """Return memory of the thread, of at least so many bytes, that begins at a multiple of 64."""
         held: Array | None = getattr(self.local, "scratch", None)
-        if held is None or len(held) < values:
-            held = self.local.scratch = np.empty(values, np.uint64)
-        return int(held.ctypes.data)
+        if held is None or len(held) < size:
+            whole = np.empty(size + 64, np.uint8)
+            held = self.local.scratch = whole[-whole.ctypes.data % 64 :][:size]
+        return held
 
 
-def run_tiles(work: Any, frame: Array, tiles: int, chunk: int, threads: int) -> None:
-    """Run a loop over all tiles, in as many threads as there are chunks of work for."""
+def _work(work: Any, frame: Array, tiles: int, scratch: Array, threads: int) -> None:
+    """Run a loop, or a selection on vectors in scratch memory."""
+    if isinstance(work, tuple):
+        loop, chunk = work
+        run_tiles(functools.partial(loop, frame), tiles, chunk, threads)
+        return
+
+    def view(number: int, count: int) -> Array:
+        member, kind = work.vectors[number]
+        first = int(frame[member][0]) - scratch.ctypes.data
+        return scratch[first : first + count * int(kind[1:])].view(kind)
+
+    def team(kernel: Callable[[int, int], None], tiles: int, chunk: int) -> None:
+        run_tiles(kernel, tiles, chunk, threads)
+
+    select = getattr(selections(), work.function)
+    length, rank = int(frame["length"][0]), int(frame["rank"][0])
+    frame["result"] = select(view, length, rank, work.block, team)
+
+
+def run_tiles(work: Callable[[int, int], None], tiles: int, chunk: int, threads: int) -> None:
+    """Run a kernel over all tiles, in as many threads as there are chunks of work for."""
     chunks = -(-tiles // chunk)
     teams = min(threads, chunks)
     if teams <= 1:
-        work(frame, 0, tiles)
+        work(0, tiles)
         return
     ends = [min(tiles, chunks * (team + 1) // teams * chunk) for team in range(teams)]
     pool = _pool(threads - 1, os.getpid())
-    rest = [pool.submit(work, frame, begin, end) for begin, end in itertools.pairwise(ends)]
-    work(frame, 0, ends[0])
+    rest = [pool.submit(work, begin, end) for begin, end in itertools.pairwise(ends)]
+    work(0, ends[0])
     for one in rest:
         one.result()

@@ -36,14 +36,13 @@ from compll.backends.numba_lanes import (
     suffix,
     u32,
 )
+from compll.backends.numba_positions import *  # noqa: F403
 from compll.backends.numba_tiles import *  # noqa: F403
-from compll.backends.numba_tiles import WHOLE, buffer_of, keep, left, load, store
+from compll.backends.numba_tiles import WHOLE, buffer_of, inner, keep, left, load, shared, store
 
 nan, inf = np.nan, np.inf
-OK, NOT_FINITE, REFUSED, BAD_BUFFER = 0, 1, -2, -3
+OK, OUT_OF_RANGE, REFUSED, BAD_BUFFER, NEEDS_MEMORY = 0, -1, -2, -3, -4
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-shared = njit(nogil=True, error_model="numpy")
-inner = njit(inline="always", nogil=True, error_model="numpy")  # compiled into the kernels that call it
 
 
 # --- random numbers -----------------------------------------------------------------------------------
@@ -304,16 +303,28 @@ def set_flags(_: Any, flags: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What works on vectors in scratch memory between two loops: a function of `numba_selection`.
+
+    `vectors` are members of the frame, with NumPy types.  What else it needs and its result are in the frame.
+    """
+
+    function: str
+    vectors: tuple[tuple[str, str], ...]
+    block: int = 0
+
+
+@dataclass(frozen=True)
 class Kernels:
     """One operation: its frame, what runs before each loop and after the last, and the loops.
 
-    A loop comes with the number of vectors of tile results that it needs memory for, and with how many
-    tiles (or spans of whole blocks and tiles) one thread takes at least.
+    A loop comes with how many tiles (or spans of whole blocks and tiles) one thread takes at least; a
+    selection may stand in its place.
     """
 
     frame: np.dtype[Any]
     steps: list[Callable[[Any], int]]
-    loops: list[tuple[Callable[[Any, int, int], None], int, int]]
+    loops: list[tuple[Callable[[Any, int, int], None], int] | Selection]
 
 
 HEADER = (
@@ -326,20 +337,28 @@ HEADER = (
     ("payload", "i8"),
     ("capacity", "i8"),
     ("scratch", "i8"),
-    ("length", "i8"),  # of the loop that runs next
+    ("room", "i8"),  # bytes of scratch memory; where that is too little, the first step says what it needs
+    ("outside", "i8"),  # whether an element was asked for that is out of range
+    ("length", "i8"),  # of the loop or the selection that runs next
+    ("rank", "i8"),  # how many, or the how-manieth, a selection selects
+    ("result", "i8"),  # of the selection that has run
     ("end", "i8"),  # length of the payload
 )
 
 
 def frame_type(
-    params: list[tuple[str, str]], states: list[str], fields: list[str], scalars: list[tuple[str, str]]
+    params: list[tuple[str, str]],
+    states: list[str],
+    fields: list[str],
+    vectors: list[str],
+    scalars: list[tuple[str, str]],
 ) -> np.dtype[Any]:
     """Return the record that holds all that an operation knows; addresses and offsets are int64.
 
     The caller sets what HEADER has, the old and new states and the parameters, in this order.
     """
     addresses = [*(f"s_{x}" for x in states), *(f"new_{x}" for x in states)]
-    places = [f"{what}_{x}" for what in ("at", "f") for x in fields]
+    places = [*(f"{what}_{x}" for what in ("at", "f") for x in fields), *vectors]
     given = [*HEADER, *((x, "i8") for x in addresses), *params]
     return np.dtype([*given, *((x, "i8") for x in places), *scalars], align=True)
 
@@ -365,9 +384,3 @@ def align(at: Any, to: Any) -> Any:
 def tiles_of(length: Any) -> Any:
     """Return how many tiles hold so many elements."""
     return (max(length, 0) + TILE - 1) // TILE
-
-
-@inner
-def tile_values(k: Any, number: Any) -> Any:
-    """Return the address of the tile results of a reduction of the loop."""
-    return k.scratch + number * tiles_of(k.length) * 8

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.core.imputils import lower_constant
 from numba.core.typing import signature
@@ -29,6 +30,8 @@ from compll.backends.numba_lanes import (
 from compll.backends.numba_lanes import Lanes as LanesType
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+shared = njit(nogil=True, error_model="numpy")
+inner = njit(inline="always", nogil=True, error_model="numpy")  # compiled into the kernels that call it
 
 
 class Whole:
@@ -55,6 +58,11 @@ def _constant(context: Any, *_: object) -> Value:
     return context.get_dummy_value()
 
 
+def is_whole(live: Any) -> bool:
+    """Whether the type of `live` says that all lanes exist."""
+    return bool(live == _whole)
+
+
 # --- memory -------------------------------------------------------------------------------------------
 
 
@@ -65,14 +73,15 @@ def _pointer(b: Builder, base: Value, elements: Value, bits: int, what: Any) -> 
     )
     if bits % 8:
         offset = b.lshr(offset, ir.Constant(I64, 3))
-    return b.inttoptr(b.add(base, offset), what.as_pointer())
+    place = b.gep(b.inttoptr(base, I8.as_pointer()), [offset], source_etype=I8)
+    return b.bitcast(place, what.as_pointer())
 
 
 def _iota(kind: LanesType) -> Value:
     return ir.Constant(kind.llvm, list(range(kind.width)))
 
 
-def _first_lanes(context: Any, b: Builder, live: Value, have: Any, width: int) -> Value:
+def existing(context: Any, b: Builder, live: Value, have: Any, width: int) -> Value:
     """Emit the condition that a lane is one of the first `live`."""
     count = context.cast(b, live, have, types.int64)
     zero, most = ir.Constant(I64, 0), ir.Constant(I64, width)
@@ -116,7 +125,7 @@ def _bytes(b: Builder, live: Value, kind: Any, bits: int) -> Callable[[], Value]
     )
 
 
-def _as_i64(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> list[Value]:
+def as_i64(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> list[Value]:
     """Cast every integer argument to 64 bits."""
     return [
         context.cast(b, v, t, types.int64) if isinstance(t, types.Integer) else v
@@ -134,7 +143,7 @@ def _loader(ahead: int) -> Any:
         bits = BITS[store.kind]
 
         def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
-            _, _, base_, at_, live_ = _as_i64(context, b, sig, values)
+            _, _, base_, at_, live_ = as_i64(context, b, sig, values)
             for line in range(0, WIDTH * bits // 8 if ahead and live == _whole else 0, 64):
                 later = b.add(base_, ir.Constant(I64, ahead * bits // 8 + line))
                 place = _pointer(b, later, at_, bits, I8)
@@ -158,7 +167,7 @@ def store(_: Any, stored: Any, base: Any, at: Any, x: Any, live: Any) -> Any:
     raw = LanesType(stored.instance_type.kind, x.width)
 
     def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
-        _, base_, at_, x_, live_ = _as_i64(context, b, sig, values)
+        _, base_, at_, x_, live_ = as_i64(context, b, sig, values)
         bits = BITS[raw.kind]
         _write(
             b, _pointer(b, base_, at_, bits, raw.llvm), resize(b, x_, x, raw), _bytes(b, live_, live, bits)
@@ -202,7 +211,7 @@ def per_block(_: Any, want: Any, stored: Any, base: Any, at: Any, size: Any, fir
     single = size.literal_value % WIDTH == 0
 
     def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
-        _, _, base_, at_, size_, first_, live_ = _as_i64(context, b, sig, values)
+        _, _, base_, at_, size_, first_, live_ = as_i64(context, b, sig, values)
         zero = ir.Constant(I64, 0)
 
         def read(lane: int) -> Value:
@@ -229,7 +238,7 @@ def clear(_: Any, begin: Any, end: Any) -> Any:
     """Write 0 from one address to another."""
 
     def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
-        begin_, end_ = _as_i64(context, b, sig, values)
+        begin_, end_ = as_i64(context, b, sig, values)
         cgutils.memset(b, b.inttoptr(begin_, I8.as_pointer()), b.sub(end_, begin_), 0)
         return context.get_dummy_value()
 
@@ -241,9 +250,7 @@ def keep(_: Any, live: Any, new: Any, old: Any) -> Any:
     """Return the new value in lanes that exist, the old one in others."""
 
     def emit(context: Any, b: Builder, _s: Any, v: Sequence[Value]) -> Value:
-        return (
-            v[1] if live == _whole else b.select(_first_lanes(context, b, v[0], live, new.width), v[1], v[2])
-        )
+        return v[1] if live == _whole else b.select(existing(context, b, v[0], live, new.width), v[1], v[2])
 
     return signature(new, live, new, old), emit
 
@@ -255,7 +262,7 @@ def left(_: Any, count: Any, at: Any) -> Any:
     def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
         if count == _whole:
             return values[0]
-        all_, at_ = _as_i64(context, b, sig, values)
+        all_, at_ = as_i64(context, b, sig, values)
         zero, most = ir.Constant(I64, 0), ir.Constant(I64, WIDTH)
         rest = b.sub(all_, at_)
         rest = b.select(b.icmp_signed("<", rest, zero), zero, rest)
@@ -270,7 +277,7 @@ def positions(_: Any, start: Any) -> Any:
     out = LanesType("i64", WIDTH)
 
     def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
-        return b.add(broadcast(b, _as_i64(context, b, sig, values)[0], out), _iota(out))
+        return b.add(broadcast(b, as_i64(context, b, sig, values)[0], out), _iota(out))
 
     return signature(out, start), emit
 
@@ -315,8 +322,8 @@ def pack(_: Any, width: Any, base: Any, at: Any, codes: Any, live: Any) -> Any:
     w = width.literal_value
 
     def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
-        _, base_, at_, x, live_ = _as_i64(context, b, sig, values)
-        there = None if live == _whole else _first_lanes(context, b, live_, types.int64, WIDTH)
+        _, base_, at_, x, live_ = as_i64(context, b, sig, values)
+        there = None if live == _whole else existing(context, b, live_, types.int64, WIDTH)
         if codes.kind == "bool" and w == 1:
             raw = b.bitcast(x if there is None else b.and_(x, there), ir.IntType(WIDTH))
         else:
@@ -340,7 +347,7 @@ def unpack(_: Any, width: Any, base: Any, at: Any, live: Any) -> Any:
     out = LanesType("i32", WIDTH)
 
     def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
-        _, base_, at_, live_ = _as_i64(context, b, sig, values)
+        _, base_, at_, live_ = as_i64(context, b, sig, values)
         what = ir.IntType(WIDTH) if w == 1 else ir.VectorType(I8, WIDTH // 8 * w)
         raw = _read(b, _pointer(b, base_, at_, w, what), what, _bytes(b, live_, live, w))
         if w == 1:

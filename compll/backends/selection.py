@@ -38,8 +38,9 @@ def select(b: ir.Selection, env: Environment) -> None:
             env.vectors[name] = _by_block(first, len(values), block, lambda part: np.sort(part[:most]))
         case ir.Sort(name, length, body, key, descending, block):
             values = elements(body, length, env)
-            inner = Environment(env.n, env.params, scalars=env.scalars | {"a": values})
+            inner = Environment(env.n, env.params, env.vectors, env.scalars | {"a": values})
             keys = evaluate(key, inner, np.zeros(len(values), np.int64))
+            env.out_of_range |= inner.out_of_range
             places = _by_block(order(keys, descending=descending), len(values), block, lambda part: part)
             env.vectors[name] = values[places]
         case ir.Scatter():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compll import ir
 from compll import syntax as s
 from compll.check.body import Body
-from compll.check.signature import Signature, Values, choose, find_codec, parameters
+from compll.check.parameters import Values, choose, parameters, width_names
+from compll.check.payload import Written
+from compll.check.signature import Signature, find_codec
 from compll.check.values import Abandon, Reporter
 from compll.errors import CompileError, Diagnostic, ParameterError, in_order
 from compll.types import written
 
-__all__ = ["Checked", "check", "header"]
+__all__ = ["Checked", "Header", "Width", "check", "header"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,21 @@ class Checked:
     declared: frozenset[str]
     keyed: bool
     warnings: tuple[Diagnostic, ...]
+    width: Width | None = None
 
     @property
     def label(self) -> str:
         """The codec with the values of its parameters, such as `terngrad(bitwidth=2)`."""
         return f"{self.codec}({', '.join(f'{k}={written(v)}' for k, v in self.values.items())})"
+
+
+@dataclass(frozen=True)
+class Width:
+    """A width that Decode reads: the field, the hyper-parameter that Encode puts there, its other values."""
+
+    field: str
+    parameter: str
+    others: Mapping[int, Checked]
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class Header:
     has_encode: bool
     has_decode: bool
     params: tuple[ir.Parameter, ...]
+    widths: frozenset[str]  # the parameters that a width of uint<...> is made of
 
 
 def header(programs: Sequence[s.Program], sources: Mapping[str, str]) -> Header:
@@ -55,7 +68,8 @@ def header(programs: Sequence[s.Program], sources: Mapping[str, str]) -> Header:
     report = Reporter()
     encode, decode, params = _signatures(programs, report, sources)
     known = encode or decode
-    return Header(known.codec if known else "", encode is not None, decode is not None, params)
+    widths = frozenset(name for sig in (encode, decode) if sig for name in width_names(sig))
+    return Header(known.codec if known else "", encode is not None, decode is not None, params, widths)
 
 
 def _signatures(
@@ -87,22 +101,54 @@ def check(
     report = Reporter()
     encode, decode, params = _signatures(programs, report, sources)
     values = choose((encode or decode).codec, params, given)  # type: ignore[union-attr]
-    static = {p.name: values[p.name] for p in params if p.static}
     if error_feedback:
         _may_add_feedback(encode, decode)
-    typed: list[ir.Function | None] = [None, None]
-    try:
-        if encode is not None:
-            typed[0] = Body(encode, report, static, params, decoder=decode, feedback=error_feedback).finish()
-        if decode is not None:
-            fields = typed[0].layout if typed[0] else None
-            if typed[0] is None or typed[0].layout:  # without a layout Encode is broken and has said so
-                counts = typed[0].counts if typed[0] else ()
-                typed[1] = Body(decode, report, static, params, fields=fields, counts=counts).finish()
-    except Abandon:
-        pass
+    checked = _typed(encode, decode, params, values, report, feedback=error_feedback)
     if report.diagnostics:
         raise CompileError(report.diagnostics, sources)
+    if checked.width is None:
+        return checked
+    others = {}
+    parameter = next(p for p in params if p.name == checked.width.parameter)
+    low, high = parameter.range or (1, 8)
+    for width in range(max(1, int(low)), min(8, int(high)) + 1):
+        aside = Reporter()  # a width for which the program is wrong is one that no payload has
+        other = _typed(
+            encode, decode, params, {**values, parameter.name: width}, aside, feedback=error_feedback
+        )
+        if not aside.diagnostics and width != values[parameter.name]:
+            others[width] = replace(other, width=None)
+    return replace(checked, width=replace(checked.width, others=others))
+
+
+def _typed(
+    encode: Signature | None,
+    decode: Signature | None,
+    params: tuple[ir.Parameter, ...],
+    values: Values,
+    report: Reporter,
+    *,
+    feedback: bool,
+) -> Checked:
+    """Type both functions for given values."""
+    static = {p.name: values[p.name] for p in params if p.static}
+    typed: list[ir.Function | None] = [None, None]
+    width = None
+    try:
+        copies: list[str] = []
+        if encode is not None:
+            body = Body(encode, report, static, params, decoder=decode, feedback=feedback)
+            typed[0], copies = body.finish(), body.copies
+        if decode is not None and (typed[0] is None or typed[0].layout):
+            # without a layout Encode is broken and has said so
+            wrote = Written.by(typed[0]) if typed[0] else None
+            body = Body(decode, report, static, params, written=wrote)
+            typed[1] = decoded = body.finish()
+            for at in body.read_widths.values():
+                if at < len(copies) and copies[at] in static:
+                    width = Width(decoded.layout[at].name, copies[at], {})
+    except Abandon:
+        pass
     known = encode or decode
     assert known is not None
     return Checked(
@@ -114,6 +160,7 @@ def check(
         declared=encode.declared if encode else frozenset(),
         keyed=any(sig.key for sig in (encode, decode) if sig),
         warnings=in_order(report.warnings),
+        width=width,
     )
 
 

@@ -16,6 +16,8 @@ from compll.check.values import (
     Abandon,
     Broken,
     FunctionValue,
+    Range,
+    Record,
     Reporter,
     ScalarValue,
     Scope,
@@ -23,9 +25,10 @@ from compll.check.values import (
     Value,
     VectorValue,
     describe,
+    positions,
     real,
 )
-from compll.errors import Span, did_you_mean
+from compll.errors import Span, did_you_mean, unknown_type
 from compll.ops import COMBINES, FUNCTIONS, OPS
 from compll.types import BOOL, FLOAT, INT, NAMED, UINT32, UINT64, Elem, arithmetic, limits, uint
 
@@ -34,6 +37,10 @@ OPERATORS = (
     *("map", "reduce", "range", "chunk", "concat", "extract", "decode", "stochastic_round"),
     *SELECTIONS,
 )
+CALLED = ("clamp", "random", "cast", "bitcast")  # written as calls, too, and no functions of one value
+
+
+WIDTHS = "make it a hyper-parameter, or a variable of Decode that extract reads and Encode knows"
 
 
 class Context(Protocol):
@@ -50,15 +57,15 @@ class Context(Protocol):
     def table(self, e: s.Table) -> Value:
         """Type a table of constants."""
 
+    def width_to_read(self, e: s.Name) -> ScalarValue:
+        """Return the value of a variable that stands as a width before the payload has been read."""
+
 
 def expression(c: Context, e: s.Expr) -> Value:
     """Return the value of an expression; raises `Abandon` after reporting what is wrong with it."""
     match e:
         case s.Integer(value=value):
-            if not -(2**63) <= value < 2**64:
-                raise c.report.error("this number does not fit 64 bits", e.span)
-            kind = INT if value < 2**63 else UINT64
-            return ScalarValue(ir.const(value, kind), kind, literal=True)
+            return _integer(c, value, e.span)
         case s.Number(text=text):
             return real(float(text))
         case s.Truth(value=value):
@@ -89,6 +96,8 @@ def expression(c: Context, e: s.Expr) -> Value:
 def operand(c: Context, e: s.Expr) -> ScalarValue | VectorValue:
     """Type an expression that must be a scalar or a vector."""
     value = expression(c, e)
+    if isinstance(value, Range):
+        return positions(value)
     if not isinstance(value, ScalarValue | VectorValue):
         raise c.report.error(f"a scalar or a vector is needed here, not {describe(value)}", e.span)
     return value
@@ -107,20 +116,18 @@ def element_type(c: Context, t: s.TypeName) -> Elem:
     if t.width is None:
         if t.name == "void":
             raise c.report.error("nothing can have the type void here", t.span)
+        if t.name not in NAMED:
+            c.report.diagnostics.append(unknown_type(t.name, t.span, NAMED))
+            raise Abandon
         return NAMED[t.name]
     read = c.scope.find(t.width.name) if isinstance(t.width, s.Name) else None
     if read is not None and isinstance(read.value, Unset) and isinstance(t.width, s.Name):
-        raise c.report.error(
-            "a width that is read from the payload is not built yet",
-            t.width.span,
-            hint=f"make '{t.width.name}' a hyper-parameter; extracting into its name checks that they agree",
-        )
-    width = scalar(c, t.width, "a width")
+        width = c.width_to_read(t.width)
+    else:
+        width = scalar(c, t.width, "a width")
     if not isinstance(width.expr, ir.Const):
         raise c.report.error(
-            "the width of uint<...> must be known to the compiler",
-            t.width.span,
-            hint="make it a hyper-parameter of the function; extracting into its name checks that they agree",
+            "the width of uint<...> must be known to the compiler", t.width.span, hint=WIDTHS
         )
     if not (isinstance(width.expr.value, int) and 1 <= width.expr.value <= 8):
         raise c.report.error(f"uint<{width.expr.value}>: a width is 1 to 8 bits", t.width.span)
@@ -156,6 +163,8 @@ def length_text(e: ir.Expr) -> str:
             return str(value)
         case ir.Scalar(name, _) | ir.Param(name, _):
             return name
+        case ir.Apply("+" | "-" | "*" | "/" | "%" as op, (a, b), _):
+            return f"({length_text(a)} {op} {length_text(b)})"
         case ir.Apply(op, (a, b), _):
             return f"{op}({length_text(a)}, {length_text(b)})"
         case ir.Apply(op, (a,), _):
@@ -222,11 +231,14 @@ def operate(c: Context, span: Span, op: str, *values: ScalarValue) -> ScalarValu
         args = [value, ir.as_elem(count, value.type)] if count.type.kind != "float" else [value, count]
     else:
         args = unify(c, span, *values)
+    if entry.takes == (FLOAT,):
+        args = [ir.as_elem(a, FLOAT) for a in args]
     for a in args:
         if a.type not in entry.takes:
             raise c.report.error(f"'{op}' does not take a value of type {a.type}", span, hint="cast it first")
-    if op in ("/", "%") and args[1] in (ir.const(0, INT), ir.const(0, UINT32), ir.const(0, UINT64)):
-        raise c.report.error("division by the constant 0", span)
+    if op in ("/", "%") and isinstance(args[1], ir.Const) and args[1].value == 0:
+        hint = "an infinity is written inf" if args[1].type is FLOAT else ""
+        raise c.report.error("division by the constant 0", span, hint=hint)
     result = ir.apply(op, *args)
     return ScalarValue(result, result.type, all(v.literal for v in values) and result.type is INT)
 
@@ -240,7 +252,10 @@ def _name(c: Context, e: s.Name) -> Value:
             raise c.report.error(
                 f"the function '{e.name}' is no value", e.span, hint=f"call it: {e.name}(...)"
             )
-        raise c.report.error(f"unknown name '{e.name}'", e.span, hint=did_you_mean(e.name, c.scope.visible()))
+        records = [(r, v.value) for r, v in c.scope.variables() if isinstance(v.value, Record)]
+        members = {name: f"{r}.{name}" for r, value in records for name in value.members}
+        hint = did_you_mean(members.get(e.name, e.name), {*c.scope.visible(), *members.values()})
+        raise c.report.error(f"unknown name '{e.name}'", e.span, hint=hint)
     if isinstance(variable.value, Unset):
         raise c.report.error(f"'{e.name}' is used before it is assigned", e.span)
     if isinstance(variable.value, Broken):
@@ -258,12 +273,24 @@ def function(c: Context, e: s.Expr) -> FunctionValue:
             return own
         if e.name in COMBINES or e.name in FUNCTIONS:
             return FunctionValue(e.name, None, None)
+        if e.name in (*OPERATORS, *CALLED):
+            hint = f"put the call into a lambda: [&](float x) -> float {{ return {e.name}(...); }}"
+            raise c.report.error(f"'{e.name}' cannot be given as a function", e.span, hint=hint)
         known = {*COMBINES, *FUNCTIONS, *(name for scope in c.scope.chain() for name in scope.functions)}
         raise c.report.error(f"unknown function '{e.name}'", e.span, hint=did_you_mean(e.name, known))
     raise c.report.error("a function is needed here: a lambda, or the name of one", e.span)
 
 
+def _integer(c: Context, value: int, span: Span) -> ScalarValue:
+    if not -(2**63) <= value < 2**64:
+        raise c.report.error("this number does not fit 64 bits", span)
+    kind = INT if value < 2**63 else UINT64
+    return ScalarValue(ir.const(value, kind), kind, literal=True)
+
+
 def _unary(c: Context, e: s.Unary) -> Value:
+    if e.op == "-" and isinstance(e.arg, s.Integer):
+        return _integer(c, -e.arg.value, e.span)
     value = operand(c, e.arg)
     if e.op == "+":
         return value
@@ -289,6 +316,11 @@ def _member(c: Context, e: s.Member) -> Value:
     ):
         return ScalarValue(output.value.length, INT)
     value = expression(c, e.value)
+    if isinstance(value, Record):
+        if e.name not in value.members:
+            hint = did_you_mean(e.name, value.members) or "it has " + ", ".join(value.members)
+            raise c.report.error(f"{describe(value)} has no member '{e.name}'", e.span, hint=hint)
+        return value.members[e.name].value
     if e.name != "size" or not isinstance(value, VectorValue):
         raise c.report.error(f"{describe(value)} has no '.{e.name}'", e.span, hint="a vector has '.size'")
     return ScalarValue(value.length, INT)
@@ -297,7 +329,10 @@ def _member(c: Context, e: s.Member) -> Value:
 def _index(c: Context, e: s.Index) -> Value:
     value = expression(c, e.vector)
     if not isinstance(value, VectorValue) or value.name is None:
-        raise c.report.error(f"only a vector that has a name can be indexed, not {describe(value)}", e.span)
+        hint = "give it a name: float* x = ...;" if isinstance(value, VectorValue) else ""
+        raise c.report.error(
+            f"only a vector that has a name can be indexed, not {describe(value)}", e.span, hint=hint
+        )
     position = scalar(c, e.position, "an index")
     if position.expr.type.kind == "float":
         raise c.report.error("an index is an integer", e.position.span, hint="write int(...) around it")

@@ -17,6 +17,7 @@ from compll.check.values import (
     Abandon,
     Broken,
     FunctionValue,
+    Range,
     Reporter,
     ScalarValue,
     Scope,
@@ -25,6 +26,7 @@ from compll.check.values import (
     Variable,
     VectorValue,
     describe,
+    positions,
 )
 from compll.errors import Span, did_you_mean
 from compll.types import Elem
@@ -54,12 +56,20 @@ class Statements(ABC):
         """Type a table of constants."""
 
     @abstractmethod
+    def width_to_read(self, e: s.Name) -> ScalarValue:
+        """Return the value of a variable that stands as a width before the payload has been read."""
+
+    @abstractmethod
     def bind_scalar(self, name: str, value: ScalarValue) -> ScalarValue:
         """Give a scalar a name in the IR; inside functions and branches it stays an expression."""
 
     @abstractmethod
     def bind_vector(self, name: str, value: VectorValue) -> VectorValue:
         """Give a vector a name in the IR."""
+
+    @abstractmethod
+    def is_there(self, value: VectorValue) -> bool:
+        """Whether a vector has a name already, or is made of constants."""
 
     @abstractmethod
     def assign_special(self, name: str, value: Value, span: Span) -> bool:
@@ -147,11 +157,15 @@ class Statements(ABC):
     def _typed(self, variable: Variable, name: str, value: Value, span: Span) -> Value:
         """Convert a value to a variable's type and name it in the IR."""
         elem = variable.elem
+        if isinstance(value, Range):
+            value = positions(value)
         if elem is None or not isinstance(value, ScalarValue | VectorValue):
             raise self.report.error(f"'{name}' cannot hold {describe(value)}", span)
         if isinstance(value, VectorValue) != variable.vector:
             kind = f"{elem}*" if variable.vector else str(elem)
             hint = f"declare it as {value.elem}* {name}" if not variable.vector else ""
+            if self.running and hint:
+                hint = "a function works on one element, such as x[i]"
             raise self.report.error(
                 f"'{name}' is a {kind} and cannot hold {describe(value)}", span, hint=hint
             )
@@ -159,6 +173,9 @@ class Statements(ABC):
         if isinstance(value, ScalarValue):
             return self.bind_scalar(name, as_type(value, elem))
         converted = VectorValue(elem, value.length, ir.as_elem(value.body, elem))
+        if self.running and not self.is_there(converted):
+            hint = "make it before, outside of the function"
+            raise self.report.error("a function that is applied to elements makes no vector", span, hint=hint)
         return self.bind_vector(name, converted)
 
     def _limit(self, name: str, formula: ir.Expr, span: Span) -> None:
@@ -207,6 +224,12 @@ class Statements(ABC):
             v.value = Broken()
             if isinstance(a, Broken) or isinstance(b, Broken):
                 continue
+            if isinstance(a, VectorValue) or isinstance(b, VectorValue):
+                raise self.report.error(
+                    f"the vector '{name}' cannot be assigned under an 'if' that depends on data",
+                    statement.span,
+                    hint=f"choose element by element: {name} = condition ? a : b;",
+                )
             if not isinstance(a, ScalarValue) or not isinstance(b, ScalarValue) or v.elem is None:
                 hint = "give it a value before the 'if'" if Unset in (type(a), type(b)) else ""
                 raise self.report.error(

@@ -6,6 +6,8 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from compll import ir
 from compll import syntax as s
 from compll.check import laws
@@ -30,14 +32,16 @@ from compll.check.values import (
     Value,
     VectorValue,
     describe,
-    index,
     named,
+    positions,
 )
 from compll.errors import Span, did_you_mean
+from compll.evaluate import Environment, evaluate
 from compll.ops import COMBINES, FUNCTIONS, OPS, identity
-from compll.types import BOOL, FLOAT, INT, Elem, arithmetic
+from compll.types import BOOL, FLOAT, INT, UINT64, Array, Elem, arithmetic, dtype
 
 GRADIENT = "gradient"  # its name in the IR, whatever the program calls it
+LARGEST_TABLE = 65536  # elements; longer vectors of constants are made when the program runs
 SYMBOLS = ("n", "i", "a", "b")  # of the IR: size, position, the two values of a reduction
 
 
@@ -45,6 +49,34 @@ def of_host(e: ir.Expr) -> bool:
     """Whether a scalar is known before anything runs: it depends on n and hyper-parameters only."""
     known = ir.Const | ir.Size | ir.Param | ir.Apply | ir.Convert
     return all(isinstance(x, known) for x in ir.walk(e))
+
+
+def constant_elements(value: VectorValue, tables: Mapping[str, ir.Table]) -> tuple[ir.Expr, ...]:
+    """Return the elements of a vector that depends on constants and `tables` only; none for any other."""
+    known = ir.Const | ir.Position | ir.Apply | ir.Convert | ir.Search | ir.Read
+    size = value.length.value if isinstance(value.length, ir.Const) else 0
+    nodes = tuple(ir.walk(value.body))
+    reads = {
+        x.vector if isinstance(x, ir.Read) else x.table for x in nodes if isinstance(x, ir.Read | ir.Search)
+    }
+    if (
+        not 0 < size <= LARGEST_TABLE
+        or not reads <= tables.keys()
+        or not all(isinstance(x, known) for x in nodes)
+    ):
+        return ()
+    env = Environment(0, {}, {t.name: _array(t) for name, t in tables.items() if name in reads})
+    values = evaluate(value.body, env, np.arange(size, dtype=np.int64))
+    return () if env.out_of_range else tuple(ir.const(x.item(), value.body.type) for x in values)
+
+
+def _array(t: ir.Table) -> Array:
+    return np.array([v.value for v in t.values if isinstance(v, ir.Const)], dtype(arithmetic(t.elem)))
+
+
+def draws(e: ir.Expr) -> bool:
+    """Whether an expression draws random numbers."""
+    return any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(e))
 
 
 class Names:
@@ -83,8 +115,9 @@ class Operators(Statements):
         self.fields: tuple[ir.Field, ...] | None = None  # of the payload
         self.most: dict[str, ir.Expr] = {}  # size that depends on data -> the most it can be
         self.tables: dict[str, ir.Table] = {}
-        self.received: set[str] = set()  # fields that are read from bytes which may be anything
-        self.ascending: set[str] = set()  # vectors whose elements are strictly ascending positions
+        self.received: set[str] = set()  # vectors that are read from bytes which may be anything
+        self.ascending: dict[str, ir.Expr] = {}  # vectors of strictly ascending positions -> below what
+        self.narrow: list[ir.Narrow] = []
         self.lengths: dict[str, ir.Expr] = {}  # of the vectors whose length is not gradient.size
         self.wish = "{}"
         self.random = False
@@ -122,27 +155,45 @@ class Operators(Statements):
         self.bindings.append(ir.Let(fresh, value.expr))
         return ScalarValue(ir.Scalar(fresh, value.expr.type), value.elem)
 
+    def is_there(self, value: VectorValue) -> bool:
+        """Whether a vector has a name already, or is made of constants."""
+        return value.name is not None or bool(constant_elements(value, self.tables))
+
     def bind_vector(self, name: str, value: VectorValue) -> VectorValue:
         """Name a vector by a `Map`, unless it has a name already; a part of a named one is another vector."""
         if value.name is not None and value.length == self.lengths.get(value.name, ir.Size()):
             return value
+        constants = constant_elements(value, self.tables)
+        if constants:
+            return self.constants(name, value.elem, constants)
         fresh = self.names.fresh(name)
         self.lengths[fresh] = value.length
         source = value.body.arg if isinstance(value.body, ir.Convert) else value.body
-        if isinstance(source, ir.Read) and source.position == ir.Position():
-            if source.vector in self.ascending:
-                self.ascending.add(fresh)
-            if source.vector in self.tables:
-                return self.bind_table(fresh, value.elem, self.tables[source.vector].values)
+        part = source.vector if isinstance(source, ir.Read) and source.position == ir.Position() else ""
+        if part in self.ascending and value.elem.kind in ("int", "uint"):
+            self._keep_positions(fresh, value.elem, part)
         self.bindings.append(ir.Map(fresh, value.elem, value.length, value.body))
         return named(fresh, value.elem, value.length)
 
-    def bind_table(self, name: str, elem: Elem, values: Sequence[ir.Expr]) -> VectorValue:
-        """Bind constants to a name of their own."""
-        table = self.tables[name] = ir.Table(name, elem, tuple(ir.as_elem(v, elem) for v in values))
-        self.bindings.append(table)
-        self.lengths[name] = ir.const(len(values), INT)
-        return named(name, elem, self.lengths[name])
+    def _keep_positions(self, name: str, elem: Elem, source: str) -> None:
+        """Note that a vector has the ascending positions of another one, in a type that may limit them."""
+        below = self.ascending[name] = self.ascending[source]
+        if source in self.received:
+            self.received.add(name)
+        elif elem not in (INT, UINT64):
+            self.narrow.append(ir.Narrow(below, elem))
+
+    def constants(self, name: str, elem: Elem, values: Sequence[ir.Expr]) -> VectorValue:
+        """Name a table of constants; the same constants are one table, however often a function has them."""
+        kept = tuple(ir.as_elem(v, elem) for v in values)
+        same = (t for t in self.tables.values() if (t.elem, t.values) == (elem, kept))
+        table = next(same, None)
+        if table is None:
+            table = ir.Table(self.names.fresh(name), elem, kept)
+            self.tables[table.name] = table
+            self.bindings.append(table)
+            self.lengths[table.name] = ir.const(len(kept), INT)
+        return named(table.name, elem, self.lengths[table.name])
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -151,7 +202,7 @@ class Operators(Statements):
         own = self.scope.find_function(e.name)
         if own is not None:
             args = [operand(self, a) for a in e.args]
-            return lift(self, e.span, lambda *x: self.apply_function(own, x, e.span), *args)
+            return self._drawn(e, lift(self, e.span, lambda *x: self.apply_function(own, x, e.span), *args))
         if e.name in ("random", "stochastic_round"):
             return self._random(e)
         if e.name not in OPERATORS:
@@ -197,24 +248,28 @@ class Operators(Statements):
 
     def _range(self, e: s.Call) -> Range:
         (count,) = self.args(e, 1, 1, "range(n)")
-        n = scalar(self, count, "the length of a range")
+        return Range(self.length(scalar(self, count, "the length of a range"), "a range", count))
+
+    def length(self, n: ScalarValue, what: str, e: s.Expr) -> ir.Expr:
+        """Return the length of a new vector: it is known before anything runs, or the size of another one."""
         if n.expr.type.kind == "float":
             raise self.report.error(
-                "the length of a range is an integer", count.span, hint="write int(...) around it"
+                f"the length of {what} is an integer", e.span, hint="write int(...) around it"
             )
-        if not of_host(n.expr):
+        counted = isinstance(n.expr, ir.Scalar) and n.expr.name in self.most
+        if not counted and not of_host(n.expr):
             raise self.report.error(
-                "the length of a range depends on data: this version of the compiler does not build that yet",
-                count.span,
-                hint="make it from gradient.size and hyper-parameters",
+                f"the length of {what} depends on data",
+                e.span,
+                hint="make it from gradient.size and hyper-parameters, or give the size of a vector as it is",
             )
-        return Range(ir.as_elem(n.expr, INT))
+        return ir.as_elem(n.expr, INT)
 
     def vector(self, e: s.Expr) -> VectorValue:
         """Type an expression that must be a vector; a range is the vector of its positions."""
         value = expression(self, e)
         if isinstance(value, Range):
-            return VectorValue(INT, value.length, index().expr)
+            return positions(value)
         if not isinstance(value, VectorValue):
             raise self.report.error(f"a vector is needed here, not {describe(value)}", e.span)
         return value
@@ -253,38 +308,42 @@ class Operators(Statements):
         f = function(self, args[-1])
         init = scalar(self, args[1], "the start of a reduction") if len(args) == 3 else None
         element = ScalarValue(vector.body, vector.elem)
-        if f.node is None and f.name not in COMBINES:
-            hint = did_you_mean(f.name, COMBINES) or "use add, smaller, greater or a function of two values"
-            raise self.report.error(f"'{f.name}' does not combine two values", args[-1].span, hint=hint)
+        arity = len(f.node.formals) if f.node else 2 if f.name in COMBINES else OPS[f.name].arity
+        if arity != 2:
+            takes = "1 value" if arity == 1 else f"{arity} values"
+            raise self.report.error(
+                f"'{f.name}' takes {takes}, and a reduction gives it 2",
+                args[-1].span,
+                hint="use add, smaller, greater or a function of two values",
+            )
+        if init is None and f.name not in COMBINES:
+            hint = "write reduce(vector, init, f): init is what an empty vector gives"
+            raise self.report.error(
+                f"a reduction by '{f.name}' needs a value to start from", e.span, hint=hint
+            )
         if f.node is None:
             own = kind = arithmetic(INT if vector.elem == BOOL else vector.elem)
             a, b = ScalarValue(ir.Scalar("a", kind), kind), ScalarValue(ir.Scalar("b", kind), kind)
-            body = ir.apply(COMBINES[f.name], a.expr, b.expr)
-            if init is None:
-                init = ScalarValue(ir.const(identity(f.name, kind), kind), kind)
+            body = ir.apply(COMBINES.get(f.name, f.name), a.expr, b.expr)
         else:
-            formals = f.node.formals
-            types = [t[0] if isinstance(t, tuple) else t.type for t in formals]
-            if len(types) != 2 or init is None:
-                what = "a function of two values" if len(types) != 2 else "a value to start from"
-                raise self.report.error(
-                    f"this reduce needs {what}", e.span, hint="write reduce(vector, init, f)"
-                )
-            own = element_type(self, types[0])
+            first = f.node.formals[0]
+            own = element_type(self, first[0] if isinstance(first, tuple) else first.type)
             kind = arithmetic(INT if own == BOOL else own)
             pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)
-            if any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(body)):
+            if draws(body):
                 raise self.report.error("a reduction cannot draw random numbers", args[-1].span)
             self._try_laws(ir.Combine(f.name, body, kind), own, args[-1].span)
+        if init is None:
+            init = ScalarValue(ir.const(identity(f.name, kind), kind), kind)
         label = args[-1].name if isinstance(args[-1], s.Name) else "combine"
         name = self.names.fresh(self.wish.format(label))
         start = as_type(init, own)  # init enters once, as f's parameter holds it
         combine = ir.Combine(label, body, kind)
         value = ir.as_elem(as_type(element, kind).expr, kind)
         if block:
-            first = ir.as_elem(start.expr, kind)
-            self.bindings.append(ir.BlockReduce(name, combine, first, block, vector.length, value))
+            begin = ir.as_elem(start.expr, kind)
+            self.bindings.append(ir.BlockReduce(name, combine, begin, block, vector.length, value))
             self.lengths[name] = ir.blocks(vector.length, block)
             return named(name, kind, self.lengths[name])
         self.bindings.append(ir.Reduce(name, combine, ir.as_elem(start.expr, kind), vector.length, value))
@@ -310,12 +369,13 @@ class Operators(Statements):
         site = self.sites[e.span]
         if e.name == "stochastic_round":
             (arg,) = self.args(e, 1, 1, "stochastic_round(x)")
-            return lift(
+            rounded = lift(
                 self,
                 e.span,
                 lambda x: ScalarValue(ir.StochasticRound(site, as_type(x, FLOAT).expr, FLOAT), FLOAT),
                 operand(self, arg),
             )
+            return self._drawn(e, rounded)
         if e.type is None:
             raise self.report.error("random needs a type", e.span, hint="write random<float>(0, 1)")
         low, high = self.args(e, 2, 2, "random<float>(low, high)")
@@ -326,5 +386,10 @@ class Operators(Statements):
                 f"random<{elem}> is not there", e.span, hint="use random<float> or random<int>"
             )
         a, b = (as_type(scalar(self, x, "a bound of random"), kind).expr for x in (low, high))
-        drawn = as_type(ScalarValue(ir.Random(site, a, b, kind), kind), elem)
-        return drawn if self.running else self.let("random", drawn)  # outside a map: that of element 0
+        return self._drawn(e, as_type(ScalarValue(ir.Random(site, a, b, kind), kind), elem))
+
+    def _drawn(self, e: s.Call, value: ScalarValue | VectorValue) -> ScalarValue | VectorValue:
+        """Name a random scalar that is drawn outside of a map: it is that of element 0 in every use."""
+        if self.running or not isinstance(value, ScalarValue) or not draws(value.expr):
+            return value
+        return self.let(e.name, value)

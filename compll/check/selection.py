@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from compll import ir
 from compll import syntax as s
 from compll.check.expressions import as_type, expression, function, lift, operand, scalar, truth
-from compll.check.operators import Operators, of_host
+from compll.check.operators import Operators, draws, of_host
 from compll.check.values import Range, ScalarValue, Value, VectorValue, describe, index, named
 from compll.types import BOOL, FLOAT, INT, Elem, arithmetic
 
@@ -39,10 +40,14 @@ class Selection(Operators):
         clamped = ir.apply("min", ir.apply("max", size, ZERO), length)
         return clamped if of_host(clamped) else self.let("count", ScalarValue(clamped, INT)).expr
 
-    def _positions(self, name: str, length: ir.Expr) -> VectorValue:
-        """Return a vector of ascending positions."""
+    def bound(self, length: ir.Expr) -> ir.Expr:
+        """Return the most that a length can be, before anything runs."""
+        return ir.rewrite(length, lambda x: self.most.get(x.name) if isinstance(x, ir.Scalar) else None)
+
+    def _positions(self, name: str, length: ir.Expr, below: ir.Expr) -> VectorValue:
+        """Return a vector of `length` ascending positions, all `below` a number."""
         self.lengths[name] = length
-        self.ascending.add(name)
+        self.ascending[name] = self.bound(below)
         return named(name, INT, length)
 
     def _filter(self, e: s.Call) -> VectorValue:
@@ -60,8 +65,9 @@ class Selection(Operators):
         count = self.names.fresh(f"{name}_count")
         self.bindings.append(ir.Filter(name, count, span.length, holds, limit))
         host = limit is not None and of_host(limit)
-        self.most[count] = self._at_most(limit, span.length) if host and limit is not None else span.length
-        return self._positions(name, ir.Scalar(count, INT))
+        longest = self.bound(span.length)
+        self.most[count] = self._at_most(limit, longest) if host and limit is not None else longest
+        return self._positions(name, ir.Scalar(count, INT), span.length)
 
     def _topk(self, e: s.Call) -> VectorValue:
         over, size = self.args(e, 2, 2, "topk(vector, k)")
@@ -79,10 +85,10 @@ class Selection(Operators):
                     "k of a topk by block depends on data", size.span, hint="make it from hyper-parameters"
                 )
         if isinstance(count, ir.Scalar):
-            self.most[count.name] = vector.length
+            self.most[count.name] = self.bound(vector.length)
         name = self.names.fresh(self.wish.format("topk"))
         self.bindings.append(ir.TopK(name, vector.length, vector.body, k, block))
-        return self._positions(name, count)
+        return self._positions(name, count, vector.length)
 
     def _sort(self, e: s.Call) -> VectorValue:
         over, order = self.args(e, 2, 2, "sort(vector, smaller) or sort(vector, greater)")
@@ -98,6 +104,8 @@ class Selection(Operators):
             if by.node is None:
                 raise self.report.error("sort takes smaller, greater or a comparison", order.span)
             body = self.apply_function(by, [ScalarValue(x, kind) for x in (a, b)], order.span).expr
+            if draws(body):
+                raise self.report.error("a sort cannot draw random numbers", order.span)
             key, descending = self._key(body, a, b, order)
         name = self.names.fresh(self.wish.format("sort"))
         self.bindings.append(ir.Sort(name, vector.length, value, key, descending, block))
@@ -134,15 +142,16 @@ class Selection(Operators):
         x = vector if plain else self.bind_vector("sampled", vector)
         n, m = x.length, self._at_most(self._size(args[1], "the size of a sample"), x.length)
         if isinstance(m, ir.Scalar):
-            self.most[m.name] = n
+            self.most[m.name] = self.bound(n)
         self.random = self.random or not keyed
         j = ir.Position()
         low, high = (ir.apply("/", ir.apply("*", at, n), m) for at in (j, ir.apply("+", j, ir.const(1, INT))))
         place = ir.Random(self.sites[e.span], low, high, INT, keyed)
+        self.indexed.append((x.name or "", place, e.span))
         if plain:
             drawn = self.bind_vector(self.wish.format("sample"), VectorValue(INT, m, place))
             if drawn.name:
-                self.ascending.add(drawn.name)
+                self.ascending[drawn.name] = self.bound(n)
             return drawn
         body = ir.Read(x.name or "", place, arithmetic(x.elem))
         return self.bind_vector(self.wish.format("sample"), VectorValue(x.elem, m, body))
@@ -152,8 +161,9 @@ class Selection(Operators):
         x, places = self.bind_vector("gathered", self.vector(over)), self.vector(at)
         if places.body.type == FLOAT:
             raise self.report.error("positions are integers", at.span)
-        body = ir.Read(x.name or "", ir.as_elem(places.body, INT), arithmetic(x.elem))
-        return VectorValue(x.elem, places.length, body)
+        place = ir.as_elem(places.body, INT)
+        self.indexed.append((x.name or "", place, e.span))
+        return VectorValue(x.elem, places.length, ir.Read(x.name or "", place, arithmetic(x.elem)))
 
     def _scatter(self, e: s.Call) -> VectorValue:
         onto, at, what = self.args(
@@ -173,9 +183,7 @@ class Selection(Operators):
             length, under, elem = base.length, base.body, base.elem
             kind = arithmetic(elem)
         else:
-            length, under, elem = as_type(base, INT).expr, ir.const(0, kind), kind
-            if not of_host(length):
-                raise self.report.error("the length of a scatter depends on data", onto.span)
+            length, under, elem = self.length(base, "a scatter", onto), ir.const(0, kind), kind
         put = value.body if isinstance(value, VectorValue) else value.expr
         name = self.names.fresh(self.wish.format("scatter"))
         self.bindings.append(
@@ -200,26 +208,29 @@ class Selection(Operators):
         values = [as_type(x, elem).expr for x in entries]
         if not all(isinstance(v, ir.Const) for v in values):
             raise self.report.error("a table has constants only", e.span)
-        if self.running:
-            raise self.report.error(
-                "a table stands outside of functions", e.span, hint="give it a name first, and use that"
-            )
-        return self.bind_table(self.names.fresh(self.wish.format("table")), elem, values)
+        return self.constants(self.wish.format("table"), elem, values)
 
     def _search(self, e: s.Call) -> Value:
         table, what = self.args(e, 2, 2, "search({0, 0.5, 1}, value)")
         entries = self.vector(table)
-        if entries.name not in self.tables:
+        if entries.name not in self.tables or entries.length != self.lengths[entries.name]:
             raise self.report.error(
                 "search looks in a table of constants",
                 table.span,
                 hint="declare it: float* levels = {0, 0.25, 0.5, 1};",
             )
+        looked = operand(self, what)
+        if FLOAT in (arithmetic(looked.elem), arithmetic(entries.elem)):
+            entries = self.constants("table", FLOAT, self.tables[entries.name or ""].values)
         kind = arithmetic(entries.elem)
         name = entries.name or ""
+        values = [v.value for v in self.tables[name].values if isinstance(v, ir.Const)]
+        if not all(a <= b for a, b in itertools.pairwise(values)):
+            hint = "write its entries in that order"
+            raise self.report.error("search needs a table in ascending order", table.span, hint=hint)
         return lift(
             self,
             e.span,
             lambda x: ScalarValue(ir.Search(name, as_type(x, kind).expr), INT),
-            operand(self, what),
+            looked,
         )

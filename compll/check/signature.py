@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-import numpy as np
-
-from compll import ir
 from compll import syntax as s
 from compll.check.values import Abandon, Reporter
-from compll.errors import ParameterError, Span, did_you_mean
-from compll.types import NAMED, Elem, arithmetic, convert, dtype, limits
+from compll.errors import Span, did_you_mean, unknown_type
+from compll.types import NAMED
 
 DECLARED = ("unbiased", "no_hop", "drops")
 RESERVED = ("backend", "error_feedback")
-Values = Mapping[str, float | int | bool]
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,15 @@ class Signature:
     key: str
     params: tuple[s.Formal, ...]
     declared: frozenset[str]
+    record: str = ""  # the formal that is a `param` struct, whose members the hyper-parameters are
+
+    def parameter(self, e: object) -> str:
+        """Return the hyper-parameter that an expression names, `ratio` or `params.ratio`; "" for others."""
+        if self.record and isinstance(e, s.Member) and isinstance(e.value, s.Name):
+            name = e.name if e.value.name == self.record else ""
+        else:
+            name = e.name if isinstance(e, s.Name) and not self.record else ""
+        return name if any(p.name == name for p in self.params) else ""
 
 
 def find_codec(programs: Sequence[s.Program], report: Reporter) -> tuple[Signature | None, Signature | None]:
@@ -76,6 +80,11 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
     shape = "float* gradient, uint8* compressed"
     if op == "Decode":
         want, shape = want[::-1], "uint8* compressed, float* gradient"
+    known = {*NAMED, *(x.name for x in program.structures)}
+    wrong = [a.type for a in f.formals if a.type.name not in {*known, "void", "uint"}]
+    report.diagnostics.extend(unknown_type(t.name, t.span, known) for t in wrong)
+    if wrong:
+        raise Abandon
     begins = [(a.type.name, a.type.vector) for a in f.formals[:2] if a.role == ""]
     if begins != want or f.type.name != "void":
         raise report.error(
@@ -83,8 +92,9 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
             f.span,
             hint=f"write 'void {f.name}({shape}, ...)'",
         )
-    first, second, *rest = f.formals
+    first, second, *given = f.formals
     gradient, compressed = (first, second) if op == "Encode" else (second, first)
+    record, rest = _members(program, given, report)
     for name in {a.name for a in f.formals if [b.name for b in f.formals].count(a.name) > 1}:
         report.error(f"two formals are called '{name}'", f.span)
     declared = set()
@@ -96,8 +106,10 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
                 or "before an Encode stand [[unbiased]], [[no_hop]], [[drops]]"
             )
             report.error(f"unknown attribute '{attribute.name}' {where}".rstrip(), attribute.span, hint=hint)
+        elif attribute.args:
+            report.error(f"[[{attribute.name}]] takes no arguments", attribute.span)
         declared.add(attribute.name)
-    params = []
+    params: list[s.Formal] = []
     for a in rest:
         if a.role == "state" and (op == "Decode" or a.type.name != "float" or not a.type.vector):
             report.error("a state is a 'state float* name' of Encode", a.span)
@@ -109,6 +121,8 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
             report.error(f"'{a.name}' takes neither a default nor attributes", a.span)
         elif a.role == "shared" and (a.type.name != "uint64" or a.type.vector):
             report.error("the shared key is a 'shared uint64 name'", a.span)
+        elif a.role == "shared" and a is not next(b for b in rest if b.role == "shared"):
+            report.error("a second shared key: there is one shared seed", a.span)
         elif a.role == "" and (a.type.vector or a.type.name == "void"):
             report.error(
                 f"the hyper-parameter '{a.name}' is no scalar",
@@ -117,7 +131,7 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
             )
         elif a.role == "" and a.name in RESERVED:
             report.error(f"'{a.name}' is an argument of compile() and cannot be a parameter", a.span)
-        elif a.role == "":
+        elif a.role == "" and a.name not in {p.name for p in params}:
             params.append(a)
     states = tuple(a.name for a in rest if a.role == "state")
     key = next((a.name for a in rest if a.role == "shared"), "")
@@ -133,139 +147,46 @@ def _signature(program: s.Program, f: s.Function, op: str, report: Reporter) -> 
         key,
         tuple(params),
         frozenset(declared),
+        record,
     )
 
 
-def parameters(signatures: Sequence[Signature], report: Reporter) -> tuple[ir.Parameter, ...]:
-    """Return the hyper-parameters of both functions as one set by name."""
-    found: dict[str, tuple[ir.Parameter, s.Formal]] = {}
-    static = {name for sig in signatures for name in _static_names(sig)}
-    for sig in signatures:
-        for formal in sig.params:
-            try:
-                p = _parameter(formal, formal.name in static, report)
-            except Abandon:
-                continue
-            first = found.setdefault(p.name, (p, formal))[0]
-            if (first.elem, first.default, first.range) != (p.elem, p.default, p.range):
-                report.error(
-                    f"the parameter '{p.name}' differs between Encode and Decode",
-                    formal.span,
-                    note="type, default and range must agree; it is one parameter",
-                )
-    return tuple(p for p, _ in found.values())
-
-
-def _parameter(formal: s.Formal, static: bool, report: Reporter) -> ir.Parameter:
-    if formal.type.name not in NAMED:
-        raise report.error(f"a parameter cannot have the type '{formal.type.name}<...>'", formal.type.span)
-    elem = NAMED[formal.type.name]
-    default = _literal(formal.default, elem, report) if formal.default is not None else None
-    bounds = None
-    for a in formal.attributes:
-        if a.name != "range" or len(a.args) != 2:
-            raise report.error("a parameter's attribute is [[range(low, high)]]", a.span)
-        low, high = (_literal(x, elem, report) for x in a.args)
-        bounds = (low, high)
-    parameter = ir.Parameter(formal.name, elem, default, bounds, static)
-    if default is not None:
-        try:
-            check_value(parameter, default)
-        except ParameterError as e:
-            raise report.error(f"the default does not fit: {e}", formal.span) from e
-    return parameter
-
-
-def _literal(e: s.Expr, elem: Elem, report: Reporter) -> float | int | bool:
-    sign = 1
-    while isinstance(e, s.Unary) and e.op in "+-":
-        sign, e = (-sign if e.op == "-" else sign), e.arg
-    if isinstance(e, s.Integer):
-        return float(sign * min(e.value, 2**1023)) if arithmetic(elem).kind == "float" else sign * e.value
-    if isinstance(e, s.Number) and arithmetic(elem).kind == "float":
-        return sign * float(e.text)
-    if isinstance(e, s.Truth) and elem.kind == "bool":
-        return e.value
-    raise report.error(f"this must be a literal of type {elem}", e.span)
-
-
-def check_value(p: ir.Parameter, value: object) -> float | int | bool:
-    """Return a parameter's value as its type holds it.
-
-    Raises:
-        ParameterError: the value is of another kind, or outside the type or the declared range.
-
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, bool) != (p.elem.kind == "bool") or not isinstance(value, int | float):
-        raise ParameterError(
-            f"{p.name} = {value!r}: it must be {'a' if p.elem.kind == 'float' else 'an'} {p.elem}"
+def _members(program: s.Program, given: Sequence[s.Formal], report: Reporter) -> tuple[str, list[s.Formal]]:
+    """Return the formal that is a struct, if one is, and the formals with its members in its place."""
+    structures = {x.name: x for x in reversed(program.structures)}
+    for x in program.structures:
+        if structures[x.name] is not x:
+            report.error(f"a second struct '{x.name}'", x.span, hint="give it another name")
+        for m in x.members:
+            if [b.name for b in x.members].count(m.name) > 1:
+                report.error(f"'{x.name}' has two members '{m.name}'", m.span)
+    records = [a for a in given if a.type.name in structures and not a.role]
+    scalars = [a for a in given if not a.role and a not in records]
+    for a in (*records[1:], *(scalars if records else ())):
+        report.error(
+            "hyper-parameters are scalars or the members of one struct",
+            a.span,
+            hint=f"make '{a.name}' a member of '{records[0].type.name}'"
+            if a in scalars
+            else f"make its members members of '{records[0].type.name}'",
         )
-    if p.elem.kind in ("int", "uint"):
-        low, high = limits(p.elem)
-        if not low <= value <= high or int(value) != value:
-            raise ParameterError(
-                f"{p.name} = {value!r}: the type {p.elem} holds the integers {low} to {high}"
-            )
-        value = int(value)
-    if p.range is not None and not p.range[0] <= value <= p.range[1]:
-        raise ParameterError(f"{p.name} = {value!r}: it must be from {p.range[0]} to {p.range[1]}")
-    if p.elem.kind in ("float", "bfloat") and 2**128 <= abs(value) < math.inf:
-        raise ParameterError(f"the value of {p.name} is too large for {p.elem}")
-    with np.errstate(over="ignore"):
-        return convert(np.asarray(value, dtype(arithmetic(p.elem))), p.elem).item()  # type: ignore[no-any-return]
+    for a in records[:1]:
+        if a.type.vector or a.attributes or a.default is not None:
+            report.error(f"a struct is given as '{a.type.name} {a.name}' alone", a.span)
+        rest = [b for b in given if b not in records[1:]]
+        return a.name, [m for b in rest for m in (structures[a.type.name].members if b is a else (b,))]
+    return "", list(given)
 
 
-def choose(codec: str, params: Sequence[ir.Parameter], given: Values) -> dict[str, float | int | bool]:
-    """Return the value of every parameter: what was given, else the default.
-
-    Raises:
-        ParameterError: an unknown name, a value that does not fit, or a parameter without a value.
-
-    """
-    names = [p.name for p in params]
-    for name in given:
-        if name not in names:
-            known = ", ".join(names) or "none"
-            hint = did_you_mean(name, names)
-            raise ParameterError(
-                f"{codec} has no parameter '{name}' (it has: {known}){'; ' + hint if hint else ''}"
-            )
-    chosen = {}
-    for p in params:
-        value = given.get(p.name, p.default)
-        if value is None:
-            raise ParameterError(
-                f"{codec} needs a value for '{p.name}', which has no default: "
-                f"give {p.name}=... to compile(), or --param {p.name}=... on the command line"
-            )
-        chosen[p.name] = check_value(p, value)
-    return chosen
-
-
-def _static_names(sig: Signature) -> Iterator[str]:
-    """Yield the parameters that stand in a type, in chunk or in a static `if`: kernels specialise to them."""
-    own = {p.name for p in sig.params}
-    for node in nodes(sig.program):
-        inside: list[s.Expr] = []
-        if isinstance(node, s.TypeName) and node.width is not None:
-            inside.append(node.width)
-        if isinstance(node, s.Call) and node.name == "chunk":
-            inside.extend(node.args[1:])
-        if isinstance(node, s.If) and is_static(node.condition, own):
-            inside.append(node.condition)
-        for e in inside:
-            yield from (n.name for n in nodes(e) if isinstance(n, s.Name) and n.name in own)
-
-
-def is_static(condition: s.Expr, params: set[str]) -> bool:
-    """Whether a condition has only parameters and literals."""
-    return all(
-        isinstance(n, s.Integer | s.Number | s.Truth | s.Unary | s.Binary | s.Conditional)
-        or (isinstance(n, s.Name) and n.name in params)
-        for n in nodes(condition)
-    )
+def read_widths(sig: Signature) -> dict[str, int]:
+    """Return the variables of a Decode that are widths and come from the payload: name -> which field."""
+    body = tuple(nodes(sig.function.body))
+    widths = {n.width.name for n in body if isinstance(n, s.TypeName) and isinstance(n.width, s.Name)}
+    extracts = [n for n in body if isinstance(n, s.Call) and n.name == "extract"]
+    fields = [(at, a) for n in extracts for at, a in enumerate(n.args[1:])]
+    return {
+        a.name: at for at, a in fields if isinstance(a, s.Name) and a.name in widths and not sig.parameter(a)
+    }
 
 
 def nodes(node: object) -> Iterator[s.Node]:

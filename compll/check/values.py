@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from compll import ir
@@ -17,11 +17,15 @@ class Abandon(Exception):  # noqa: N818 - control flow, not an error that anybod
 
 @dataclass(frozen=True, slots=True)
 class ScalarValue:
-    """A scalar with the element type that it was declared with; `literal` adapts to the other operand."""
+    """A scalar with the element type that it was declared with.
+
+    `literal` adapts to the other operand; `copy_of` is the hyper-parameter whose value this is.
+    """
 
     expr: ir.Expr
     elem: Elem
     literal: bool = False
+    copy_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,25 @@ class Broken:
     """A variable whose value is wrong; that has been reported, and its uses say nothing more."""
 
 
-Value = ScalarValue | VectorValue | FunctionValue | Range | Payload | Unset | Broken
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A formal that is a `param` struct, with the hyper-parameters that are its members."""
+
+    name: str
+    members: Mapping[str, Variable]
+
+
+Value = ScalarValue | VectorValue | FunctionValue | Range | Payload | Unset | Broken | Record
 
 
 def named(name: str, elem: Elem, length: ir.Expr) -> VectorValue:
     """Return the vector called `name` in the IR."""
     return VectorValue(elem, length, ir.Read(name, ir.Position(), arithmetic(elem)))
+
+
+def positions(r: Range) -> VectorValue:
+    """Return a range as the vector that it is."""
+    return VectorValue(INT, r.length, ir.Position())
 
 
 def describe(value: Value) -> str:
@@ -104,6 +121,8 @@ def describe(value: Value) -> str:
             return f"an unassigned {'vector' if vector else 'scalar'} ({elem})"
         case Broken():
             return "a wrong value"
+        case Record(name):
+            return f"the struct '{name}'"
 
 
 @dataclass(eq=False)

@@ -106,11 +106,8 @@ class Emitter(Selections):
                 return
             case _:
                 yield self.step(b)
-        known = {b.name} if isinstance(b, ir.Let) else {b.count} if isinstance(b, ir.Compact) else set()
-        if self.to_count & known:
-            self.to_count -= known
-            if not self.to_count:
-                yield Step("layout")
+        if isinstance(b, ir.Let):
+            yield from self.counted(b.name)
 
     def step(self, b: ir.Binding) -> Step:
         """Return one statement."""
@@ -166,10 +163,13 @@ class Emitter(Selections):
             stops=any(isinstance(s, ir.Store) and s.target.kind == "state" for s in b.sinks),
         )
         for r in text.reductions:
-            tiles = f"({self.most_of(b.length)} + {TILE - 1}) / {TILE}"
-            self.reserve(f"{r.name}_tiles", r.type, tiles)
+            self.reserve(f"{r.name}_tiles", r.type, self.tile_results(self.most_of(b.length)))
         self.passes.append(text)
         return text
+
+    def tile_results(self, length: ir.Expr) -> ir.Expr:
+        """Return how many results of tiles there is room for while so many elements are reduced."""
+        return ir.blocks(length, TILE)
 
     @staticmethod
     def named(combine: ir.Combine) -> bool:
@@ -265,12 +265,16 @@ class Emitter(Selections):
 
     def put(self, name: str, elem: Elem, text: str) -> str:
         """Return the statement that writes a scalar field."""
-        return f"put<{self.dialect.stored(elem)}>(item.payload + at.{name}_, {text});"
+        return f"put<{self.dialect.stored(elem)}>({self.field_place(name)}, {text});"
 
     def get(self, name: str, elem: Elem) -> str:
         """Return the value of a scalar field."""
         mask = f" & {(1 << elem.bits) - 1}" if elem.packed else " != 0" if elem == BOOL else ""
-        return f"get<{self.dialect.stored(elem)}>(item.payload + at.{name}_){mask}"
+        return f"get<{self.dialect.stored(elem)}>({self.field_place(name)}){mask}"
+
+    def field_place(self, name: str) -> str:
+        """Return where a scalar field lies."""
+        return f"item.payload + at.{name}_"
 
     def unequal(self, a: str, b: str) -> str:
         """Return the condition that two scalars differ."""

@@ -6,19 +6,21 @@ are stored, and that an operation is a list of kernels: between passes, scalars 
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.cpp import Emitter, field_text
-from compll.emit.expressions import Dialect, ScalarWriter, not_built
-from compll.emit.pieces import TILE, Operation, PassText, Step
+from compll.emit.cuda_selections import CudaSelections
+from compll.emit.expressions import Dialect, ScalarWriter
+from compll.emit.pieces import TILE, Buffer, PassText, Step
 from compll.emit.ranges import scalar_type
 from compll.ops import INTEGERS
-from compll.types import Elem
+from compll.types import INT, Elem
 
 WRAPPING = {
     "+": "wrap_add({0}, {1})",
@@ -33,6 +35,10 @@ class CudaDialect(Dialect):
     """CUDA C++: sums of signed integers must wrap, which its compilers do not promise."""
 
     backend = "cuda"
+
+    def live(self) -> str:
+        """Return that the lane at work is there: others leave the loop."""
+        return "true"
 
     def operator(self, op: str, elem: Elem) -> str:
         """Return the text of an operator on an arithmetic type."""
@@ -51,58 +57,13 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Scratch:
-    """What a pass over a vector needs beside the frame.
-
-    `reductions` of tile results; for blocks, `slots` of one value a block, and for blocks beyond a tile
-    `parts` of tile results for each span of blocks.  `text` and `size` say the same, in C and in Python.
-    """
-
-    length: ir.Expr
-    reductions: int
-    block: int = 1
-    span: int = 1
-    slots: int = 0
-    parts: int = 0
-
-    @property
-    def text(self) -> str:
-        """Return the bytes as C, for `length` elements."""
-        terms = [f"{self.reductions} * partial_bytes(tiles_of(length))"] if self.reductions else []
-        if self.slots:
-            terms.append(f"{self.slots} * level_bytes(blocks_of(length, {self.block}))")
-        if self.parts:
-            spans = f"blocks_of(length, {self.span})"
-            terms.append(f"{spans} * {self.parts} * partial_bytes(tiles_of({self.block}))")
-        return " + ".join(terms)
-
-    def size(self, length: int) -> int:
-        """Return the bytes for `length` elements."""
-        blocks, spans = -(-length // self.block), -(-length // self.span)
-        tiles, tiles_of_block = -(-length // TILE), -(-self.block // TILE)
-        return (
-            self.reductions * _partial_bytes(tiles)
-            + self.slots * _level_bytes(blocks)
-            + spans * self.parts * _partial_bytes(tiles_of_block)
-        )
-
-
-def _level_bytes(count: int) -> int:
-    return -(-count * 8 // 64) * 64
-
-
-def _partial_bytes(tiles: int) -> int:
-    return _level_bytes(tiles) + _level_bytes(-(-tiles // TILE))
-
-
-@dataclass(frozen=True)
 class Generated:
-    """What a codec becomes: its source, the launches of each operation in order, and its need of scratch."""
+    """What a codec becomes: its source, and of each operation the launches in order and the scratch."""
 
     source: str
     launches: Mapping[str, tuple[Launch, ...]]
     frame_bytes: int
-    scratch: tuple[Scratch, ...]
+    buffers: Mapping[str, tuple[Buffer, ...]]
 
 
 @dataclass(frozen=True)
@@ -119,7 +80,12 @@ class Loop(PassText):
     """One pass over memory, by a warp a tile, or a warp a span of blocks."""
 
     outputs: tuple[Output, ...] = ()
-    scratch: str = ""
+    gathers: bool = False
+
+    @property
+    def rolled(self) -> bool:
+        """Whether its rows stay a loop: a read elsewhere is long, and there are no codes held by row."""
+        return self.gathers and not self.packs and not self.unpacks
 
     @property
     def slots(self) -> tuple[tuple[str, str], ...]:
@@ -127,11 +93,6 @@ class Loop(PassText):
         stages = self.block.stages if self.block else ()
         reductions = tuple((r.type, f"r_{r.name}") for stage in stages for r in stage.reductions)
         return reductions + tuple(h[:2] for h in (self.block.hoisted if self.block else ()))
-
-    @property
-    def most_reductions(self) -> int:
-        """The reductions of the stage that has most of them."""
-        return max((len(s.reductions) for s in self.block.stages), default=0) if self.block else 0
 
     @property
     def known(self) -> int:
@@ -142,14 +103,23 @@ class Loop(PassText):
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: a pass over tiles, or what one thread an item does before and between the passes."""
+    """One kernel.
+
+    Over tiles it is a pass (kind "pass"), or calls by the warps that share out the tiles ("tiles", "check":
+    those that change nothing but the status, and so go into one kernel).  Over items it is what the threads
+    of a block do before, between and after such kernels: steps of one thread, or by all threads together the
+    folding of the reductions of a pass ("fold") or a call ("block").
+    """
 
     name: str
     over: str
-    begins: bool = False
-    pass_: PassText | None = None
-    folds: PassText | None = None
-    lines: tuple[Step, ...] = field(default=())
+    steps: tuple[Step, ...]
+
+    @property
+    def together(self) -> tuple[tuple[Step, ...], ...]:
+        """The steps over an item, parted where its threads meet."""
+        alone = itertools.groupby(self.steps, lambda s: id(s) if s.kind in ("fold", "block") else 0)
+        return tuple(tuple(steps) for _, steps in alone)
 
 
 def generate(unit: Unit) -> Generated:
@@ -161,9 +131,11 @@ def generate(unit: Unit) -> Generated:
     """
     emitters = [CudaEmitter(f) for f in unit.functions]
     operations = [(e, e.operation()) for e in emitters]
-    kernels = {o.op: tuple(_kernels(unit.codec, o)) for _, o in operations}
+    kernels = {o.op: tuple(_kernels(f"{unit.codec}_{o.op}", o.steps)) for _, o in operations}
     frame = max(e.frame_bytes() for e in emitters)
-    writer = ScalarWriter(lambda name: f"p.{name}_", CUDA)
+    counts = unit.functions[0].counts
+    named = {c.name for c in counts}
+    writer = ScalarWriter(lambda name: f"c.{name}_" if name in named else f"p.{name}_", CUDA)
     source = render(
         "cuda/library.cu.j2",
         codec=unit.codec,
@@ -172,12 +144,13 @@ def generate(unit: Unit) -> Generated:
         static=[p.name for p in unit.params if p.static],
         params=[(scalar_type(p.elem), p.name) for p in unit.params if not p.static],
         fields=[field_text(f, writer) for f in unit.functions[0].layout],
+        counts=[(c.name, writer.text(c.most)) for c in counts],
         operations=[vars(o) | {"kernels": kernels[o.op]} for _, o in operations],
         kernels=[k.name for op in kernels.values() for k in op],
         frame_bytes=frame,
     )
     launches = {op: tuple(Launch(k.name, k.over) for k in ks) for op, ks in kernels.items()}
-    return Generated(source, launches, frame, tuple(s for e in emitters for s in e.scratch))
+    return Generated(source, launches, frame, {o.op: o.buffers for _, o in operations})
 
 
 def source(unit: Unit) -> str:
@@ -205,66 +178,82 @@ def self_contained(text: str) -> str:
     return OWN_HEADER.sub(put_in, text)
 
 
-def _kernels(codec: str, o: Operation) -> Iterator[Kernel]:
-    """Yield an operation's kernels: one that begins, and for each pass one over tiles and what follows it."""
-    prefix = f"{codec}_{o.op}"
-    name, folds, lines = f"{prefix}_begin", None, list[Step]()
-    begins = True
-    for step in (*o.steps, None):
-        if step is not None and step.loop is None:
-            lines.append(step)
+OVER_TILES = ("pass", "tiles", "check")
+
+
+def _kernels(prefix: str, steps: Iterable[Step]) -> Iterator[Kernel]:
+    """Yield an operation's kernels: those over tiles, and over items one that begins and what is between."""
+    then, own = "begin", [Step("begin")]
+    calls = itertools.count()
+    for kind, some in itertools.groupby(steps, lambda s: s.kind if s.kind in OVER_TILES else ""):
+        if not kind:
+            own += some
             continue
-        if begins or folds is not None or lines:
-            yield Kernel(name, "items", begins, None, folds, tuple(lines))
-        if step is None or step.loop is None:
-            return
-        at = o.passes.index(step.loop)
-        yield Kernel(f"{prefix}_pass{at}", "tiles", pass_=step.loop)
-        name, folds, lines = f"{prefix}_then{at}", step.loop if step.loop.reductions else None, []
-        begins = False
+        for together in [tuple(some)] if kind == "check" else ((step,) for step in some):
+            if own:
+                yield Kernel(f"{prefix}_{then}", "items", tuple(own))
+            loop = together[0].loop
+            if loop:
+                label = loop.name.rpartition("_")[2]
+                then = label.replace("pass", "then")
+            else:
+                label = f"{re.split('[(<]', together[0].text)[0]}{next(calls)}"
+                then = f"after_{label}"
+            yield Kernel(f"{prefix}_{label}", "tiles", together)
+            own = [Step("fold", loop=loop)] if loop and loop.reductions else []
+    if own:
+        yield Kernel(f"{prefix}_{then}", "items", tuple(own))
 
 
-class CudaEmitter(Emitter):
+class CudaEmitter(CudaSelections, Emitter):
     """Turns one function into an `Operation` whose passes store quads of a row."""
 
     dialect = CUDA
 
     def __init__(self, typed: ir.Function) -> None:
         super().__init__(typed)
-        self.refuse_stored()
         self.outputs: list[Output] = []
-        self.scratch: list[Scratch] = []
-
-    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
-        """Refuse a read at a computed position."""
-        del lanes, position, asked
-        raise not_built(e, self.dialect)
-
-    def read_at(self, e: ir.Read | ir.Search) -> str:
-        """Refuse a read of one element."""
-        raise not_built(e, self.dialect)
+        self.gathers = False
 
     def frame_bytes(self) -> int:
         """Return a bound of the size of the frame: no member of it has more than 8 bytes."""
-        vectors = sum(x.length is not None for x in self.f.layout)
-        members = 5 + vectors + 2 * len(self.f.states) + len(self.scalars)
+        members = 7 + len(self.f.layout) + 2 * len(self.f.states) + len(self.scalars) + len(self.buffers)
         return -(-8 * members // 64) * 64
+
+    def field_place(self, name: str) -> str:
+        """Return where a scalar field lies."""
+        return f"k.f_{name}"
+
+    def where(self, vector: str) -> str:
+        """Return where a vector begins; a table is an object that has its elements."""
+        return super().where(vector) + ("{}" if vector in self.tables else "")
+
+    def tile_results(self, length: ir.Expr) -> ir.Expr:
+        """Return the room for the results of tiles, and of the tiles of those (reduce.cuh)."""
+        tiles = ir.blocks(length, TILE)
+        levels = [ir.apply("*", ir.blocks(x, 16), ir.const(16, INT)) for x in (tiles, ir.blocks(tiles, TILE))]
+        return ir.apply("+", *levels)
 
     def loop(self, b: ir.Pass) -> PassText:
         """Return one pass over memory, with the vectors that it writes."""
-        self.outputs = []
+        self.outputs, self.gathers = [], False
         plain = super().loop(b)
-        loop = Loop(**vars(plain), outputs=tuple(self.outputs))
-        need = Scratch(b.length, len(loop.reductions))
+        loop = Loop(**vars(plain), outputs=tuple(self.outputs), gathers=self.gathers)
         if loop.block:
-            parts = loop.most_reductions if loop.block.size > TILE else 0
-            need = replace(
-                need, block=loop.block.size, span=loop.block.span, slots=len(loop.slots), parts=parts
-            )
-        loop = replace(loop, scratch=need.text)
-        self.scratch.append(need)
+            length, size = self.most_of(b.length), loop.block.size
+            for kind, name in loop.slots:
+                self.reserve(f"{loop.name}_{name}", kind, ir.blocks(length, size))
+            parts = self.tile_results(ir.const(size, INT))
+            for r in (r for stage in loop.block.stages for r in stage.reductions if size > TILE):
+                spans = ir.blocks(length, loop.block.span)
+                self.reserve(f"{r.name}_parts", r.type, ir.apply("*", spans, parts))
         self.passes[-1] = loop
         return loop
+
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Return an element at a computed position."""
+        self.gathers = True
+        return super().gather(e, lanes, position, asked)
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
         """Return the statement that keeps a code until its tile is packed."""
@@ -278,6 +267,7 @@ class CudaEmitter(Emitter):
             "state": f"k.new_{name}",
             "output": "k.gradient",
             "field": f"reinterpret_cast<{stored}*>(k.f_{name})",
+            "vector": f"k.v_{name}",
         }[s.target.kind]
         output = Output(f"{s.target.kind}_{name}", stored, place)
         self.outputs.append(output)

@@ -11,7 +11,7 @@ from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter, not_built
 from compll.emit.pieces import TILE, BlockText, Load, Reduction, Stage
 from compll.emit.ranges import Ranges
 from compll.errors import BackendError
-from compll.types import BOOL, Elem
+from compll.types import BOOL, INT, Elem
 
 
 class Emitter(Protocol):
@@ -77,7 +77,8 @@ class Lanes:
         """Return the lanes of a vector: at the element's own position, at its block, or gathered."""
         emitter = self.emitter
         if isinstance(e, ir.Search):
-            return emitter.search(e, lanes, self.writer.write(e.arg))
+            wide = "Int64" if e.arg.type == INT else None  # the entries need not fit narrower lanes
+            return emitter.search(e, lanes, self.writer.write(e.arg, wide))
         if self.own(e):
             self.loads.setdefault(e.vector, emitter.load(e.vector))
             return f"v_{e.vector}"

@@ -5,12 +5,16 @@ The analysis is the one of the C++ emitter; here stands what Python spells diffe
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 from compll import ir
 from compll.backends import Unit
 from compll.emit import render
 from compll.emit.cpp import Emitter
-from compll.emit.expressions import LANES, Dialect, not_built
-from compll.emit.pieces import FieldText, Load, PassText
+from compll.emit.expressions import LANES, Dialect, LaneWriter
+from compll.emit.numba_selections import NumbaSelections
+from compll.emit.pieces import FieldText, Load, Operation, PassText, Reduction, Step
 from compll.errors import BackendError
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, limits, scalar_bytes
 
@@ -73,6 +77,17 @@ class Python(Dialect):
         """Return the bits of a float as they are stored."""
         return f"float_bits({x})"
 
+    def live(self) -> str:
+        """Return which of the lanes at work there are."""
+        return "first_lanes(live)"
+
+    def lazy(self, op: str, texts: Sequence[str]) -> str:
+        """Return a condition on scalars that evaluates no more than it has to."""
+        a, b = texts[0], texts[1]
+        if op == "select":
+            return f"({b} if native({a}) else {texts[2]})"
+        return f"({b} if native({a}) else {a})" if op == "&&" else f"({a} if native({a}) else {b})"
+
     def random_row(self, name: str) -> str:
         """Return the random bits of the lanes at work, of those that a tile holds under a name."""
         return f"row_of({name}, row)"
@@ -99,11 +114,21 @@ def source(unit: Unit) -> str:
         one=ONE,
         wide={one: lanes for lanes, one in ONE.items()},
         static=[p.name for p in unit.params if p.static],
-        operations=[(e.operation(), e.fields(), e.run_time()) for e in map(NumbaEmitter, unit.functions)],
+        operations=[NumbaEmitter(f).pieces() for f in unit.functions],
     )
 
 
-class NumbaEmitter(Emitter):
+@dataclass(frozen=True)
+class Segment:
+    """What one step does: it ends the loop before, goes on, and begins a loop or a selection."""
+
+    folds: tuple[Reduction, ...]
+    steps: tuple[Step, ...]
+    loop: PassText | None = None
+    selection: str = ""
+
+
+class NumbaEmitter(NumbaSelections, Emitter):
     """Spells an operation in Python.  `k` is its frame, a record; scalars in it are numbers of Numba's."""
 
     dialect = PYTHON
@@ -111,17 +136,32 @@ class NumbaEmitter(Emitter):
     def __init__(self, typed: ir.Function) -> None:
         """Begin with no functions to combine by."""
         super().__init__(typed)
-        self.refuse_stored()
         self.functors: list[tuple[ir.Combine, str]] = []
 
-    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
-        """Refuse a read at a computed position."""
-        del lanes, position, asked
-        raise not_built(e, self.dialect)
+    def pieces(self) -> tuple[NumbaEmitter, Operation, list[FieldText], list[tuple[str, str]], list[Segment]]:
+        """Return what the template lays out."""
+        o = self.operation()
+        return self, o, self.fields(), self.counts(), list(self.segments(o.steps))
 
-    def read_at(self, e: ir.Read | ir.Search) -> str:
-        """Refuse a read of one element."""
-        raise not_built(e, self.dialect)
+    def segments(self, steps: Sequence[Step]) -> Iterator[Segment]:
+        """Yield the parts of an operation between its loops and selections."""
+        before: PassText | None = None
+        lines: list[Step] = []
+        for step in (*steps, None):
+            if step is not None and step.kind not in ("pass", "selection"):
+                lines.append(step)
+                continue
+            folds = before.reductions if before else ()
+            if step is None:
+                if folds or lines:
+                    yield Segment(folds, tuple(lines))
+                return
+            yield Segment(folds, tuple(lines), step.loop, step.text)
+            before, lines = step.loop, []
+
+    def counts(self) -> list[tuple[str, str]]:
+        """Return the names of the payload's counts, and the most that each can be."""
+        return [(c.name, f"native({self.scalar.text(c.most)})") for c in self.f.counts]
 
     def run_time(self) -> list[tuple[str, str]]:
         """Return names and NumPy types of the run-time parameters."""
@@ -205,15 +245,18 @@ class NumbaEmitter(Emitter):
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
-        kind, value = self.written(s.elem, value)
-        return f"store({kind}, k.f_{s.target.name}, block0 + j, {value}, WHOLE)"
+        kind = self.dialect.stored(s.elem)
+        if s.target.kind == "field":
+            kind, value = self.written(s.elem, value)
+        return f"store({kind}, {self.target(s)}, block0 + j, {value}, WHOLE)"
 
     def field_of_block(self, e: ir.Read, size: int, lanes: str) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
         elem = self.vectors[e.vector]
+        args = f"{self.dialect.stored(elem)}, k.f_{e.vector}, start + at, {size}, 0, live"
         if elem == BOOL:
-            raise not_built(e, self.dialect)
-        return f"per_block({lanes}, {self.dialect.stored(elem)}, k.f_{e.vector}, start + at, {size}, 0, live)"
+            return f"ne(per_block(Int32, {args}), splat(Int32, 0))"
+        return f"per_block({lanes}, {args})"
 
     def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""
@@ -236,30 +279,42 @@ class NumbaEmitter(Emitter):
         elem = self.vectors[vector]
         kind = arithmetic(elem)
         lanes = LANES[kind.name] if kind != INT or elem.bits > 32 else "Int32"
-        base = f"k.f_{vector}" if vector in {x.name for x in self.f.layout} else f"k.{vector}"
-        if vector in self.f.states:
-            base = f"k.s_{vector}"
+        base = self.where(vector)
         if elem.packed:
             return Load(vector, lanes, f"unpack({elem.bits}, {base}, start + at, live)", True, False)
         if elem == BOOL:
             text = f"ne(stream(Int32, u8, {base}, start + at, live), splat(Int32, 0))"
             return Load(vector, "Mask", text, False, False)
-        return Load(
-            vector,
-            lanes,
-            f"stream({lanes}, {self.dialect.stored(elem)}, {base}, start + at, live)",
-            False,
-            False,
-        )
+        text = f"stream({lanes}, {self.dialect.stored(elem)}, {base}, start + at, live)"
+        return Load(vector, lanes, text, False, False)
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
         """Return the statement that packs codes."""
-        return f"pack({s.elem.bits}, k.f_{s.target.name}, start + at, {value}, live)"
+        return f"pack({s.elem.bits}, {self.bits_place(s.target.name)}, start + at, {value}, live)"
 
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores lanes; canonical floats are bits."""
-        name = {"state": f"new_{s.target.name}", "output": "gradient", "field": f"f_{s.target.name}"}[
-            s.target.kind
-        ]
-        kind = "u32" if s.elem == FLOAT and s.target.kind != "state" else self.dialect.stored(s.elem)
-        return f"store({kind}, k.{name}, start + at, {value}, live)"
+        return f"store({self.kept(s)}, {self.target(s)}, start + at, {value}, live)"
+
+    def patch(self, s: ir.Patch, writer: LaneWriter) -> str:
+        """Return the statement that stores lanes at the positions of an index."""
+        value = writer.write(s.body)
+        if s.elem == FLOAT and s.target.kind == "output":
+            value = self.dialect.canonical(value)
+        index = writer.write(s.index, "Int64")
+        return f"scatter({self.kept(s)}, {self.target(s)}, {index}, {value}, live)"
+
+    def kept(self, s: ir.Store | ir.Patch) -> str:
+        """Return the type in which an element is stored: a float that leaves the program as its bits."""
+        stored = self.dialect.stored(s.elem)
+        return "u32" if s.elem == FLOAT and s.target.kind in ("field", "output") else stored
+
+    def target(self, s: ir.Store | ir.Patch) -> str:
+        """Return the address of what is stored to."""
+        name = s.target.name
+        return {
+            "state": f"k.new_{name}",
+            "output": "k.gradient",
+            "field": f"k.f_{name}",
+            "vector": f"k.v_{name}",
+        }[s.target.kind]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compll import ir
+
 TILE = 1024
 
 
@@ -63,11 +65,15 @@ class Draw:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A vector in scratch memory: its member of the frame, its type, and the most elements that it has."""
+    """A vector in scratch memory: its member of the frame, its type, and the most elements that it has.
+
+    Without a `length` it is another name of the vector that `most` names.
+    """
 
     member: str
     type: str
     most: str
+    length: ir.Expr | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class Step:
     """One statement of an operation.
 
     `kind` is line, guard, refusal (a condition and the status that it gives), layout (from here on the places
-    of the payload's fields are known) or pass.
+    of the payload's fields are known) or pass; on CUDA also tiles, check and block: see `emit.cuda.Kernel`.
     """
 
     kind: str

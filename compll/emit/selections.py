@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from compll import ir
 from compll.emit.expressions import Dialect, ScalarWriter, not_built
-from compll.emit.pieces import Buffer, Step
+from compll.emit.pieces import TILE, Buffer, Step
 from compll.emit.ranges import scalar_type
 from compll.errors import BackendError
-from compll.types import BOOL, INT, Elem, arithmetic
+from compll.types import BOOL, INT, UINT8, Elem, arithmetic
 
 BINS = 2048
 PARTS = 16
@@ -25,6 +25,7 @@ class Selections:
     lengths: dict[str, ir.Expr]
     scalar: ScalarWriter
     scalars: list[str]
+    to_count: set[str]
 
     def find_stored(self) -> None:
         """Enter the vectors in scratch memory, and the tables: their types and lengths."""
@@ -51,36 +52,19 @@ class Selections:
                     self.vectors[name], self.lengths[name] = elem, ir.const(len(values), INT)
                     self.tables[name] = b
 
-    def refuse_stored(self) -> None:
-        """Say that this backend has no scratch vectors yet.
-
-        Raises:
-            BackendError: the program needs some, or selects, or looks into a table.
-
-        """
-        needs = (ir.Compact, ir.Select, ir.Arrange, ir.Nth, ir.Ascends, ir.Table)
-        if self.stored_vectors or any(isinstance(b, needs) for b in self.f.body):
-            what = next(iter([*self.stored_vectors, *self.tables]), "a selection")
-            raise BackendError(
-                f"the {self.dialect.backend} backend does not build what '{what}' is made by yet; "
-                "backend='cpp' and backend='interp' run it"
-            )
-
     def enter(self, name: str, elem: Elem, length: ir.Expr) -> None:
         """Enter one vector, and reserve memory for the most elements that it can have."""
         self.vectors[name], self.lengths[name] = elem, length
         self.stored_vectors[name] = elem
-        size = self.bound(length)
-        self.reserve(f"v_{name}", self.dialect.stored(elem), self.bytes_of(elem, size))
+        size, kind = self.bound(length), self.dialect.stored(elem)
+        if elem.packed:  # of bits, whole words
+            words = ir.blocks(ir.apply("*", size, ir.const(elem.bits, INT)), 64)
+            size, kind = ir.apply("*", words, ir.const(8, INT)), self.dialect.stored(UINT8)
+        self.reserve(f"v_{name}", kind, size)
 
-    def bytes_of(self, elem: Elem, size: ir.Expr) -> str:
-        """Return the elements that memory is reserved for: of bits, whole bytes."""
-        text = self.scalar.text(size)
-        return f"({text} * {elem.bits} + 7) / 8" if elem.packed else text
-
-    def reserve(self, member: str, kind: str, most: str) -> None:
-        """Reserve scratch memory under a member of the frame."""
-        self.buffers.append(Buffer(member, kind, most))
+    def reserve(self, member: str, kind: str, most: ir.Expr) -> None:
+        """Reserve scratch memory for so many elements under a member of the frame."""
+        self.buffers.append(Buffer(member, kind, self.scalar.text(most), most))
 
     # --- sizes that the host knows ----------------------------------------------------------------
 
@@ -137,13 +121,15 @@ class Selections:
         """Yield the statements of what a selection became."""
         match b:
             case ir.Compact(name, count, mask, length, limit):
-                first = self.work(f"{name}_first", "int64_t", f"({self.most_of(length)} + 1023) / 1024")
+                first = self.work(f"{name}_first", "int64_t", self.tiles_of(length))
                 most = "INT64_MAX" if limit is None else self.scalar.text(limit)
                 args = f"k.v_{mask.vector}, {self.scalar.text(length)}, {most}, k.v_{name}, {first}, threads"
                 self.scalars.append(self.member(count, INT))
                 yield Step("line", f"k.{count}_ = compact({args});")
+                yield from self.counted(count)
             case ir.Select(name, keys, length, k, _, block):
-                size = f"({self.most_of(length)} + 1023) / 1024 * 2 + {PARTS * BINS}"
+                tiles = ir.apply("*", self.tiles_of(length), ir.const(2, INT))
+                size = ir.apply("+", tiles, ir.const(PARTS * BINS, INT))
                 work = self.work(f"{name}_work", "int64_t", size)
                 args = f"k.v_{keys.vector}, {self.scalar.text(length)}, {self.scalar.text(k)}, {block}"
                 yield Step("line", f"select_least({args}, k.v_{name}, {work}, threads);")
@@ -162,18 +148,29 @@ class Selections:
                 args = f"k.v_{index.vector}, {self.scalar.text(count)}, {self.scalar.text(length)}"
                 yield Step("refusal", f"!ascends({args})", status="REFUSED" if checked else "OUT_OF_RANGE")
 
-    def work(self, member: str, kind: str, most: str) -> str:
+    def counted(self, name: str) -> Iterator[Step]:
+        """Lay the payload out when the last of its counts is known."""
+        if name in self.to_count:
+            self.to_count.remove(name)
+            if not self.to_count:
+                yield Step("layout")
+
+    def work(self, member: str, kind: str, most: ir.Expr) -> str:
         """Reserve memory that one selection works in; return how it is named."""
         self.reserve(member, kind, most)
         return f"k.{member}"
 
-    def most_of(self, length: ir.Expr) -> str:
-        """Return the text of the most elements that a vector can have."""
-        return f"greater<int64_t>(0, {self.scalar.text(self.bound(length))})"
+    def most_of(self, length: ir.Expr) -> ir.Expr:
+        """Return the most elements that a vector can have."""
+        return ir.apply("max", self.bound(length), ir.const(0, INT))
+
+    def tiles_of(self, length: ir.Expr) -> ir.Expr:
+        """Return the most tiles that a vector can have."""
+        return ir.blocks(self.most_of(length), TILE)
 
     def alias(self, name: str, of: str, kind: str) -> None:
         """Give what has been sorted in its place a name of its own."""
-        self.buffers.append(Buffer(f"v_{name}", kind, f"= k.v_{of}"))
+        self.buffers.append(Buffer(f"v_{name}", kind, f"k.v_{of}"))
 
     # --- reads at computed positions --------------------------------------------------------------
 
@@ -223,7 +220,7 @@ class Selections:
 
     def search(self, e: ir.Search, kind: str, arg: str) -> str:
         """Return how many entries of a table are below, in scalars or lanes."""
-        return f"search<{kind}>({self.f.op}_{e.table}, {len(self.tables[e.table].values)}, {arg})"
+        return f"search<{kind}>({self.where(e.table)}, {len(self.tables[e.table].values)}, {arg})"
 
     def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
         """Return type, name and entries of the tables."""

@@ -284,6 +284,14 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class Narrow:
+    """Positions below `length` are kept as `elem`, which must hold them: so n is limited."""
+
+    length: Expr
+    elem: Elem
+
+
+@dataclass(frozen=True, slots=True)
 class Parameter:
     """A hyper-parameter: its element type, default, inclusive range, and whether kernels specialise to it."""
 
@@ -312,6 +320,7 @@ class Function:
     random: bool = False
     decoded: str = ""
     counts: tuple[Count, ...] = ()
+    narrow: tuple[Narrow, ...] = ()
 
 
 def rewrite_binding(b: Binding, change: Callable[[Expr], Expr | None]) -> Binding:

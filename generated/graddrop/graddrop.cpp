@@ -61,6 +61,7 @@ template <class T> inline T get(const uint8_t* from) {
 //   param sampling: float
 //   state residual: float[n]
 //   count filter_count: at most min(max(int((0x1.0000000000000p+1 * ceil(((0x1.0000000000000p+0 - drop) * float(n))))), 0), n)
+//   positions below n as uint32
 //   field index: uint32[filter_count]
 //   field field1: float[filter_count]
 //   pass[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
@@ -297,11 +298,11 @@ inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] 
     Arena arena{scratch};
     k.v_s_sort_keys = arena.take<uint32_t>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.v_s_sort_values = arena.take<float>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.v_filter_mask = arena.take<uint8_t>((k.n * 1 + 7) / 8);
+    k.v_filter_mask = arena.take<uint8_t>(((divide(((k.n * INT64_C(1)) + INT64_C(63)), INT64_C(64))) * INT64_C(8)));
     k.v_filter = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.v_gradient_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.v_residual_patch = arena.take<float>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.filter_first = arena.take<int64_t>((greater<int64_t>(0, k.n) + 1023) / 1024);
+    k.filter_first = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     return arena.used;
 }
 

@@ -13,9 +13,13 @@ struct Layout {  // where the fields of the payload begin
     int64_t end;
 };
 
-COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
+struct Counts {  // sizes that depend on data: a payload begins with them
+};
+
+COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p, [[maybe_unused]] const Counts& c) {
     Layout k{};
     k.n = n;
+    k.end = 0 * count_bytes(n);
     k.up_ = align(k.end, 4);
     k.end = k.up_end = k.up_ + 4;
     k.down_ = align(k.end, 4);
@@ -25,10 +29,16 @@ COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
     return k;
 }
 
-constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scratch begins with it
-[[maybe_unused]] COMPLL_BOTH char* partials(const compll_item& item, int64_t reduction, int64_t tiles) {
-    return item.scratch + FRAME_BYTES + reduction * partial_bytes(tiles);
+COMPLL_BOTH Counts most_counts([[maybe_unused]] int64_t n, [[maybe_unused]] const Params& p) {
+    Counts c{};
+    return c;
 }
+
+COMPLL_DEVICE bool read_counts([[maybe_unused]] const compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] Counts& c) {
+    return true;
+}
+
+constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scratch begins with it
 
 // ---- encode ----
 // encode onebit
@@ -55,8 +65,12 @@ struct EncodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
+    uint8_t* f_up;
+    uint8_t* f_down;
     uint8_t* f_bit;
     const float* s_residual;
     float* new_residual;
@@ -65,6 +79,9 @@ struct EncodeFrame {
     float down_add_;
     float up_;
     float down_;
+    int64_t* ups_tiles;
+    float* up_add_tiles;
+    float* down_add_tiles;
 };
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
@@ -80,7 +97,7 @@ struct EncodeAddOf2 {
     template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
 };
 
-template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
@@ -114,15 +131,15 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
     pack<1, FULL>(k.f_bit + tile * (LANES * 1), o_bit, thread, count);
     const int lanes = count < LANES ? count : LANES;
     const Int32 t_ups = fold(a_ups, thread, lanes, EncodeAddOf0{});
-    if (thread == 0) reinterpret_cast<int64_t*>(partials(item, 0, tiles))[tile] = t_ups;
+    if (thread == 0) k.ups_tiles[tile] = t_ups;
     const Float t_up_add = fold(a_up_add, thread, lanes, EncodeAddOf1{});
-    if (thread == 0) reinterpret_cast<float*>(partials(item, 1, tiles))[tile] = t_up_add;
+    if (thread == 0) k.up_add_tiles[tile] = t_up_add;
     const Float t_down_add = fold(a_down_add, thread, lanes, EncodeAddOf2{});
-    if (thread == 0) reinterpret_cast<float*>(partials(item, 2, tiles))[tile] = t_down_add;
-    if (bad) atomicExch(&item.status, int32_t(NOT_FINITE));
+    if (thread == 0) k.down_add_tiles[tile] = t_down_add;
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_up = splat<Float>(k.up_);
     const Float u_down = splat<Float>(k.down_);
@@ -151,24 +168,22 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
     }
 }
 
-COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] const Params& p) {
-    const Layout at = layout(item.n, p);
-    k.failed = true;
-    item.status = BAD_BUFFER;
-    if (item.n < 0 || item.capacity < at.end || !is_aligned(item.payload)) return false;
-    k.failed = false;
-    item.status = OK;
-    k.n = item.n;
-    k.seed = item.seed;
-    k.shared_seed = item.shared_seed;
-    k.scale = item.scale;
-    k.gradient = static_cast<Gradient*>(item.gradient);
-    k.wide = is_aligned(k.gradient);
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.ups_tiles = arena.take<int64_t>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    k.up_add_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    k.down_add_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, EncodeFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_up = item.payload + at.up_;
+    k.f_down = item.payload + at.down_;
     k.f_bit = item.payload + at.bit_;
-    k.s_residual = item.state[0];
-    k.new_residual = item.new_state[0];
-    k.wide = k.wide && is_aligned(k.s_residual) && is_aligned(k.new_residual);
-    int64_t end = 0;  // bytes between fields are written 0
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
     clear(item.payload + end, item.payload + at.up_);
     end = at.up_end;
     clear(item.payload + end, item.payload + at.down_);
@@ -176,6 +191,25 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     clear(item.payload + end, item.payload + at.bit_);
     end = at.bit_end;
     item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    k.s_residual = item.state[0];
+    k.new_residual = item.new_state[0];
+    k.wide = k.wide && is_aligned(k.s_residual) && is_aligned(k.new_residual);
+    encode_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
     return true;
 }
 
@@ -193,15 +227,19 @@ struct DecodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
+    uint8_t* f_up;
+    uint8_t* f_down;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
 };
 static_assert(sizeof(DecodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
-template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_up_1 = splat<Float>(k.up_1_);
     const Float u_down_1 = splat<Float>(k.down_1_);
@@ -223,20 +261,35 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, DecodeFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_up = item.payload + at.up_;
+    k.f_down = item.payload + at.down_;
+    k.f_bit = item.payload + at.bit_;
+}
+
 COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] const Params& p) {
-    const Layout at = layout(item.n, p);
-    k.failed = true;
     item.status = BAD_BUFFER;
-    if (item.n < 0 || item.length != at.end || !is_aligned(item.payload)) return false;
-    k.failed = false;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    Counts c{};
+    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
     k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
-    k.f_bit = item.payload + at.bit_;
+    decode_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
     return true;
 }
 
@@ -254,15 +307,19 @@ struct DecodeAddFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
+    uint8_t* f_up;
+    uint8_t* f_down;
     uint8_t* f_bit;
     float up_1_;
     float down_1_;
 };
 static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
-template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
     const Float u_up_1 = splat<Float>(k.up_1_);
@@ -289,20 +346,35 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_up = item.payload + at.up_;
+    k.f_down = item.payload + at.down_;
+    k.f_bit = item.payload + at.bit_;
+}
+
 COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] const Params& p) {
-    const Layout at = layout(item.n, p);
-    k.failed = true;
     item.status = BAD_BUFFER;
-    if (item.n < 0 || item.length != at.end || !is_aligned(item.payload)) return false;
-    k.failed = false;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    Counts c{};
+    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
     k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
-    k.f_bit = item.payload + at.bit_;
+    decode_add_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
     return true;
 }
 
@@ -315,23 +387,25 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_encode_begi
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (threadIdx.x != 0) continue;
-        if (!begin(item, k, p)) continue;
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else encode_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
+            else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -341,43 +415,49 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_encode_then
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
+        if (!going(item)) continue;
+        const int64_t tiles = tiles_of(k.n);
         if (tiles > 0) {
-            const int64_t t_ups = fold_tiles<int64_t>(partials(item, 0, tiles), tiles, EncodeAddOf0{});
-            const float t_up_add = fold_tiles<float>(partials(item, 1, tiles), tiles, EncodeAddOf1{});
-            const float t_down_add = fold_tiles<float>(partials(item, 2, tiles), tiles, EncodeAddOf2{});
-            if (threadIdx.x == 0) {
-                k.ups_ = EncodeAddOf0{}(INT64_C(0), t_ups);
-                k.up_add_ = EncodeAddOf1{}(0x0.0p+0f, t_up_add);
-                k.down_add_ = EncodeAddOf2{}(0x0.0p+0f, t_down_add);
-            }
+            const int64_t t_ups = fold_tiles(k.ups_tiles, tiles, EncodeAddOf0{});
+            if (threadIdx.x == 0) k.ups_ = EncodeAddOf0{}(INT64_C(0), t_ups);
         } else if (threadIdx.x == 0) {
             k.ups_ = INT64_C(0);
+        }
+        if (tiles > 0) {
+            const float t_up_add = fold_tiles(k.up_add_tiles, tiles, EncodeAddOf1{});
+            if (threadIdx.x == 0) k.up_add_ = EncodeAddOf1{}(0x0.0p+0f, t_up_add);
+        } else if (threadIdx.x == 0) {
             k.up_add_ = 0x0.0p+0f;
+        }
+        if (tiles > 0) {
+            const float t_down_add = fold_tiles(k.down_add_tiles, tiles, EncodeAddOf2{});
+            if (threadIdx.x == 0) k.down_add_ = EncodeAddOf2{}(0x0.0p+0f, t_down_add);
+        } else if (threadIdx.x == 0) {
             k.down_add_ = 0x0.0p+0f;
         }
-        if (threadIdx.x != 0) continue;
-        [[maybe_unused]] const Layout at = layout(k.n, p);
-        k.up_ = (divide(k.up_add_, widen<float>((greater(k.ups_, INT64_C(1))))));
-        k.down_ = (divide(k.down_add_, widen<float>((greater((wrap_subtract(k.n, k.ups_)), INT64_C(1))))));
-        put<float>(item.payload + at.up_, k.up_);
-        put<float>(item.payload + at.down_, k.down_);
+        if (!going(item)) continue;
+        if (threadIdx.x == 0) do {
+            k.up_ = (divide(k.up_add_, widen<float>((greater(k.ups_, INT64_C(1))))));
+            k.down_ = (divide(k.down_add_, widen<float>((greater((wrap_subtract(k.n, k.ups_)), INT64_C(1))))));
+            put<float>(k.f_up, k.up_);
+            put<float>(k.f_down, k.down_);
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_encode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass1<true>(items[i], k, p, tile, tiles, TILE);
-            else encode_pass1<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
+            else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -387,26 +467,27 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_decode_begi
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (threadIdx.x != 0) continue;
-        if (!begin(item, k, p)) continue;
-        [[maybe_unused]] const Layout at = layout(k.n, p);
-        k.up_1_ = get<float>(item.payload + at.up_);
-        k.down_1_ = get<float>(item.payload + at.down_);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+            k.up_1_ = get<float>(k.f_up);
+            k.down_1_ = get<float>(k.f_down);
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else decode_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -416,26 +497,27 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) onebit_decode_add_
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (threadIdx.x != 0) continue;
-        if (!begin(item, k, p)) continue;
-        [[maybe_unused]] const Layout at = layout(k.n, p);
-        k.up_1_ = get<float>(item.payload + at.up_);
-        k.down_1_ = get<float>(item.payload + at.down_);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+            k.up_1_ = get<float>(k.f_up);
+            k.down_1_ = get<float>(k.f_down);
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else decode_add_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -443,18 +525,29 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) onebit_decode_add_
 #if !defined(__CUDACC_RTC__)
 // ---- host: `params` is host memory for the two sizes, device memory for the operations ----
 COMPLL_EXPORT int64_t onebit_max_bytes(int64_t n, const void* params) {
-    return layout(n, *static_cast<const Params*>(params)).end;
+    const Params& p = *static_cast<const Params*>(params);
+    return layout(n, p, most_counts(n, p)).end;
 }
 
 COMPLL_EXPORT int64_t onebit_scratch_bytes(int64_t n, [[maybe_unused]] const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    struct { int64_t n; } k{n};
     int64_t most = 0;
     {
-        const int64_t length = k.n;
-        most = greater<int64_t>(most, 3 * partial_bytes(tiles_of(length)));
+        EncodeFrame k{};
+        k.n = n;
+        most = greater(most, encode_scratch(k, p, nullptr));
     }
-    return k.n < 0 ? 0 : FRAME_BYTES + most;
+    {
+        DecodeFrame k{};
+        k.n = n;
+        most = greater(most, decode_scratch(k, p, nullptr));
+    }
+    {
+        DecodeAddFrame k{};
+        k.n = n;
+        most = greater(most, decode_add_scratch(k, p, nullptr));
+    }
+    return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
 // `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.

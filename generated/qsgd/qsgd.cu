@@ -13,9 +13,13 @@ struct Layout {  // where the fields of the payload begin
     int64_t end;
 };
 
-COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
+struct Counts {  // sizes that depend on data: a payload begins with them
+};
+
+COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p, [[maybe_unused]] const Counts& c) {
     Layout k{};
     k.n = n;
+    k.end = 0 * count_bytes(n);
     k.norm_ = align(k.end, 16);
     k.end = k.norm_end = k.norm_ + greater<int64_t>(0, (divide((wrap_add(k.n, INT64_C(511))), INT64_C(512)))) * 4;
     k.level_ = align(k.end, 16);
@@ -25,10 +29,16 @@ COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
     return k;
 }
 
-constexpr int64_t FRAME_BYTES = 64;  // the greatest frame below; an item's scratch begins with it
-[[maybe_unused]] COMPLL_BOTH char* partials(const compll_item& item, int64_t reduction, int64_t tiles) {
-    return item.scratch + FRAME_BYTES + reduction * partial_bytes(tiles);
+COMPLL_BOTH Counts most_counts([[maybe_unused]] int64_t n, [[maybe_unused]] const Params& p) {
+    Counts c{};
+    return c;
 }
+
+COMPLL_DEVICE bool read_counts([[maybe_unused]] const compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] Counts& c) {
+    return true;
+}
+
+constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scratch begins with it
 
 // ---- encode ----
 // encode qsgd
@@ -48,11 +58,15 @@ struct EncodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
     uint8_t* f_norm;
     uint8_t* f_level;
     uint8_t* f_negative;
+    float* encode_pass0_r_norm_add;
+    float* encode_pass0_h0;
 };
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
@@ -89,18 +103,17 @@ template <int N> COMPLL_DEVICE void encode_pass0_stage0([[maybe_unused]] EncodeF
     r_norm_add = fold(a_norm_add, thread, count < LANES ? count : LANES, EncodeAddOf0{});
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass0(compll_item& item, EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int64_t tiles, int count);
+template <bool FULL> COMPLL_DEVICE void encode_pass0(compll_item& item, EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
 // Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
-COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Params& p, int64_t span, int64_t tiles, int64_t length) {
+COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
     constexpr int64_t BLOCK = 512, SPAN = 1024;
     const int thread = threadIdx.x % WARP;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
-    char* const slots = partials(item, 0, tiles);
     encode_pass0_blocks b;
     b.first = begin / BLOCK;
-    b.r_norm_add = reinterpret_cast<float*>(slots + 0 * level_bytes(blocks_of(length, BLOCK))) + b.first;
-    b.h0 = reinterpret_cast<float*>(slots + 1 * level_bytes(blocks_of(length, BLOCK))) + b.first;
+    b.r_norm_add = k.encode_pass0_r_norm_add + b.first;
+    b.h0 = k.encode_pass0_h0 + b.first;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_norm_add;
@@ -118,12 +131,12 @@ COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Pa
     __syncwarp();
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, b, tile, tiles, TILE);
-        else encode_pass0<false>(item, k, p, b, tile, tiles, rest < TILE ? int(rest) : TILE);
+        if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, b, tile, TILE);
+        else encode_pass0<false>(item, k, p, b, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, [[maybe_unused]] const encode_pass0_blocks& b, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, [[maybe_unused]] const encode_pass0_blocks& b, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     Codes<3> o_level;
@@ -157,26 +170,24 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
     }
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, thread, count);
     pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, thread, count);
-    if (bad) atomicExch(&item.status, int32_t(NOT_FINITE));
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
 }
 
-COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] const Params& p) {
-    const Layout at = layout(item.n, p);
-    k.failed = true;
-    item.status = BAD_BUFFER;
-    if (item.n < 0 || item.capacity < at.end || !is_aligned(item.payload)) return false;
-    k.failed = false;
-    item.status = OK;
-    k.n = item.n;
-    k.seed = item.seed;
-    k.shared_seed = item.shared_seed;
-    k.scale = item.scale;
-    k.gradient = static_cast<Gradient*>(item.gradient);
-    k.wide = is_aligned(k.gradient);
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.encode_pass0_r_norm_add = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(511))), INT64_C(512))));
+    k.encode_pass0_h0 = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(511))), INT64_C(512))));
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, EncodeFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
     k.f_norm = item.payload + at.norm_;
     k.f_level = item.payload + at.level_;
     k.f_negative = item.payload + at.negative_;
-    int64_t end = 0;  // bytes between fields are written 0
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
     clear(item.payload + end, item.payload + at.norm_);
     end = at.norm_end;
     clear(item.payload + end, item.payload + at.level_);
@@ -184,6 +195,22 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     clear(item.payload + end, item.payload + at.negative_);
     end = at.negative_end;
     item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    encode_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
     return true;
 }
 
@@ -201,7 +228,9 @@ struct DecodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
     uint8_t* f_norm;
     uint8_t* f_level;
@@ -209,7 +238,7 @@ struct DecodeFrame {
 };
 static_assert(sizeof(DecodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
-template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
     const auto c_level = unpack<3, FULL>(k.f_level + tile * (LANES * 3), thread, count);
@@ -236,22 +265,35 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, DecodeFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_norm = item.payload + at.norm_;
+    k.f_level = item.payload + at.level_;
+    k.f_negative = item.payload + at.negative_;
+}
+
 COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] const Params& p) {
-    const Layout at = layout(item.n, p);
-    k.failed = true;
     item.status = BAD_BUFFER;
-    if (item.n < 0 || item.length != at.end || !is_aligned(item.payload)) return false;
-    k.failed = false;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    Counts c{};
+    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
     k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
-    k.f_norm = item.payload + at.norm_;
-    k.f_level = item.payload + at.level_;
-    k.f_negative = item.payload + at.negative_;
+    decode_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
     return true;
 }
 
@@ -269,7 +311,9 @@ struct DecodeAddFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
     uint8_t* f_norm;
     uint8_t* f_level;
@@ -277,7 +321,7 @@ struct DecodeAddFrame {
 };
 static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
-template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
@@ -309,22 +353,35 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_norm = item.payload + at.norm_;
+    k.f_level = item.payload + at.level_;
+    k.f_negative = item.payload + at.negative_;
+}
+
 COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] const Params& p) {
-    const Layout at = layout(item.n, p);
-    k.failed = true;
     item.status = BAD_BUFFER;
-    if (item.n < 0 || item.length != at.end || !is_aligned(item.payload)) return false;
-    k.failed = false;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    Counts c{};
+    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
     k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
-    k.f_norm = item.payload + at.norm_;
-    k.f_level = item.payload + at.level_;
-    k.f_negative = item.payload + at.negative_;
+    decode_add_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
     return true;
 }
 
@@ -337,20 +394,22 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) qsgd_encode_begin(
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (threadIdx.x != 0) continue;
-        if (!begin(item, k, p)) continue;
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) qsgd_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t span = first; span * 1024 < length; span += step) encode_pass0_span(items[i], k, p, span, tiles, length);
+        compll_item& item = items[i];
+        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
     }
 }
 
@@ -359,23 +418,25 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) qsgd_decode_begin(
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (threadIdx.x != 0) continue;
-        if (!begin(item, k, p)) continue;
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) qsgd_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else decode_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -385,23 +446,25 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) qsgd_decode_add_be
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (threadIdx.x != 0) continue;
-        if (!begin(item, k, p)) continue;
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) qsgd_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else decode_add_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -409,18 +472,29 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) qsgd_decode_add_pa
 #if !defined(__CUDACC_RTC__)
 // ---- host: `params` is host memory for the two sizes, device memory for the operations ----
 COMPLL_EXPORT int64_t qsgd_max_bytes(int64_t n, const void* params) {
-    return layout(n, *static_cast<const Params*>(params)).end;
+    const Params& p = *static_cast<const Params*>(params);
+    return layout(n, p, most_counts(n, p)).end;
 }
 
 COMPLL_EXPORT int64_t qsgd_scratch_bytes(int64_t n, [[maybe_unused]] const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    struct { int64_t n; } k{n};
     int64_t most = 0;
     {
-        const int64_t length = k.n;
-        most = greater<int64_t>(most, 2 * level_bytes(blocks_of(length, 512)));
+        EncodeFrame k{};
+        k.n = n;
+        most = greater(most, encode_scratch(k, p, nullptr));
     }
-    return k.n < 0 ? 0 : FRAME_BYTES + most;
+    {
+        DecodeFrame k{};
+        k.n = n;
+        most = greater(most, decode_scratch(k, p, nullptr));
+    }
+    {
+        DecodeAddFrame k{};
+        k.n = n;
+        most = greater(most, decode_add_scratch(k, p, nullptr));
+    }
+    return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
 // `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.

@@ -59,6 +59,7 @@ template <class T> inline T get(const uint8_t* from) {
 //   static param stages: int
 //   param ratio: float
 //   count index_filter_count: at most min(max(int((0x1.0000000000000p+1 * ceil((ratio * float(n))))), 0), n)
+//   positions below n as uint32
 //   field index: uint32[index_filter_count]
 //   field field1: float[index_filter_count]
 //   pass[n]
@@ -227,13 +228,13 @@ template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] c
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_index_filter_mask = arena.take<uint8_t>((k.n * 1 + 7) / 8);
+    k.v_index_filter_mask = arena.take<uint8_t>(((divide(((k.n * INT64_C(1)) + INT64_C(63)), INT64_C(64))) * INT64_C(8)));
     k.v_index_filter = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.threshold_add_tiles = arena.take<float>((greater<int64_t>(0, k.n) + 1023) / 1024);
-    k.threshold_greater_tiles = arena.take<float>((greater<int64_t>(0, k.n) + 1023) / 1024);
-    k.over_add_tiles = arena.take<float>((greater<int64_t>(0, k.n) + 1023) / 1024);
-    k.over_add_1_tiles = arena.take<int64_t>((greater<int64_t>(0, k.n) + 1023) / 1024);
-    k.index_filter_first = arena.take<int64_t>((greater<int64_t>(0, k.n) + 1023) / 1024);
+    k.threshold_add_tiles = arena.take<float>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
+    k.threshold_greater_tiles = arena.take<float>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
+    k.over_add_tiles = arena.take<float>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
+    k.over_add_1_tiles = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
+    k.index_filter_first = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     return arena.used;
 }
 

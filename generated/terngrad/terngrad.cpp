@@ -146,8 +146,8 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.low_tiles = arena.take<float>((greater<int64_t>(0, k.n) + 1023) / 1024);
-    k.high_tiles = arena.take<float>((greater<int64_t>(0, k.n) + 1023) / 1024);
+    k.low_tiles = arena.take<float>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
+    k.high_tiles = arena.take<float>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     return arena.used;
 }
 

@@ -13,9 +13,13 @@ struct Layout {  // where the fields of the payload begin
     int64_t end;
 };
 
-COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
+struct Counts {  // sizes that depend on data: a payload begins with them
+};
+
+COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p, [[maybe_unused]] const Counts& c) {
     Layout k{};
     k.n = n;
+    k.end = 0 * count_bytes(n);
     k.bitwidth_ = align(k.end, 1);
     k.end = k.bitwidth_end = k.bitwidth_ + 1;
     k.low_ = align(k.end, 4);
@@ -27,10 +31,16 @@ COMPLL_BOTH Layout layout(int64_t n, [[maybe_unused]] const Params& p) {
     return k;
 }
 
-constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scratch begins with it
-[[maybe_unused]] COMPLL_BOTH char* partials(const compll_item& item, int64_t reduction, int64_t tiles) {
-    return item.scratch + FRAME_BYTES + reduction * partial_bytes(tiles);
+COMPLL_BOTH Counts most_counts([[maybe_unused]] int64_t n, [[maybe_unused]] const Params& p) {
+    Counts c{};
+    return c;
 }
+
+COMPLL_DEVICE bool read_counts([[maybe_unused]] const compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] Counts& c) {
+    return true;
+}
+
+constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scratch begins with it
 
 // ---- encode ----
 // encode terngrad
@@ -55,12 +65,19 @@ struct EncodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
+    uint8_t* f_bitwidth;
+    uint8_t* f_low;
+    uint8_t* f_gap;
     uint8_t* f_level;
     float low_;
     float high_;
     float gap_;
+    float* low_tiles;
+    float* high_tiles;
 };
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
@@ -72,7 +89,7 @@ struct EncodeGreaterOf1 {
     template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
-template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     Float a_low[QUAD] = {};
@@ -93,13 +110,13 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
     }
     const int lanes = count < LANES ? count : LANES;
     const Float t_low = fold(a_low, thread, lanes, EncodeSmallerOf0{});
-    if (thread == 0) reinterpret_cast<float*>(partials(item, 0, tiles))[tile] = t_low;
+    if (thread == 0) k.low_tiles[tile] = t_low;
     const Float t_high = fold(a_high, thread, lanes, EncodeGreaterOf1{});
-    if (thread == 0) reinterpret_cast<float*>(partials(item, 1, tiles))[tile] = t_high;
-    if (bad) atomicExch(&item.status, int32_t(NOT_FINITE));
+    if (thread == 0) k.high_tiles[tile] = t_high;
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_low = splat<Float>(k.low_);
     const Float u_gap = splat<Float>(k.gap_);
@@ -127,21 +144,22 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
     pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, thread, count);
 }
 
-COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] const Params& p) {
-    const Layout at = layout(item.n, p);
-    k.failed = true;
-    item.status = BAD_BUFFER;
-    if (item.n < 0 || item.capacity < at.end || !is_aligned(item.payload)) return false;
-    k.failed = false;
-    item.status = OK;
-    k.n = item.n;
-    k.seed = item.seed;
-    k.shared_seed = item.shared_seed;
-    k.scale = item.scale;
-    k.gradient = static_cast<Gradient*>(item.gradient);
-    k.wide = is_aligned(k.gradient);
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    k.low_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    k.high_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, EncodeFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_bitwidth = item.payload + at.bitwidth_;
+    k.f_low = item.payload + at.low_;
+    k.f_gap = item.payload + at.gap_;
     k.f_level = item.payload + at.level_;
-    int64_t end = 0;  // bytes between fields are written 0
+    int64_t end = 0 * count_bytes(k.n);  // bytes between fields are written 0
     clear(item.payload + end, item.payload + at.bitwidth_);
     end = at.bitwidth_end;
     clear(item.payload + end, item.payload + at.low_);
@@ -151,6 +169,22 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
     clear(item.payload + end, item.payload + at.level_);
     end = at.level_end;
     item.length = at.end;
+}
+
+COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] const Params& p) {
+    item.status = BAD_BUFFER;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    if (item.capacity < layout(item.n, p, most_counts(item.n, p)).end) return false;
+    item.status = OK;
+    k.n = item.n;
+    k.seed = item.seed;
+    k.shared_seed = item.shared_seed;
+    k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
+    k.gradient = static_cast<Gradient*>(item.gradient);
+    k.wide = is_aligned(k.gradient);
+    encode_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
     return true;
 }
 
@@ -172,8 +206,13 @@ struct DecodeFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
+    uint8_t* f_bitwidth;
+    uint8_t* f_low;
+    uint8_t* f_gap;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -181,7 +220,7 @@ struct DecodeFrame {
 };
 static_assert(sizeof(DecodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
-template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_gap_1 = splat<Float>(k.gap_1_);
     const Float u_low_1 = splat<Float>(k.low_1_);
@@ -204,20 +243,36 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, DecodeFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_bitwidth = item.payload + at.bitwidth_;
+    k.f_low = item.payload + at.low_;
+    k.f_gap = item.payload + at.gap_;
+    k.f_level = item.payload + at.level_;
+}
+
 COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] const Params& p) {
-    const Layout at = layout(item.n, p);
-    k.failed = true;
     item.status = BAD_BUFFER;
-    if (item.n < 0 || item.length != at.end || !is_aligned(item.payload)) return false;
-    k.failed = false;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    Counts c{};
+    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
     k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
-    k.f_level = item.payload + at.level_;
+    decode_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
     return true;
 }
 
@@ -239,8 +294,13 @@ struct DecodeAddFrame {
     int64_t n;
     uint64_t seed, shared_seed;
     float scale;
-    bool failed, wide;  // wide: every vector begins at a multiple of 16
+    bool wide;         // every vector of the caller begins at a multiple of 16
+    int32_t ignored;
+    int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
+    uint8_t* f_bitwidth;
+    uint8_t* f_low;
+    uint8_t* f_gap;
     uint8_t* f_level;
     int64_t bitwidth_read_;
     float low_1_;
@@ -248,7 +308,7 @@ struct DecodeAddFrame {
 };
 static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
-template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, [[maybe_unused]] int64_t tiles, int count) {
+template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
     const Float u_gap_1 = splat<Float>(k.gap_1_);
@@ -276,20 +336,36 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
     }
 }
 
+// Give the vectors that live in scratch their places; return the bytes that they take.
+COMPLL_BOTH int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
+    Arena arena{scratch};
+    return arena.used;
+}
+
+// Find the places of the payload's fields, when its counts are known.
+COMPLL_DEVICE void place(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] const Params& p) {
+    const Layout at = layout(k.n, p, Counts{});
+    k.f_bitwidth = item.payload + at.bitwidth_;
+    k.f_low = item.payload + at.low_;
+    k.f_gap = item.payload + at.gap_;
+    k.f_level = item.payload + at.level_;
+}
+
 COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] const Params& p) {
-    const Layout at = layout(item.n, p);
-    k.failed = true;
     item.status = BAD_BUFFER;
-    if (item.n < 0 || item.length != at.end || !is_aligned(item.payload)) return false;
-    k.failed = false;
+    if (item.n < 0 || !is_aligned(item.payload)) return false;
+    Counts c{};
+    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
     k.shared_seed = item.shared_seed;
     k.scale = item.scale;
+    k.outside = k.n > 0 ? &item.status : &k.ignored;  // of an empty gradient nobody asks for an element
     k.gradient = static_cast<Gradient*>(item.gradient);
     k.wide = is_aligned(k.gradient);
-    k.f_level = item.payload + at.level_;
+    decode_add_scratch(k, p, item.scratch + FRAME_BYTES);
+    place(item, k, p);
     return true;
 }
 
@@ -302,25 +378,26 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_encode_be
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (threadIdx.x != 0) continue;
-        if (!begin(item, k, p)) continue;
-        [[maybe_unused]] const Layout at = layout(k.n, p);
-        put<uint8_t>(item.payload + at.bitwidth_, INT64_C(2));
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+            put<uint8_t>(k.f_bitwidth, INT64_C(2));
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_encode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else encode_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) encode_pass0<true>(item, k, p, tile, TILE);
+            else encode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -330,39 +407,42 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_encode_th
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
+        if (!going(item)) continue;
+        const int64_t tiles = tiles_of(k.n);
         if (tiles > 0) {
-            const float t_low = fold_tiles<float>(partials(item, 0, tiles), tiles, EncodeSmallerOf0{});
-            const float t_high = fold_tiles<float>(partials(item, 1, tiles), tiles, EncodeGreaterOf1{});
-            if (threadIdx.x == 0) {
-                k.low_ = EncodeSmallerOf0{}(__builtin_inff(), t_low);
-                k.high_ = EncodeGreaterOf1{}(-__builtin_inff(), t_high);
-            }
+            const float t_low = fold_tiles(k.low_tiles, tiles, EncodeSmallerOf0{});
+            if (threadIdx.x == 0) k.low_ = EncodeSmallerOf0{}(__builtin_inff(), t_low);
         } else if (threadIdx.x == 0) {
             k.low_ = __builtin_inff();
+        }
+        if (tiles > 0) {
+            const float t_high = fold_tiles(k.high_tiles, tiles, EncodeGreaterOf1{});
+            if (threadIdx.x == 0) k.high_ = EncodeGreaterOf1{}(-__builtin_inff(), t_high);
+        } else if (threadIdx.x == 0) {
             k.high_ = -__builtin_inff();
         }
-        if (threadIdx.x != 0) continue;
-        [[maybe_unused]] const Layout at = layout(k.n, p);
-        k.gap_ = (divide((k.high_ - k.low_), 0x1.8000000000000p+1f));
-        put<float>(item.payload + at.low_, k.low_);
-        put<float>(item.payload + at.gap_, k.gap_);
+        if (!going(item)) continue;
+        if (threadIdx.x == 0) do {
+            k.gap_ = (divide((k.high_ - k.low_), 0x1.8000000000000p+1f));
+            put<float>(k.f_low, k.low_);
+            put<float>(k.f_gap, k.gap_);
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_encode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) encode_pass1<true>(items[i], k, p, tile, tiles, TILE);
-            else encode_pass1<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
+            else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -372,32 +452,32 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_decode_be
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
-        if (threadIdx.x != 0) continue;
-        if (!begin(item, k, p)) continue;
-        [[maybe_unused]] const Layout at = layout(k.n, p);
-        k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);
-        if (k.bitwidth_read_ != INT64_C(2)) {
-            k.failed = true;
-            item.status = REFUSED;
-            continue;
-        }
-        k.low_1_ = get<float>(item.payload + at.low_);
-        k.gap_1_ = get<float>(item.payload + at.gap_);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+            k.bitwidth_read_ = get<uint8_t>(k.f_bitwidth);
+            if (k.bitwidth_read_ != INT64_C(2)) {
+                item.status = REFUSED;
+                break;
+            }
+            k.low_1_ = get<float>(k.f_low);
+            k.gap_1_ = get<float>(k.f_gap);
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_decode_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        DecodeFrame& k = *reinterpret_cast<DecodeFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else decode_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) decode_pass0<true>(item, k, p, tile, TILE);
+            else decode_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -407,32 +487,32 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) terngrad_decode_ad
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
         DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
-        if (threadIdx.x != 0) continue;
-        if (!begin(item, k, p)) continue;
-        [[maybe_unused]] const Layout at = layout(k.n, p);
-        k.bitwidth_read_ = get<uint8_t>(item.payload + at.bitwidth_);
-        if (k.bitwidth_read_ != INT64_C(2)) {
-            k.failed = true;
-            item.status = REFUSED;
-            continue;
-        }
-        k.low_1_ = get<float>(item.payload + at.low_);
-        k.gap_1_ = get<float>(item.payload + at.gap_);
+        if (threadIdx.x == 0) do {
+            if (!begin(item, k, p)) break;
+            k.bitwidth_read_ = get<uint8_t>(k.f_bitwidth);
+            if (k.bitwidth_read_ != INT64_C(2)) {
+                item.status = REFUSED;
+                break;
+            }
+            k.low_1_ = get<float>(k.f_low);
+            k.gap_1_ = get<float>(k.f_gap);
+        } while (false);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_decode_add_pass0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     constexpr int warps = TILE_THREADS / WARP;
-    const int64_t first = int64_t(blockIdx.x) * warps + threadIdx.x / WARP, step = int64_t(gridDim.x) * warps;
+    const Part part = {int64_t(blockIdx.x) * warps + threadIdx.x / WARP, int64_t(gridDim.x) * warps};
     for (int64_t i = blockIdx.y; i < count; i += gridDim.y) {
-        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(items[i].scratch);
-        if (k.failed) continue;
-        const int64_t length = k.n, tiles = tiles_of(length);
-        for (int64_t tile = first; tile < tiles; tile += step) {
+        compll_item& item = items[i];
+        DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
+        if (stopped(item)) continue;
+        const int64_t length = k.n;
+        for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE && k.wide) decode_add_pass0<true>(items[i], k, p, tile, tiles, TILE);
-            else decode_add_pass0<false>(items[i], k, p, tile, tiles, rest < TILE ? int(rest) : TILE);
+            if (rest >= TILE && k.wide) decode_add_pass0<true>(item, k, p, tile, TILE);
+            else decode_add_pass0<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
         }
     }
 }
@@ -440,18 +520,29 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) terngrad_decode_ad
 #if !defined(__CUDACC_RTC__)
 // ---- host: `params` is host memory for the two sizes, device memory for the operations ----
 COMPLL_EXPORT int64_t terngrad_max_bytes(int64_t n, const void* params) {
-    return layout(n, *static_cast<const Params*>(params)).end;
+    const Params& p = *static_cast<const Params*>(params);
+    return layout(n, p, most_counts(n, p)).end;
 }
 
 COMPLL_EXPORT int64_t terngrad_scratch_bytes(int64_t n, [[maybe_unused]] const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    struct { int64_t n; } k{n};
     int64_t most = 0;
     {
-        const int64_t length = k.n;
-        most = greater<int64_t>(most, 2 * partial_bytes(tiles_of(length)));
+        EncodeFrame k{};
+        k.n = n;
+        most = greater(most, encode_scratch(k, p, nullptr));
     }
-    return k.n < 0 ? 0 : FRAME_BYTES + most;
+    {
+        DecodeFrame k{};
+        k.n = n;
+        most = greater(most, decode_scratch(k, p, nullptr));
+    }
+    {
+        DecodeAddFrame k{};
+        k.n = n;
+        most = greater(most, decode_add_scratch(k, p, nullptr));
+    }
+    return n < 0 ? 0 : FRAME_BYTES + most;
 }
 
 // `most`: the elements of the longest item.  Returns when the kernels are launched, not when they have run.

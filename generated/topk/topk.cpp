@@ -50,6 +50,7 @@ template <class T> inline T get(const uint8_t* from) {
 // ---- encode ----
 // encode topk
 //   param ratio: float
+//   positions below n as uint32
 //   field index: uint32[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //   field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //   pass[n]
@@ -119,7 +120,7 @@ inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] 
     Arena arena{scratch};
     k.v_index_topk_keys = arena.take<uint32_t>(k.n);
     k.v_index_topk = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.index_topk_work = arena.take<int64_t>((greater<int64_t>(0, k.n) + 1023) / 1024 * 2 + 32768);
+    k.index_topk_work = arena.take<int64_t>((((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))) * INT64_C(2)) + INT64_C(32768)));
     return arena.used;
 }
 

@@ -9,6 +9,8 @@
 
 #include "random.cuh"
 #include "reduce.cuh"
+#include "selection.cuh"
+#include "sort.cuh"
 
 // The C ABI: a call takes a table of items in device memory, so that a single call is a batch of one.  The
 // pointers in it, `state` and `new_state` included, are device pointers too.
@@ -28,8 +30,6 @@ extern "C" struct compll_item {
 
 namespace compll {
 
-enum Status : int32_t { OK = 0, NOT_FINITE = 1, OUT_OF_RANGE = -1, REFUSED = -2, BAD_BUFFER = -3, NO_LAUNCH = -4 };
-
 COMPLL_BOTH int64_t align(int64_t at, int64_t to) { return (at + to - 1) / to * to; }
 template <class T, class V> COMPLL_DEVICE void put(uint8_t* to, V x) {
     *reinterpret_cast<T*>(to) = static_cast<T>(canonical(x));
@@ -38,6 +38,37 @@ template <class T> COMPLL_DEVICE T get(const uint8_t* from) { return *reinterpre
 COMPLL_DEVICE void clear(uint8_t* from, uint8_t* to) {
     while (from < to) *from++ = 0;
 }
+
+// Memory of the caller, given out piece by piece; without any, it counts what would be given.
+struct Arena {
+    char* base;
+    int64_t used = 0;
+    template <class T> COMPLL_BOTH T* take(int64_t count) {
+        T* const place = base ? reinterpret_cast<T*>(base + used) : nullptr;
+        used += align((count > 0 ? count : 0) * int64_t(sizeof(T)), 64);
+        return place;
+    }
+};
+
+// A payload begins with its counts: of 4 bytes each, from 2^32 elements on of 8.
+COMPLL_BOTH int64_t count_bytes(int64_t n) { return n < int64_t(1) << 32 ? 4 : 8; }
+COMPLL_DEVICE void put_count(uint8_t* payload, int at, int64_t n, int64_t count) {
+    if (count_bytes(n) == 4) reinterpret_cast<uint32_t*>(payload)[at] = uint32_t(count);
+    else reinterpret_cast<int64_t*>(payload)[at] = count;
+}
+COMPLL_DEVICE int64_t get_count(const uint8_t* payload, int at, int64_t n) {
+    return count_bytes(n) == 4 ? reinterpret_cast<const uint32_t*>(payload)[at] : reinterpret_cast<const int64_t*>(payload)[at];
+}
+
+// Whether an item is still worked on.  Its status becomes an error once and for all: by one thread between the
+// meetings of a block, or in a launch over tiles, where a warp therefore has one opinion, and the next launch another.
+COMPLL_DEVICE bool going(const compll_item& item) {
+    __syncthreads();
+    const bool is = item.status >= 0;
+    __syncthreads();
+    return is;
+}
+COMPLL_DEVICE bool stopped(const compll_item& item) { return __shfl_sync(ALL, int(item.status < 0), 0) != 0; }
 
 // The rule of every launch: over items a block each; over tiles a warp each, in x as many as the longest item
 // has, and the items in y.  Kernels stride, so that any grid gives the same.

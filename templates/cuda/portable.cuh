@@ -13,7 +13,8 @@ using uint32_t = unsigned int;
 using uint64_t = unsigned long long;
 #define INT64_C(x) x##LL
 #define UINT64_C(x) x##ULL
-#define INT64_MIN (-INT64_C(9223372036854775807) - 1)
+#define INT64_MAX INT64_C(9223372036854775807)
+#define INT64_MIN (-INT64_MAX - 1)
 #define __builtin_inff() __int_as_float(0x7f800000)
 #define __builtin_nanf(text) __int_as_float(0x7fc00000)
 #else
@@ -24,6 +25,9 @@ using uint64_t = unsigned long long;
 #include "sim.h"
 #endif
 
+#if defined(__CUDACC__)
+#define COMPLL_SHARED(TYPE, NAME, COUNT) __shared__ TYPE NAME[COUNT]
+#endif
 #define COMPLL_DEVICE __device__ __forceinline__
 #define COMPLL_BOTH __host__ __device__ __forceinline__  // for what the host works out too
 
@@ -32,6 +36,8 @@ namespace compll {
 constexpr int TILE = 1024, ROWS = 8, LANES = 128, QUAD = 4, WARP = 32;
 constexpr int TILE_THREADS = 128, ITEM_THREADS = 512;  // of a block that works on tiles, or on one item
 constexpr unsigned ALL = 0xffffffffu;  // every lane of a warp takes part in every exchange
+
+enum Status : int32_t { OK = 0, NOT_FINITE = 1, OUT_OF_RANGE = -1, REFUSED = -2, BAD_BUFFER = -3, NO_LAUNCH = -4 };
 
 template <class A, class B> struct Same { static constexpr bool value = false; };
 template <class A> struct Same<A, A> { static constexpr bool value = true; };

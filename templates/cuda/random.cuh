@@ -27,20 +27,22 @@ COMPLL_BOTH void draw(uint32_t (&c)[4], uint64_t seed, uint32_t site, int64_t ti
     c[3] = part;
     philox(c, seed);
 }
+// x[i], in registers also where i is known only when the kernel runs.
+COMPLL_BOTH uint32_t one_of(const uint32_t (&x)[4], int i) { return i & 2 ? i & 1 ? x[3] : x[2] : i & 1 ? x[1] : x[0]; }
 struct Words {  // one 32-bit word a row
     uint32_t low[4], high[4];
     __host__ __device__ __forceinline__ void fill(uint64_t seed, uint32_t site, int64_t tile, int lane) {
         draw(low, seed, site, tile, lane, 0);
         draw(high, seed, site, tile, lane, 1);
     }
-    __host__ __device__ __forceinline__ uint32_t operator[](int row) const { return row < 4 ? low[row % 4] : high[row % 4]; }
+    __host__ __device__ __forceinline__ uint32_t operator[](int row) const { return row < 4 ? one_of(low, row) : one_of(high, row - 4); }
 };
 struct Halves {  // one 16-bit half a row
     uint32_t words[4];
     __host__ __device__ __forceinline__ void fill(uint64_t seed, uint32_t site, int64_t tile, int lane) {
         draw(words, seed, site, tile, lane, 0);
     }
-    __host__ __device__ __forceinline__ uint32_t operator[](int row) const { return (words[row / 2] >> (16 * (row % 2))) & 0xffffu; }
+    __host__ __device__ __forceinline__ uint32_t operator[](int row) const { return (one_of(words, row / 2) >> (16 * (row % 2))) & 0xffffu; }
 };
 COMPLL_BOTH uint32_t random_word(uint64_t seed, uint32_t site) {  // of element 0
     Words w;

@@ -34,18 +34,18 @@ template <bool FULL, class T, class F> COMPLL_DEVICE T fold_tile(const T* tile, 
     return fold(a, thread, count < LANES ? count : LANES, f);
 }
 
-// Memory for the results of `tiles` tiles, and behind it for the results of the tiles of those.
-COMPLL_BOTH int64_t tiles_of(int64_t length) { return length <= 0 ? 0 : (length + TILE - 1) / TILE; }
-COMPLL_BOTH int64_t level_bytes(int64_t tiles) { return (tiles * 8 + 63) / 64 * 64; }
-COMPLL_BOTH int64_t partial_bytes(int64_t tiles) { return level_bytes(tiles) + level_bytes(tiles_of(tiles)); }
+COMPLL_BOTH constexpr int64_t blocks_of(int64_t length, int64_t block) { return length <= 0 ? 0 : (length + block - 1) / block; }
+COMPLL_BOTH constexpr int64_t tiles_of(int64_t length) { return blocks_of(length, TILE); }
+struct Part { int64_t warp, warps; };  // a warp of those that share out the tiles of an item
 
-COMPLL_BOTH int64_t blocks_of(int64_t length, int64_t block) { return length <= 0 ? 0 : (length + block - 1) / block; }
+// Room for the results of `tiles` tiles, and behind it for the results of the tiles of those; each begins aligned.
+COMPLL_BOTH constexpr int64_t level(int64_t tiles) { return blocks_of(tiles, 16) * 16; }
+COMPLL_BOTH constexpr int64_t tile_results(int64_t tiles) { return level(tiles) + level(tiles_of(tiles)); }
 
 // Reduce the results of `count` > 0 tiles by the same rule.  All threads of the block on an item, or with
 // ALONE those of one warp, call it and get the result.
-template <class T, bool ALONE = false, class F> COMPLL_DEVICE T fold_tiles(char* partials, int64_t count, F f) {
-    T* from = reinterpret_cast<T*>(partials);
-    T* to = reinterpret_cast<T*>(partials + level_bytes(count));
+template <bool ALONE = false, class T, class F> COMPLL_DEVICE T fold_tiles(T* from, int64_t count, F f) {
+    T* to = from + level(count);
     const int thread = threadIdx.x % WARP;
     const int warp = ALONE ? 0 : threadIdx.x / WARP, warps = ALONE ? 1 : ITEM_THREADS / WARP;
     while (count > 1) {

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -117,6 +118,7 @@ struct Block {
     void (*body)(const void*) = nullptr;
     const void* argument = nullptr;
     const char* wrong = nullptr;
+    std::map<const void*, std::unique_ptr<char[]>> shared;  // one piece of memory for each place that declares some
 };
 inline thread_local Block* block = nullptr;
 inline thread_local char message[256];
@@ -158,6 +160,29 @@ template <class T> T exchange(const char* call, unsigned mask, T x, int source) 
     return x;
 }
 
+// Every lane of the mask gives x; return the lanes whose x fits.
+template <class T, class F> unsigned lanes_that(const char* call, unsigned mask, T x, F fits) {
+    unsigned out = 0;
+    const int slot = block->turn->parity ^ 1;
+    exchange(call, mask, x, lane());
+    for (int i = 0; i < LANE_COUNT; ++i) {
+        if (!(mask >> i & 1)) continue;
+        T other;
+        std::memcpy(&other, &warp().slots[slot][i], sizeof other);
+        if (fits(other)) out |= 1u << i;
+    }
+    return out;
+}
+// Memory of a block.  It holds nothing of use at first: a kernel that counts on zeros is found out.
+template <class T> T* shared(const void* place, size_t count) {
+    auto& memory = block->shared[place];
+    if (memory == nullptr) {
+        memory.reset(new char[count * sizeof(T)]);
+        std::memset(memory.get(), 0xA5, count * sizeof(T));
+    }
+    return reinterpret_cast<T*>(memory.get());
+}
+
 inline void fiber_main() {
     block->body(block->argument);
     Fiber& me = *block->turn;
@@ -178,6 +203,7 @@ inline void run_block(int order, char* stacks) {
     Block& b = *block;
     b.alive = b.threads;
     b.barrier = Gate{};
+    b.shared.clear();
     b.warps.assign((b.threads + LANE_COUNT - 1) / LANE_COUNT, Warp{});
     b.fibers.assign(b.threads, Fiber{});
     for (int i = 0; i < b.threads; ++i) {
@@ -241,6 +267,10 @@ template <class F> const char* launch(dim3 grid, int threads, int order, F body)
 #define gridDim (::compll::sim::block->grid)
 #define blockDim (::compll::sim::block->size)
 
+#define COMPLL_SHARED(TYPE, NAME, COUNT) \
+    static const char NAME##_place = 0;  \
+    TYPE* const NAME = ::compll::sim::shared<TYPE>(&NAME##_place, COUNT)
+
 inline void __syncthreads() {
     compll::sim::Block& b = *compll::sim::block;
     compll::sim::meet(b.barrier, "__syncthreads", 0, b.alive);
@@ -253,17 +283,29 @@ template <class T> T __shfl_down_sync(unsigned mask, T x, unsigned by) {
     const int source = compll::sim::lane() + int(by);
     return compll::sim::exchange("__shfl_down_sync", mask, x, source < compll::sim::LANE_COUNT ? source : compll::sim::lane());
 }
+template <class T> T __shfl_up_sync(unsigned mask, T x, unsigned by) {
+    const int source = compll::sim::lane() - int(by);
+    return compll::sim::exchange("__shfl_up_sync", mask, x, source >= 0 ? source : compll::sim::lane());
+}
 template <class T> T __shfl_xor_sync(unsigned mask, T x, int by) {
     return compll::sim::exchange("__shfl_xor_sync", mask, x, compll::sim::lane() ^ by);
 }
+template <class T> unsigned __match_any_sync(unsigned mask, T x) {
+    return compll::sim::lanes_that("__match_any_sync", mask, x, [x](T other) { return other == x; });
+}
 inline unsigned __ballot_sync(unsigned mask, int is) {
-    using namespace compll::sim;
-    unsigned out = 0;
-    const int slot = block->turn->parity ^ 1;
-    exchange("__ballot_sync", mask, is != 0, lane());
-    for (int i = 0; i < LANE_COUNT; ++i)
-        if (mask >> i & 1) out |= unsigned(warp().slots[slot][i] & 0xff) << i;
-    return out;
+    return compll::sim::lanes_that("__ballot_sync", mask, is, [](int other) { return other != 0; });
 }
 inline int __any_sync(unsigned mask, int is) { return __ballot_sync(mask, is) != 0; }
-template <class T> T atomicExch(T* at, T x) { return __atomic_exchange_n(at, x, __ATOMIC_RELAXED); }
+template <class T> T atomicAdd(T* at, T x) { return __atomic_fetch_add(at, x, __ATOMIC_RELAXED); }
+template <class T> T atomicCAS(T* at, T old, T x) {
+    __atomic_compare_exchange_n(at, &old, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return old;
+}
+template <class T> T atomicMin(T* at, T x) {
+    T old = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (x < old && !__atomic_compare_exchange_n(at, &old, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    return old;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }

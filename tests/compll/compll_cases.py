@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from compll import build, driver, ir
+from compll import build
 from compll import codec as api
 
 EDGES = np.array(
@@ -21,15 +21,6 @@ EDGES = np.array(
 
 
 BACKENDS = ("interp", "cpp", "numba", "cudasim")
-SELECTING = ("interp", "cpp")
-
-
-@functools.cache
-def backends(name: str) -> tuple[str, ...]:
-    """Return the backends on which a shipped algorithm must run."""
-    unit = driver.unit_of(driver.load(api.find(name), {}).checked)
-    selects = any(isinstance(b, ir.Selection | ir.Table) for f in unit.functions for b in f.body)
-    return SELECTING if selects else BACKENDS
 
 
 @functools.cache

@@ -33,7 +33,7 @@ class _Maker:
     def read(self) -> str:
         """Return an element somewhere, never out of range where it is asked for."""
         v = self.draw.choice(self.dense)
-        if v in ("a", "b"):  # a state is read along, since its new value may take its place
+        if v in ("a", "b"):
             return f"{v}[i]"
         if self.blocks and self.draw.random() < 0.2:
             name, size = self.draw.choice(self.blocks)
@@ -48,6 +48,10 @@ class _Maker:
                 "table[i % 4]",
             )
         )
+
+    def plain(self) -> str:
+        """Return a vector that is no state: a state is read along, since its new value may take its place."""
+        return self.draw.choice([v for v in self.dense if v not in ("a", "b")])
 
     def value(self) -> str:
         x, y, s = self.read(), self.read(), self.draw.choice(self.scalars)
@@ -101,7 +105,7 @@ class _Maker:
                 self.indices.append(name)
             case 8 if self.indices:
                 name, index = self.name("values"), draw.choice(self.indices)
-                self.line(f"float* {name} = gather({v}, {index});")
+                self.line(f"float* {name} = gather({self.plain()}, {index});")
                 self.sparse.append((name, index))
                 if draw.random() < 0.4:
                     self.line(f"float {name}_sum = reduce({name}, add);")
@@ -115,7 +119,7 @@ class _Maker:
                 self.dense.append(name)
             case _:
                 name = self.name("sample")
-                self.line(f"float* {name} = sample({v}, {draw.choice(('7', 'n / 9 + 2'))});")
+                self.line(f"float* {name} = sample({self.plain()}, {draw.choice(('7', 'n / 9 + 2'))});")
                 one = draw.choice((f"reduce({name}, greater)", f"sort({name}, smaller)[0]"))
                 self.line(f"float {name}_of = {one};")
                 self.scalars.append(f"{name}_of")
@@ -147,7 +151,7 @@ void RandomEncode(float* gradient, uint8* compressed, state float* a, state floa
 {statements}
     float one = {scalar};
     uint32* index = {index};
-    float* value = gather({self.draw.choice(self.dense)}, index);
+    float* value = gather({self.plain()}, index);
     {elem}* whole = map(range(n), [&](int i) -> {elem} {{ return {whole}[i]; }});
     compressed = concat({", ".join(order)});
     a = {self.draw.choice(self.dense)} * 0.5;

@@ -52,13 +52,13 @@ def test_check_says_what_is_right() -> None:
 
 
 def test_show_prints_every_stage() -> None:
-    assert "Function" in right("show", "onebit", "--emit", "ast")
-    assert "reduce[n]" in right("show", "onebit", "--emit", "ir")
-    fused = right("show", "onebit")
-    assert fused.count("pass[n]") == 3
-    assert "compll_item" in right("show", "onebit", "--emit", "cpp")
-    assert "__global__" in right("show", "onebit", "--emit", "cuda")
+    for stage in generate.STAGES:  # what it prints is what lies in `generated/`, which has a test of its own
+        text = (ROOT / "generated" / "onebit" / f"onebit.{generate.SUFFIXES.get(stage, stage)}").read_text()
+        assert text.endswith(right("show", "onebit", "--emit", stage)[:-1]), stage
+    assert right("show", "onebit") == right("show", "onebit", "--emit", "fused")
     assert "residual" in right("show", "terngrad", "--emit", "ir", "--error-feedback")
+    decode = write(SMALL.strip().splitlines()[1])
+    assert "decode small" in right("show", decode, "--emit", "ir")
 
 
 def test_build_writes_source_and_library(tmp_path: Path) -> None:
@@ -94,8 +94,7 @@ def test_generate_checks_and_writes(tmp_path: Path) -> None:
     target = tmp_path / "generated"
     done = compll("generate", "--folder", target)
     assert done.returncode == 0
-    assert done.stdout.count("\n") == sum(isinstance(text, str) for _, text in generate.texts())
-    assert done.stderr.splitlines() == generate.left_out()
+    assert done.stdout.count("\n") == len(list(generate.texts()))
     right("generate", "--check", "--folder", target)
     (target / "onebit" / "onebit.ir").write_text("stale\n")
     done = compll("generate", "--check", "--folder", target)

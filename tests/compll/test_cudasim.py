@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compll_cases import LABELS, encode, gradient, same_bits, write
+from compll_cases import LABELS, compiled, encode, gradient, same_bits, write
 from test_blocks import PROGRAM as BLOCKS
 from test_language import FREE, KEYWORDS, LEVELS
 
@@ -53,7 +53,51 @@ void ElementaryDecode(uint8* compressed, float* gradient) {
     gradient = e + p + l + b;
 }
 """
+SELECTING = """
+void SelectingEncode(float* gradient, uint8* compressed, state float* memory) {
+    float* x = gradient + memory;
+    int n = x.size;
+    int* t = {5, 3, inf > 1 ? 1 : 0};
+    float* levels = {-inf, -0.5, 0.25, 2};
+    float* s = sort(abs(x), greater);
+    float top = s[n / 10];
+    uint32* index = filter(range(n), [&](int i) -> bool { return abs(x[i]) > top; }, n / 20);
+    uint32* most = topk(abs(x), n / 3);
+    uint32* each = topk(chunk(x, 100), 7);
+    float* blocks = sort(chunk(x, 70), smaller);
+    int* whole = sort(map(x, [&](float y) -> int { return y * 1000; }), smaller);
+    uint<3>* code = map(range(n), [&](int i) -> uint<3> {
+        return search(levels, x[n - 1 - i]) + t[i % 3] % 3;
+    });
+    compressed = concat(index, gather(x, index), most, each, blocks, whole, code);
+    memory = scatter(x, index, 0);
+}
+void SelectingDecode(uint8* compressed, float* gradient) {
+    uint32* index; float* value; uint32* most; uint32* each; float* blocks; int* whole; uint<3>* code;
+    extract(compressed, index, value, most, each, blocks, whole, code);
+    float* other = map(range(gradient.size), [&](int i) -> float {
+        float one = i < most.size ? most[i] : each[i % each.size];
+        return blocks[i] + whole[gradient.size - 1 - i] + code[i / 2] + one;
+    });
+    gradient = scatter(other, index, value);
+}
+"""
+SELECTED = """
+void SelectedEncode(float* gradient, uint8* compressed) {
+    int n = gradient.size;
+    uint32* most = topk(gradient, n / 1000);
+    uint32* index = filter(range(n), [&](int i) -> bool { return gradient[i] > 2; });
+    float* some = sort(map(range(n / 20), [&](int i) -> float { return gradient[i * 20]; }), smaller);
+    compressed = concat(most, index, some, sort(gradient, greater)[n / 7]);
+}
+void SelectedDecode(uint8* compressed, float* gradient) {
+    uint32* most; uint32* index; float* some; float middle;
+    extract(compressed, most, index, some, middle);
+    gradient = scatter(gradient.size, index, middle);
+}
+"""
 OWN = {
+    "selecting": SELECTING,
     "levels": LEVELS,
     "free": FREE,
     "keywords": KEYWORDS,
@@ -69,6 +113,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("keywords", {}),
     ("mixed", {}),
     ("elementary", {}),
+    ("selecting", {}),
+    ("dgc", {}),
+    ("randomk", {}),
     ("int8", {}),
     ("qsgd", {}),
     *(("blocks", {"size": size}) for size in (7, 48, 100, 1024, 1025, 3000)),
@@ -102,11 +149,11 @@ def differences(a: api.Codec, b: api.Codec, g: np.ndarray) -> list[str]:
     (p, old), (q, new) = encode(a, g), encode(b, g)
     added = [gradient("mixed", n, seed=4) for _ in range(2)]
     for codec, out in zip((a, b), added, strict=True):
-        codec.decode_add(p, out, -0.7)
+        codec.decode_add(p, out, -0.7, shared_seed=7)
     alike = {
         "payload": same_bits(p, q),
         "state": all(same_bits(old[k], new[k]) for k in old),
-        "decode": same_bits(a.decode(p, n), b.decode(p, n)),
+        "decode": same_bits(a.decode(p, n, shared_seed=7), b.decode(p, n, shared_seed=7)),
         "decode_add": same_bits(*added),
     }
     return [what for what, equal in alike.items() if not equal]
@@ -129,6 +176,12 @@ def test_tile_results_beyond_one_tile_are_reduced_in_the_one_order(name: str) ->
     a, b = compll.compile(name, "cpp"), compll.compile(name, "cudasim")
     assert b.backend == "cudasim"
     assert differences(a, b, g) == []
+
+
+def test_counts_of_more_tiles_than_a_block_adds_up_at_once_and_digits_of_more_runs() -> None:
+    g = gradient("normal", 2048 * 1024 + 1024 * 3 + 7)
+    a, b = (compiled(SELECTED, backend) for backend in ("cpp", "cudasim"))
+    assert same_bits(a.encode(g), b.encode(g))
 
 
 @pytest.mark.parametrize("offset", [1, 2, 3, 4])
@@ -168,7 +221,7 @@ def test_nothing_is_written_beside_the_payload_and_padding_is_zero() -> None:
 
 def test_a_batch_of_any_lengths_gives_what_single_calls_give() -> None:
     lengths = (0, 5000, 1, 1024, 70000, 129)
-    for name in ("onebit", "mixed"):
+    for name in ("onebit", "mixed", "selecting"):
         codec = simulated(name)
         key = next(iter(codec.new_state(0)))
         grads = [gradient("normal", n) for n in lengths]
@@ -190,14 +243,24 @@ def test_a_batch_of_any_lengths_gives_what_single_calls_give() -> None:
         assert codec.batch("encode", []) == []
 
 
-def test_every_grid_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = simulated("terngrad", bitwidth=4)
-    items = [api.Item(grad=gradient("normal", n), seed=n) for n in (20_000, 7, 9000)]
-    want = [r.value for r in codec.batch("encode", items)]
+@pytest.mark.parametrize(("name", "params"), [("terngrad", {"bitwidth": 4}), ("selecting", {})])
+def test_every_grid_gives_the_same(
+    name: str, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = simulated(name, **params)
+
+    def encode_all() -> list[np.ndarray]:
+        items = [
+            api.Item(grad=gradient("normal", n), seed=n, state=codec.new_state(n) or None)
+            for n in (20_000, 7, 9000)
+        ]
+        return [r.value for r in codec.batch("encode", items)]
+
+    want = encode_all()
     for x, y in ((1, 1), (2, 2), (3, 65535)):
         monkeypatch.setattr(launches, "MOST_X", x)
         monkeypatch.setattr(launches, "MOST_Y", y)
-        assert all(same_bits(r.value, w) for r, w in zip(codec.batch("encode", items), want, strict=True))
+        assert all(map(same_bits, encode_all(), want))
 
 
 def test_what_is_not_finite_is_told_for_each_item() -> None:
@@ -245,7 +308,13 @@ def test_python_and_the_headers_agree_on_the_rule_of_launches() -> None:
 
 @pytest.mark.parametrize(
     ("name", "params"),
-    [("onebit", {}), ("mixed", {}), ("terngrad", {"bitwidth": 5}), ("blocks", {"size": 3000})],
+    [
+        ("onebit", {}),
+        ("mixed", {}),
+        ("terngrad", {"bitwidth": 5}),
+        ("blocks", {"size": 3000}),
+        ("selecting", {}),
+    ],
 )
 def test_the_c_functions_launch_the_same_kernels(name: str, params: dict[str, Any]) -> None:
     codec, one = simulated(name, **params), unit(name, **params)
@@ -293,18 +362,18 @@ def test_an_unknown_backend_is_told_with_the_known_ones() -> None:
 
 def test_what_it_does_not_build_yet_is_told_under_its_own_name() -> None:
     text = """
-void PickEncode(float* gradient, uint8* compressed) {
-    uint32* index = filter(range(gradient.size), [&](int i) -> bool { return gradient[i] > 1; }, 10);
-    compressed = concat(index, gather(gradient, index));
+void NoisyEncode(float* gradient, uint8* compressed) {
+    float* noise = map(gradient, [&](float x) -> float { return x + random<float>(0, 1); });
+    compressed = concat(reduce(chunk(noise, 8), add));
 }
-void PickDecode(uint8* compressed, float* gradient) {
-    uint32* index; float* value;
-    extract(compressed, index, value);
-    gradient = scatter(gradient.size, index, value);
+void NoisyDecode(uint8* compressed, float* gradient) {
+    float* sum;
+    extract(compressed, sum);
+    gradient = map(range(gradient.size), [&](int i) -> float { return sum[i / 8]; });
 }
 """
     with pytest.raises(
         BackendError,
-        match=r"the cuda backend does not build .* yet; backend='cpp' and backend='interp' run it",
+        match=r"the cuda backend does not build random numbers .* yet; backend='interp' runs it",
     ):
         compll.compile(write(text), "cudasim")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from compll_cases import same_bits, write
 from fuzz_expressions import generated
+from test_cudasim import SELECTING
 
 from compll import build as builder
 from compll.backends import cudasim, launches
@@ -27,6 +28,7 @@ FLAWS = {
     "if (t < 16) x[t] = __shfl_xor_sync(compll::ALL, x[t], 1);": "deadlock in block 0: 16 threads wait",
     "if (t < 8) __syncthreads(); else __syncwarp();": "deadlock|wait in another call",
     "x[t] = __shfl_sync(0xffu, x[t], 1);": "__shfl_sync of thread 8 in block 0: the mask leaves out the lane",
+    "if (t < 16) x[t] = __match_any_sync(compll::ALL, t);": "deadlock in block 0: 16 threads wait",
     "x[t] = __shfl_xor_sync(0xffu << (t / 8 * 8), x[t], 8);": "it reads a lane that is not in the mask",
 }
 
@@ -56,12 +58,41 @@ def test_a_missing_barrier_shows_in_some_order_of_threads() -> None:
     assert not all(same_bits(run_probe(wrong, order, 64), want) for order in cudasim.ORDERS)
 
 
+def test_memory_of_a_block_is_shared_by_its_threads_and_holds_nothing_at_first() -> None:
+    body = (
+        "COMPLL_SHARED(int, seen, 2); {first} __syncthreads();"
+        "atomicAdd(seen, t % 3); __syncthreads(); x[t] = seen[0];"
+    )
+    clears = body.replace("{first}", "if (t == 0) seen[0] = 0;")
+    for order in cudasim.ORDERS:
+        assert run_probe(clears, order, 64).tolist() == [63] * 64
+        assert run_probe(body.replace("{first}", ""), order, 64)[0] < 0  # every byte of it was 0xA5
+
+
+def test_atomics_return_what_was_there_and_leave_what_they_should() -> None:
+    for call, want in {
+        "atomicAdd(&seen[0], t + 1)": 7 + 64 * 65 // 2,
+        "atomicMin(&seen[0], 40 - t)": 40 - 63,
+        "atomicMin(&seen[0], t + 9)": 7,
+        "atomicCAS(&seen[0], 7, t == 5 ? 12 : 7)": 12,
+    }.items():
+        body = (
+            "COMPLL_SHARED(int, seen, 1); if (t == 0) seen[0] = 7; __syncthreads();"
+            f"const int old = {call}; x[t] = old; __syncthreads(); if (t == 0) x[0] = seen[0];"
+        )
+        for order in cudasim.ORDERS:
+            assert run_probe(body, order, 64)[0] == want, (call, order)
+
+
 def test_the_exchanges_of_a_warp_mean_what_cuda_says() -> None:
     lanes = np.arange(64)
     for body, want in {
         "x[t] = __shfl_sync(compll::ALL, x[t], 5);": lanes // 32 * 32 + 5,
         "x[t] = __shfl_down_sync(compll::ALL, x[t], 3);": np.where(lanes % 32 < 29, lanes + 3, lanes),
+        "x[t] = __shfl_up_sync(compll::ALL, x[t], 3);": np.where(lanes % 32 > 2, lanes - 3, lanes),
         "x[t] = __shfl_xor_sync(compll::ALL, x[t], 4);": lanes ^ 4,
+        "x[t] = __popc(__match_any_sync(compll::ALL, t % 32 / 5));": np.where(lanes % 32 < 30, 5, 2),
+        "x[t] = __ffs(int(__match_any_sync(compll::ALL, x[t] < 40)));": np.where(lanes < 40, 1, 9),
         "x[t] = __ballot_sync(compll::ALL, t % 32 == 3 || t == 40);": np.where(lanes < 32, 8, 264),
         "x[t] = __any_sync(compll::ALL, t == 40);": lanes // 32,
         "if (t < 40) { __syncthreads(); x[t] = 63; }": np.where(lanes < 40, 63, lanes),
@@ -78,7 +109,10 @@ from compll.backends import cudasim, Call
 from compll.types import FLOAT, HALF, dtype
 
 beyond = int(sys.argv[1])
-for name, element in (("int8", FLOAT), (sys.argv[2], FLOAT), ("onebit", HALF))[: 1 if beyond else 3]:
+noise, outcomes = np.random.default_rng(5), set()
+own = sys.argv[3]
+todo = (("int8", FLOAT), (sys.argv[2], FLOAT), (own, FLOAT), ("onebit", HALF))
+for name, element in todo[: 1 if beyond else 4]:
     program = driver.load(codec.find(name), {})
     unit, kind = driver.unit_of(program.checked, element), dtype(element)
     library = cudasim.build(unit, "scattered", tuple(cudasim.SANITIZERS))
@@ -95,10 +129,15 @@ for name, element in (("int8", FLOAT), (sys.argv[2], FLOAT), ("onebit", HALF))[:
         assert outs[0].tobytes() == outs[1].tobytes()
         sums = [c.decode_add(p, np.ones(n, kind), 0.3) for c in (simulated, meant)]
         assert sums[0].tobytes() == sums[1].tobytes()
+        for _ in range(20 if name == own else 0):  # what comes from elsewhere may have any bytes
+            bad = codec.arrays.aligned_empty(len(p))
+            bad[:] = p
+            bad[noise.integers(0, min(len(bad), 64), 2)] = noise.integers(0, 256, 2, np.uint8)
+            outcomes.add(library.run("decode", [Call(n, np.ones(n, np.float32), bad)], {}, 1)[0].status)
 if beyond:
     payload = np.zeros(simulated.max_bytes(5000 + beyond), np.uint8)
     library.run("encode", [Call(5000 + beyond, np.zeros(5000, np.float32), payload)], {}, 1)
-print("all right")
+print("all right", *sorted(outcomes))
 """
 
 
@@ -112,7 +151,7 @@ def sanitized(beyond: int) -> subprocess.CompletedProcess[str]:
         "ASAN_OPTIONS": "detect_leaks=0,detect_stack_use_after_return=0",
     }
     return subprocess.run(
-        [sys.executable, "-c", SANITIZED, str(beyond), str(write(generated(4)))],
+        [sys.executable, "-c", SANITIZED, str(beyond), str(write(generated(4))), str(write(SELECTING))],
         capture_output=True,
         text=True,
         env=environment,
@@ -122,7 +161,7 @@ def sanitized(beyond: int) -> subprocess.CompletedProcess[str]:
 
 def test_kernels_run_clean_under_the_address_and_undefined_behaviour_sanitizers() -> None:
     done = sanitized(0)
-    assert (done.returncode, done.stdout.strip()) == (0, "all right"), done.stderr[-3000:]
+    assert (done.returncode, done.stdout.strip()) == (0, "all right -3 -2 0"), done.stderr[-3000:]
 
 
 def test_the_sanitizers_see_a_read_beyond_the_gradient() -> None:

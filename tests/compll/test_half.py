@@ -20,45 +20,46 @@ CODES = np.arange(2**16, dtype=np.uint16)
 LEVELS = ("native", *(("x86-64-v2", "x86-64-v3") if platform.machine() in ("x86_64", "AMD64") else ()))
 
 
-def plain(kind: str) -> str:
-    return f"""
-void NarrowEncode(float* gradient, uint8* compressed) {{
-    {kind}* h = gradient;
-    {kind} top = reduce(gradient, greater);
-    compressed = concat(top, h);
-}}
-void NarrowDecode(uint8* compressed, float* gradient) {{
-    {kind} top;
-    {kind}* h;
-    extract(compressed, top, h);
-    gradient = map(range(gradient.size), [&](int i) -> float {{ return i == 0 ? top : h[i]; }});
-}}
+# Both types in one program, so that it is compiled once; `kind` says which of them decode returns.
+PLAIN = """
+void NarrowEncode(float* gradient, uint8* compressed, int kind = 0) {
+    half* h = gradient;
+    bfloat16* b = gradient;
+    half high = reduce(gradient, greater);
+    bfloat16 top = reduce(gradient, greater);
+    compressed = concat(high, top, h, b);
+}
+void NarrowDecode(uint8* compressed, float* gradient, int kind = 0) {
+    half high; bfloat16 top; half* h; bfloat16* b;
+    extract(compressed, high, top, h, b);
+    gradient = map(range(gradient.size), [&](int i) -> float {
+        return kind == 0 ? (i == 0 ? high : h[i]) : (i == 0 ? top : b[i]);
+    });
+}
 """
-
-
-def inside(kind: str) -> str:
-    """Conversions inside expressions, of lanes, scalars and values of a block, and one field a block."""
-    return f"""
-void InsideEncode(float* gradient, uint8* compressed, {kind} scale = 0.3) {{
-    {kind} total = reduce(gradient > 0, add);
-    float third = cast<{kind}>(1.0 / 3) * scale;
-    float* lanes = map(range(gradient.size), [&](int i) -> float {{
-        return cast<{kind}>(gradient[i] * 3) - cast<{kind}>(i * 1000) + cast<{kind}>(gradient[i] > 0);
-    }});
-    float small = reduce(gradient, 0, [&](float a, float b) -> float {{ return cast<{kind}>(a + b); }});
-    {kind}* s = reduce(chunk(abs(gradient), 48), 0, greater) * cast<{kind}>(scale);
-    int8* q = map(range(gradient.size), [&](int i) -> int8 {{
-        return gradient[i] / cast<{kind}>(s[i / 48]);
-    }});
-    compressed = concat(total, third, lanes, small, s, q);
-}}
-void InsideDecode(uint8* compressed, float* gradient) {{
-    {kind} total; float third, small; float* lanes; {kind}* s; int8* q;
-    extract(compressed, total, third, lanes, small, s, q);
-    gradient = map(range(gradient.size), [&](int i) -> float {{
-        return cast<{kind}>(s[i / 48] * q[i]) + lanes[i] + total * third + small;
-    }});
-}}
+# Conversions inside expressions, of lanes, scalars and values of a block, and one field a block.
+INSIDE = """
+void InsideEncode(float* gradient, uint8* compressed, half scale = 0.3) {
+    half total = reduce(gradient > 0, add);
+    bfloat16 third = cast<bfloat16>(1.0 / 3) * scale;
+    float* lanes = map(range(gradient.size), [&](int i) -> float {
+        return cast<half>(gradient[i] * 3) - cast<bfloat16>(i * 1000) + cast<half>(gradient[i] > 0);
+    });
+    float small = reduce(gradient, 0, [&](float a, float b) -> float { return cast<half>(a + b); });
+    bfloat16* s = reduce(chunk(abs(gradient), 48), 0, greater) * cast<half>(scale);
+    half* t = reduce(chunk(gradient, 48), 0, greater);
+    int8* q = map(range(gradient.size), [&](int i) -> int8 {
+        return gradient[i] / (cast<bfloat16>(s[i / 48]) + t[i / 48]);
+    });
+    compressed = concat(total, third, lanes, small, s, t, q);
+}
+void InsideDecode(uint8* compressed, float* gradient) {
+    half total; bfloat16 third; float small; float* lanes; bfloat16* s; half* t; int8* q;
+    extract(compressed, total, third, lanes, small, s, t, q);
+    gradient = map(range(gradient.size), [&](int i) -> float {
+        return cast<half>(s[i / 48] * q[i]) + cast<bfloat16>(lanes[i] - t[i / 48]) + total * third + small;
+    });
+}
 """
 
 
@@ -75,48 +76,55 @@ def edges(kind: str) -> np.ndarray:
     return np.concatenate([*near, denormal.astype(np.float32).view(np.uint32), odd]).view(np.float32)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_all_65536_values_are_widened_exactly(kind: str, backend: str) -> None:
-    codec = compiled(plain(kind), backend)
-    elem = types.NAMED[kind]
-    want = types.canonical(types.from_bytes(CODES.view(np.uint8), elem, len(CODES)))
-    if kind == "half":
-        assert same_bits(want, types.canonical(CODES.view(np.float16).astype(np.float32)))
-    for skip in (0, 3):  # all in whole tiles, then some at a ragged end
-        codes = CODES[skip:]
-        payload = np.concatenate([CODES[1:2], np.zeros(7, np.uint16), codes]).view(np.uint8)
-        got = codec.decode(payload, len(codes))
-        assert same_bits(got[1:], want[skip + 1 :])
-        assert got[0] == want[1]  # the scalar field: the least denormal number
+def fields(payload: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    """Return the codes of the two vectors of a payload of PLAIN."""
+    second = 16 + -(-2 * n // 16) * 16
+    assert len(payload) == second + 2 * n
+    parts = payload[16 : 16 + 2 * n], payload[second:]
+    return {kind: part.view(np.uint16) for kind, part in zip(KINDS, parts, strict=True)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_numbers_are_rounded_to_nearest_even_and_every_nan_is_one(kind: str, backend: str) -> None:
-    codec = compiled(plain(kind), backend)
-    x = edges(kind)
-    payload = codec.encode(x)
-    assert len(payload) == 16 + 2 * len(x)
-    got = payload[16:].view(np.uint16)
-    nan, inf = (0x7E00, 0x7C00) if kind == "half" else (0x7FC0, 0x7F80)
-    assert (got[np.isnan(x)] == nan).all()
-    assert (got[np.isinf(x)] & 0x7FFF == inf).all()
+def test_all_65536_values_are_widened_exactly(backend: str) -> None:
+    for number, kind in enumerate(KINDS):
+        codec = compiled(PLAIN, backend).with_params(kind=number)
+        want = types.canonical(types.from_bytes(CODES.view(np.uint8), types.NAMED[kind], len(CODES)))
+        if kind == "half":
+            assert same_bits(want, types.canonical(CODES.view(np.float16).astype(np.float32)))
+        for skip in (0, 3):  # all in whole tiles, then some at a ragged end
+            n = len(CODES) - skip
+            payload = np.zeros(codec.max_bytes(n), np.uint8)
+            payload[:4].view(np.uint16)[:] = 1  # the scalars: the least denormal number
+            for codes in fields(payload, n).values():
+                codes[:] = CODES[skip:]
+            got = codec.decode(payload, n)
+            assert same_bits(got[1:], want[skip + 1 :]), kind
+            assert got[0] == want[1]
+
+
+def nearest(x: np.ndarray, kind: str) -> np.ndarray:
+    """Return the codes of the nearest numbers, of two equally near ones the even one, without NaN."""
     if kind == "half":
         with np.errstate(over="ignore"):
-            want = x.astype(np.float16)
-    else:  # of the two codes around a number the nearer one, of equally near ones the even one
-        low = (x.view(np.uint32) >> 16).astype(np.int64)
-        rest = x.view(np.uint32) & 0xFFFF
-        want = (low + ((rest > 0x8000) | ((rest == 0x8000) & (low % 2 == 1)))).astype(np.uint16)
-    there = ~np.isnan(x)
-    assert same_bits(got[there], want.view(np.uint16)[there])
+            return x.astype(np.float16).view(np.uint16)
+    low, rest = (x.view(np.uint32) >> 16).astype(np.int64), x.view(np.uint32) & 0xFFFF
+    return (low + ((rest > 0x8000) | ((rest == 0x8000) & (low % 2 == 1)))).astype(np.uint16)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_are_rounded_to_nearest_even_and_every_nan_is_one(backend: str) -> None:
+    for kind, nan, inf in (("half", 0x7E00, 0x7C00), ("bfloat16", 0x7FC0, 0x7F80)):
+        x = edges(kind)
+        got = fields(compiled(PLAIN, backend).encode(x), len(x))[kind]
+        assert (got[np.isnan(x)] == nan).all()
+        assert (got[np.isinf(x)] & 0x7FFF == inf).all()
+        there = ~np.isnan(x)
+        assert same_bits(got[there], nearest(x, kind)[there])
+
+
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_a_conversion_inside_an_expression_is_bit_equal(kind: str, backend: str) -> None:
-    a, b = compiled(inside(kind), "interp"), compiled(inside(kind), backend)
+def test_a_conversion_inside_an_expression_is_bit_equal(backend: str) -> None:
+    a, b = compiled(INSIDE, "interp"), compiled(INSIDE, backend)
     for n, label in ((0, "normal"), (1, "mixed"), (47, "denormal"), (1100, "mixed"), (5003, "normal")):
         g = gradient(label, n)
         payload = a.encode(g)
@@ -126,24 +134,22 @@ def test_a_conversion_inside_an_expression_is_bit_equal(kind: str, backend: str)
     assert same_bits(*(c.encode(gradient("normal", 300)) for c in other))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_cpp_is_bit_equal_with_and_without_the_processor_s_instructions(kind: str) -> None:
-    x = edges(kind)
-    want = compiled(plain(kind), "interp").encode(x)
-    for level in LEVELS:
-        flags = [f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS]
-        with mock.patch.object(build, "FLAGS", [f if f != "-O3" else "-O1" for f in flags]):
-            codec = compll.compile(write(plain(kind)), "cpp")
-        assert same_bits(codec.encode(x), want), level
-        assert same_bits(codec.decode(want, len(x)), compiled(plain(kind), "interp").decode(want, len(x))), (
-            level
-        )
+@pytest.mark.parametrize("level", LEVELS)
+def test_cpp_is_bit_equal_with_and_without_the_processor_s_instructions(level: str) -> None:
+    meant = compiled(PLAIN, "interp")
+    flags = [f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS]
+    with mock.patch.object(build, "FLAGS", [f if f != "-O3" else "-O1" for f in flags]):
+        codec = compll.compile(write(PLAIN), "cpp")
+    for number, kind in enumerate(KINDS):
+        x = edges(kind)
+        want = meant.encode(x)
+        assert same_bits(codec.encode(x), want)
+        a, b = (c.with_params(kind=number).decode(want, len(x)) for c in (meant, codec))
+        assert same_bits(a, b)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_fields_are_two_bytes_an_element_and_aligned(kind: str, backend: str) -> None:
-    payload = compiled(plain(kind), backend).encode(np.array([1.0, -2.5, 65520.0, np.nan, 1e-7], np.float32))
-    codes = "007e 003c00c1007c007e0200" if kind == "half" else "c07f 803f20c08047c07fd733"
-    top, rest = codes.split()
-    assert payload.tobytes().hex() == top + "00" * 14 + rest
+def test_fields_are_two_bytes_an_element_and_aligned(backend: str) -> None:
+    payload = compiled(PLAIN, backend).encode(np.array([1.0, -2.5, 65520.0, np.nan, 1e-7], np.float32))
+    rows = "007ec07f", "003c00c1007c007e0200", "803f20c08047c07fd733"
+    assert payload.tobytes().hex() == rows[0] + "00" * 12 + rows[1] + "00" * 6 + rows[2]

@@ -295,8 +295,23 @@ def test_every_pass_keeps_the_meaning(text: str) -> None:
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_an_index_too_narrow_for_its_positions_is_an_error_of_encode() -> None:
-    text = GRADDROP.replace("uint32* index", "uint8* index")
-    codec = api.compile(write(text), "interp")
-    with pytest.raises(IndexError, match="Encode"):
-        codec.encode(gradient("normal", 20_000), seed=1, state=codec.new_state(20_000))
+@pytest.mark.parametrize(("kind", "most"), [("uint8", 2**8), ("int16", 2**15), ("uint32", 2**32)])
+def test_positions_kept_in_a_narrow_type_limit_n(kind: str, most: int) -> None:
+    codec = api.compile(write(GRADDROP.replace("uint32* index", f"{kind}* index")), "interp")
+    assert codec.max_bytes(most) > 0
+    with pytest.raises(
+        api.ParameterError, match=f"positions as {kind}.*of {most} elements, not of {most + 1}"
+    ):
+        codec.max_bytes(most + 1)
+    if most < 2**10:
+        with pytest.raises(api.ParameterError, match="positions"):
+            codec.encode(gradient("normal", most + 1), seed=1, state=codec.new_state(most + 1))
+
+
+def test_positions_of_a_shorter_vector_may_be_kept_in_a_narrow_type() -> None:
+    codec = pair(
+        "uint8* at = topk(gather(gradient, sample(range(gradient.size), 200, key)), 3); uint32* index = at;"
+        " compressed = concat(index, gather(gradient, index));",
+        ", shared uint64 key",
+    )
+    assert len(codec.encode(gradient("normal", 5000), seed=1)) == 16 + 12

@@ -31,7 +31,7 @@ BINARY = {
     "uint32": INTEGER,
     "uint64": INTEGER,
 }
-Leaves = Mapping[str, Sequence[str]]
+Leaves = Mapping[str, Sequence[str]]  # of each type; the first one is no constant
 LEAVES: Leaves = {
     "float": ("gradient[i]", "memory[i]", "ratio", "0.25", "-3.0", "1e-40", "total", "random<float>(-1, 2)"),
     "int": [
@@ -55,7 +55,7 @@ LEAVES: Leaves = {
 }
 PAIR: Leaves = {
     "float": ("x", "y", "0.25", "-3.0"),
-    "int": ("7", "-1", "cast<int>(x)"),
+    "int": ("cast<int>(x)", "7", "-1"),
     "uint32": ("cast<uint32>(y)", "bitcast<uint32>(x)"),
     "uint64": ("cast<uint64>(y)", "cast<uint64>(7)"),
 }
@@ -86,7 +86,10 @@ def expression(r: random.Random, kind: str, depth: int, leaves: Leaves = LEAVES)
         case 3 if kind == "float":
             return f"stochastic_round({sub('float')})"
         case _:
-            return "(" + r.choice(BINARY[kind]).format(f"({sub(kind)})", f"({sub(kind)})") + ")"
+            op, left, right = r.choice(BINARY[kind]), sub(kind), sub(kind)
+            if op in ("{}/{}", "{}%{}"):  # by the constant 0 is an error of the program
+                right += f" + 0 * {leaves[kind][0]}"
+            return "(" + op.format(f"({left})", f"({right})") + ")"
 
 
 def generated(seed: int) -> str:

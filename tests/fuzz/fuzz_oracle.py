@@ -15,10 +15,10 @@ from types import FrameType
 import numpy as np
 
 from compll import ir
-from compll.backends import Unit, interp
+from compll.backends import Unit
 from compll.check import Checked, check, header
 from compll.codec import Codec
-from compll.driver import check_files, program_of, unit_of
+from compll.driver import build, check_files, program_of, unit_of
 from compll.emit import cpp, cuda, numba
 from compll.errors import BackendError, CompileError, ParameterError, PayloadError
 from compll.evaluate import host_int
@@ -140,7 +140,7 @@ def is_sane(e: CompileError, text: str) -> None:
 
 def run_interpreter(checked: Checked, unit: Unit) -> None:
     """Encode and decode some gradients; the codec may refuse indices and payloads, and nothing else."""
-    codec = Codec(program_of(checked), interp.build(unit))
+    codec = Codec(program_of(checked), build(checked, "interp"))
     rng = np.random.default_rng(0)
     for n in SIZES:
         if any(largest(f, n, checked) > LARGEST for f in unit.functions):

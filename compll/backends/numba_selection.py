@@ -1,0 +1,313 @@
+"""Selections for Numba: kernels on vectors in scratch memory, and the functions that call them.
+
+They know no program, so `compll.backends.numba` compiles this file once and keeps it beside the codecs: it
+imports nothing of compll.  A function gets `view`, the vectors that its selection names, and `team`, which
+runs a kernel on ranges of tiles in several threads.  Keys are compared as unsigned integers; `flip` has the
+sign bit where they are signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit
+from numba.core import types
+from numba.core.typing import signature
+from numba.extending import intrinsic
+
+TILE, WORDS = 1024, 16
+BINS, PARTS = 2048, 16  # digits of 11 bits are counted in so many parts of a vector at once
+FEW = 64  # so many elements are sorted by insertion
+
+View = Callable[[int, int], Any]
+Team = Callable[[Callable[[int, int], None], int, int], None]
+
+
+def kernel(*signatures: str) -> Any:
+    """Return the decorator of a function that is compiled for these types."""
+    return njit(list(signatures), nogil=True, error_model="numpy", cache=True)
+
+
+def for_keys(before: str, after: str, *others: str) -> list[str]:
+    """Return signatures: for either size of key, `K` in a text, and of other elements, `V`."""
+    texts = [f"{before}, {after}".replace("K", key) for key in ("uint32", "uint64")]
+    return [text.replace("V", other) for text in texts for other in others or ("",)]
+
+
+@intrinsic
+def ones(_: Any, word: Any) -> Any:
+    """Return how many bits are set."""
+    return signature(types.int64, word), lambda _c, b, _s, v: b.ctpop(v[0])
+
+
+@intrinsic
+def lowest(_: Any, word: Any) -> Any:
+    """Return the number of the lowest bit that is set; there is one."""
+    return signature(types.int64, word), lambda _c, b, _s, v: b.cttz(v[0], ir.Constant(ir.IntType(1), 1))
+
+
+# --- filter: the positions of the bits that are set, the first `limit` of them -----------------------------
+
+
+@kernel("void(uint64[::1], int64[::1], int64, int64)")
+def count_bits(words: Any, first: Any, begin: Any, end: Any) -> None:
+    """Count the bits of each tile."""
+    for tile in range(begin, end):
+        count = 0
+        for word in words[tile * WORDS : (tile + 1) * WORDS]:
+            count += ones(word)
+        first[tile + 1] = count
+
+
+@kernel("void(uint64[::1], int64[::1], int64, int64[::1], int64, int64)")
+def write_positions(words: Any, first: Any, limit: Any, out: Any, begin: Any, end: Any) -> None:
+    """Write the positions of each tile's bits to their places."""
+    for tile in range(begin, end):
+        at = first[tile]
+        if at >= limit or first[tile + 1] == at:
+            continue
+        base = tile * TILE
+        for bits in words[tile * WORDS : (tile + 1) * WORDS]:
+            word = bits
+            while word != 0 and at < limit:
+                out[np.uint64(at)] = base + lowest(word)
+                at += 1
+                word &= word - np.uint64(1)
+            base += 64
+
+
+def compact(view: View, length: int, limit: int, block: int, team: Team) -> int:
+    """Select the set bits of `mask` into `out`; `first` is memory.  Return how many there are."""
+    del block
+    tiles = -(-max(length, 0) // TILE)
+    words, first = view(0, -(-max(length, 0) // 64)), view(2, tiles + 1)
+    limit = min(max(limit, 0), length)
+    if length % 64 and tiles:
+        words[-1] &= np.uint64((1 << length % 64) - 1)
+    first[0] = 0
+    team(partial(count_bits, words, first), tiles, 64)
+    np.cumsum(first[1:], out=first[1:])
+    found = min(int(first[tiles]), limit)
+    team(partial(write_positions, words, first, limit, view(1, found)), tiles, 64)
+    return found
+
+
+# --- the key of a rank, by its digits ----------------------------------------------------------------------
+
+
+@kernel(*for_keys("void(K[::1], uint64, uint64, int64, int64", "int64[:, ::1], int64, int64, int64)"))
+def count_digits(
+    keys: Any, flip: Any, prefix: Any, left: Any, width: Any, bins: Any, parts: Any, begin: Any, end: Any
+) -> None:
+    """Count, in each part, the digits below the `left` lowest bits of the keys that begin with `prefix`."""
+    shift, low = np.uint64(left - width), np.uint64((1 << width) - 1)
+    whole, upper = left == keys.itemsize * 8, np.uint64(left)
+    for part in range(begin, end):
+        own = bins[part]
+        own[:] = 0
+        for bits in keys[len(keys) * part // parts : len(keys) * (part + 1) // parts]:
+            key = bits ^ flip
+            if whole or key >> upper == prefix:
+                own[(key >> shift) & low] += 1
+
+
+@kernel("UniTuple(int64, 2)(int64[:, ::1], int64, int64)")
+def find_digit(bins: Any, parts: Any, rank: Any) -> Any:
+    """Return the digit of a rank, and how many keys have a lower one."""
+    below = 0
+    for digit in range(BINS):
+        count = 0
+        for part in range(parts):
+            count += bins[part, digit]
+        if below + count > rank:
+            return digit, below
+        below += count
+    return BINS - 1, below
+
+
+def key_of_rank(keys: Any, flip: Any, rank: int, bins: Any, team: Team) -> tuple[Any, int]:
+    """Return the key of a rank in ascending order, 0 <= rank < length, and how many keys are below it."""
+    parts = PARTS if len(keys) >= 64 * TILE and len(bins) == PARTS else 1
+    prefix, below, left = np.uint64(0), 0, keys.itemsize * 8
+    while left > 0:
+        width = min(left, 11)
+        team(partial(count_digits, keys, flip, prefix, left, width, bins, parts), parts, 1)
+        digit, less = find_digit(bins, parts, rank - below)
+        below += less
+        left -= width
+        prefix = np.uint64(int(prefix) << width | digit)
+    return prefix, below
+
+
+def unsigned(keys: Any) -> tuple[Any, Any]:
+    """Return keys as unsigned integers, and what turns their order into that of the keys."""
+    flip = 1 << (keys.itemsize * 8 - 1) if keys.dtype.kind == "i" else 0
+    return keys.view(f"u{keys.itemsize}"), np.uint64(flip)
+
+
+# --- topk --------------------------------------------------------------------------------------------------
+
+
+@kernel(*for_keys("void(K[::1], uint64, uint64, int64[::1]", "int64[::1], int64, int64)"))
+def count_least(keys: Any, flip: Any, last: Any, below: Any, equal: Any, begin: Any, end: Any) -> None:
+    """Count the keys of each tile that are below the last one that is selected, and those that equal it."""
+    for tile in range(begin, end):
+        less, same = 0, 0
+        for bits in keys[tile * TILE : (tile + 1) * TILE]:
+            less += (bits ^ flip) < last
+            same += (bits ^ flip) == last
+        below[tile + 1] = less
+        equal[tile + 1] = same
+
+
+@kernel(*for_keys("void(K[::1], uint64, uint64, int64[::1]", "int64[::1], int64, int64[::1], int64, int64)"))
+def write_least(
+    keys: Any, flip: Any, last: Any, below: Any, equal: Any, ties: Any, out: Any, begin: Any, end: Any
+) -> None:
+    """Write the positions of each tile's selected keys to their places: so many `ties` with the last."""
+    for tile in range(begin, end):
+        tie = equal[tile]
+        at, stop = below[tile] + min(tie, ties), below[tile + 1] + min(equal[tile + 1], ties)
+        if at == stop:
+            continue
+        position = tile * TILE
+        for bits in keys[tile * TILE : (tile + 1) * TILE]:
+            key = bits ^ flip
+            if key <= last:
+                if key < last or tie < ties:
+                    out[np.uint64(at)] = position
+                    at += 1
+                tie += key == last
+            position += 1
+
+
+@kernel(*for_keys("void(K[::1], uint64, int64, int64, int64", "int64[::1], int64, int64)"))
+def least_of_blocks(
+    keys: Any, flip: Any, bits: Any, k: Any, block: Any, out: Any, begin: Any, end: Any
+) -> None:
+    """Write the ascending positions of the k smallest keys of each block, ties to the lower position."""
+    for b in range(begin, end):
+        some = keys[b * block : (b + 1) * block]
+        most = min(k, len(some))
+        last = np.uint64(0)  # the key of rank most - 1, bit by bit
+        for bit in range(bits - 1, -1, -1):
+            middle = last | np.uint64((1 << bit) - 1)
+            within = 0
+            for key in some:
+                within += (key ^ flip) <= middle
+            if within < most:
+                last |= np.uint64(1 << bit)
+        ties = most
+        for key in some:
+            ties -= (key ^ flip) < last
+        at, position = b * k, b * block
+        for own in some:
+            key = own ^ flip
+            if key < last or (key == last and ties > 0):
+                ties -= key == last
+                out[np.uint64(at)] = position
+                at += 1
+            position += 1
+
+
+def select_least(view: View, length: int, k: int, block: int, team: Team) -> int:
+    """Select the positions of the k smallest `keys`, of all or of each block; `work` is memory."""
+    k = min(max(k, 0), length)
+    if k <= 0:
+        return 0
+    keys, flip = unsigned(view(0, length))
+    if block:
+        k, blocks = min(k, block), -(-length // block)
+        out = view(1, (blocks - 1) * k + min(k, length - (blocks - 1) * block))
+        team(partial(least_of_blocks, keys, flip, keys.itemsize * 8, k, block, out), blocks, 4)
+        return 0
+    tiles = -(-length // TILE)
+    work = view(2, PARTS * BINS + 2 * (tiles + 1))
+    bins, sums = work[: PARTS * BINS].reshape(PARTS, BINS), work[PARTS * BINS :].reshape(2, tiles + 1)
+    last, less = key_of_rank(keys, flip, k - 1, bins, team)
+    sums[:, 0] = 0
+    team(partial(count_least, keys, flip, last, sums[0], sums[1]), tiles, 64)
+    np.cumsum(sums, axis=1, out=sums)
+    team(partial(write_least, keys, flip, last, sums[0], sums[1], k - less, view(1, k)), tiles, 64)
+    return 0
+
+
+# --- sort: stable, by digits of 8 bits; a few elements by insertion ----------------------------------------
+
+
+@kernel(*for_keys("void(K[::1], uint64, V[::1], K[::1], V[::1]", "int64, int64, int64)", "uint32", "uint64"))
+def arrange_blocks(
+    keys: Any, flip: Any, values: Any, spare_keys: Any, spare: Any, size: Any, begin: Any, end: Any
+) -> None:
+    """Sort the values of each block by their keys."""
+    first = np.zeros(256, np.int64)
+    for b in range(begin, end):
+        k, v = keys[b * size : (b + 1) * size], values[b * size : (b + 1) * size]
+        if len(k) <= FEW:
+            for i in range(1, len(k)):
+                key, value, at = k[i], v[i], i
+                while at > 0 and (key ^ flip) < (k[at - 1] ^ flip):
+                    k[at], v[at] = k[at - 1], v[at - 1]
+                    at -= 1
+                k[at], v[at] = key, value
+            continue
+        to_k, to_v = spare_keys[b * size : (b + 1) * size], spare[b * size : (b + 1) * size]
+        for shift in range(0, keys.itemsize * 8, 8):  # an even number of times: they end in place
+            first[:] = 0
+            for key in k:
+                first[((key ^ flip) >> np.uint64(shift)) & np.uint64(255)] += 1
+            total = 0
+            for digit in range(256):
+                count = first[digit]
+                first[digit] = total
+                total += count
+            for i in range(len(k)):
+                digit = ((k[i] ^ flip) >> np.uint64(shift)) & np.uint64(255)
+                to = np.uint64(first[digit])
+                first[digit] += 1
+                to_k[to], to_v[to] = k[i], v[i]
+            k, to_k = to_k, k
+            v, to_v = to_v, v
+
+
+def arrange(view: View, length: int, rank: int, block: int, team: Team) -> int:
+    """Sort `values` by `keys`, all or each block, in their places; two `spare` vectors are memory."""
+    del rank
+    if length > 0:
+        keys, flip = unsigned(view(0, length))
+        spare_keys = unsigned(view(2, length))[0]
+        values, spare = (x.view(f"u{x.itemsize}") for x in (view(1, length), view(3, length)))
+        size = min(block, length) if block else length
+        work = partial(arrange_blocks, keys, flip, values, spare_keys, spare, size)
+        team(work, -(-length // size), 4)
+    return 0
+
+
+@kernel(*for_keys("int64(K[::1], uint64", "uint64, int64)"))
+def position_of(keys: Any, flip: Any, key: Any, before: Any) -> Any:
+    """Return the position of a key that has so many equal ones before it."""
+    at = 0
+    for own in keys:
+        if (own ^ flip) == key:
+            if before == 0:
+                break
+            before -= 1
+        at += 1
+    return at
+
+
+def nth(view: View, length: int, rank: int, block: int, team: Team) -> int:
+    """Return the position of the element of a rank in the stable order of `keys`; `bins` are memory.
+
+    If there is none, a position that is out of range.
+    """
+    del block
+    if not 0 <= rank < length:
+        return -1
+    keys, flip = unsigned(view(0, length))
+    key, below = key_of_rank(keys, flip, rank, view(1, BINS).reshape(1, BINS), team)
+    return int(position_of(keys, flip, key, rank - below))

@@ -1,0 +1,138 @@
+"""Selections as Python for Numba: the steps and vectors of `compll.backends.numba_selection`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from compll import ir
+from compll.emit.expressions import not_built
+from compll.emit.pieces import Buffer, Step
+from compll.emit.selections import BINS, PARTS, Selections
+from compll.types import BOOL, INT, Elem, arithmetic, dtype
+
+Vectors = list[tuple[str, str]]
+POSITIONS = "i8"
+
+
+class NumbaSelections(Selections):
+    """Spells scratch vectors and what works on them.  A vector is its address, a member of the frame `k`."""
+
+    def lowered(self, b: ir.Lowered) -> Iterator[Step]:
+        """Yield the steps of what a selection became: what it needs and gives is in the frame."""
+        match b:
+            case ir.Compact(name, count, mask, length, limit):
+                first = self.memory(f"{name}_first", one_more(self.tiles_of(length)))
+                vectors = [(f"v_{mask.vector}", "u8"), (f"v_{name}", POSITIONS), first]
+                yield from self.selection("compact", vectors, length, limit or length)
+                self.scalars.append(self.member(count, INT))
+                yield Step("line", f"k.{count}_ = k.result")
+                yield from self.counted(count)
+            case ir.Select(name, keys, length, k, _, block):
+                tiles = ir.apply("*", one_more(self.tiles_of(length)), ir.const(2, INT))
+                work = self.memory(f"{name}_work", ir.apply("+", tiles, ir.const(PARTS * BINS, INT)))
+                vectors = [self.held(keys), (f"v_{name}", POSITIONS), work]
+                yield from self.selection("select_least", vectors, length, k, block)
+            case ir.Arrange(name, keys, values, length, block):
+                most = self.most_of(length)
+                spares = [self.memory(f"{name}_{r.vector}", most, code(r.type)) for r in (keys, values)]
+                vectors = [self.held(keys), self.held(values), *spares]
+                yield from self.selection("arrange", vectors, length, length, block)
+                self.alias(name, values.vector, code(values.type))
+            case ir.Nth(name, keys, values, length, rank):
+                vectors = [self.held(keys), self.memory(f"{name}_bins", ir.const(BINS, INT))]
+                yield from self.selection("nth", vectors, length, rank)
+                self.scalars.append(self.member(name, values.type))
+                yield Step("line", f"k.{name}_ = native({self.element(values.vector, 'one(k.result)')})")
+            case ir.Ascends(index, count, length, checked):
+                args = ", ".join(f"native({self.scalar.text(e)})" for e in (count, length))
+                status = "REFUSED" if checked else "OUT_OF_RANGE"
+                yield Step("refusal", f"not ascends(k.v_{index.vector}, {args})", status=status)
+
+    def selection(
+        self, function: str, vectors: Vectors, length: ir.Expr, rank: ir.Expr, block: int = 0
+    ) -> Iterator[Step]:
+        """Yield the steps of a call of a function on members of the frame with NumPy types."""
+        yield Step("line", f"k.length = native({self.scalar.text(length)})")
+        yield Step("line", f"k.rank = native({self.scalar.text(rank)})")
+        named = ", ".join(f'("{v}", "{t}")' for v, t in vectors)
+        yield Step("selection", f'Selection("{function}", ({named}), {block})')
+
+    def held(self, e: ir.Read) -> tuple[str, str]:
+        """Return member and type of a vector that a pass has stored."""
+        return f"v_{e.vector}", code(e.type)
+
+    # --- sizes ----------------------------------------------------------------------------------
+
+    def reserve(self, member: str, kind: str, most: ir.Expr) -> None:
+        """Reserve scratch memory under a member of the frame; `kind` ends in the bits of an element."""
+        text = f"max(0, native({self.scalar.text(most)}))"
+        self.buffers.append(Buffer(member, str(int(kind[1:]) // 8), text, most))
+
+    def memory(self, member: str, most: ir.Expr, kind: str = POSITIONS) -> tuple[str, str]:
+        """Reserve memory that one selection works in, of a type of NumPy; return its member and type."""
+        self.reserve(member, f"i{8 * int(kind[1:])}", most)
+        return member, kind
+
+    # --- reads at computed positions ------------------------------------------------------------
+
+    def where(self, vector: str) -> str:
+        """Return the address of a vector."""
+        if vector in self.tables:
+            return f"{self.f.op}_{vector}.ctypes.data"
+        if vector in self.stored_vectors:
+            return f"k.v_{vector}"
+        return f"k.f_{vector}" if vector in {x.name for x in self.f.layout} else self.vector(vector)
+
+    def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
+        """Return the lanes of a vector at computed positions; 0 where they are out of range."""
+        elem = self.vectors[e.vector]
+        args = f"{self.where(e.vector)}, native({self.length_text(e.vector)}), {position}, {asked}, k"
+        if elem.packed:
+            return f"gather_bits({elem.bits}, {args})"
+        if elem == BOOL:
+            return f"ne(gather(Int32, u8, {args}), splat(Int32, 0))"
+        return f"gather({lanes}, {self.dialect.stored(elem)}, {args})"
+
+    def read_at(self, e: ir.Read | ir.Search) -> str:
+        """Return one element of a vector, or what a search in a table gives, as a scalar."""
+        if isinstance(e, ir.Search):
+            return self.search(e, "i64", self.scalar.text(e.arg))
+        if e.vector not in self.vectors or e.vector not in self.lengths:
+            raise not_built(e, self.dialect)
+        return self.element(e.vector, self.scalar.text(e.position))
+
+    def element(self, vector: str, position: str) -> str:
+        """Return the element of a vector at a scalar position."""
+        elem = self.vectors[vector]
+        args = f"{self.where(vector)}, native({self.length_text(vector)}), {position}, k"
+        if elem.packed:
+            return f"read_bits({elem.bits}, {args})"
+        if elem == BOOL:
+            return f"ne(read_at(i64, u8, {args}), splat(i64, 0))"
+        return f"read_at({self.dialect.scalar(elem)}, {self.dialect.stored(elem)}, {args})"
+
+    def search(self, e: ir.Search, kind: str, arg: str) -> str:
+        """Return how many entries of a table are below, in scalars or lanes."""
+        return f"search({kind}, {self.f.op}_{e.table}, {arg})"
+
+    def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+        """Return type, name and entries of the tables."""
+        return tuple(
+            (code(t.elem), f"{self.f.op}_{name}", tuple(map(self.entry, t.values)))
+            for name, t in self.tables.items()
+        )
+
+    def entry(self, e: ir.Expr) -> str:
+        """Return one entry of a table, a constant."""
+        assert isinstance(e, ir.Const)
+        return self.dialect.number(e)
+
+
+def one_more(count: ir.Expr) -> ir.Expr:
+    """Return count + 1."""
+    return ir.apply("+", count, ir.const(1, INT))
+
+
+def code(elem: Elem) -> str:
+    """Return NumPy's code of the type in which values of `elem` are computed with."""
+    return dtype(arithmetic(elem)).str[1:]
