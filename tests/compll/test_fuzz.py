@@ -48,6 +48,7 @@ def test_texts_are_answered_with_codecs_or_errors_of_ours(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", INPUTS)
 def test_many_texts_are_answered_with_codecs_or_errors_of_ours(kind: str) -> None:
     made(kind, "long", 10 * INPUTS[kind])

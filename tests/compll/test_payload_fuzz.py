@@ -108,6 +108,7 @@ def test_any_payload_is_decoded_or_refused_and_stays_in_its_buffers(name: str, b
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "backend"), pairs())
 def test_many_payloads_are_decoded_or_refused_and_stay_in_their_buffers(name: str, backend: str) -> None:
     try_payloads(name, backend, MANY)
