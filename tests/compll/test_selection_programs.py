@@ -12,7 +12,7 @@ from compll.backends import Call, Values
 from compll.backends.interp import interpret
 from compll.passes import PASSES
 
-BACKENDS = {"cpp": range(1000, 1012), "numba": (1004,)}
+BACKENDS = {"cpp": range(1000, 1012), "numba": (1004,), "cudasim": range(1100, 1104)}
 
 
 def run(f: ir.Function, g: np.ndarray, payload: np.ndarray, values: Values) -> list[bytes]:
