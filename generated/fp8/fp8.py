@@ -388,7 +388,7 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = stream(Int32, u8, k.received_code, start + at, live)
+            v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
             t0 = lt(v_received_code, splat(Int32, 128))
             t1 = v_received_code & splat(Int32, 127)
             t2 = eq(t1, splat(Int32, 127))
@@ -438,7 +438,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = stream(Int32, u8, k.received_code, start + at, live)
+            v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
             t0 = lt(v_received_code, splat(Int32, 128))
             t1 = v_received_code & splat(Int32, 127)
             t2 = eq(t1, splat(Int32, 127))

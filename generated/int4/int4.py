@@ -356,7 +356,7 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_q = unpack(4, k.received_q, start + at, live)
+            v_received_q = unpack(4, k.f_received_q, start + at, live)
             t0 = v_received_q - splat(Int32, 8)
             t1 = widen(Float, t0)
             t2 = per_block(Float, f32, k.f_received_scale, start + at, 128, 0, live, 128)
@@ -398,7 +398,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_q = unpack(4, k.received_q, start + at, live)
+            v_received_q = unpack(4, k.f_received_q, start + at, live)
             t0 = v_received_q - splat(Int32, 8)
             t1 = widen(Float, t0)
             t2 = per_block(Float, f32, k.f_received_scale, start + at, 128, 0, live, WIDTH)

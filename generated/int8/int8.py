@@ -349,7 +349,7 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_q = stream(Int32, i8, k.received_q, start + at, live)
+            v_received_q = stream(Int32, i8, k.f_received_q, start + at, live)
             t0 = widen(Float, v_received_q)
             t1 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, 256)
             t2 = t0 * t1
@@ -390,7 +390,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_q = stream(Int32, i8, k.received_q, start + at, live)
+            v_received_q = stream(Int32, i8, k.f_received_q, start + at, live)
             t0 = widen(Float, v_received_q)
             t1 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
             t2 = t0 * t1

@@ -376,7 +376,7 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, l
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = unpack(4, k.received_code, start + at, live)
+            v_received_code = unpack(4, k.f_received_code, start + at, live)
             t0 = widen(Int64, v_received_code)
             t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
             t2 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, 32)
@@ -424,7 +424,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = unpack(4, k.received_code, start + at, live)
+            v_received_code = unpack(4, k.f_received_code, start + at, live)
             t0 = widen(Int64, v_received_code)
             t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
             t2 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, WIDTH)

@@ -476,7 +476,7 @@ def hop_pass0_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_bit = unpack(1, k.received_bit, start + at, live)
+            v_received_bit = unpack(1, k.f_received_bit, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = ne(v_received_bit, splat(Int32, 0))
             t1 = select(t0, u_received_up_1, u_received_down_1)
@@ -532,7 +532,7 @@ def hop_pass1_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_bit = unpack(1, k.received_bit, start + at, live)
+            v_received_bit = unpack(1, k.f_received_bit, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = ne(v_received_bit, splat(Int32, 0))
             t1 = select(t0, u_received_up_1, u_received_down_1)

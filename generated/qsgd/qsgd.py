@@ -386,8 +386,8 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_norm_add, b_h0, la
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_negative = unpack(1, k.received_negative, start + at, live)
-            v_received_level = unpack(3, k.received_level, start + at, live)
+            v_received_negative = unpack(1, k.f_received_negative, start + at, live)
+            v_received_level = unpack(3, k.f_received_level, start + at, live)
             t0 = eq(v_received_negative, splat(Int32, 1))
             t1 = widen(Float, v_received_level)
             t2 = splat(Float, (divide(load(f32, f32, k.f_received_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))
@@ -433,8 +433,8 @@ def hop_pass0_tile(k, tile, count, block0, b_r_norm_add, b_h0):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_negative = unpack(1, k.received_negative, start + at, live)
-            v_received_level = unpack(3, k.received_level, start + at, live)
+            v_received_negative = unpack(1, k.f_received_negative, start + at, live)
+            v_received_level = unpack(3, k.f_received_level, start + at, live)
             t0 = eq(v_received_negative, splat(Int32, 1))
             t1 = widen(Float, v_received_level)
             t2 = splat(Float, (divide(load(f32, f32, k.f_received_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))

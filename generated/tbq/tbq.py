@@ -295,7 +295,7 @@ def hop_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = unpack(2, k.received_code, start + at, live)
+            v_received_code = unpack(2, k.f_received_code, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = v_received_code - splat(Int32, 1)
             t1 = widen(Float, t0)

@@ -477,7 +477,7 @@ def hop_pass0_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_level = unpack(2, k.received_level, start + at, live)
+            v_received_level = unpack(2, k.f_received_level, start + at, live)
             t0 = widen(Float, v_received_level)
             t1 = t0 * u_received_gap_1
             t2 = t1 + u_received_low_1
@@ -525,7 +525,7 @@ def hop_pass1_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_level = unpack(2, k.received_level, start + at, live)
+            v_received_level = unpack(2, k.f_received_level, start + at, live)
             t0 = widen(Float, v_received_level)
             t1 = t0 * u_received_gap_1
             t2 = t1 + u_received_low_1
