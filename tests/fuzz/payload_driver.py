@@ -13,7 +13,7 @@ from pathlib import Path
 from compll import build as builder
 from compll import codec as api
 from compll import driver, knobs
-from compll.backends import pack_parameters
+from compll.backends import Packer
 from compll.backends.cudasim import SANITIZERS
 from compll.emit import cpp
 from compll.types import NAMED
@@ -82,7 +82,7 @@ def build(
     command += [f"-DSUFFIX=_{unit.suffix}", f"-DBYTES={unit.element.bits // 8}", str(SOURCE)]
     command += ["-x", "none", str(library), f"-Wl,-rpath,{library.parent}", "-o", str(made)]
     subprocess.run(command, check=True)
-    return made, pack_parameters(unit.params, program.checked.values).tobytes().hex()
+    return made, Packer(unit.params).pack(program.checked.values).tobytes().hex()
 
 
 def run(program: Path, parameters: str, inputs: int, seed: int = 0) -> Result:
