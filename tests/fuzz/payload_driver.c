@@ -23,6 +23,8 @@ struct compll_item { /* as in compll.h */
     uint64_t seed, shared_seed;
     float scale;
     int32_t status;
+    const uint8_t* source;
+    int64_t source_length;
 };
 typedef int32_t operation(struct compll_item*, int64_t, const void*, void*, int32_t, void*);
 
