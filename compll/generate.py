@@ -20,7 +20,8 @@ from compll.types import FLOAT, Elem
 
 SOURCES = {"cpp": cpp.source, "cuda": cuda.source, "numba": numba.source}
 SUFFIXES = {"cpp": "cpp", "cuda": "cu", "numba": "py"}
-STAGES = ("ast", "ir", "fused", *SOURCES)
+TEXTS = ("ast", "ir", "fused", "launches")
+STAGES = (*TEXTS, *SOURCES)
 
 
 def stage(name: str, programs: Sequence[s.Program], checked: Checked, element: Elem = FLOAT) -> str:
@@ -37,6 +38,8 @@ def stage(name: str, programs: Sequence[s.Program], checked: Checked, element: E
         return "\n".join(tree_text(program) for program in programs)
     if name in SOURCES:
         return SOURCES[name](driver.unit_of(checked, element))
+    if name == "launches":
+        return cuda.launches_text(driver.unit_of(checked, element))
     functions = driver.unit_of(checked).functions if checked.encode else (checked.decode,)
     return "\n".join(function_text(f if name == "ir" else fuse(f)) for f in functions if f is not None)
 
@@ -58,7 +61,7 @@ def texts() -> Iterator[tuple[str, str]]:
         program = driver.load([path], {})
         unit = driver.unit_of(program.checked)
         title = f"# {name}, made by `compll generate` from compll/algorithms/{name}.pse; do not edit\n\n"
-        for text in ("ast", "ir", "fused"):
+        for text in TEXTS:
             yield f"{name}/{name}.{text}", title + stage(text, driver.parse_files([path])[0], program.checked)
         for backend, source in SOURCES.items():
             yield f"{name}/{name}.{SUFFIXES[backend]}", source(unit)
@@ -99,4 +102,4 @@ def _wanted(folder: Path) -> dict[Path, str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("*/*") if p.suffix in (".ast", ".ir", ".fused", ".cpp", ".cu", ".py")]
+    return [p for p in folder.glob("*/*") if p.suffix[1:] in (*TEXTS, *SUFFIXES.values())]

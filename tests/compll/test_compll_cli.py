@@ -57,7 +57,7 @@ def test_show_prints_every_stage() -> None:
         assert text.endswith(right("show", "onebit", "--emit", stage)[:-1]), stage
     assert right("show", "onebit") == right("show", "onebit", "--emit", "fused")
     launches = right("show", "onebit", "--emit", "launches")
-    assert "hop: 5 launches, 2 of them over the elements\n  items onebit_hop_begin\n" in launches
+    assert "hop: 4 launches, 2 of them over the elements\n  items onebit_hop_begin\n" in launches
     assert "hop onebit" in right("show", "onebit", "--emit", "fused")
     assert "residual" in right("show", "terngrad", "--emit", "ir", "--error-feedback")
     decode = write(SMALL.strip().splitlines()[1])
