@@ -6,7 +6,7 @@
  * block of the heap of just the size that the ABI asks for, so that one byte read or written outside is seen.
  * A group is one encoded payload and GROUP inputs made of it; all numbers of a group follow from its number.
  * CODEC is the library's name, STATES the number of its state vectors; gradients have elements of BYTES bytes,
- * and SUFFIX ends the symbols of the operations on them: _f32, _f16 or _bf16.
+ * and SUFFIX ends the symbols of the operations on them: _f32, _f16 or _bf16.  HOP is 1 if the library has that.
  */
 #include <sanitizer/common_interface_defs.h>
 #include <stdint.h>
@@ -33,9 +33,13 @@ typedef int32_t operation(struct compll_item*, int64_t, const void*, void*, int3
 #define ENCODE SYMBOL(CODEC, _encode, SUFFIX)
 #define DECODE SYMBOL(CODEC, _decode, SUFFIX)
 #define DECODE_ADD SYMBOL(CODEC, _decode_add, SUFFIX)
+#define HOP_ENTRY SYMBOL(CODEC, _hop, SUFFIX)
 #define MAX_BYTES SYMBOL(CODEC, _max_bytes, )
 #define SCRATCH_BYTES SYMBOL(CODEC, _scratch_bytes, )
 operation ENCODE, DECODE, DECODE_ADD;
+#if HOP
+operation HOP_ENTRY;
+#endif
 int64_t MAX_BYTES(int64_t, const void*), SCRATCH_BYTES(int64_t, const void*);
 
 enum { GROUP = 72 };
@@ -98,23 +102,23 @@ static float* state(int64_t n) { /* n numbers: a state is finite */
     return s;
 }
 
-/* Encode a random gradient of n elements; returns the payload and its length. */
-static uint8_t* encoded(int64_t n, int64_t* length, const void* params) {
+/* Run encode, or hop if there is a source, on a random gradient of n elements; returns the item, its payload alive. */
+static struct compll_item encoded(operation* op, int64_t n, const uint8_t* source, int64_t length, const void* params) {
     float* states[2 * STATES + 1]; /* old ones, new ones; an array has an element */
     for (int v = 0; v < 2 * STATES; ++v) states[v] = state(n);
     const int64_t most = MAX_BYTES(n, params);
     struct compll_item item = {.gradient = gradient(n), .payload = block(most, 16), .n = n, .capacity = most,
-        .state = (const float* const*)states, .new_state = states + STATES, .seed = word(), .shared_seed = 7};
-    call(ENCODE, &item, params);
+        .state = (const float* const*)states, .new_state = states + STATES, .seed = word(), .shared_seed = 7,
+        .scale = 0.5f, .source = source, .source_length = length};
+    call(op, &item, params);
     for (int v = 0; v < 2 * STATES; ++v) free(states[v]);
     free(item.gradient);
-    if (item.status < 0 || item.length < 0 || item.length > most) {
-        fprintf(stderr, "encode: status %d, %lld bytes\n", item.status, (long long)item.length);
+    if (item.status >= 0 && (item.length < 0 || item.length > most)) {
+        fprintf(stderr, "a payload of %lld bytes, and at most %lld\n", (long long)item.length, (long long)most);
         say_where();
         exit(1);
     }
-    *length = item.length;
-    return item.payload;
+    return item;
 }
 
 /* Make an input of one kind from a right payload; sets its length. */
@@ -152,27 +156,37 @@ int main(int argc, char** argv) {
     for (group_now = 0; group_now < groups; ++group_now) {
         random_state = strtoull(argv[2], NULL, 10) * 0x9e3779b97f4a7c15u ^ (uint64_t)group_now << 20;
         const int64_t n = below(8) ? below(300) : below(4) ? below(20) : below(3000);
-        int64_t whole;
         input_now = -1;
-        uint8_t* right = encoded(n, &whole, params);
+        struct compll_item right = encoded(ENCODE, n, NULL, 0, params);
+        if (right.status < 0) {
+            fprintf(stderr, "encode: status %d\n", right.status);
+            say_where();
+            return 1;
+        }
         for (input_now = 0; input_now < GROUP; ++input_now) {
             const enum Kind kind = (enum Kind)(input_now % KINDS);
-            int64_t length = whole;
-            uint8_t* payload = damaged(kind, right, n, &length);
+            int64_t length = right.length;
+            uint8_t* payload = damaged(kind, right.payload, n, &length);
             void* out = gradient(n);
             struct compll_item item = {.gradient = out, .payload = payload, .n = n, .capacity = length,
                 .length = length, .shared_seed = 7, .scale = 0.5f};
             call(input_now / KINDS % 2 ? DECODE_ADD : DECODE, &item, params);
-            if (kind == VALID && item.status < 0) {
-                fprintf(stderr, "a right payload is refused with status %d\n", item.status);
+            int32_t status = item.status;
+#if HOP
+            item = encoded(HOP_ENTRY, n, payload, length, params);
+            if ((item.status < 0) != (status < 0)) status = -100;
+            free(item.payload);
+#endif
+            if (status == -100 || (kind == VALID && status < 0)) {
+                fprintf(stderr, "%s: status %d; a right payload is refused, or hop and decode differ\n", NAMES[kind], item.status);
                 say_where();
                 return 1;
             }
-            ++counts[kind][item.status < 0];
+            ++counts[kind][status < 0];
             free(payload);
             free(out);
         }
-        free(right);
+        free(right.payload);
     }
     for (int kind = 0; kind < KINDS; ++kind)
         printf("%s\t%lld\t%lld\n", NAMES[kind], counts[kind][0], counts[kind][1]);

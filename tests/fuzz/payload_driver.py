@@ -19,6 +19,7 @@ from compll.emit import cpp
 from compll.types import NAMED
 
 GROUP = 72  # inputs made of one payload: that of payload_driver.c
+C_FLAGS = shlex.split("-x c -std=gnu11 -O1 -g -Wall -Wextra -Werror")
 SOURCE = Path(__file__).with_suffix(".c")
 
 
@@ -67,20 +68,16 @@ def build(
     text = change(cpp.source(unit))
     library = builder.library_path(f"{unit.codec}-sanitized", text, cpp.runtime(), flags(level))
     made = folder() / library.parent.name
-    command = [
-        *shlex.split(knobs.compiler()),
-        "-x",
-        "c",
-        "-std=gnu11",
-        "-O1",
-        "-g",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-    ]
-    command += [*SANITIZERS, f"-DCODEC={unit.codec}", f"-DSTATES={len(program.encode.states)}"]
-    command += [f"-DSUFFIX=_{unit.suffix}", f"-DBYTES={unit.element.bits // 8}", str(SOURCE)]
-    command += ["-x", "none", str(library), f"-Wl,-rpath,{library.parent}", "-o", str(made)]
+    settings = {
+        "CODEC": unit.codec,
+        "STATES": len(program.encode.states),
+        "SUFFIX": f"_{unit.suffix}",
+        "BYTES": unit.element.bits // 8,
+        "HOP": int(any(f.op == "hop" for f in unit.functions)),
+    }
+    command = [*shlex.split(knobs.compiler()), *C_FLAGS, *SANITIZERS]
+    command += [f"-D{name}={value}" for name, value in settings.items()]
+    command += [str(SOURCE), "-x", "none", str(library), f"-Wl,-rpath,{library.parent}", "-o", str(made)]
     subprocess.run(command, check=True)
     return made, Packer(unit.params).pack(program.checked.values).tobytes().hex()
 
