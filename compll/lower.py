@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from compll import ir
-from compll.types import FLOAT, INT, UINT32, Elem, arithmetic, uint
+from compll.types import BOOL, FLOAT, INT, UINT32, Elem, arithmetic, uint
 
 GRADIENT = "gradient"
 SIGN = ir.const(1 << 31, UINT32)
@@ -28,6 +28,8 @@ def lower_selections(f: ir.Function) -> ir.Function:
 
 def order_key(x: ir.Expr, *, descending: bool) -> ir.Expr:
     """Return an integer that orders as the language does: -0 < +0 < ... < NaN; or the reverse."""
+    if x.type == BOOL:
+        x = ir.as_elem(x, INT)
     if x.type == FLOAT:
         bits = ir.apply("float_bits", x)
         x = ir.apply(

@@ -39,6 +39,9 @@ SPARSE = {
         int* q = map(gradient, [&](float x) -> int { return x * 1000; });
         uint32* index = topk(q, 50);
         compressed = concat(index, gather(gradient, index));""",
+    "topk of conditions": """
+        uint32* index = topk(gradient > 0, 60);
+        compressed = concat(index, gather(gradient, index));""",
     "topk of a count": """
         int k = reduce(gradient > 0, 0, add) / 2;
         uint32* index = topk(gradient, k);
