@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from compll import ir
@@ -16,7 +17,7 @@ PARTS = 16
 """A radix selection counts digits of 11 bits, in so many parts of a vector at once."""
 
 
-class Selections:
+class Selections(ABC):
     """The part of an emitter that is about scratch vectors.  The texts are C++; others override them."""
 
     dialect: Dialect
@@ -232,13 +233,13 @@ class Selections:
 
     # --- of the emitter ---------------------------------------------------------------------------
 
+    @abstractmethod
     def member(self, name: str, elem: Elem) -> str:
         """Return the declaration of a scalar of the frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def vector(self, name: str) -> str:
         """Return where the gradient or a state lies."""
-        raise NotImplementedError
 
 
 def _clamped(limit: ir.Expr, length: ir.Expr) -> ir.Expr:
