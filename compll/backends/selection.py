@@ -27,15 +27,10 @@ def select(b: ir.Selection, env: Environment) -> None:
     """Run one selection; its results are entered into the environment."""
     match b:
         case ir.Filter(name, count, length, body, limit):
-            found = np.flatnonzero(elements(body, length, env)).astype(np.int64)
-            if limit is not None:
-                found = found[: integer(limit, env)]
-            env.vectors[name] = found
-            env.scalars[count] = np.asarray(len(found), np.int64)
+            _filter(name, count, elements(body, length, env), limit, env)
         case ir.TopK(name, length, body, k, block):
-            values, most = elements(body, length, env), integer(k, env)
-            first = order(values, descending=True)
-            env.vectors[name] = _by_block(first, len(values), block, lambda part: np.sort(part[:most]))
+            first = order(elements(body, length, env), descending=True)
+            env.vectors[name] = _first(first, k, block, env)
         case ir.Sort(name, length, body, key, descending, block):
             values = elements(body, length, env)
             inner = Environment(env.n, env.params, env.vectors, env.scalars | {"a": values})
@@ -51,13 +46,10 @@ def lowered(b: ir.Lowered, env: Environment) -> None:
     """Run what a selection became on the vectors that were stored for it."""
     match b:
         case ir.Compact(name, count, mask, length, limit):
-            found = np.flatnonzero(elements(mask, length, env)).astype(np.int64)
-            found = found if limit is None else found[: integer(limit, env)]
-            env.vectors[name], env.scalars[count] = found, np.asarray(len(found), np.int64)
+            _filter(name, count, elements(mask, length, env), limit, env)
         case ir.Select(name, keys, length, k, _, block):
-            values, most = elements(keys, length, env), integer(k, env)
-            first = np.argsort(values, kind="stable")
-            env.vectors[name] = _by_block(first, len(values), block, lambda part: np.sort(part[:most]))
+            first = np.argsort(elements(keys, length, env), kind="stable")
+            env.vectors[name] = _first(first, k, block, env)
         case ir.Arrange(name, keys, values, length, block):
             env.vectors[name] = _arranged(keys, values, length, block, env)
         case ir.Nth(name, keys, values, length, rank):
@@ -68,6 +60,19 @@ def lowered(b: ir.Lowered, env: Environment) -> None:
                 if checked:
                     raise Refused
                 env.out_of_range = True
+
+
+def _filter(name: str, count: str, holds: Array, limit: ir.Expr | None, env: Environment) -> None:
+    """Enter the first positions where a condition holds, and how many they are."""
+    found = np.flatnonzero(holds).astype(np.int64)
+    env.vectors[name] = found if limit is None else found[: integer(limit, env)]
+    env.scalars[count] = np.asarray(len(env.vectors[name]), np.int64)
+
+
+def _first(ordered: Array, k: ir.Expr, block: int, env: Environment) -> Array:
+    """Return the first k of ordered positions, of each block if there is one, ascending."""
+    most = integer(k, env)
+    return _by_block(ordered, len(ordered), block, lambda part: np.sort(part[:most]))
 
 
 def _arranged(keys: ir.Read, values: ir.Read, length: ir.Expr, block: int, env: Environment) -> Array:
