@@ -135,8 +135,9 @@ def choose(codec: str, params: Sequence[ir.Parameter], given: Values) -> dict[st
 def _static_names(sig: Signature) -> Iterator[str]:
     """Yield the parameters that stand in a type, in chunk or in a static `if`: kernels specialise to them."""
     given = _given(sig.program)
-    yield from width_names(sig)
     for node in nodes(sig.program):
+        if isinstance(node, s.TypeName):
+            yield from _made_of(node.width, sig, given)
         if isinstance(node, s.Call) and node.name == "chunk":
             yield from _made_of(node.args[1:], sig, given)
         if isinstance(node, s.If) and _is_static(node.condition, sig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -198,7 +199,13 @@ def nodes(node: object) -> Iterator[s.Node]:
             waiting.extend(reversed(x))
         elif isinstance(x, s.Node):
             yield x
-            waiting.extend(getattr(x, f.name) for f in reversed(fields(x)))
+            waiting.extend(getattr(x, name) for name in _parts(type(x)))
+
+
+@functools.cache
+def _parts(kind: type[s.Node]) -> tuple[str, ...]:
+    """Return the fields of a kind of node that may hold nodes, the last one first."""
+    return tuple(f.name for f in reversed(fields(kind)) if f.name not in ("span", "name"))
 
 
 def random_sites(program: s.Program) -> dict[Span, int]:
