@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -13,6 +12,11 @@ from compll.types import NAMED
 
 DECLARED = ("unbiased", "no_hop", "drops")
 RESERVED = ("backend", "error_feedback")
+PARTS: dict[type[s.Node], tuple[str, ...]] = {  # the fields that may hold nodes, the last one first
+    kind: tuple(f.name for f in reversed(fields(kind)) if f.name not in ("span", "name"))
+    for kind in vars(s).values()
+    if isinstance(kind, type) and issubclass(kind, s.Node)
+}
 
 
 @dataclass(frozen=True)
@@ -199,13 +203,7 @@ def nodes(node: object) -> Iterator[s.Node]:
             waiting.extend(reversed(x))
         elif isinstance(x, s.Node):
             yield x
-            waiting.extend(getattr(x, name) for name in _parts(type(x)))
-
-
-@functools.cache
-def _parts(kind: type[s.Node]) -> tuple[str, ...]:
-    """Return the fields of a kind of node that may hold nodes, the last one first."""
-    return tuple(f.name for f in reversed(fields(kind)) if f.name not in ("span", "name"))
+            waiting.extend(getattr(x, name) for name in PARTS[type(x)])
 
 
 def random_sites(program: s.Program) -> dict[Span, int]:
