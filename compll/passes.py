@@ -8,7 +8,7 @@ from dataclasses import replace
 from compll import ir
 from compll.ir_verify import verify
 from compll.lower import GRADIENT, is_random, lower_selections, sure
-from compll.types import INT
+from compll.types import FLOAT, INT, INT32, limits
 
 NAMED = (
     *(ir.Let, ir.Map, ir.Reduce, ir.BlockReduce, ir.Get, ir.Table),
@@ -86,6 +86,30 @@ def fuse_maps(f: ir.Function) -> ir.Function:
             case _:
                 body.append(b)
     return drop_unused(replace(f, body=tuple(body)))
+
+
+def narrow_conversions(f: ir.Function) -> ir.Function:
+    """Convert to 32 bits what is clamped to fewer: lanes of 64 bits cost twice as much, and more.
+
+    Conversions saturate, so min(max(int(x), -7), 7) is the same of int32(x).
+    """
+
+    def narrow(e: ir.Expr) -> ir.Expr | None:
+        match e:
+            case ir.Apply(
+                ("min" | "max") as outer,
+                (ir.Apply(("min" | "max") as inner, (ir.Convert(x, to, _), a), _), b),
+                _,
+            ) if outer != inner and to == INT and x.type == FLOAT and _is_int32(a) and _is_int32(b):
+                return ir.apply(outer, ir.apply(inner, ir.as_elem(x, INT32), a), b)
+        return None
+
+    return replace(f, body=tuple(ir.rewrite_binding(b, narrow) for b in f.body))
+
+
+def _is_int32(e: ir.Expr) -> bool:
+    low, high = limits(INT32)
+    return isinstance(e, ir.Const) and low <= e.value <= high
 
 
 LARGE = 64
@@ -288,6 +312,7 @@ def _loops(f: ir.Function, here: Sequence[int], by_block: Mapping[int, int]) -> 
 PASSES: tuple[Callable[[ir.Function], ir.Function], ...] = (
     drop_unused,
     fuse_maps,
+    narrow_conversions,
     lower_selections,
     store_blocks,
     form_passes,

@@ -96,6 +96,12 @@ def gather(want: Any, stored: Any, base: Any, n: Any, at: Any, asked: Any, k: An
 
 
 @inner
+def lookup(want: Any, stored: Any, base: Any, at: Any) -> Any:
+    """Return the entries of a table at positions that are in range."""
+    return gathered(want, stored, base, widen(Int64, at), first_lanes(WHOLE))
+
+
+@inner
 def gather_bits(width: Any, base: Any, n: Any, at: Any, asked: Any, k: Any) -> Any:
     """Return the codes of a packed vector at computed positions, as Int32 lanes."""
     there = within(at, n)

@@ -176,11 +176,9 @@ class Emitter(Selections):
         kind = s.combine.type
         lanes = writer.lane_type(s.body)
         if kind == INT:
-            low, high = writer.ranges.of(s.body)
-            growth = TILE if s.combine.name == "add" else 1
-            lanes = (
-                "Int32" if self.named(s.combine) and max(abs(low), abs(high)) * growth < 2**31 else "Int64"
-            )
+            most = 2**31 // (TILE if s.combine.name == "add" else 1) - 1
+            narrow = self.named(s.combine) and writer.ranges.fits(s.body, -most, most)
+            lanes = "Int32" if narrow else "Int64"
         value = writer.write(s.body, lanes)
         functor = self.functor(s)
         if isinstance(s, ir.Reduce):
@@ -304,9 +302,9 @@ class Emitter(Selections):
 
     def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:  # noqa: ARG002
         """Return the lanes of a value of each block of `size` elements."""
-        if size % 16 == 0:
-            return f"splat<{lanes}>(b.{name}[(tile * TILE + at) / {size} - b.first])"
-        return f"each<{lanes}>([&](int j) {{ return b.{name}[(tile * TILE + at + j) / {size} - b.first]; }})"
+        one, lane = size % 16 == 0, "" if size % 16 == 0 else " + j"
+        value = f"b.{name}[uint64_t(tile * TILE + at{lane}) / {size} - b.first]"
+        return f"splat<{lanes}>({value})" if one else f"each<{lanes}>([&](int j) {{ return {value}; }})"
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
@@ -326,7 +324,7 @@ class Emitter(Selections):
         """Return one value of such a field."""
         kind = self.dialect.stored(self.vectors[e.vector])
         first = "first" if block else "tile * TILE"
-        return f"get<{kind}>(k.f_{e.vector} + (({first} + at{lane}) / {size}) * sizeof({kind}))"
+        return f"get<{kind}>(k.f_{e.vector} + uint64_t({first} + at{lane}) / {size} * sizeof({kind}))"
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:
         """Return the statement that stores codes of a packed field."""

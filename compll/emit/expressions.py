@@ -313,8 +313,7 @@ class LaneWriter:
             return d.through(to, d.call("widen", have, f"bit({x})" if arg.type == BOOL else x))
         if to == BOOL:
             return f"ne({x}, {d.zero(kind)})"
-        low, high = self.ranges.of(arg) if arg.type == INT else (1, 0)
-        if arg.type == INT and arithmetic(to) == INT and limits(to)[0] <= low and high <= limits(to)[1]:
+        if arg.type != FLOAT and self.ranges.fits(arg, *limits(to)):
             return d.call("widen", have, x)
         signed = kind in ("Int32", "Int64")
         through = kind if have == "Int32" and signed else have

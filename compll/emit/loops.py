@@ -22,6 +22,7 @@ class Emitter(Protocol):
     vectors: dict[str, Elem]
     lengths: dict[str, ir.Expr]
     places: dict[str, str]
+    tables: dict[str, ir.Table]
     scalar: ScalarWriter
 
     def place(self, name: str) -> str:
@@ -59,6 +60,9 @@ class Emitter(Protocol):
 
     def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
         """Return the lanes of a vector at computed positions; 0 where they are out of range."""
+
+    def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
+        """Return the lanes of a table at positions of 32 bits that are in range."""
 
     def search(self, e: ir.Search, kind: str, arg: str) -> str:
         """Return how many entries of a table are below, in scalars or lanes."""
@@ -116,6 +120,8 @@ class Lanes:
             return self.read_block(e, lanes)
         if e.vector not in emitter.vectors or (self.block and e.vector in self.block.made):
             raise not_built(e, emitter.dialect)
+        if self.in_table(e):
+            return emitter.lookup(e, lanes, self.writer.write(e.position, "Int32"))
         return emitter.gather(e, lanes, self.writer.write(e.position, "Int64"), self.writer.asked)
 
     def own(self, e: ir.Read) -> bool:
@@ -132,9 +138,14 @@ class Lanes:
         whole = not self.emitter.vectors[e.vector].packed
         return whole and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size)
 
+    def in_table(self, e: ir.Read) -> bool:
+        """Whether a read is of a table, and at an entry of it whatever the values are."""
+        table = self.emitter.tables.get(e.vector)
+        return table is not None and self.writer.ranges.fits(e.position, 0, len(table.values) - 1)
+
     def elsewhere(self, e: ir.Read) -> bool:
         """Whether a read has to look whether its position is in range."""
-        return not self.own(e) and not self.of_block(e)
+        return not (self.own(e) or self.of_block(e) or self.in_table(e))
 
     def read_block(self, e: ir.Read, lanes: str) -> str:
         """Read at i / B: what this loop has reduced the block to, or a field of one value a block."""

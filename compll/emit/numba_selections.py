@@ -93,6 +93,11 @@ class NumbaSelections(Selections):
             return f"ne(gather(Int32, u8, {args}), splat(Int32, 0))"
         return f"gather({lanes}, {self.dialect.stored(elem)}, {args})"
 
+    def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
+        """Return the lanes of a table at positions of 32 bits that are in range."""
+        stored = self.dialect.stored(self.vectors[e.vector])
+        return f"lookup({lanes}, {stored}, {self.where(e.vector)}, {position})"
+
     def read_at(self, e: ir.Read | ir.Search) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
         if isinstance(e, ir.Search):

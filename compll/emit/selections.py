@@ -201,6 +201,10 @@ class Selections(ABC):
             return f"ne(gather<Int32>({args}), Int32{{}})"
         return f"gather<{lanes}>({args})"
 
+    def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
+        """Return the lanes of a table at positions of 32 bits that are in range."""
+        return f"lookup<{lanes}>({self.where(e.vector)}, {position})"
+
     def read_at(self, e: ir.Read | ir.Search) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
         if isinstance(e, ir.Search):

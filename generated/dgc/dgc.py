@@ -198,7 +198,7 @@ def encode_pass3_tile(k, tile, count):
             t0 = saturate(UInt32, v_filter, 0, 4294967295)
             t1 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
             t2 = both(first_lanes(live), t1)
-            t3 = saturate(Int64, t0, -9223372036854775808, 9223372036854775807)
+            t3 = widen(Int64, t0)
             t4 = gather(Float, f32, k.s_v, native(one(k.n)), t3, t2, k)
             t5 = gather(Float, f32, k.s_u, native(one(k.n)), t3, t2, k)
             t6 = u_momentum * t5
@@ -503,7 +503,7 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
+            t0 = widen(Int64, v_index)
             store(i64, k.v_gradient_scatter_index, start + at, t0, live)
 
 
@@ -678,7 +678,7 @@ def decode_add_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
+            t0 = widen(Int64, v_index)
             store(i64, k.v_gradient_scatter_index, start + at, t0, live)
 
 
@@ -707,7 +707,7 @@ def decode_add_pass1_tile(k, tile, count):
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
             v_field1 = stream(Float, f32, k.f_field1, start + at, live)
             v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
+            t0 = widen(Int64, v_index)
             t1 = gather(Float, f32, k.gradient, native(one(k.n)), t0, first_lanes(live), k)
             t2 = u_scale * v_field1
             t3 = t1 + t2

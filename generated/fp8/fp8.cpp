@@ -129,7 +129,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -137,36 +137,36 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = absolute(t1);
             const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t4 = float_bits(t3);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
-            const Int64 t6 = saturate<Int64>(t5, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t7 = greater(t6, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t8 = t7 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t9 = t8 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t10 = t7 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t11 = saturate<UInt32>(t10, INT64_C(0), INT64_C(4294967295));
+            const Int32 t6 = widen<Int32>(t5);
+            const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
+            const Int32 t8 = t7 - splat<Int32>(INT64_C(121));
+            const Int32 t9 = t8 * splat<Int32>(INT64_C(8));
+            const Int32 t10 = t7 - splat<Int32>(INT64_C(3));
+            const UInt32 t11 = widen<UInt32>(t10);
             const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
             const Float t13 = bits_float(t12);
             const Float t14 = divide(t3, t13);
             const Float t15 = round_(t14);
-            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t17 = t9 + t16;
-            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t16 = saturate<Int32>(t15, INT64_MIN, INT64_C(9223372036854775807));
+            const Int32 t17 = t9 + t16;
+            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
             const UInt32 t19 = float_bits(t1);
             const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
-            const Int64 t21 = saturate<Int64>(t20, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t22 = widen<Int64>(splat<Int32>(INT64_C(128))) * t21;
-            const Int64 t23 = t18 + t22;
-            const Int32 t24 = widen<Int32>(saturate<Int64>(t23, INT64_C(0), INT64_C(255)));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            const Int32 t21 = widen<Int32>(t20);
+            const Int32 t22 = splat<Int32>(INT64_C(128)) * t21;
+            const Int32 t23 = t18 + t22;
+            const Int32 t24 = widen<Int32>(t23);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t24, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -238,11 +238,11 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t7 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t8 = t6 * t7;
             const Float t9 = select(t2, splat<Float>(__builtin_nanf("")), t8);
             const Float t10 = -t9;
@@ -321,11 +321,11 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t7 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t8 = t6 * t7;
             const Float t9 = select(t2, splat<Float>(__builtin_nanf("")), t8);
             const Float t10 = -t9;
@@ -429,11 +429,11 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_received_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float)));
+            const Float t7 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t8 = t6 * t7;
             const Float t9 = select(t2, splat<Float>(__builtin_nanf("")), t8);
             const Float t10 = -t9;
@@ -478,7 +478,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_code = reinterpret_cast<const uint8_t*>(k.f_received_code) + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -490,47 +490,47 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_received_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t7 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t8 = t6 * t7;
             const Float t9 = select(t2, splat<Float>(__builtin_nanf("")), t8);
             const Float t10 = -t9;
             const Float t11 = select(t0, t9, t10);
             const Float t12 = v_gradient + t11;
             const Float t13 = u_scale * t12;
-            const Float t14 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t14 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t15 = divide(t13, t14);
             const Float t16 = absolute(t15);
             const Float t17 = smaller(t16, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t18 = float_bits(t17);
             const UInt32 t19 = shift_right(t18, splat<UInt32>(23u));
-            const Int64 t20 = saturate<Int64>(t19, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t21 = greater(t20, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t22 = t21 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t23 = t22 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t24 = t21 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t25 = saturate<UInt32>(t24, INT64_C(0), INT64_C(4294967295));
+            const Int32 t20 = widen<Int32>(t19);
+            const Int32 t21 = greater(t20, splat<Int32>(INT64_C(121)));
+            const Int32 t22 = t21 - splat<Int32>(INT64_C(121));
+            const Int32 t23 = t22 * splat<Int32>(INT64_C(8));
+            const Int32 t24 = t21 - splat<Int32>(INT64_C(3));
+            const UInt32 t25 = widen<UInt32>(t24);
             const UInt32 t26 = shift_left(t25, splat<UInt32>(23u));
             const Float t27 = bits_float(t26);
             const Float t28 = divide(t17, t27);
             const Float t29 = round_(t28);
-            const Int64 t30 = saturate<Int64>(t29, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t31 = t23 + t30;
-            const Int64 t32 = smaller(t31, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t30 = saturate<Int32>(t29, INT64_MIN, INT64_C(9223372036854775807));
+            const Int32 t31 = t23 + t30;
+            const Int32 t32 = smaller(t31, splat<Int32>(INT64_C(127)));
             const UInt32 t33 = float_bits(t15);
             const UInt32 t34 = shift_right(t33, splat<UInt32>(31u));
-            const Int64 t35 = saturate<Int64>(t34, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t36 = widen<Int64>(splat<Int32>(INT64_C(128))) * t35;
-            const Int64 t37 = t32 + t36;
-            const Int32 t38 = widen<Int32>(saturate<Int64>(t37, INT64_C(0), INT64_C(255)));
-            bad |= FULL ? not_finite(t13) : not_finite(t13) & first_lanes(live);
+            const Int32 t35 = widen<Int32>(t34);
+            const Int32 t36 = splat<Int32>(INT64_C(128)) * t35;
+            const Int32 t37 = t32 + t36;
+            const Int32 t38 = widen<Int32>(t37);
+            widest = over(widest, FULL ? magnitude(t13) : magnitude(t13) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t38, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -227,7 +227,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             const UInt32 t0 = saturate<UInt32>(v_filter, INT64_C(0), INT64_C(4294967295));
             const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
             const Mask t2 = both(true, t1);
-            const Int64 t3 = saturate<Int64>(t0, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t3 = widen<Int64>(t0);
             const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
             const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
             const Float t6 = t4 + t5;
@@ -264,7 +264,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_ite
             const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
             const Mask t4 = both(true, t3);
             const UInt32 t5 = saturate<UInt32>(v_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = saturate<Int64>(t5, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t6 = widen<Int64>(t5);
             const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
             const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
             const Float t9 = t7 + t8;
@@ -427,7 +427,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const UInt32 v_index = widen<UInt32>(in_index.row[row].at[block]);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t0 = widen<Int64>(v_index);
             o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t0);
         }
         store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
@@ -541,7 +541,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const UInt32 v_index = widen<UInt32>(in_index.row[row].at[block]);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t0 = widen<Int64>(v_index);
             o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t0);
         }
         store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
@@ -564,7 +564,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
             const UInt32 v_index = widen<UInt32>(in_index.at[block]);
             const Float v_field1 = widen<Float>(in_field1.at[block]);
             const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.at[block]);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t0 = widen<Int64>(v_index);
             const Float t1 = gather<Float>(k.gradient, k.n, t0, true, k.outside);
             const Float t2 = u_scale * v_field1;
             const Float t3 = t1 + t2;

@@ -55,7 +55,7 @@ template <class T> inline T get(const uint8_t* from) {
 //     scale_greater: float[((n + 127) / 128)] = reduce[n] by 128 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
-//     store field q: uint<4>[n] = uint<4>((min(max(int(round((gradient[i] / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+//     store field q: uint<4>[n] = uint<4>((min(max(int32(round((gradient[i] / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
 //     check[n] gradient[i] is finite
 
 
@@ -131,7 +131,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     alignas(64) uint8_t o_q[TILE];
     if (!FULL) std::memset(o_q, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -139,21 +139,20 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 128 - b.first]);
+            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = round_(t1);
-            const Int64 t3 = saturate<Int64>(t2, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t4 = greater(t3, widen<Int64>(splat<Int32>(INT64_C(-7))));
-            const Int64 t5 = smaller(t4, widen<Int64>(splat<Int32>(INT64_C(7))));
-            const Int32 t6 = widen<Int32>(t5);
-            const Int32 t7 = t6 + splat<Int32>(INT64_C(8));
-            const Int32 t8 = widen<Int32>(t7);
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
-            store<true>(o_q + at, FULL ? t8 : t8 & first_lanes(live), WIDTH);
+            const Int32 t3 = saturate<Int32>(t2, INT64_C(-2147483648), INT64_C(2147483647));
+            const Int32 t4 = greater(t3, splat<Int32>(INT64_C(-7)));
+            const Int32 t5 = smaller(t4, splat<Int32>(INT64_C(7)));
+            const Int32 t6 = t5 + splat<Int32>(INT64_C(8));
+            const Int32 t7 = widen<Int32>(t6);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            store<true>(o_q + at, FULL ? t7 : t7 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -226,7 +225,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Int32 v_q = load<Int32, true>(in_q + at, live);
             const Int32 t0 = v_q - splat<Int32>(INT64_C(8));
             const Float t1 = widen<Float>(t0);
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 128) * sizeof(float)));
+            const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
             const Float t3 = t1 * t2;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
         }
@@ -303,7 +302,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Int32 v_q = load<Int32, true>(in_q + at, live);
             const Int32 t0 = v_q - splat<Int32>(INT64_C(8));
             const Float t1 = widen<Float>(t0);
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 128) * sizeof(float)));
+            const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
             const Float t3 = t1 * t2;
             const Float t4 = u_scale * t3;
             const Float t5 = v_gradient + t4;
@@ -358,7 +357,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //     scale_greater: float[((n + 127) / 128)] = reduce[n] by 128 abs((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)])))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
-//     store field q: uint<4>[n] = uint<4>((min(max(int(round(((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+//     store field q: uint<4>[n] = uint<4>((min(max(int32(round(((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
 //     check[n] (scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) is finite
 
 
@@ -405,7 +404,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Int32 v_received_q = load<Int32, FULL>(in_received_q + at, live);
             const Int32 t0 = v_received_q - splat<Int32>(INT64_C(8));
             const Float t1 = widen<Float>(t0);
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 128) * sizeof(float)));
+            const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 128 * sizeof(float)));
             const Float t3 = t1 * t2;
             const Float t4 = v_gradient + t3;
             const Float t5 = u_scale * t4;
@@ -451,7 +450,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     if (!FULL) std::memset(o_q, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_q = c_received_q;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -462,25 +461,24 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 v_received_q = load<Int32, true>(in_received_q + at, live);
             const Int32 t0 = v_received_q - splat<Int32>(INT64_C(8));
             const Float t1 = widen<Float>(t0);
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 128) * sizeof(float)));
+            const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
             const Float t3 = t1 * t2;
             const Float t4 = v_gradient + t3;
             const Float t5 = u_scale * t4;
-            const Float t6 = splat<Float>(b.h0[(tile * TILE + at) / 128 - b.first]);
+            const Float t6 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
             const Float t7 = divide(t5, t6);
             const Float t8 = round_(t7);
-            const Int64 t9 = saturate<Int64>(t8, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t10 = greater(t9, widen<Int64>(splat<Int32>(INT64_C(-7))));
-            const Int64 t11 = smaller(t10, widen<Int64>(splat<Int32>(INT64_C(7))));
-            const Int32 t12 = widen<Int32>(t11);
-            const Int32 t13 = t12 + splat<Int32>(INT64_C(8));
-            const Int32 t14 = widen<Int32>(t13);
-            bad |= FULL ? not_finite(t5) : not_finite(t5) & first_lanes(live);
-            store<true>(o_q + at, FULL ? t14 : t14 & first_lanes(live), WIDTH);
+            const Int32 t9 = saturate<Int32>(t8, INT64_C(-2147483648), INT64_C(2147483647));
+            const Int32 t10 = greater(t9, splat<Int32>(INT64_C(-7)));
+            const Int32 t11 = smaller(t10, splat<Int32>(INT64_C(7)));
+            const Int32 t12 = t11 + splat<Int32>(INT64_C(8));
+            const Int32 t13 = widen<Int32>(t12);
+            widest = over(widest, FULL ? magnitude(t5) : magnitude(t5) & (UInt32)first_lanes(live));
+            store<true>(o_q + at, FULL ? t13 : t13 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

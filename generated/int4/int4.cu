@@ -47,7 +47,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //     scale_greater: float[((n + 127) / 128)] = reduce[n] by 128 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
-//     store field q: uint<4>[n] = uint<4>((min(max(int(round((gradient[i] / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+//     store field q: uint<4>[n] = uint<4>((min(max(int32(round((gradient[i] / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
 //     check[n] gradient[i] is finite
 
 struct EncodeFrame {
@@ -146,17 +146,16 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 128 - b.first]);
+            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = round_(t1);
-            const Int64 t3 = saturate<Int64>(t2, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t4 = greater(t3, widen<Int64>(splat<Int32>(INT64_C(-7))));
-            const Int64 t5 = smaller(t4, widen<Int64>(splat<Int32>(INT64_C(7))));
-            const Int32 t6 = widen<Int32>(t5);
-            const Int32 t7 = wrap_add(t6, splat<Int32>(INT64_C(8)));
-            const Int32 t8 = widen<Int32>(t7);
+            const Int32 t3 = saturate<Int32>(t2, INT64_C(-2147483648), INT64_C(2147483647));
+            const Int32 t4 = greater(t3, splat<Int32>(INT64_C(-7)));
+            const Int32 t5 = smaller(t4, splat<Int32>(INT64_C(7)));
+            const Int32 t6 = wrap_add(t5, splat<Int32>(INT64_C(8)));
+            const Int32 t7 = widen<Int32>(t6);
             bad = bad || not_finite(v_gradient);
-            o_q.put(row, block, uint32_t(t8));
+            o_q.put(row, block, uint32_t(t7));
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, thread, count);
@@ -236,7 +235,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             const Int32 v_q = widen<Int32>(c_q.get(row, block));
             const Int32 t0 = wrap_subtract(v_q, splat<Int32>(INT64_C(8)));
             const Float t1 = widen<Float>(t0);
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 128) * sizeof(float)));
+            const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
             const Float t3 = t1 * t2;
             o_output_gradient.at[block] = static_cast<float>(canonical(t3));
         }
@@ -313,7 +312,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Int32 v_q = widen<Int32>(c_q.get(row, block));
             const Int32 t0 = wrap_subtract(v_q, splat<Int32>(INT64_C(8)));
             const Float t1 = widen<Float>(t0);
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 128) * sizeof(float)));
+            const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
             const Float t3 = t1 * t2;
             const Float t4 = u_scale * t3;
             const Float t5 = v_gradient + t4;
@@ -365,7 +364,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //     scale_greater: float[((n + 127) / 128)] = reduce[n] by 128 abs((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)])))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
-//     store field q: uint<4>[n] = uint<4>((min(max(int(round(((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+//     store field q: uint<4>[n] = uint<4>((min(max(int32(round(((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
 //     check[n] (scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) is finite
 
 struct HopFrame {
@@ -417,7 +416,7 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             const Int32 v_received_q = widen<Int32>(in_received_q.at[block]);
             const Int32 t0 = wrap_subtract(v_received_q, splat<Int32>(INT64_C(8)));
             const Float t1 = widen<Float>(t0);
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 128) * sizeof(float)));
+            const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 128 * sizeof(float)));
             const Float t3 = t1 * t2;
             const Float t4 = v_gradient + t3;
             const Float t5 = u_scale * t4;
@@ -480,21 +479,20 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 v_received_q = widen<Int32>(c_received_q.get(row, block));
             const Int32 t0 = wrap_subtract(v_received_q, splat<Int32>(INT64_C(8)));
             const Float t1 = widen<Float>(t0);
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 128) * sizeof(float)));
+            const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
             const Float t3 = t1 * t2;
             const Float t4 = v_gradient + t3;
             const Float t5 = u_scale * t4;
-            const Float t6 = splat<Float>(b.h0[(tile * TILE + at) / 128 - b.first]);
+            const Float t6 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
             const Float t7 = divide(t5, t6);
             const Float t8 = round_(t7);
-            const Int64 t9 = saturate<Int64>(t8, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t10 = greater(t9, widen<Int64>(splat<Int32>(INT64_C(-7))));
-            const Int64 t11 = smaller(t10, widen<Int64>(splat<Int32>(INT64_C(7))));
-            const Int32 t12 = widen<Int32>(t11);
-            const Int32 t13 = wrap_add(t12, splat<Int32>(INT64_C(8)));
-            const Int32 t14 = widen<Int32>(t13);
+            const Int32 t9 = saturate<Int32>(t8, INT64_C(-2147483648), INT64_C(2147483647));
+            const Int32 t10 = greater(t9, splat<Int32>(INT64_C(-7)));
+            const Int32 t11 = smaller(t10, splat<Int32>(INT64_C(7)));
+            const Int32 t12 = wrap_add(t11, splat<Int32>(INT64_C(8)));
+            const Int32 t13 = widen<Int32>(t12);
             bad = bad || not_finite(t5);
-            o_q.put(row, block, uint32_t(t14));
+            o_q.put(row, block, uint32_t(t13));
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, thread, count);

@@ -18,7 +18,7 @@ OPERATIONS = {}
 #     scale_greater: float[((n + 127) / 128)] = reduce[n] by 128 abs(gradient[i]) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field scale: float[((n + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
-#     store field q: uint<4>[n] = uint<4>((min(max(int(round((gradient[i] / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+#     store field q: uint<4>[n] = uint<4>((min(max(int32(round((gradient[i] / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
 #     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
@@ -85,14 +85,13 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t0 = per_block(Float, f32, b_h0, start + at, 128, block0, live, WIDTH)
             t1 = divide(v_gradient, t0)
             t2 = round_(t1)
-            t3 = saturate(Int64, t2, -9223372036854775808, 9223372036854775807)
-            t4 = greater(t3, widen(Int64, splat(Int32, -7)))
-            t5 = smaller(t4, widen(Int64, splat(Int32, 7)))
-            t6 = widen(Int32, t5)
-            t7 = t6 + splat(Int32, 8)
-            t8 = widen(Int32, t7)
+            t3 = saturate(Int32, t2, -2147483648, 2147483647)
+            t4 = greater(t3, splat(Int32, -7))
+            t5 = smaller(t4, splat(Int32, 7))
+            t6 = t5 + splat(Int32, 8)
+            t7 = widen(Int32, t6)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            pack(4, k.f_q, start + at, t8, live)
+            pack(4, k.f_q, start + at, t7, live)
     if any_(bad):
         k.bad = 1
 
@@ -325,7 +324,7 @@ OPERATIONS["decode_add"] = Kernels(
 #     scale_greater: float[((n + 127) / 128)] = reduce[n] by 128 abs((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)])))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field scale: float[((n + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
-#     store field q: uint<4>[n] = uint<4>((min(max(int(round(((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+#     store field q: uint<4>[n] = uint<4>((min(max(int32(round(((scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
 #     check[n] (scale * (gradient[i] + (float((received_q[i] - 8)) * received_scale[(i / 128)]))) is finite
 
 hop_frame = frame_type(
@@ -408,14 +407,13 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t6 = per_block(Float, f32, b_h0, start + at, 128, block0, live, WIDTH)
             t7 = divide(t5, t6)
             t8 = round_(t7)
-            t9 = saturate(Int64, t8, -9223372036854775808, 9223372036854775807)
-            t10 = greater(t9, widen(Int64, splat(Int32, -7)))
-            t11 = smaller(t10, widen(Int64, splat(Int32, 7)))
-            t12 = widen(Int32, t11)
-            t13 = t12 + splat(Int32, 8)
-            t14 = widen(Int32, t13)
+            t9 = saturate(Int32, t8, -2147483648, 2147483647)
+            t10 = greater(t9, splat(Int32, -7))
+            t11 = smaller(t10, splat(Int32, 7))
+            t12 = t11 + splat(Int32, 8)
+            t13 = widen(Int32, t12)
             bad = keep(live, bad | not_finite(t5), bad)
-            pack(4, k.f_q, start + at, t14, live)
+            pack(4, k.f_q, start + at, t13, live)
     if any_(bad):
         k.bad = 1
 

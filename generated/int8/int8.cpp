@@ -129,7 +129,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -137,15 +137,15 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = round_(t1);
             const Int32 t3 = saturate<Int32>(t2, INT64_C(-128), INT64_C(127));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t3, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -215,7 +215,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_q = load<Int32, FULL>(in_q + at, live);
             const Float t0 = widen<Float>(v_q);
-            const Float t1 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t2), live);
         }
@@ -289,7 +289,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_q = load<Int32, FULL>(in_q + at, live);
             const Float t0 = widen<Float>(v_q);
-            const Float t1 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
             const Float t3 = u_scale * t2;
             const Float t4 = v_gradient + t3;
@@ -388,7 +388,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_q = load<Int32, FULL>(in_received_q + at, live);
             const Float t0 = widen<Float>(v_received_q);
-            const Float t1 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
             const Float t3 = v_gradient + t2;
             const Float t4 = u_scale * t3;
@@ -430,7 +430,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_q = reinterpret_cast<const int8_t*>(k.f_received_q) + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -440,19 +440,19 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_q = load<Int32, FULL>(in_received_q + at, live);
             const Float t0 = widen<Float>(v_received_q);
-            const Float t1 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
             const Float t3 = v_gradient + t2;
             const Float t4 = u_scale * t3;
-            const Float t5 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t5 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t6 = divide(t4, t5);
             const Float t7 = round_(t6);
             const Int32 t8 = saturate<Int32>(t7, INT64_C(-128), INT64_C(127));
-            bad |= FULL ? not_finite(t4) : not_finite(t4) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(t4) : magnitude(t4) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t8, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

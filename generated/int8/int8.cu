@@ -145,7 +145,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = round_(t1);
             const Int32 t3 = saturate<Int32>(t2, INT64_C(-128), INT64_C(127));
@@ -229,7 +229,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int32 v_q = widen<Int32>(in_q.row[row].at[block]);
             const Float t0 = widen<Float>(v_q);
-            const Float t1 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
             o_output_gradient.at[block] = static_cast<float>(canonical(t2));
         }
@@ -305,7 +305,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_q = widen<Int32>(in_q.row[row].at[block]);
             const Float t0 = widen<Float>(v_q);
-            const Float t1 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
             const Float t3 = u_scale * t2;
             const Float t4 = v_gradient + t3;
@@ -408,7 +408,7 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Int32 v_received_q = widen<Int32>(in_received_q.at[block]);
             const Float t0 = widen<Float>(v_received_q);
-            const Float t1 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
             const Float t3 = v_gradient + t2;
             const Float t4 = u_scale * t3;
@@ -469,11 +469,11 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_received_q = widen<Int32>(in_received_q.row[row].at[block]);
             const Float t0 = widen<Float>(v_received_q);
-            const Float t1 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
             const Float t3 = v_gradient + t2;
             const Float t4 = u_scale * t3;
-            const Float t5 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t5 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t6 = divide(t4, t5);
             const Float t7 = round_(t6);
             const Int32 t8 = saturate<Int32>(t7, INT64_C(-128), INT64_C(127));

@@ -132,7 +132,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     alignas(64) uint8_t o_code[TILE];
     if (!FULL) std::memset(o_code, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -141,22 +141,21 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.h0[(tile * TILE + at) / 32 - b.first]);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
             const Float t2 = divide(t0, t1);
             const Int32 t3 = search<Int32>(encode_bounds_table, 7, t2);
-            const Int64 t4 = widen<Int64>(t3);
-            const UInt32 t5 = float_bits(v_gradient);
-            const UInt32 t6 = shift_right(t5, splat<UInt32>(31u));
-            const Int64 t7 = saturate<Int64>(t6, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t8 = widen<Int64>(splat<Int32>(INT64_C(8))) * t7;
-            const Int64 t9 = t4 + t8;
-            const Int32 t10 = widen<Int32>(saturate<Int64>(t9, INT64_C(0), INT64_C(15)));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
-            store<true>(o_code + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
+            const UInt32 t4 = float_bits(v_gradient);
+            const UInt32 t5 = shift_right(t4, splat<UInt32>(31u));
+            const Int32 t6 = widen<Int32>(t5);
+            const Int32 t7 = splat<Int32>(INT64_C(8)) * t6;
+            const Int32 t8 = t3 + t7;
+            const Int32 t9 = saturate<Int32>(t8, INT64_C(0), INT64_C(15));
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            store<true>(o_code + at, FULL ? t9 : t9 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -228,17 +227,16 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_code = load<Int32, true>(in_code + at, live);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(23u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = greater(t6, splat<Float>(0x1.0000000000000p-127f));
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t9), live);
+            const Float t0 = lookup<Float>(decode_value_table, v_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = greater(t5, splat<Float>(0x1.0000000000000p-127f));
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t8), live);
         }
     }
 }
@@ -312,19 +310,18 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_code = load<Int32, true>(in_code + at, live);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_add_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(23u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = greater(t6, splat<Float>(0x1.0000000000000p-127f));
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = u_scale * t9;
-            const Float t11 = v_gradient + t10;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t11), live);
+            const Float t0 = lookup<Float>(decode_add_value_table, v_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = greater(t5, splat<Float>(0x1.0000000000000p-127f));
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = u_scale * t8;
+            const Float t10 = v_gradient + t9;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
         }
     }
 }
@@ -423,22 +420,21 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((first + at) / 32) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(23u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = greater(t6, splat<Float>(0x1.0000000000000p-127f));
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = v_gradient + t9;
-            const Float t11 = u_scale * t10;
-            const Float t12 = absolute(t11);
-            if (row == 0) a_s_greater[block] = t12;
-            else if (FULL) a_s_greater[block] = HopGreaterOf0{}(a_s_greater[block], t12);
-            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t12), a_s_greater[block]);
+            const Float t0 = lookup<Float>(hop_received_value_table, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 32 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = greater(t5, splat<Float>(0x1.0000000000000p-127f));
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = v_gradient + t8;
+            const Float t10 = u_scale * t9;
+            const Float t11 = absolute(t10);
+            if (row == 0) a_s_greater[block] = t11;
+            else if (FULL) a_s_greater[block] = HopGreaterOf0{}(a_s_greater[block], t11);
+            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t11), a_s_greater[block]);
         }
     }
     if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf0{});
@@ -477,7 +473,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     if (!FULL) std::memset(o_code, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_code = c_received_code;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -486,35 +482,33 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(23u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = greater(t6, splat<Float>(0x1.0000000000000p-127f));
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = v_gradient + t9;
-            const Float t11 = u_scale * t10;
-            const Float t12 = absolute(t11);
-            const Float t13 = splat<Float>(b.h0[(tile * TILE + at) / 32 - b.first]);
-            const Float t14 = divide(t12, t13);
-            const Int32 t15 = search<Int32>(hop_bounds_table, 7, t14);
-            const Int64 t16 = widen<Int64>(t15);
-            const UInt32 t17 = float_bits(t11);
-            const UInt32 t18 = shift_right(t17, splat<UInt32>(31u));
-            const Int64 t19 = saturate<Int64>(t18, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t20 = widen<Int64>(splat<Int32>(INT64_C(8))) * t19;
-            const Int64 t21 = t16 + t20;
-            const Int32 t22 = widen<Int32>(saturate<Int64>(t21, INT64_C(0), INT64_C(15)));
-            bad |= FULL ? not_finite(t11) : not_finite(t11) & first_lanes(live);
-            store<true>(o_code + at, FULL ? t22 : t22 & first_lanes(live), WIDTH);
+            const Float t0 = lookup<Float>(hop_received_value_table, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = greater(t5, splat<Float>(0x1.0000000000000p-127f));
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = v_gradient + t8;
+            const Float t10 = u_scale * t9;
+            const Float t11 = absolute(t10);
+            const Float t12 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
+            const Float t13 = divide(t11, t12);
+            const Int32 t14 = search<Int32>(hop_bounds_table, 7, t13);
+            const UInt32 t15 = float_bits(t10);
+            const UInt32 t16 = shift_right(t15, splat<UInt32>(31u));
+            const Int32 t17 = widen<Int32>(t16);
+            const Int32 t18 = splat<Int32>(INT64_C(8)) * t17;
+            const Int32 t19 = t14 + t18;
+            const Int32 t20 = saturate<Int32>(t19, INT64_C(0), INT64_C(15));
+            widest = over(widest, FULL ? magnitude(t10) : magnitude(t10) & (UInt32)first_lanes(live));
+            store<true>(o_code + at, FULL ? t20 : t20 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -87,15 +87,14 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t1 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
             t2 = divide(t0, t1)
             t3 = search(Int32, encode_bounds_table, t2)
-            t4 = widen(Int64, t3)
-            t5 = float_bits(v_gradient)
-            t6 = shift_right(t5, splat(UInt32, 31))
-            t7 = saturate(Int64, t6, -9223372036854775808, 9223372036854775807)
-            t8 = widen(Int64, splat(Int32, 8)) * t7
-            t9 = t4 + t8
-            t10 = widen(Int32, saturate(Int64, t9, 0, 15))
+            t4 = float_bits(v_gradient)
+            t5 = shift_right(t4, splat(UInt32, 31))
+            t6 = widen(Int32, t5)
+            t7 = splat(Int32, 8) * t6
+            t8 = t3 + t7
+            t9 = saturate(Int32, t8, 0, 15)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            pack(4, k.f_code, start + at, t10, live)
+            pack(4, k.f_code, start + at, t9, live)
     if any_(bad):
         k.bad = 1
 
@@ -183,17 +182,16 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = widen(Int64, v_code)
-            t1 = gather(Float, f32, decode_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 255))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 23))
-            t6 = bits_float(t5)
-            t7 = greater(t6, splat(Float, 5.877471754111438e-39))
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            store(u32, k.gradient, start + at, float_bits(t9), live)
+            t0 = lookup(Float, f32, decode_value_table.ctypes.data, v_code)
+            t1 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 255))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 23))
+            t5 = bits_float(t4)
+            t6 = greater(t5, splat(Float, 5.877471754111438e-39))
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            store(u32, k.gradient, start + at, float_bits(t8), live)
 
 
 @loop(decode_frame)
@@ -271,19 +269,18 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = widen(Int64, v_code)
-            t1 = gather(Float, f32, decode_add_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 255))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 23))
-            t6 = bits_float(t5)
-            t7 = greater(t6, splat(Float, 5.877471754111438e-39))
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = u_scale * t9
-            t11 = v_gradient + t10
-            store(u32, k.gradient, start + at, float_bits(t11), live)
+            t0 = lookup(Float, f32, decode_add_value_table.ctypes.data, v_code)
+            t1 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 255))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 23))
+            t5 = bits_float(t4)
+            t6 = greater(t5, splat(Float, 5.877471754111438e-39))
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = u_scale * t8
+            t10 = v_gradient + t9
+            store(u32, k.gradient, start + at, float_bits(t10), live)
 
 
 @loop(decode_add_frame)
@@ -377,20 +374,19 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, l
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, 32)
-            t3 = lt(t2, splat(Int32, 255))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 23))
-            t6 = bits_float(t5)
-            t7 = greater(t6, splat(Float, 5.877471754111438e-39))
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = v_gradient + t9
-            t11 = u_scale * t10
-            t12 = absolute(t11)
-            a_s_greater = t12 if row == 0 else keep(live, hop_greater_0(a_s_greater, t12), a_s_greater)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
+            t1 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, 32)
+            t2 = lt(t1, splat(Int32, 255))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 23))
+            t5 = bits_float(t4)
+            t6 = greater(t5, splat(Float, 5.877471754111438e-39))
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = v_gradient + t8
+            t10 = u_scale * t9
+            t11 = absolute(t10)
+            a_s_greater = t11 if row == 0 else keep(live, hop_greater_0(a_s_greater, t11), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
     store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest), WHOLE)
 
@@ -425,31 +421,29 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 255))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 23))
-            t6 = bits_float(t5)
-            t7 = greater(t6, splat(Float, 5.877471754111438e-39))
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = v_gradient + t9
-            t11 = u_scale * t10
-            t12 = absolute(t11)
-            t13 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
-            t14 = divide(t12, t13)
-            t15 = search(Int32, hop_bounds_table, t14)
-            t16 = widen(Int64, t15)
-            t17 = float_bits(t11)
-            t18 = shift_right(t17, splat(UInt32, 31))
-            t19 = saturate(Int64, t18, -9223372036854775808, 9223372036854775807)
-            t20 = widen(Int64, splat(Int32, 8)) * t19
-            t21 = t16 + t20
-            t22 = widen(Int32, saturate(Int64, t21, 0, 15))
-            bad = keep(live, bad | not_finite(t11), bad)
-            pack(4, k.f_code, start + at, t22, live)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
+            t1 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 255))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 23))
+            t5 = bits_float(t4)
+            t6 = greater(t5, splat(Float, 5.877471754111438e-39))
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = v_gradient + t8
+            t10 = u_scale * t9
+            t11 = absolute(t10)
+            t12 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
+            t13 = divide(t11, t12)
+            t14 = search(Int32, hop_bounds_table, t13)
+            t15 = float_bits(t10)
+            t16 = shift_right(t15, splat(UInt32, 31))
+            t17 = widen(Int32, t16)
+            t18 = splat(Int32, 8) * t17
+            t19 = t14 + t18
+            t20 = saturate(Int32, t19, 0, 15)
+            bad = keep(live, bad | not_finite(t10), bad)
+            pack(4, k.f_code, start + at, t20, live)
     if any_(bad):
         k.bad = 1
 

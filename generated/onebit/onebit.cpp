@@ -110,7 +110,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     Int32 a_ups[BLOCKS];
     Float a_up_add[BLOCKS];
     Float a_down_add[BLOCKS];
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -124,7 +124,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t2 = widen<Int32>(bit(t1));
             const Float t3 = select(t1, t0, splat<Float>(0x0.0p+0f));
             const Float t4 = select(t1, splat<Float>(0x0.0p+0f), t0);
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<true>(o_bit + at, FULL ? t2 : t2 & first_lanes(live), WIDTH);
             if (row == 0) a_ups[block] = t2;
             else if (FULL) a_ups[block] = EncodeAddOf0{}(a_ups[block], t2);
@@ -141,7 +141,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     k.ups_tiles[tile] = fold<FULL>(a_ups, count < LANES ? count : LANES, EncodeAddOf0{});
     k.up_add_tiles[tile] = fold<FULL>(a_up_add, count < LANES ? count : LANES, EncodeAddOf1{});
     k.down_add_tiles[tile] = fold<FULL>(a_down_add, count < LANES ? count : LANES, EncodeAddOf2{});
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -475,7 +475,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     Int32 a_ups[BLOCKS];
     Float a_up_add[BLOCKS];
     Float a_down_add[BLOCKS];
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -494,7 +494,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 t6 = widen<Int32>(bit(t5));
             const Float t7 = select(t5, t4, splat<Float>(0x0.0p+0f));
             const Float t8 = select(t5, splat<Float>(0x0.0p+0f), t4);
-            bad |= FULL ? not_finite(t3) : not_finite(t3) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(t3) : magnitude(t3) & (UInt32)first_lanes(live));
             store<true>(o_bit + at, FULL ? t6 : t6 & first_lanes(live), WIDTH);
             if (row == 0) a_ups[block] = t6;
             else if (FULL) a_ups[block] = HopAddOf0{}(a_ups[block], t6);
@@ -511,7 +511,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     k.ups_tiles[tile] = fold<FULL>(a_ups, count < LANES ? count : LANES, HopAddOf0{});
     k.up_add_tiles[tile] = fold<FULL>(a_up_add, count < LANES ? count : LANES, HopAddOf1{});
     k.down_add_tiles[tile] = fold<FULL>(a_down_add, count < LANES ? count : LANES, HopAddOf2{});
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {

@@ -139,7 +139,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     alignas(64) uint8_t o_negative[TILE];
     if (!FULL) std::memset(o_negative, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     for (int row = 0; row < ROWS; ++row) {
@@ -150,21 +150,21 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.h0[(tile * TILE + at) / 512 - b.first]);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Float t2 = divide(t0, t1);
             const Float t3 = t2 * splat<Float>(0x1.c000000000000p+2f);
             const Float t4 = stochastic_round(r0[block][row], t3);
             const Int32 t5 = saturate<Int32>(t4, INT64_C(0), INT64_C(7));
             const Mask t6 = lt(v_gradient, splat<Float>(0x0.0p+0f));
             const Int32 t7 = widen<Int32>(bit(t6));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<true>(o_level + at, FULL ? t5 : t5 & first_lanes(live), WIDTH);
             store<true>(o_negative + at, FULL ? t7 : t7 & first_lanes(live), WIDTH);
         }
     }
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
     pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -247,7 +247,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Int32 v_level = load<Int32, true>(in_level + at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + ((tile * TILE + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + uint64_t(tile * TILE + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
@@ -334,7 +334,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Int32 v_level = load<Int32, true>(in_level + at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + ((tile * TILE + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + uint64_t(tile * TILE + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
@@ -449,7 +449,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Int32 v_received_level = load<Int32, FULL>(in_received_level + at, live);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_received_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + ((first + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + uint64_t(first + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
@@ -502,7 +502,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_negative = c_received_negative;
     const auto* in_received_level = c_received_level;
-    Mask bad{};
+    UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     for (int row = 0; row < ROWS; ++row) {
@@ -516,28 +516,28 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 v_received_level = load<Int32, true>(in_received_level + at, live);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_received_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + ((tile * TILE + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + uint64_t(tile * TILE + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
             const Float t6 = v_gradient + t5;
             const Float t7 = u_scale * t6;
             const Float t8 = absolute(t7);
-            const Float t9 = splat<Float>(b.h0[(tile * TILE + at) / 512 - b.first]);
+            const Float t9 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Float t10 = divide(t8, t9);
             const Float t11 = t10 * splat<Float>(0x1.c000000000000p+2f);
             const Float t12 = stochastic_round(r0[block][row], t11);
             const Int32 t13 = saturate<Int32>(t12, INT64_C(0), INT64_C(7));
             const Mask t14 = lt(t7, splat<Float>(0x0.0p+0f));
             const Int32 t15 = widen<Int32>(bit(t14));
-            bad |= FULL ? not_finite(t7) : not_finite(t7) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(t7) : magnitude(t7) & (UInt32)first_lanes(live));
             store<true>(o_level + at, FULL ? t13 : t13 & first_lanes(live), WIDTH);
             store<true>(o_negative + at, FULL ? t15 : t15 & first_lanes(live), WIDTH);
         }
     }
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
     pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

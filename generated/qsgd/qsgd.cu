@@ -158,7 +158,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.h0[(tile * TILE + at) / 512 - b.first]);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Float t2 = divide(t0, t1);
             const Float t3 = t2 * splat<Float>(0x1.c000000000000p+2f);
             const Float t4 = stochastic_round(r0[block][row], t3);
@@ -256,7 +256,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             const Int32 v_level = widen<Int32>(c_level.get(row, block));
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + ((tile * TILE + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + uint64_t(tile * TILE + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
@@ -341,7 +341,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Int32 v_level = widen<Int32>(c_level.get(row, block));
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + ((tile * TILE + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + uint64_t(tile * TILE + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
@@ -456,7 +456,7 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             const Int32 v_received_level = widen<Int32>(in_received_level.at[block]);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_received_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + ((first + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + uint64_t(first + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
@@ -528,14 +528,14 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 v_received_level = widen<Int32>(c_received_level.get(row, block));
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_received_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + ((tile * TILE + at) / 512) * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + uint64_t(tile * TILE + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
             const Float t6 = v_gradient + t5;
             const Float t7 = u_scale * t6;
             const Float t8 = absolute(t7);
-            const Float t9 = splat<Float>(b.h0[(tile * TILE + at) / 512 - b.first]);
+            const Float t9 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Float t10 = divide(t8, t9);
             const Float t11 = t10 * splat<Float>(0x1.c000000000000p+2f);
             const Float t12 = stochastic_round(r0[block][row], t11);

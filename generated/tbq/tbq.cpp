@@ -73,7 +73,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     if (!FULL) std::memset(o_code, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -96,13 +96,13 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Float t11 = absolute(t10);
             const Mask t12 = le(t11, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t13 = select(t12, t10, splat<Float>(0x0.0p+0f));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<true>(o_code + at, FULL ? t6 : t6 & first_lanes(live), WIDTH);
             store<FULL>(k.new_residual + tile * TILE + at, t13, live);
         }
     }
     pack<2, FULL>(k.f_code + tile * (LANES * 2), o_code, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -327,7 +327,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_code = c_received_code;
     const auto* in_residual = k.s_residual + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -356,13 +356,13 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Float t16 = absolute(t15);
             const Mask t17 = le(t16, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t18 = select(t17, t15, splat<Float>(0x0.0p+0f));
-            bad |= FULL ? not_finite(t4) : not_finite(t4) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(t4) : magnitude(t4) & (UInt32)first_lanes(live));
             store<true>(o_code + at, FULL ? t11 : t11 & first_lanes(live), WIDTH);
             store<FULL>(k.new_residual + tile * TILE + at, t18, live);
         }
     }
     pack<2, FULL>(k.f_code + tile * (LANES * 2), o_code, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

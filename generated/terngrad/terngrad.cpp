@@ -97,7 +97,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_low[BLOCKS];
     Float a_high[BLOCKS];
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -105,7 +105,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             if (row == 0) a_low[block] = v_gradient;
             else if (FULL) a_low[block] = EncodeSmallerOf0{}(a_low[block], v_gradient);
             else a_low[block] = select(first_lanes(live), EncodeSmallerOf0{}(a_low[block], v_gradient), a_low[block]);
@@ -116,7 +116,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     }
     k.low_tiles[tile] = fold<FULL>(a_low, count < LANES ? count : LANES, EncodeSmallerOf0{});
     k.high_tiles[tile] = fold<FULL>(a_high, count < LANES ? count : LANES, EncodeGreaterOf1{});
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -452,7 +452,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const auto* in_received_level = c_received_level;
     Float a_low[BLOCKS];
     Float a_high[BLOCKS];
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -466,7 +466,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Float t2 = t1 + u_received_low_1;
             const Float t3 = v_gradient + t2;
             const Float t4 = u_scale * t3;
-            bad |= FULL ? not_finite(t4) : not_finite(t4) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(t4) : magnitude(t4) & (UInt32)first_lanes(live));
             if (row == 0) a_low[block] = t4;
             else if (FULL) a_low[block] = HopSmallerOf0{}(a_low[block], t4);
             else a_low[block] = select(first_lanes(live), HopSmallerOf0{}(a_low[block], t4), a_low[block]);
@@ -477,7 +477,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     }
     k.low_tiles[tile] = fold<FULL>(a_low, count < LANES ? count : LANES, HopSmallerOf0{});
     k.high_tiles[tile] = fold<FULL>(a_high, count < LANES ? count : LANES, HopGreaterOf1{});
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {

@@ -113,7 +113,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 v_index_topk = widen<Int64>(in_index_topk.at[block]);
             const UInt32 t0 = saturate<UInt32>(v_index_topk, INT64_C(0), INT64_C(4294967295));
-            const Int64 t1 = saturate<Int64>(t0, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t1 = widen<Int64>(t0);
             const Float t2 = gather<Float>(k.gradient, k.n, t1, true, k.outside);
             o_field_index.at[block] = static_cast<uint32_t>(t0);
             o_field_field1.at[block] = static_cast<float>(canonical(t2));
@@ -204,7 +204,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const UInt32 v_index = widen<UInt32>(in_index.row[row].at[block]);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t0 = widen<Int64>(v_index);
             o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t0);
         }
         store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
@@ -314,7 +314,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const UInt32 v_index = widen<UInt32>(in_index.row[row].at[block]);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t0 = widen<Int64>(v_index);
             o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t0);
         }
         store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
@@ -337,7 +337,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
             const UInt32 v_index = widen<UInt32>(in_index.at[block]);
             const Float v_field1 = widen<Float>(in_field1.at[block]);
             const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.at[block]);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t0 = widen<Int64>(v_index);
             const Float t1 = gather<Float>(k.gradient, k.n, t0, true, k.outside);
             const Float t2 = u_scale * v_field1;
             const Float t3 = t1 + t2;

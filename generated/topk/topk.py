@@ -78,7 +78,7 @@ def encode_pass1_tile(k, tile, count):
             live = left(count, at)
             v_index_topk = stream(Int64, i64, k.v_index_topk, start + at, live)
             t0 = saturate(UInt32, v_index_topk, 0, 4294967295)
-            t1 = saturate(Int64, t0, -9223372036854775808, 9223372036854775807)
+            t1 = widen(Int64, t0)
             t2 = gather(Float, f32, k.gradient, native(one(k.n)), t1, first_lanes(live), k)
             store(u32, k.f_index, start + at, t0, live)
             store(u32, k.f_field1, start + at, float_bits(t2), live)
@@ -204,7 +204,7 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
+            t0 = widen(Int64, v_index)
             store(i64, k.v_gradient_scatter_index, start + at, t0, live)
 
 
@@ -369,7 +369,7 @@ def decode_add_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
+            t0 = widen(Int64, v_index)
             store(i64, k.v_gradient_scatter_index, start + at, t0, live)
 
 
@@ -398,7 +398,7 @@ def decode_add_pass1_tile(k, tile, count):
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
             v_field1 = stream(Float, f32, k.f_field1, start + at, live)
             v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
+            t0 = widen(Int64, v_index)
             t1 = gather(Float, f32, k.gradient, native(one(k.n)), t0, first_lanes(live), k)
             t2 = u_scale * v_field1
             t3 = t1 + t2

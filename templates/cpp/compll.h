@@ -14,12 +14,8 @@
 
 namespace compll {
 
-inline Mask not_finite(Float x) { return mask((Int32)(bits_of(x) & 0x7f800000u) == 0x7f800000); }
-inline bool any(Mask m) {
-    int32_t some = 0;
-    for (int j = 0; j < WIDTH; ++j) some |= m[j];
-    return some != 0;
-}
+inline UInt32 magnitude(Float x) { return bits_of(x) & 0x7fffffffu; }  // greater ones are of greater floats
+inline Mask not_finite(UInt32 magnitude) { return ge(magnitude, splat<UInt32>(0x7f800000u)); }
 inline int64_t align(int64_t at, int64_t to) { return (at + to - 1) / to * to; }
 
 // Memory of the caller, given out piece by piece; without any, it counts what would be given.

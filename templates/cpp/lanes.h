@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -59,6 +60,16 @@ inline bool negation(bool a) { return !a; }
 inline Mask both(Mask a, Mask b) { return a & b; }
 inline Mask either(Mask a, Mask b) { return a | b; }
 inline Mask negation(Mask a) { return ~a; }
+inline bool any(Mask m) {
+#if defined(__AVX512F__)
+    return __builtin_ia32_ptestmd512(m, m, -1);
+#else
+    using Words = uint64_t __attribute__((vector_size(64)));
+    uint64_t some = 0;
+    for (int j = 0; j < WIDTH / 2; ++j) some |= ((Words)m)[j];
+    return some != 0;
+#endif
+}
 template <class T> inline T select(bool c, T a, T b) { return c ? a : b; }
 template <class V> inline V select(Mask c, V a, V b) {
     if constexpr (sizeof(V) == sizeof(Mask)) return c ? a : b;
@@ -92,16 +103,41 @@ template <class T> inline T shift_right_one(T a, T n) {
     if (n >= T(width)) return std::is_signed_v<T> && a < T(0) ? T(-1) : T(0);
     return a >> n;
 }
+template <class T> inline auto unsigned_of(T x) {
+    if constexpr (sizeof(Element<T>) == 4) return (UInt32)x;
+    else return (UInt64)x;
+}
+template <class T> inline T count_of(T n) {  // of a shift: a negative one counts as 0
+    if constexpr (std::is_signed_v<Element<T>>) return select(lt(n, T{}), T{}, n);
+    else return n;
+}
 template <class T> inline T shift_left(T a, T n) {
     if constexpr (std::is_arithmetic_v<T>) return shift_left_one(a, n);
-    else return each<T>([&](int j) { return shift_left_one(a[j], n[j]); });
+    else {
+        constexpr int width = sizeof(Element<T>) * 8;
+        const T count = count_of(n);
+        return select(lt(count, splat<T>(width)), T(unsigned_of(a) << unsigned_of(count & (width - 1))), T{});
+    }
 }
 template <class T> inline T shift_right(T a, T n) {
     if constexpr (std::is_arithmetic_v<T>) return shift_right_one(a, n);
-    else return each<T>([&](int j) { return shift_right_one(a[j], n[j]); });
+    else {
+        constexpr int width = sizeof(Element<T>) * 8;
+        const T count = count_of(n), within = count & (width - 1);
+        if constexpr (std::is_signed_v<Element<T>>) return a >> select(lt(count, splat<T>(width)), within, splat<T>(width - 1));
+        else return select(lt(count, splat<T>(width)), T(a >> within), T{});
+    }
 }
-template <class T> inline T greater(T a, T b) { return select(either(gt(a, b), ne(a, a)), a, b); }
-template <class T> inline T smaller(T a, T b) { return select(either(lt(a, b), ne(a, a)), a, b); }
+// a > b ? a : b and a < b ? a : b, which of a NaN or of two zeros give b: instructions, where compilers miss them.
+#if defined(__AVX512F__)
+inline Float over(Float a, Float b) { return __builtin_ia32_maxps512_mask(a, b, Float{}, -1, 4); }
+inline Float under(Float a, Float b) { return __builtin_ia32_minps512_mask(a, b, Float{}, -1, 4); }
+inline UInt32 over(UInt32 a, UInt32 b) { return (UInt32)__builtin_ia32_pmaxud512_mask((Int32)a, (Int32)b, Int32{}, -1); }
+#endif
+template <class T> inline T over(T a, T b) { return select(gt(a, b), a, b); }
+template <class T> inline T under(T a, T b) { return select(lt(a, b), a, b); }
+template <class T> inline T greater(T a, T b) { return select(ne(a, a), a, over(a, b)); }
+template <class T> inline T smaller(T a, T b) { return select(ne(a, a), a, under(a, b)); }
 
 inline uint32_t bits_of(float x) { uint32_t b; std::memcpy(&b, &x, 4); return b; }
 inline float of_bits(uint32_t b) { float x; std::memcpy(&x, &b, 4); return x; }

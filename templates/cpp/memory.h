@@ -19,22 +19,41 @@ template <class To, class From> inline To saturate_one(From x, To low, To high) 
         return uint64_t(x) > uint64_t(high) ? high : To(x);
     }
 }
-template <class To, class From> inline To saturate(From x, Element<To> low, Element<To> high) {
-    if constexpr (std::is_same_v<To, Int32> && std::is_same_v<From, Float>) {
-        if (low >= -(1 << 24) && high <= (1 << 24)) {  // both bounds are floats: clamp there, then convert
-            const Float l = splat<Float>(low), h = splat<Float>(high);
-            Float y = select(ne(x, x), Float{}, x);
-            y = select(lt(y, l), l, y);
-            y = select(gt(y, h), h, y);
-            return __builtin_convertvector(y, Int32);
-        }
+template <class V> inline V clamp(V x, Element<V> low, Element<V> high) {
+    return under(splat<V>(high), over(splat<V>(low), x));
+}
+template <class To> inline To saturate_floats(Float x, Element<To> low, Element<To> high) {
+    if constexpr (std::is_same_v<To, Int32>) {
+        if (low == 0 && high <= 1 << 24)  // both bounds are floats: clamp there; `over` makes 0 of a NaN
+            return __builtin_convertvector(under(over(x, Float{}), splat<Float>(high)), Int32);
+        if (low >= -(1 << 24) && high <= 1 << 24)
+            return __builtin_convertvector(clamp(select(ne(x, x), Float{}, x), float(low), float(high)), Int32);
     }
-    if constexpr (std::is_same_v<To, From>) {
-        const To l = splat<To>(low), h = splat<To>(high);
-        const To y = select(lt(x, l), l, x);
-        return select(gt(y, h), h, y);
+    const Float bound = splat<Float>(0x1p31f);
+    if (!any(negation(lt(absolute(x), bound)))) {  // as a rule 32 bits hold them all
+        const Int32 whole = __builtin_convertvector(x, Int32);
+        if constexpr (std::is_same_v<To, Int32>) return clamp(whole, low, high);
+        else if constexpr (std::is_signed_v<Element<To>>) return clamp(__builtin_convertvector(whole, To), low, high);
+        else return clamp(__builtin_convertvector(select(lt(whole, Int32{}), Int32{}, whole), To), low, high);
     }
     return each<To>([&](int j) { return saturate_one<Element<To>>(x[j], low, high); });
+}
+template <class To, class From> inline To saturate(From x, Element<To> low, Element<To> high) {
+    using F = Element<From>;
+    if constexpr (std::is_same_v<From, Float>) return saturate_floats<To>(x, low, high);
+    else {
+        constexpr F least = std::is_signed_v<F> ? std::numeric_limits<F>::min() : 0, most = std::numeric_limits<F>::max();
+        F l = least, h = most;  // those of the bounds that these integers can pass
+        if constexpr (std::is_signed_v<F>) {
+            if (std::is_unsigned_v<Element<To>>) l = 0;
+            else if (int64_t(low) > int64_t(least)) l = F(low);
+        } else if (low > 0) l = uint64_t(low) > uint64_t(most) ? most : F(low);
+        if (high < 0) h = F(high);
+        else if (uint64_t(high) < uint64_t(most)) h = F(high);
+        const From y = clamp(x, l, h);
+        if constexpr (std::is_same_v<To, From>) return y;
+        else return __builtin_convertvector(y, To);
+    }
 }
 template <class To, class From> inline To widen(From x) {  // between integers that hold the value; to float
     if constexpr (std::is_arithmetic_v<To>) return static_cast<To>(x);

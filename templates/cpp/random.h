@@ -10,25 +10,10 @@ inline void multiply(uint32_t a, uint32_t m, uint32_t& high, uint32_t& low) {
     high = uint32_t(p >> 32);
     low = uint32_t(p);
 }
-using Words = uint64_t __attribute__((vector_size(64)));
-inline void multiply(UInt32 a, uint32_t m, UInt32& high, UInt32& low) {
-#if defined(__AVX512F__)
-    using Half = int32_t __attribute__((vector_size(64)));
-    using Wide = long long __attribute__((vector_size(64)));
-    const Half by = (Half)(Words{} + m);
-    const UInt32 even = (UInt32)__builtin_ia32_pmuludq512_mask((Half)a, by, Wide{}, 0xff);
-    const UInt32 odd = (UInt32)__builtin_ia32_pmuludq512_mask((Half)((Words)a >> 32), by, Wide{}, 0xff);
-#else
-    const UInt32 even = (UInt32)(((Words)a & 0xffffffffull) * uint64_t(m));
-    const UInt32 odd = (UInt32)(((Words)a >> 32) * uint64_t(m));
-#endif
-    low = __builtin_shuffle(even, odd, UInt32{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30});
-    high = __builtin_shuffle(even, odd, UInt32{1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31});
-}
-template <class U> inline void philox(U (&c)[4], uint64_t seed) {
+inline void philox(uint32_t (&c)[4], uint64_t seed) {
     uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
     for (int round = 0; round < 10; ++round) {
-        U h0, l0, h1, l1;
+        uint32_t h0, l0, h1, l1;
         multiply(c[0], 0xD2511F53u, h0, l0);
         multiply(c[2], 0xCD9E8D57u, h1, l1);
         c[0] = h1 ^ c[1] ^ k0;
@@ -38,6 +23,36 @@ template <class U> inline void philox(U (&c)[4], uint64_t seed) {
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
+}
+// Of lanes, the even and the odd ones stand in 64 bits each, of which the lower half counts: a product is then
+// one instruction, and nothing is moved between lanes until the end.
+using Words = uint64_t __attribute__((vector_size(64)));
+inline Words multiply(Words a, uint32_t m) {
+#if defined(__AVX512F__)
+    using Half = int32_t __attribute__((vector_size(64)));
+    using Wide = long long __attribute__((vector_size(64)));
+    return (Words)__builtin_ia32_pmuludq512_mask((Half)a, (Half)(Words{} + m), Wide{}, 0xff);
+#else
+    return (a & 0xffffffffull) * uint64_t(m);
+#endif
+}
+inline void philox(UInt32 (&c)[4], uint64_t seed) {
+    Words half[2][4];
+    for (int w = 0; w < 4; ++w) half[0][w] = (Words)c[w], half[1][w] = (Words)c[w] >> 32;
+    uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+        for (Words(&x)[4] : half) {
+            const Words p0 = multiply(x[0], 0xD2511F53u), p1 = multiply(x[2], 0xCD9E8D57u);
+            x[0] = (p1 >> 32) ^ x[1] ^ (Words{} + k0);
+            x[2] = (p0 >> 32) ^ x[3] ^ (Words{} + k1);
+            x[1] = p1;
+            x[3] = p0;
+        }
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    for (int w = 0; w < 4; ++w) c[w] = (UInt32)((half[0][w] & 0xffffffffull) | (half[1][w] << 32));
 }
 // The 128-lane group of a tile has p = tile*128 + lane; 16 lanes begin at `lane`.
 template <class U> inline void counter(U (&c)[4], int64_t tile, int lane, uint32_t site, uint32_t part) {

@@ -17,11 +17,19 @@ template <class V, class F> inline Element<V> fold_any(V (&a)[BLOCKS], int lanes
 template <int KNOWN, class V, class F> inline Element<V> fold_known(V (&a)[BLOCKS], F f) {  // a multiple of 16
     for (int w = BLOCKS / 2; w; w /= 2)
         for (int k = 0; k < w && k + w < KNOWN / WIDTH; ++k) a[k] = f(a[k], a[k + w]);
-    Element<V> x[WIDTH];
-    for (int j = 0; j < WIDTH; ++j) x[j] = a[0][j];
-    for (int w = WIDTH / 2; w; w /= 2)
-        for (int j = 0; j < w; ++j) x[j] = f(x[j], x[j + w]);
-    return x[0];
+    if constexpr (sizeof(V) == sizeof(Int32)) {  // all lanes at once, of which the first w count
+        V x = a[0];
+        x = f(x, __builtin_shuffle(x, Int32{8, 9, 10, 11, 12, 13, 14, 15}));
+        x = f(x, __builtin_shuffle(x, Int32{4, 5, 6, 7}));
+        x = f(x, __builtin_shuffle(x, Int32{2, 3}));
+        return f(x, __builtin_shuffle(x, Int32{1}))[0];
+    } else {
+        Element<V> x[WIDTH];
+        for (int j = 0; j < WIDTH; ++j) x[j] = a[0][j];
+        for (int w = WIDTH / 2; w; w /= 2)
+            for (int j = 0; j < w; ++j) x[j] = f(x[j], x[j + w]);
+        return x[0];
+    }
 }
 template <bool FULL, class V, class F> inline Element<V> fold(V (&a)[BLOCKS], int lanes, F f) {
     if constexpr (FULL) return fold_known<LANES>(a, f);

@@ -41,6 +41,19 @@ template <int W> inline int64_t read_bits(const uint8_t* p, int64_t n, int64_t a
 template <bool FULL, class T, class V> inline void scatter(T* p, Int64 at, V x, int live) {
     for (int j = 0; j < (FULL ? WIDTH : live); ++j) p[at[j]] = T(x[j]);
 }
+// Entries of a table, at positions that are in range.
+template <class V, int N, class T> inline V lookup(const T (&table)[N], Int32 at) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4 && N <= 2 * WIDTH) {
+        alignas(64) T entries[2 * WIDTH] = {};
+        std::memcpy(entries, table, sizeof table);
+        const Lanes<T>*const rows = (const Lanes<T>*)entries;
+        if constexpr (N <= WIDTH) return (V)__builtin_shuffle(rows[0], at);
+        else return (V)__builtin_shuffle(rows[0], rows[1], at);
+    }
+#endif
+    return each<V>([&](int j) { return table[at[j]]; });
+}
 // How many of the `count` ascending entries are below x.
 template <class R, class T, class X> inline R search(const T* table, int count, X x) {
     if constexpr (std::is_arithmetic_v<X>) {

@@ -34,6 +34,8 @@ template <int W> COMPLL_DEVICE int64_t read_bits(const uint8_t* p, int64_t n, in
     return gather<int64_t>(Bits<W>{p}, n, at, true, outside);
 }
 template <bool FULL, class T, class V> COMPLL_DEVICE void scatter(T* p, Int64 at, V x, int) { p[at] = static_cast<T>(x); }
+// An entry of a table, at a position that is in range.
+template <class V, class P> COMPLL_DEVICE V lookup(P table, Int32 at) { return V(table[at]); }
 // How many of the `count` ascending entries are below x.
 template <class R, class P, class X> COMPLL_DEVICE R search(P table, int count, X x) {
     R below{};
