@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from compll import ir
 from compll.emit.pieces import Draw
-from compll.emit.ranges import Ranges, scalar_type
+from compll.emit.ranges import Interval, Ranges, full, scalar_type
 from compll.errors import BackendError
 from compll.ir_text import text
 from compll.ops import OPS
@@ -106,10 +106,11 @@ class Dialect:
         """Return a value as it is once `elem` has held it: a float of 16 bits rounds it."""
         return x if arithmetic(elem) != FLOAT or elem == FLOAT else self.call("through", self.stored(elem), x)
 
-    def bounds(self, elem: Elem) -> tuple[str, str]:
-        """Return the limits of an integer type."""
+    def bounds(self, interval: Interval, elem: Elem) -> tuple[str, str]:
+        """Return the ends of an interval of integers that are converted to a type."""
         low, high = (
-            self.number(ir.Const(x, INT if elem.kind == "int" or x < 2**63 else elem)) for x in limits(elem)
+            self.number(ir.Const(int(x), INT if elem.kind == "int" or x < 2**63 else elem))
+            for x in (interval.low, interval.high)
         )
         return low, high
 
@@ -187,7 +188,7 @@ class ScalarWriter:
             return d.through(to, x)
         if have == BOOL or kind == FLOAT:
             return d.through(to, d.call("widen", d.scalar(kind), f"bit({x})" if have == BOOL else x))
-        return d.call("saturate_one", d.scalar(kind), x, *d.bounds(to))
+        return d.call("saturate_one", d.scalar(kind), x, *d.bounds(full(to), to))
 
 
 class LaneWriter:
@@ -265,7 +266,7 @@ class LaneWriter:
             case ir.Read() | ir.Search():
                 return self.read(e, have)
             case ir.Convert(arg, to, _):
-                return self._convert(arg, to, have)
+                return self._convert(e, arg, to, have)
             case ir.Random(site, low, high, kind, keyed):
                 row = self.draw("random_words", site, keyed=keyed)
                 args = row, self.write(low, have), self.write(high, have)
@@ -304,7 +305,7 @@ class LaneWriter:
         self.asked = asked
         return texts
 
-    def _convert(self, arg: ir.Expr, to: Elem, have: str) -> str:
+    def _convert(self, e: ir.Expr, arg: ir.Expr, to: Elem, have: str) -> str:
         d = self.dialect
         x, kind = self.write(arg), self.lane_type(arg)
         if arg.type == FLOAT and have == "Float":
@@ -317,7 +318,8 @@ class LaneWriter:
             return d.call("widen", have, x)
         signed = kind in ("Int32", "Int64")
         through = kind if have == "Int32" and signed else have
-        clamped = d.call("saturate", through, x, *d.bounds(to))
+        limit = self.ranges.of(e) if through == "Int32" else full(to)  # no more than the lanes can hold
+        clamped = d.call("saturate", through, x, *d.bounds(limit, to))
         return clamped if through == have else d.call("widen", have, clamped)
 
 

@@ -15,8 +15,9 @@ from compll.emit.cpp import Emitter
 from compll.emit.expressions import LANES, Dialect, LaneWriter
 from compll.emit.numba_selections import NumbaSelections
 from compll.emit.pieces import FieldText, Load, Operation, PassText, Reduction, Step
+from compll.emit.ranges import Interval
 from compll.errors import BackendError
-from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, limits, scalar_bytes
+from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, scalar_bytes
 
 SCALARS = {"float": "f32", "int": "i64", "uint32": "u32", "uint64": "u64", "bool": "bit1"}
 
@@ -93,10 +94,9 @@ class Python(Dialect):
         """Return the random bits of the lanes at work, of those that a tile holds under a name."""
         return f"row_of({name}, row)"
 
-    def bounds(self, elem: Elem) -> tuple[str, str]:
-        """Return the limits of an integer type."""
-        low, high = limits(elem)
-        return str(low), str(high)
+    def bounds(self, interval: Interval, elem: Elem) -> tuple[str, str]:  # noqa: ARG002
+        """Return the ends of an interval of integers that are converted to a type."""
+        return str(int(interval.low)), str(int(interval.high))
 
 
 PYTHON = Python()

@@ -153,7 +153,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Float t13 = bits_float(t12);
             const Float t14 = divide(t3, t13);
             const Float t15 = round_(t14);
-            const Int32 t16 = saturate<Int32>(t15, INT64_MIN, INT64_C(9223372036854775807));
+            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
             const Int32 t17 = t9 + t16;
             const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
             const UInt32 t19 = float_bits(t1);
@@ -517,7 +517,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Float t27 = bits_float(t26);
             const Float t28 = divide(t17, t27);
             const Float t29 = round_(t28);
-            const Int32 t30 = saturate<Int32>(t29, INT64_MIN, INT64_C(9223372036854775807));
+            const Int32 t30 = saturate<Int32>(t29, INT64_C(0), INT64_C(229376));
             const Int32 t31 = t23 + t30;
             const Int32 t32 = smaller(t31, splat<Int32>(INT64_C(127)));
             const UInt32 t33 = float_bits(t15);

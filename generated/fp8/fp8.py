@@ -98,7 +98,7 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t13 = bits_float(t12)
             t14 = divide(t3, t13)
             t15 = round_(t14)
-            t16 = saturate(Int32, t15, -9223372036854775808, 9223372036854775807)
+            t16 = saturate(Int32, t15, 0, 229376)
             t17 = t9 + t16
             t18 = smaller(t17, splat(Int32, 127))
             t19 = float_bits(t1)
@@ -469,7 +469,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t27 = bits_float(t26)
             t28 = divide(t17, t27)
             t29 = round_(t28)
-            t30 = saturate(Int32, t29, -9223372036854775808, 9223372036854775807)
+            t30 = saturate(Int32, t29, 0, 229376)
             t31 = t23 + t30
             t32 = smaller(t31, splat(Int32, 127))
             t33 = float_bits(t15)
