@@ -328,6 +328,9 @@ class Emitter(Selections):
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:
         """Return the statement that stores codes of a packed field."""
+        if s.elem.bits == 1:
+            mask = value if is_mask else f"ne({value}, Int32{{}})"
+            return f"put_bits(o_{s.target.name} + at / 8, FULL ? {mask} : {mask} & first_lanes(live));"
         code = f"bit({value})" if is_mask else value
         return f"store<true>(o_{s.target.name} + at, FULL ? {code} : {code} & first_lanes(live), WIDTH);"
 

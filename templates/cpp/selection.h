@@ -8,13 +8,23 @@ namespace compll {
 
 // --- computed positions: out of range, an element reads 0, and `outside` says that it was asked for ------
 inline void note(int32_t& outside) { __atomic_store_n(&outside, 1, __ATOMIC_RELAXED); }
-template <class V, class F> inline V gather_each(int64_t n, Int64 at, Mask asked, int32_t& outside, F element) {
-    V out{};
+// A loop of its own: sixteen lanes laid out wherever something is gathered are more code than caches hold.
+template <class V, class F>
+__attribute__((noinline)) V gather_each(int64_t n, Int64 at, Mask asked, int32_t& outside, F element) {
+    int64_t place[WIDTH];
+    Element<V> out[WIDTH];
+    std::memcpy(place, &at, sizeof at);
+    Mask there;
+#pragma GCC unroll 1
     for (int j = 0; j < WIDTH; ++j) {
-        if (at[j] >= 0 && at[j] < n) out[j] = element(at[j]);
-        else if (asked[j]) note(outside);
+        const bool inside = place[j] >= 0 && place[j] < n;
+        out[j] = inside ? Element<V>(element(place[j])) : Element<V>(0);
+        there[j] = -int32_t(inside);
     }
-    return out;
+    if (any(asked & ~there)) note(outside);
+    V lanes;
+    std::memcpy(&lanes, out, sizeof lanes);
+    return lanes;
 }
 template <class V, class T> inline V gather(const T* p, int64_t n, Int64 at, Mask asked, int32_t& outside) {
     return gather_each<V>(n, at, asked, outside, [&](int64_t i) { return p[i]; });
