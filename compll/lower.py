@@ -67,7 +67,8 @@ class _Lowering:
         self.patched: dict[str, tuple[ir.Scatter, str]] = {}  # scatter that is never made -> its index
         self.sorts: dict[str, ir.Arrange] = {}  # sort of which single elements are asked
         self.ranked: dict[ir.Expr, ir.Expr] = {}  # such an element -> the scalar that it is
-        self.taken = {name for name, _ in f.vectors} | {str(getattr(b, "name", "")) for b in f.body}
+        self.taken = {name for name, _ in f.vectors} | {field.name for field in f.layout}
+        self.taken |= {str(getattr(b, "name", "")) for b in f.body}
 
     def fresh(self, name: str) -> str:
         while name in self.taken:
@@ -101,6 +102,9 @@ class _Lowering:
             case ir.Store(target, _, length, body) if target.kind == "state" and not _along(body):
                 value = self.vector(self.fresh(target.name + "_new"), body.type, length, body)
                 self.body.append(replace(b, body=value))
+            case ir.BlockReduce(name, _, _, _, length, body) if is_random(body):  # they belong to a tile
+                drawn = self.vector(self.fresh(name + "_drawn"), body.type, length, body)
+                self.body.append(replace(b, body=drawn))
             case ir.Let() | ir.Put():
                 ranked = self.with_ranks(b.value)
                 self.body.append(replace(b, value=ranked))

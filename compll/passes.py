@@ -243,8 +243,9 @@ SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch, ir.Finite)
 def _goes_with(b: ir.Binding, source: ir.BlockReduce) -> bool:
     """Whether a binding can stand in the loop that reduces `source`'s blocks.
 
-    It is a sink that has the same positions and reads the vector at i / B, or stores one value a block; and
-    what is reduced by block itself has blocks of that size.
+    It is a sink that has the same positions and reads the vector at i / B, or stores one value a block, of
+    whole bytes and without random numbers, which belong to a tile; and what is reduced by block itself has
+    blocks of that size.
     """
     if not isinstance(b, SINKS) or (isinstance(b, ir.BlockReduce) and b.block != source.block):
         return False
@@ -260,6 +261,8 @@ def _goes_with(b: ir.Binding, source: ir.BlockReduce) -> bool:
         isinstance(b, ir.Store)
         and b.length == ir.blocks(source.length, source.block)
         and positions == {ir.Position()}
+        and not b.elem.packed
+        and not is_random(b.body)
     )
 
 

@@ -128,12 +128,7 @@ class Kernel:
 
 
 def generate(unit: Unit) -> Generated:
-    """Return the CUDA form of a codec.
-
-    Raises:
-        BackendError: the program uses something that this backend does not build yet.
-
-    """
+    """Return the CUDA form of a codec."""
     emitters = [CudaEmitter(f) for f in unit.functions]
     operations = [(e, e.operation()) for e in emitters]
     kernels = {o.op: tuple(_kernels(f"{unit.codec}_{o.op}", o.steps)) for _, o in operations}

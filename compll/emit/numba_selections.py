@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compll import ir
-from compll.emit.expressions import not_built
 from compll.emit.pieces import Buffer, Step
 from compll.emit.selections import BINS, PARTS, Selections
 from compll.types import BOOL, INT, Elem, arithmetic, dtype
@@ -93,13 +92,9 @@ class NumbaSelections(Selections):
             return f"ne(gather(Int32, u8, {args}), splat(Int32, 0))"
         return f"gather({lanes}, {self.dialect.stored(elem)}, {args})"
 
-    def read_at(self, e: ir.Read | ir.Search) -> str:
+    def read_at(self, e: ir.Read | ir.Search, operand: str) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
-        if isinstance(e, ir.Search):
-            return self.search(e, "i64", self.scalar.text(e.arg))
-        if e.vector not in self.vectors or e.vector not in self.lengths:
-            raise not_built(e, self.dialect)
-        return self.element(e.vector, self.scalar.text(e.position))
+        return self.search(e, "i64", operand) if isinstance(e, ir.Search) else self.element(e.vector, operand)
 
     def element(self, vector: str, position: str) -> str:
         """Return the element of a vector at a scalar position."""
