@@ -81,6 +81,10 @@ def fuse_maps(f: ir.Function) -> ir.Function:
             case ir.Scatter(_, _, length, base, count, index, value):
                 index, value = fused(index, count), fused(value, count)
                 body.append(replace(b, base=fused(base, length), index=index, value=value))
+            case ir.Ascends(index, count, _, _):
+                body.append(replace(b, index=fused(index, count)))
+            case ir.Patch(_, _, length, index, value):
+                body.append(replace(b, index=fused(index, length), body=fused(value, length)))
             case ir.Let() | ir.Put():
                 body.append(replace(b, value=fused(b.value, None)))
             case _:

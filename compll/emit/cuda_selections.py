@@ -56,8 +56,8 @@ class CudaSelections(Selections):
             case ir.Arrange(name, keys, values, length, block):
                 yield from self.arranged(name, keys, values, length, block)
                 self.alias(name, values.vector, scalar_type(values.type))
-            case ir.Ascends(index, count, length, checked):
-                args = f"k.v_{index.vector}, {self.scalar.text(count)}, {self.scalar.text(length)}"
+            case ir.Ascends(ir.Read(index), count, length, checked):
+                args = f"k.v_{index}, {self.scalar.text(count)}, {self.scalar.text(length)}"
                 wrong = "REFUSED" if checked else "OUT_OF_RANGE"
                 yield Step("check", f"ascends(part, {args}, item.status, {wrong})")
 

@@ -42,10 +42,10 @@ class NumbaSelections(Selections):
                 yield from self.selection("nth", vectors, length, rank)
                 self.scalars.append(self.member(name, values.type))
                 yield Step("line", f"k.{name}_ = native({self.element(values.vector, 'one(k.result)')})")
-            case ir.Ascends(index, count, length, checked):
+            case ir.Ascends(ir.Read(index), count, length, checked):
                 args = ", ".join(f"native({self.scalar.text(e)})" for e in (count, length))
                 status = "REFUSED" if checked else "OUT_OF_RANGE"
-                yield Step("refusal", f"not ascends(k.v_{index.vector}, {args})", status=status)
+                yield Step("refusal", f"not ascends(k.v_{index}, {args})", status=status)
 
     def selection(
         self, function: str, vectors: Vectors, length: ir.Expr, rank: ir.Expr, block: int = 0

@@ -136,8 +136,8 @@ class Selections(ABC):
                 self.scalars.append(self.member(name, values.type))
                 args = f"{self.scalar.text(length)}, {self.scalar.text(rank)}, k.outside"
                 yield Step("line", f"k.{name}_ = nth(k.v_{keys.vector}, k.v_{values.vector}, {args});")
-            case ir.Ascends(index, count, length, checked):
-                args = f"k.v_{index.vector}, {self.scalar.text(count)}, {self.scalar.text(length)}"
+            case ir.Ascends(ir.Read(index), count, length, checked):
+                args = f"k.v_{index}, {self.scalar.text(count)}, {self.scalar.text(length)}"
                 yield Step("refusal", f"!ascends({args})", status="REFUSED" if checked else "OUT_OF_RANGE")
 
     def counted(self, name: str) -> Iterator[Step]:

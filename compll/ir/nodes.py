@@ -236,9 +236,10 @@ class Ascends:
     """`index`, of `count` elements, has to be strictly ascending below `length`.
 
     If not, the payload is refused where the index was read from it (`checked`), else it is out of range.
+    Lowered, `index` is a vector that a pass has stored.
     """
 
-    index: Read
+    index: Expr
     count: Expr
     length: Expr
     checked: bool
