@@ -85,11 +85,12 @@ class CudaSelections(Selections):
         if block:
             yield Step("tiles", f"arrange_blocks(part, {have}, {other}, {size}, {block})")
             return
-        runs = ir.blocks(most, RUN)
-        first = self.work(f"{name}_first", "int64_t", ir.apply("*", runs, ir.const(1 << RUN_DIGIT, INT)))
+        rows = ir.apply("+", ir.blocks(most, RUN), ir.const(1, INT))  # of counts: of each run, and of all
+        first = self.work(f"{name}_first", "int64_t", ir.apply("*", rows, ir.const(1 << RUN_DIGIT, INT)))
         for shift in range(0, _bits(keys.type), RUN_DIGIT):  # an even number of times: they end in place
             yield Step("tiles", f"count_runs(part, {have.partition(',')[0]}, {size}, {shift}, {first})")
-            yield Step("block", f"sums_before({first}, runs_of({size}) * DIGITS)")
+            yield Step("tiles", f"sum_runs(part, {size}, {first})")
+            yield Step("block", f"sums_before({first} + DIGITS * runs_of({size}), DIGITS)")
             yield Step("tiles", f"move_runs(part, {have}, {other}, {size}, {shift}, {first})")
             have, other = other, have
 
