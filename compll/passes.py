@@ -71,7 +71,10 @@ def fuse_maps(f: ir.Function) -> ir.Function:
             case ir.Map():
                 maps[b.name] = replace(b, body=fused(b.body, b.length))
                 body.append(maps[b.name])
-            case ir.Store() | ir.Reduce() | ir.BlockReduce() | ir.Finite() | ir.Sort():
+            case ir.Reduce(_, combine) | ir.BlockReduce(_, combine):
+                combine = replace(combine, body=fused(combine.body, None))
+                body.append(replace(b, combine=combine, body=fused(b.body, b.length)))
+            case ir.Store() | ir.Finite() | ir.Sort():
                 body.append(replace(b, body=fused(b.body, b.length)))
             case ir.Filter(_, _, length, holds, limit):
                 limit = None if limit is None else fused(limit, None)

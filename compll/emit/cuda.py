@@ -273,14 +273,7 @@ class CudaEmitter(CudaSelections, Emitter):
 
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that keeps an element until its row is stored."""
-        name = s.target.name
         stored = self.dialect.stored(s.elem)
-        place = {
-            "state": f"k.new_{name}",
-            "output": "k.gradient",
-            "field": f"reinterpret_cast<{stored}*>(k.f_{name})",
-            "vector": f"k.v_{name}",
-        }[s.target.kind]
-        output = Output(f"{s.target.kind}_{name}", stored, place)
+        output = Output(f"{s.target.kind}_{s.target.name}", stored, self.target(s))
         self.outputs.append(output)
         return f"o_{output.name}.at[block] = static_cast<{stored}>({value});"

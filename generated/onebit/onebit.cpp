@@ -91,15 +91,15 @@ struct EncodeFrame {
 };
 
 struct EncodeAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct EncodeAddOf1 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct EncodeAddOf2 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -128,13 +128,13 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             store<true>(o_bit + at, FULL ? t2 : t2 & first_lanes(live), WIDTH);
             if (row == 0) a_ups[block] = t2;
             else if (FULL) a_ups[block] = EncodeAddOf0{}(a_ups[block], t2);
-            else a_ups[block] = select(first_lanes(live), EncodeAddOf0{}(a_ups[block], t2), a_ups[block]);
+            else a_ups[block] = select(first_lanes(live), EncodeAddOf0{}(a_ups[block], t2, live), a_ups[block]);
             if (row == 0) a_up_add[block] = t3;
             else if (FULL) a_up_add[block] = EncodeAddOf1{}(a_up_add[block], t3);
-            else a_up_add[block] = select(first_lanes(live), EncodeAddOf1{}(a_up_add[block], t3), a_up_add[block]);
+            else a_up_add[block] = select(first_lanes(live), EncodeAddOf1{}(a_up_add[block], t3, live), a_up_add[block]);
             if (row == 0) a_down_add[block] = t4;
             else if (FULL) a_down_add[block] = EncodeAddOf2{}(a_down_add[block], t4);
-            else a_down_add[block] = select(first_lanes(live), EncodeAddOf2{}(a_down_add[block], t4), a_down_add[block]);
+            else a_down_add[block] = select(first_lanes(live), EncodeAddOf2{}(a_down_add[block], t4, live), a_down_add[block]);
         }
     }
     pack<1, FULL>(k.f_bit + tile * (LANES * 1), o_bit, count);
@@ -450,15 +450,15 @@ struct HopFrame {
 };
 
 struct HopAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct HopAddOf1 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct HopAddOf2 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -498,13 +498,13 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             store<true>(o_bit + at, FULL ? t6 : t6 & first_lanes(live), WIDTH);
             if (row == 0) a_ups[block] = t6;
             else if (FULL) a_ups[block] = HopAddOf0{}(a_ups[block], t6);
-            else a_ups[block] = select(first_lanes(live), HopAddOf0{}(a_ups[block], t6), a_ups[block]);
+            else a_ups[block] = select(first_lanes(live), HopAddOf0{}(a_ups[block], t6, live), a_ups[block]);
             if (row == 0) a_up_add[block] = t7;
             else if (FULL) a_up_add[block] = HopAddOf1{}(a_up_add[block], t7);
-            else a_up_add[block] = select(first_lanes(live), HopAddOf1{}(a_up_add[block], t7), a_up_add[block]);
+            else a_up_add[block] = select(first_lanes(live), HopAddOf1{}(a_up_add[block], t7, live), a_up_add[block]);
             if (row == 0) a_down_add[block] = t8;
             else if (FULL) a_down_add[block] = HopAddOf2{}(a_down_add[block], t8);
-            else a_down_add[block] = select(first_lanes(live), HopAddOf2{}(a_down_add[block], t8), a_down_add[block]);
+            else a_down_add[block] = select(first_lanes(live), HopAddOf2{}(a_down_add[block], t8, live), a_down_add[block]);
         }
     }
     pack<1, FULL>(k.f_bit + tile * (LANES * 1), o_bit, count);

@@ -76,7 +76,7 @@ struct EncodeFrame {
 };
 
 struct EncodeAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 
@@ -102,7 +102,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t0 = v_gradient * v_gradient;
             if (row == 0) a_norm_add[block] = t0;
             else if (FULL) a_norm_add[block] = EncodeAddOf0{}(a_norm_add[block], t0);
-            else a_norm_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_norm_add[block], t0), a_norm_add[block]);
+            else a_norm_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_norm_add[block], t0, live), a_norm_add[block]);
         }
     }
     if constexpr (FULL) r_norm_add = fold_known<(N < LANES ? N : LANES)>(a_norm_add, EncodeAddOf0{});
@@ -415,7 +415,7 @@ struct HopFrame {
 };
 
 struct HopAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 
@@ -458,7 +458,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t8 = t7 * t7;
             if (row == 0) a_norm_add[block] = t8;
             else if (FULL) a_norm_add[block] = HopAddOf0{}(a_norm_add[block], t8);
-            else a_norm_add[block] = select(first_lanes(live), HopAddOf0{}(a_norm_add[block], t8), a_norm_add[block]);
+            else a_norm_add[block] = select(first_lanes(live), HopAddOf0{}(a_norm_add[block], t8, live), a_norm_add[block]);
         }
     }
     if constexpr (FULL) r_norm_add = fold_known<(N < LANES ? N : LANES)>(a_norm_add, HopAddOf0{});
