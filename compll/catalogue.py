@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compll import driver, generate
+from compll import driver
 from compll.codec import Codec, algorithms
 from compll.types import written
 
@@ -64,10 +64,6 @@ def _entry(name: str, path: Path) -> Entry:
     info, most = codec.info, codec.max_bytes(ELEMENTS)
     text = path.read_text("utf-8")
     summary, source = _header(text)
-    made = generate.sources(driver.unit_of(program.checked))
-    builds = {"interp"} | {backend for backend, text in made.items() if isinstance(text, str)}
-    if "cuda" in builds:
-        builds.add("cudasim")  # it runs the same source
     return Entry(
         name=name,
         summary=summary,
@@ -79,7 +75,7 @@ def _entry(name: str, path: Path) -> Entry:
         exact_size=info.exact_size,
         properties=tuple(p for p in PROPERTIES if getattr(info, p)),
         nonfinite=info.nonfinite,
-        backends=tuple(b for b in driver.BACKENDS if b in builds),
+        backends=tuple(driver.BACKENDS),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from compll import ir
 from compll.lower import GRADIENT, is_random
-from compll.passes import fuse
+from compll.passes import drop_unused, fuse
 from compll.types import FLOAT, Elem
 
 ELEMENTWISE = (ir.Get, ir.Guard, ir.Let, ir.Map, ir.Table, ir.Store)
@@ -19,19 +19,24 @@ def decode_add(decode: ir.Function) -> ir.Function:
 
     Where Decode is a scatter over 0, only the positions that it names are touched: that is the definition.
     """
-    scale = ir.Param(ir.SCALE, FLOAT)
     sparse = _scattered(decode)
     body: list[ir.Binding] = []
+
+    def added(position: ir.Expr, value: ir.Expr) -> ir.Expr:
+        scaled = ir.apply("*", ir.Param(ir.SCALE, FLOAT), value)
+        return ir.apply("+", ir.Read(GRADIENT, position, FLOAT), scaled)
+
     for b in decode.body:
-        if b is sparse and isinstance(b, ir.Scatter):
-            old = ir.Read(GRADIENT, b.index, FLOAT)
-            total = ir.apply("+", old, ir.apply("*", scale, b.value))
-            b = replace(b, base=ir.Read(GRADIENT, ir.Position(), FLOAT), value=total)
-        elif isinstance(b, ir.Store) and b.target.kind == "output" and sparse is None:
-            old = ir.Read(GRADIENT, ir.Position(), FLOAT)
-            b = replace(b, body=ir.apply("+", old, ir.apply("*", scale, b.body)))
-        body.append(b)
-    return replace(decode, op="decode_add", vectors=((GRADIENT, FLOAT), *decode.vectors), body=tuple(body))
+        if not (isinstance(b, ir.Store) and b.target.kind == "output"):
+            body.append(b)
+        elif sparse is None:
+            body.append(replace(b, body=added(ir.Position(), b.body)))
+        else:
+            body.append(ir.Ascends(sparse.index, sparse.count, sparse.length, sparse.checked))
+            total = added(sparse.index, sparse.value)
+            body.append(ir.Patch(b.target, b.elem, sparse.count, sparse.index, total))
+    vectors = ((GRADIENT, FLOAT), *decode.vectors)
+    return drop_unused(replace(decode, op="decode_add", vectors=vectors, body=tuple(body)))
 
 
 def hop(encode: ir.Function, decode: ir.Function) -> ir.Function | None:
@@ -106,7 +111,8 @@ def _renamed(b: ir.Binding, own: Mapping[str, str]) -> ir.Binding:
 def for_gradients_of(f: ir.Function, elem: Elem) -> ir.Function:
     """Return a typed operation on gradients stored as `elem`: widened where read, rounded where written."""
     body = [
-        replace(b, elem=elem) if isinstance(b, ir.Store) and b.target.kind == "output" else b for b in f.body
+        replace(b, elem=elem) if isinstance(b, ir.Store | ir.Patch) and b.target.kind == "output" else b
+        for b in f.body
     ]
     vectors = tuple((name, elem if name == GRADIENT else kind) for name, kind in f.vectors)
     return replace(f, vectors=vectors, body=tuple(body))

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from compll import driver
 from compll import syntax as s
-from compll.backends import Unit
 from compll.check import Checked
 from compll.codec import algorithms
 from compll.emit import cpp, cuda, numba
-from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.passes import fuse
 from compll.syntax_text import tree_text
@@ -30,7 +28,6 @@ def stage(name: str, programs: Sequence[s.Program], checked: Checked, element: E
     `element` is the type of the gradients for which sources are made.
 
     Raises:
-        BackendError: the backend does not build the program.
         ParameterError: there is no Encode, of which sources are made.
 
     """
@@ -42,17 +39,6 @@ def stage(name: str, programs: Sequence[s.Program], checked: Checked, element: E
         return cuda.launches_text(driver.unit_of(checked, element))
     functions = driver.unit_of(checked).functions if checked.encode else (checked.decode,)
     return "\n".join(function_text(f if name == "ir" else fuse(f)) for f in functions if f is not None)
-
-
-def sources(unit: Unit) -> dict[str, str | BackendError]:
-    """Return for every backend the source that it makes of a codec, or why it does not build it."""
-    made: dict[str, str | BackendError] = {}
-    for backend, source in SOURCES.items():
-        try:
-            made[backend] = source(unit)
-        except BackendError as e:
-            made[backend] = e
-    return made
 
 
 def texts() -> Iterator[tuple[str, str]]:

@@ -76,7 +76,7 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
             yield f"{name}: {values.type} = element {text(rank)} of {order}{_over(length)}"
         case ir.Ascends(index, count, length, checked):
             verb = "payload's" if checked else "own"
-            yield f"{verb} {index.vector}{_over(count)} ascends below {text(length)}"
+            yield f"{verb} {text(index)}{_over(count)} ascends below {text(length)}"
         case ir.Patch(target, elem, length, index, body):
             yield f"patch {_place(target)}: {elem}{_over(length)} at {text(index)} = {text(body)}"
         case ir.Table(name, elem, values):

@@ -64,10 +64,12 @@ class _Lowering:
         self.f = f
         self.body: list[ir.Binding] = []
         self.below: dict[str, ir.Expr] = {}  # vector of ascending positions -> below what they are
-        self.patched: dict[str, tuple[ir.Scatter, str]] = {}  # scatter that is never made -> its index
+        self.patched: dict[str, tuple[ir.Scatter, ir.Read]] = {}  # scatter that is never made -> its index
+        self.checked: dict[ir.Expr, ir.Read] = {}  # index of a patch -> where it lies
         self.sorts: dict[str, ir.Arrange] = {}  # sort of which single elements are asked
         self.ranked: dict[ir.Expr, ir.Expr] = {}  # such an element -> the scalar that it is
-        self.taken = {name for name, _ in f.vectors} | {str(getattr(b, "name", "")) for b in f.body}
+        self.taken = {name for name, _ in f.vectors} | {field.name for field in f.layout}
+        self.taken |= {str(getattr(b, "name", "")) for b in f.body}
 
     def fresh(self, name: str) -> str:
         while name in self.taken:
@@ -96,11 +98,20 @@ class _Lowering:
                 self.sort(b, later)
             case ir.Scatter():
                 self.scatter(b, later)
+            case ir.Ascends(index, count, length, checked):
+                self.checked[index] = self.positions(f"{GRADIENT}_index", index, count, length, checked)
+            case ir.Patch():
+                at = self.checked[b.index]
+                body = ir.rewrite(b.body, {b.index: at}.get)
+                self.body.append(replace(b, index=at, body=body))
             case ir.Store() if any(list(reads_of(b.body, name)) for name in self.patched):
                 self.patch(b)
             case ir.Store(target, _, length, body) if target.kind == "state" and not _along(body):
                 value = self.vector(self.fresh(target.name + "_new"), body.type, length, body)
                 self.body.append(replace(b, body=value))
+            case ir.BlockReduce(name, _, _, _, length, body) if is_random(body):  # they belong to a tile
+                drawn = self.vector(self.fresh(name + "_drawn"), body.type, length, body)
+                self.body.append(replace(b, body=drawn))
             case ir.Let() | ir.Put():
                 ranked = self.with_ranks(b.value)
                 self.body.append(replace(b, value=ranked))
@@ -140,17 +151,25 @@ class _Lowering:
     # --- scatter ----------------------------------------------------------------------------------
 
     def scatter(self, b: ir.Scatter, later: tuple[ir.Binding, ...]) -> None:
-        index = b.index.vector if isinstance(b.index, ir.Read) and b.index.position == ir.Position() else ""
-        if self.below.get(index) != b.length:
-            index = self.fresh(b.name + "_index")
-            stored = self.vector(index, INT, b.count, b.index)
-            self.body.append(ir.Ascends(stored, b.count, b.length, b.checked))
+        at = self.positions(b.name + "_index", b.index, b.count, b.length, b.checked)
         if all(_stores_at_own(other, b) for other in later if b.name in _vectors(other)):
-            self.patched[b.name] = b, index
+            self.patched[b.name] = b, at
             return
         self.vector(b.name, arithmetic(b.elem), b.length, b.base)
         target = ir.Target("vector", b.name)
-        self.body.append(ir.Patch(target, arithmetic(b.elem), b.count, own(index, INT), b.value))
+        self.body.append(ir.Patch(target, arithmetic(b.elem), b.count, at, b.value))
+
+    def positions(self, name: str, index: ir.Expr, count: ir.Expr, length: ir.Expr, checked: bool) -> ir.Read:
+        """Return where the positions of a scatter lie, which are in order: by their making, or by a check."""
+        if (
+            isinstance(index, ir.Read)
+            and index == own(index.vector, INT)
+            and self.below.get(index.vector) == length
+        ):
+            return index
+        stored = self.vector(self.fresh(name), INT, count, index)
+        self.body.append(ir.Ascends(stored, count, length, checked))
+        return stored
 
     def patch(self, store: ir.Store) -> None:
         """Store the base of a scatter, and patch it: what the store makes of the scattered values.
@@ -158,8 +177,7 @@ class _Lowering:
         Those are worked out before, since a new state may take the place of the old one.
         """
         name = next(name for name in self.patched if name in _vectors(store))
-        scatter, index = self.patched[name]
-        at = own(index, INT)
+        scatter, at = self.patched[name]
         dense = ir.rewrite(store.body, lambda x: scatter.base if x == own(name, x.type) else None)
 
         def there(x: ir.Expr) -> ir.Expr | None:
@@ -168,11 +186,9 @@ class _Lowering:
             return scatter.value if isinstance(x, ir.Read) and x.vector == name else None
 
         value = ir.rewrite(store.body, there)
-        kept = store.target.kind == "output" and dense == own(GRADIENT, FLOAT)
-        if not kept and any(x in (GRADIENT, *self.f.states) for x in _reads(value)):
+        if any(x in (GRADIENT, *self.f.states) for x in _reads(value)):
             value = self.vector(self.fresh(store.target.name + "_patch"), value.type, scatter.count, value)
-        if not kept:
-            self.body.append(replace(store, body=dense))
+        self.body.append(replace(store, body=dense))
         self.body.append(ir.Patch(store.target, store.elem, scatter.count, at, value))
 
 

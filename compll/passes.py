@@ -71,7 +71,10 @@ def fuse_maps(f: ir.Function) -> ir.Function:
             case ir.Map():
                 maps[b.name] = replace(b, body=fused(b.body, b.length))
                 body.append(maps[b.name])
-            case ir.Store() | ir.Reduce() | ir.BlockReduce() | ir.Finite() | ir.Sort():
+            case ir.Reduce(_, combine) | ir.BlockReduce(_, combine):
+                combine = replace(combine, body=fused(combine.body, None))
+                body.append(replace(b, combine=combine, body=fused(b.body, b.length)))
+            case ir.Store() | ir.Finite() | ir.Sort():
                 body.append(replace(b, body=fused(b.body, b.length)))
             case ir.Filter(_, _, length, holds, limit):
                 limit = None if limit is None else fused(limit, None)
@@ -81,6 +84,10 @@ def fuse_maps(f: ir.Function) -> ir.Function:
             case ir.Scatter(_, _, length, base, count, index, value):
                 index, value = fused(index, count), fused(value, count)
                 body.append(replace(b, base=fused(base, length), index=index, value=value))
+            case ir.Ascends(index, count, _, _):
+                body.append(replace(b, index=fused(index, count)))
+            case ir.Patch(_, _, length, index, value):
+                body.append(replace(b, index=fused(index, length), body=fused(value, length)))
             case ir.Let() | ir.Put():
                 body.append(replace(b, value=fused(b.value, None)))
             case _:
@@ -267,8 +274,9 @@ SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch, ir.Finite)
 def _goes_with(b: ir.Binding, source: ir.BlockReduce) -> bool:
     """Whether a binding can stand in the loop that reduces `source`'s blocks.
 
-    It is a sink that has the same positions and reads the vector at i / B, or stores one value a block; and
-    what is reduced by block itself has blocks of that size.
+    It is a sink that has the same positions and reads the vector at i / B, or stores one value a block, of
+    whole bytes and without random numbers, which belong to a tile; and what is reduced by block itself has
+    blocks of that size.
     """
     if not isinstance(b, SINKS) or (isinstance(b, ir.BlockReduce) and b.block != source.block):
         return False
@@ -284,6 +292,8 @@ def _goes_with(b: ir.Binding, source: ir.BlockReduce) -> bool:
         isinstance(b, ir.Store)
         and b.length == ir.blocks(source.length, source.block)
         and positions == {ir.Position()}
+        and not b.elem.packed
+        and not is_random(b.body)
     )
 
 

@@ -22,7 +22,7 @@ def build(unit: Unit) -> CppLibrary:
     """Generate, compile (or take from the cache) and load a codec.
 
     Raises:
-        BackendError: there is no compiler, or the program needs what this backend does not build yet.
+        BackendError: there is no compiler.
 
     """
     return CppLibrary(unit, builder.library(unit.codec, cpp.source(unit), cpp.runtime()))

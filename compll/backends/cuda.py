@@ -28,7 +28,7 @@ def build(unit: Unit) -> CudaLibrary:
     """Generate and compile a codec; CuPy keeps compiled kernels in its own cache.
 
     Raises:
-        BackendError: CuPy or a GPU is missing, or the program needs what this backend does not build yet.
+        BackendError: CuPy or a GPU is missing.
 
     """
     generated = cuda.generate(unit)

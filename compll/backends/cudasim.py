@@ -32,7 +32,7 @@ def build(unit: Unit, order: str = "ascending", flags: tuple[str, ...] = ()) -> 
     """Generate, compile (or take from the cache) and load a codec; `order` is that of the threads' turns.
 
     Raises:
-        BackendError: there is no compiler, or the program needs what this backend does not build yet.
+        BackendError: there is no compiler.
 
     """
     generated = cuda.generate(unit)

@@ -16,7 +16,7 @@ from compll.evaluate import Environment, evaluate
 from compll.passes import drop_unused
 from compll.payload import count_bytes, extents, read_counts, total_bytes
 from compll.rng import LANES, ROWS, TILE
-from compll.types import FLOAT, Array, arithmetic, dtype, from_bytes, to_bytes, widened
+from compll.types import Array, arithmetic, dtype, from_bytes, to_bytes, widened
 
 
 class InterpLibrary:
@@ -62,9 +62,13 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
         return Outcome(OUT_OF_RANGE, 0)
     length = _assemble(f, env, raw, call, values) if f.writes_payload else len(call.payload)
     for name, value in writes.items():
-        into, elem = (call.new_state[name], FLOAT) if name in f.states else (call.gradient, call.element)
-        into[...] = to_bytes(value, elem).view(into.dtype)
+        _memory(name, call)[...] = value
     return Outcome(OK if env.finite else NOT_FINITE, length)
+
+
+def _memory(name: str, call: Call) -> Array:
+    """Return the memory of the caller that a state or the output is written to."""
+    return call.new_state.get(name, call.gradient)
 
 
 def _assemble(f: ir.Function, env: Environment, raw: dict[str, Array], call: Call, values: Values) -> int:
@@ -87,7 +91,7 @@ def _run(
     call: Call,
     writes: dict[str, Array],
 ) -> None:
-    """Run bindings in order; what they write to states and output is done at the end, as `writes` says."""
+    """Run bindings in order; `writes` is what states and output hold in the end, as they are in memory."""
     for b in body:
         match b:
             case ir.Let(name, value):
@@ -102,10 +106,11 @@ def _run(
                 select(b, env)
             case ir.Compact() | ir.Select() | ir.Arrange() | ir.Nth() | ir.Ascends():
                 lowered(b, env)
-            case ir.Patch(target):
-                old = env.vectors if target.kind == "vector" else writes
-                kept = old[target.name] if target.name in old else env.vectors["gradient"]
-                old[target.name] = patch(b, kept, env)
+            case ir.Patch(ir.Target(kind, name)):
+                if kind == "vector":
+                    env.vectors[name] = patch(b, env.vectors[name], env)
+                else:
+                    writes[name] = patch(b, writes.get(name, _memory(name, call)), env)
             case ir.Table(name, elem, values):
                 env.vectors[name] = np.array([evaluate(v, env) for v in values], dtype(arithmetic(elem)))
             case ir.Finite(length, value):
@@ -119,11 +124,13 @@ def _run(
                     raise Refused
             case ir.Store(target, elem, length, value):
                 stored = elements(value, length, env)
-                if target.kind == "field":
+                if target.kind == "vector":
+                    env.vectors[target.name] = np.array(stored)
+                elif target.kind == "field":
                     raw[target.name] = to_bytes(stored, elem)
                 else:
-                    old = env.vectors if target.kind == "vector" else writes
-                    old[target.name] = np.array(stored)
+                    memory = _memory(target.name, call)
+                    writes[target.name] = to_bytes(stored, elem).view(memory.dtype)
             case ir.Pass(_, sinks, _):
                 _run(sinks, env, raw, call, writes)
 

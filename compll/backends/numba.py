@@ -40,7 +40,7 @@ def build(unit: Unit) -> NumbaLibrary:
     """Generate, compile (or take from the cache) and load a codec.
 
     Raises:
-        BackendError: Numba is not installed, or the program needs what this backend does not build yet.
+        BackendError: Numba is not installed.
 
     """
     return NumbaLibrary(unit, module(unit.codec, emit.source(unit)))

@@ -216,11 +216,13 @@ def down(_: Any, x: Any, by: Any) -> Any:
 def reduction(f: Any) -> tuple[Any, Any]:
     """Return the functions that reduce lanes in memory and tile results by `f`.
 
-    They hold `f` as a name of theirs: as an argument Numba could not keep the kernel in its cache.
+    They hold `f` as a name of theirs: as an argument Numba could not keep the kernel in its cache.  It takes
+    lanes, how many of them are there, and the frame, of which it may read something: it must be asked for
+    nothing that the order of reduction does not ask for.
     """
 
     @shared
-    def fold(kind: Any, stored: Any, lanes: Any, count: Any) -> Any:
+    def fold(kind: Any, stored: Any, lanes: Any, count: Any, k: Any) -> Any:
         """Return f over LANES values in memory by halves: lane j < w becomes f(a[j], a[j + w]).
 
         Lanes from `count` on are absent and skipped.
@@ -230,18 +232,24 @@ def reduction(f: Any) -> tuple[Any, Any]:
             for j in range(0, w, WIDTH):
                 a = load(kind, stored, lanes, j, WHOLE)
                 b = load(kind, stored, lanes, j + w, WHOLE)
-                store(stored, lanes, j, keep(count - w - j, f(a, b), a), WHOLE)
+                live = left(count - w, j)
+                store(stored, lanes, j, keep(live, f(a, b, live, k), a), WHOLE)
             w //= 2
         a = load(kind, stored, lanes, 0, WHOLE)
-        a = keep(count - 16, f(a, down(a, 16)), a)
-        a = keep(count - 8, f(a, down(a, 8)), a)
-        a = keep(count - 4, f(a, down(a, 4)), a)
-        a = keep(count - 2, f(a, down(a, 2)), a)
-        a = keep(count - 1, f(a, down(a, 1)), a)
+        live = min(count - 16, 16)
+        a = keep(live, f(a, down(a, 16), live, k), a)
+        live = min(count - 8, 8)
+        a = keep(live, f(a, down(a, 8), live, k), a)
+        live = min(count - 4, 4)
+        a = keep(live, f(a, down(a, 4), live, k), a)
+        live = min(count - 2, 2)
+        a = keep(live, f(a, down(a, 2), live, k), a)
+        live = min(count - 1, 1)
+        a = keep(live, f(a, down(a, 1), live, k), a)
         return first(a)
 
     @shared
-    def reduce_tiles(kind: Any, stored: Any, values: Any, count: Any) -> Any:
+    def reduce_tiles(kind: Any, stored: Any, values: Any, count: Any, k: Any) -> Any:
         """Return `count` > 0 scalars in memory reduced by the same rule; they are overwritten."""
         lanes = buffer_of(stored)
         while count > 1:
@@ -253,9 +261,10 @@ def reduction(f: Any) -> tuple[Any, Any]:
                     for row in range(1, ROWS):
                         at = row * LANES + block * WIDTH
                         live = left(rest, at)
-                        a = keep(live, f(a, load(kind, stored, values, tile * TILE + at, live)), a)
+                        x = load(kind, stored, values, tile * TILE + at, live)
+                        a = keep(live, f(a, x, live, k), a)
                     store(stored, lanes, block * WIDTH, a, WHOLE)
-                store(stored, values, tile, fold(kind, stored, lanes, rest), WHOLE)
+                store(stored, values, tile, fold(kind, stored, lanes, rest, k), WHOLE)
             count = tiles
         return load(stored, stored, values, 0, WHOLE)
 

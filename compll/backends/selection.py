@@ -6,7 +6,7 @@ import numpy as np
 
 from compll import ir
 from compll.evaluate import Environment, evaluate
-from compll.types import Array, canonical, dtype
+from compll.types import Array, dtype, to_bytes
 
 
 class Refused(Exception):  # noqa: N818 - a decoder's answer, turned into a status by the interpreter
@@ -84,9 +84,11 @@ def _arranged(keys: ir.Read, values: ir.Read, length: ir.Expr, block: int, env: 
 def patch(b: ir.Patch, out: Array, env: Environment) -> Array:
     """Return what was stored with the values at their positions; those out of range are left out."""
     index, value = elements(b.index, b.length, env), elements(b.body, b.length, env)
+    if b.target.kind != "vector":
+        value = to_bytes(value, b.elem).view(out.dtype)
     inside = (index >= 0) & (index < len(out))
     out = out.copy()
-    out[index[inside]] = canonical(value)[inside]
+    out[index[inside]] = value[inside]
     return out
 
 

@@ -42,6 +42,7 @@ from compll.types import BOOL, FLOAT, INT, UINT64, Array, Elem, arithmetic, dtyp
 
 GRADIENT = "gradient"  # its name in the IR, whatever the program calls it
 LARGEST_TABLE = 65536  # elements; longer vectors of constants are made when the program runs
+LARGEST_BLOCK = 1 << 20  # elements: a tile of tiles, so that the results of its tiles are one tile
 SYMBOLS = ("n", "i", "a", "b")  # of the IR: size, position, the two values of a reduction
 
 
@@ -300,6 +301,13 @@ class Operators(Statements):
                 size.span,
                 hint="make it a hyper-parameter, such as [[range(1, 65536)]] int block = 256",
             )
+        if known > LARGEST_BLOCK:
+            raise self.report.error(
+                f"a block of {known:,} elements: {LARGEST_BLOCK:,} is the most",
+                size.span,
+                note="a block is the work of one thread, or of one warp",
+                hint="leave the chunk away to take the whole vector",
+            )
         return vector, known
 
     def _reduce(self, e: s.Call) -> ScalarValue | VectorValue:
@@ -326,8 +334,14 @@ class Operators(Statements):
             a, b = ScalarValue(ir.Scalar("a", kind), kind), ScalarValue(ir.Scalar("b", kind), kind)
             body = ir.apply(COMBINES.get(f.name, f.name), a.expr, b.expr)
         else:
-            first = f.node.formals[0]
-            own = element_type(self, first[0] if isinstance(first, tuple) else first.type)
+            types = [x[0] if isinstance(x, tuple) else x.type for x in f.node.formals]
+            own, other = (element_type(self, t) for t in types)
+            if own != other:
+                raise self.report.error(
+                    f"the function of a reduction combines two values of one type, not {own} and {other}",
+                    types[1].span,
+                    hint="each of the two is an element or the result of combining some",
+                )
             kind = arithmetic(INT if own == BOOL else own)
             pair = [ScalarValue(ir.Scalar(x, kind), kind) for x in "ab"]
             body = ir.as_elem(self.apply_function(f, pair, args[-1].span).expr, kind)

@@ -8,24 +8,21 @@ from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter
-from compll.emit.loops import Blocks, Lanes, within_a_block
+from compll.emit.loops import Blocks, Lanes, read_lanes, within_a_block
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
 from compll.emit.ranges import Ranges, scalar_type
 from compll.emit.selections import Selections
-from compll.errors import BackendError
 from compll.ir_text import function_text
 from compll.ops import COMBINES
 from compll.passes import fuse
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, scalar_bytes
 
+FRAMES = {"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd", "hop": "Hop"}
+ARGUMENTS = ("a", "b")  # of what a reduction combines by; the names of a program are others
+
 
 def source(unit: Unit) -> str:
-    """Return the C++ source of a codec's library.
-
-    Raises:
-        BackendError: the program uses something that this backend does not build yet.
-
-    """
+    """Return the C++ source of a codec's library."""
     layout, counts = unit.functions[0].layout, unit.functions[0].counts
     named = {c.name for c in counts}
     writer = ScalarWriter(lambda name: f"c.{name}_" if name in named else f"p.{name}_")
@@ -84,7 +81,7 @@ class Emitter(Selections):
         steps = [step for b in f.body for step in self.steps(b)]
         return Operation(
             op=f.op,
-            frame={"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd", "hop": "Hop"}[f.op],
+            frame=FRAMES[f.op],
             comment=tuple(function_text(f).splitlines()),
             vector_fields=tuple(field.name for field in f.layout if field.length is not None),
             received=tuple((x.name, self.places[x.name]) for x in f.received),
@@ -168,7 +165,7 @@ class Emitter(Selections):
     @staticmethod
     def named(combine: ir.Combine) -> bool:
         """Whether a reduction is by `add`, `smaller` or `greater` of the language, not by a program's own."""
-        a, b = (ir.Scalar(x, combine.type) for x in "ab")
+        a, b = (ir.Scalar(x, combine.type) for x in ARGUMENTS)
         return combine.name in COMBINES and combine.body == ir.apply(COMBINES[combine.name], a, b)
 
     def reduction(self, s: ir.Reduce | ir.BlockReduce, writer: LaneWriter) -> Reduction:
@@ -180,46 +177,53 @@ class Emitter(Selections):
             narrow = self.named(s.combine) and writer.ranges.fits(s.body, -most, most)
             lanes = "Int32" if narrow else "Int64"
         value = writer.write(s.body, lanes)
-        functor = self.functor(s)
+        functor = self.functor(s.combine)
         if isinstance(s, ir.Reduce):
             self.scalars.append(self.member(s.name, kind))
         return Reduction(s.name, lanes, self.dialect.scalar(kind), functor, self.scalar.text(s.init), value)
 
-    def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
-        """Register what a reduction combines by; return its name."""
-        name = self.functor_name(s.combine.name)
-        kind, body = s.combine.type, s.combine.body
-        scalar = ScalarWriter(lambda x: self.argument(x, s), self.dialect).text(body)
-        if self.named(s.combine):
-            self.combines.append(Combine(name, "", scalar, "", (), ""))
-            return name
+    def functor(self, combine: ir.Combine) -> str:
+        """Register what a reduction combines by; return what is called with two values."""
+        name = self.functor_name(combine.name)
+        kind, body = combine.type, combine.body
+
+        def place(x: str) -> str:
+            return x if x in ARGUMENTS else self.place(x)
+
+        scalar = ScalarWriter(place, self.dialect, self.read_at).text(body)
+        if self.named(combine):
+            self.combines.append(Combine(name, "", scalar, "", (), "", captures=False))
+            return self.functor_object(self.combines[-1])
+
+        def uniform(e: ir.Expr, lanes: str) -> str:
+            if isinstance(e, ir.Scalar) and e.name in ARGUMENTS:
+                return e.name
+            return self.splat(lanes, e.type, self.scalar.text(e))
+
         writer = LaneWriter(
-            Ranges({}),
-            lambda e, _: self.argument(getattr(e, "vector", "search"), s),
-            lambda e, _: self.argument(getattr(e, "name", "gradient.size"), s),
+            Ranges(self.vectors),
+            lambda e, lanes: read_lanes(self, e, lanes, writer),
+            uniform,
             dialect=self.dialect,
+            elsewhere=lambda _: True,
         )
         lanes = LANES[kind.name]
         result = writer.write(body, lanes)
+        captures = any(
+            isinstance(x, ir.Param | ir.Size | ir.Read)
+            or (isinstance(x, ir.Scalar) and x.name not in ARGUMENTS)
+            for x in ir.walk(body)
+        )
         self.combines.append(
-            Combine(name, self.dialect.scalar(kind), scalar, lanes, tuple(writer.lines), result)
+            Combine(name, self.dialect.scalar(kind), scalar, lanes, tuple(writer.lines), result, captures)
         )
-        return name
-
-    def argument(self, name: str, s: ir.Reduce | ir.BlockReduce) -> str:
-        """Return an argument of what a reduction combines by; it may use no other names."""
-        if name in ("a", "b"):
-            return name
-        raise BackendError(
-            f"the {self.dialect.backend} backend does not build the use of '{name}' inside the function that "
-            f"the reduction '{s.name}' combines by yet; backend='interp' runs it"
-        )
+        return self.functor_object(self.combines[-1])
 
     def store(self, s: ir.Store, writer: LaneWriter, packs: list[Packed]) -> str:
         """Return the statement that stores lanes."""
         value = writer.write(s.body)
         if s.elem.packed:
-            packs.append(Packed(s.target.name, s.elem.bits, self.bits_place(s.target.name)))
+            packs.append(Packed(s.target.name, s.elem.bits, self.bits_place(s.target)))
             return self.store_packed(s, value, is_mask=writer.lane_type(s.body) == "Mask")
         if s.elem == BOOL:
             value = f"bit({value})"
@@ -227,9 +231,9 @@ class Emitter(Selections):
             value = self.dialect.canonical(value)
         return self.store_plain(s, value)
 
-    def bits_place(self, vector: str) -> str:
-        """Return where the bytes of a packed vector lie."""
-        return f"k.v_{vector}" if vector in self.stored_vectors else f"k.f_{vector}"
+    def bits_place(self, target: ir.Target) -> str:
+        """Return where packed codes are stored; a field and a vector in scratch may have the same name."""
+        return f"k.{'v' if target.kind == 'vector' else 'f'}_{target.name}"
 
     def patch(self, s: ir.Patch, writer: LaneWriter) -> str:
         """Return the statement that stores lanes at the positions of an index."""
@@ -275,7 +279,12 @@ class Emitter(Selections):
 
     def functor_name(self, combine: str) -> str:
         """Return a new name for what a reduction combines by."""
-        return "".join(part.capitalize() for part in combine.split("_")) + f"Of{len(self.combines)}"
+        named = "".join(part.capitalize() for part in combine.split("_"))
+        return f"{FRAMES[self.f.op]}{named}Of{len(self.combines)}"
+
+    def functor_object(self, combine: Combine) -> str:
+        """Return what combines: it holds the frame and the parameters if it captures something of them."""
+        return f"{combine.name}{{{'k, p' if combine.captures else ''}}}"
 
     def splat(self, lanes: str, kind: Elem, text: str) -> str:
         """Return a scalar in all lanes."""

@@ -128,12 +128,7 @@ class Kernel:
 
 
 def generate(unit: Unit) -> Generated:
-    """Return the CUDA form of a codec.
-
-    Raises:
-        BackendError: the program uses something that this backend does not build yet.
-
-    """
+    """Return the CUDA form of a codec."""
     emitters = [CudaEmitter(f) for f in unit.functions]
     operations = [(e, e.operation()) for e in emitters]
     kernels = {o.op: tuple(_kernels(f"{unit.codec}_{o.op}", o.steps)) for _, o in operations}
@@ -278,14 +273,7 @@ class CudaEmitter(CudaSelections, Emitter):
 
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that keeps an element until its row is stored."""
-        name = s.target.name
         stored = self.dialect.stored(s.elem)
-        place = {
-            "state": f"k.new_{name}",
-            "output": "k.gradient",
-            "field": f"reinterpret_cast<{stored}*>(k.f_{name})",
-            "vector": f"k.v_{name}",
-        }[s.target.kind]
-        output = Output(f"{s.target.kind}_{name}", stored, place)
+        output = Output(f"{s.target.kind}_{s.target.name}", stored, self.target(s))
         self.outputs.append(output)
         return f"o_{output.name}.at[block] = static_cast<{stored}>({value});"

@@ -56,8 +56,8 @@ class CudaSelections(Selections):
             case ir.Arrange(name, keys, values, length, block):
                 yield from self.arranged(name, keys, values, length, block)
                 self.alias(name, values.vector, scalar_type(values.type))
-            case ir.Ascends(index, count, length, checked):
-                args = f"k.v_{index.vector}, {self.scalar.text(count)}, {self.scalar.text(length)}"
+            case ir.Ascends(ir.Read(index), count, length, checked):
+                args = f"k.v_{index}, {self.scalar.text(count)}, {self.scalar.text(length)}"
                 wrong = "REFUSED" if checked else "OUT_OF_RANGE"
                 yield Step("check", f"ascends(part, {args}, item.status, {wrong})")
 
@@ -85,11 +85,12 @@ class CudaSelections(Selections):
         if block:
             yield Step("tiles", f"arrange_blocks(part, {have}, {other}, {size}, {block})")
             return
-        runs = ir.blocks(most, RUN)
-        first = self.work(f"{name}_first", "int64_t", ir.apply("*", runs, ir.const(1 << RUN_DIGIT, INT)))
+        rows = ir.apply("+", ir.blocks(most, RUN), ir.const(1, INT))  # of counts: of each run, and of all
+        first = self.work(f"{name}_first", "int64_t", ir.apply("*", rows, ir.const(1 << RUN_DIGIT, INT)))
         for shift in range(0, _bits(keys.type), RUN_DIGIT):  # an even number of times: they end in place
             yield Step("tiles", f"count_runs(part, {have.partition(',')[0]}, {size}, {shift}, {first})")
-            yield Step("block", f"sums_before({first}, runs_of({size}) * DIGITS)")
+            yield Step("tiles", f"sum_runs(part, {size}, {first})")
+            yield Step("block", f"sums_before({first} + DIGITS * runs_of({size}), DIGITS)")
             yield Step("tiles", f"move_runs(part, {have}, {other}, {size}, {shift}, {first})")
             have, other = other, have
 

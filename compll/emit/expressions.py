@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from compll import ir
 from compll.emit.pieces import Draw
 from compll.emit.ranges import Interval, Ranges, full, scalar_type
-from compll.errors import BackendError
-from compll.ir_text import text
 from compll.ops import OPS
 from compll.types import BOOL, FLOAT, INT, Elem, arithmetic, limits
 
@@ -132,14 +130,15 @@ def reads_elsewhere(e: ir.Expr) -> bool:
 class ScalarWriter:
     """Writes scalar expressions; `place` says where a named scalar lives.
 
-    `read` says how an element of a vector is read; for one value a block, `position` is the block.
+    `read` says how an element of a vector is read, or a table searched, given the text of where or for what;
+    for one value a block, `position` is the block.
     """
 
     def __init__(
         self,
         place: Callable[[str], str],
         dialect: Dialect = CPP,
-        read: Callable[[ir.Read | ir.Search], str] | None = None,
+        read: Callable[[ir.Read | ir.Search, str], str] | None = None,
         position: str = "",
     ) -> None:
         """Write with the given names."""
@@ -156,9 +155,8 @@ class ScalarWriter:
             case ir.Position():
                 return self.position or d.zero(d.scalar(INT))
             case ir.Read() | ir.Search() if self.read is not None:
-                return self.read(e)
-            case ir.Random() | ir.StochasticRound() if self.position:
-                raise not_built(e, d)
+                (operand,) = ir.children(e)
+                return self.read(e, self.text(operand))
             case ir.Scalar(name, _) | ir.Param(name, _):
                 return self.place(name)
             case ir.Convert(arg, to, kind):
@@ -178,7 +176,7 @@ class ScalarWriter:
             case ir.Apply(op, args, _):
                 c = d.operator(op, args[-1].type)
                 return "(" + c.format(*(self.text(a) for a in args)) + ")"
-        raise not_built(e, d)
+        raise AssertionError(e)
 
     def _convert(self, x: str, have: Elem, to: Elem, kind: Elem) -> str:
         d = self.dialect
@@ -277,7 +275,7 @@ class LaneWriter:
                 return f"stochastic_round({self.draw('random_halves', site)}, {self.write(arg)})"
             case ir.Apply(op, args, _):
                 return self._apply(op, args, have)
-        raise not_built(e, d)
+        raise AssertionError(e)
 
     def _apply(self, op: str, args: tuple[ir.Expr, ...], have: str) -> str:
         numbers = [a for a in args if a.type == INT]
@@ -321,18 +319,3 @@ class LaneWriter:
         limit = self.ranges.of(e) if through == "Int32" else full(to)  # no more than the lanes can hold
         clamped = d.call("saturate", through, x, *d.bounds(limit, to))
         return clamped if through == have else d.call("widen", have, clamped)
-
-
-def not_built(e: ir.Expr, dialect: Dialect = CPP) -> BackendError:
-    """Say what a backend cannot do yet."""
-    what = f"'{text(e)}' here"
-    if isinstance(e, ir.Read):
-        what = f"a read of '{e.vector}' elsewhere than at the element's own position of a loop of its length"
-    return BackendError(f"the {dialect.backend} backend does not build {what} yet; backend='interp' runs it")
-
-
-def not_built_type(elem: Elem, dialect: Dialect = CPP) -> BackendError:
-    """Say which type a backend cannot store yet."""
-    return BackendError(
-        f"the {dialect.backend} backend does not build the type {elem} yet; backend='interp' runs it"
-    )

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from compll import ir
-from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter, not_built, not_built_type
+from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter
 from compll.emit.pieces import TILE, BlockText, Load, Packed, Reduction, Stage
 from compll.emit.ranges import Ranges
-from compll.errors import BackendError
 from compll.types import BOOL, FLOAT, INT, Elem
 
 
@@ -55,8 +54,8 @@ class Emitter(Protocol):
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
 
-    def bits_place(self, vector: str) -> str:
-        """Return where the bytes of a packed vector lie."""
+    def where(self, vector: str) -> str:
+        """Return where a vector begins."""
 
     def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
         """Return the lanes of a vector at computed positions; 0 where they are out of range."""
@@ -67,7 +66,7 @@ class Emitter(Protocol):
     def search(self, e: ir.Search, kind: str, arg: str) -> str:
         """Return how many entries of a table are below, in scalars or lanes."""
 
-    def read_at(self, e: ir.Read | ir.Search) -> str:
+    def read_at(self, e: ir.Read | ir.Search, operand: str) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
 
 
@@ -92,6 +91,22 @@ def within_a_block(size: int, block: int, width: int) -> bool:
     return size > 0 and (size == block or (size % width == 0 and block % width == 0))
 
 
+def read_lanes(emitter: Emitter, e: ir.Read | ir.Search, lanes: str, writer: LaneWriter) -> str:
+    """Return the lanes of a vector at computed positions, or of what a search in a table gives."""
+    if isinstance(e, ir.Search):
+        wide = "Int64" if e.arg.type == INT else None  # the entries need not fit narrower lanes
+        return emitter.search(e, lanes, writer.write(e.arg, wide))
+    if in_table(emitter, e, writer):
+        return emitter.lookup(e, lanes, writer.write(e.position, "Int32"))
+    return emitter.gather(e, lanes, writer.write(e.position, "Int64"), writer.asked)
+
+
+def in_table(emitter: Emitter, e: ir.Read, writer: LaneWriter) -> bool:
+    """Whether a read is of a table, and at an entry of it whatever the values are."""
+    table = emitter.tables.get(e.vector)
+    return table is not None and writer.ranges.fits(e.position, 0, len(table.values) - 1)
+
+
 class Lanes:
     """A lane writer for one loop, with what it loads and the scalars that it splats."""
 
@@ -111,18 +126,13 @@ class Lanes:
         """Return the lanes of a vector: at the element's own position, at its block, or gathered."""
         emitter = self.emitter
         if isinstance(e, ir.Search):
-            wide = "Int64" if e.arg.type == INT else None  # the entries need not fit narrower lanes
-            return emitter.search(e, lanes, self.writer.write(e.arg, wide))
+            return read_lanes(emitter, e, lanes, self.writer)
         if self.own(e):
             self.loads.setdefault(e.vector, emitter.load(e.vector, self.stage_block))
             return f"v_{e.vector}"
         if self.of_block(e):
             return self.read_block(e, lanes)
-        if e.vector not in emitter.vectors or (self.block and e.vector in self.block.made):
-            raise not_built(e, emitter.dialect)
-        if self.in_table(e):
-            return emitter.lookup(e, lanes, self.writer.write(e.position, "Int32"))
-        return emitter.gather(e, lanes, self.writer.write(e.position, "Int64"), self.writer.asked)
+        return read_lanes(emitter, e, lanes, self.writer)
 
     def own(self, e: ir.Read) -> bool:
         """Whether a vector is read along with the loop."""
@@ -138,14 +148,9 @@ class Lanes:
         whole = not self.emitter.vectors[e.vector].packed
         return whole and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size)
 
-    def in_table(self, e: ir.Read) -> bool:
-        """Whether a read is of a table, and at an entry of it whatever the values are."""
-        table = self.emitter.tables.get(e.vector)
-        return table is not None and self.writer.ranges.fits(e.position, 0, len(table.values) - 1)
-
     def elsewhere(self, e: ir.Read) -> bool:
         """Whether a read has to look whether its position is in range."""
-        return not (self.own(e) or self.of_block(e) or self.in_table(e))
+        return not (self.own(e) or self.of_block(e) or in_table(self.emitter, e, self.writer))
 
     def read_block(self, e: ir.Read, lanes: str) -> str:
         """Read at i / B: what this loop has reduced the block to, or a field of one value a block."""
@@ -168,7 +173,7 @@ class Lanes:
             return None
         emitter = self.emitter
 
-        def read(x: ir.Read | ir.Search) -> str:
+        def read(x: ir.Read | ir.Search, _: str) -> str:
             assert isinstance(x, ir.Read)
             return emitter.value_of_field(x, ir.block_of(x.position), self.stage_block)
 
@@ -189,7 +194,7 @@ class Lanes:
         """Return the packed vectors that are loaded."""
         emitter = self.emitter
         packed = (v for v in self.loads if emitter.vectors[v].packed)
-        return tuple(Packed(v, emitter.vectors[v].bits, emitter.bits_place(v)) for v in packed)
+        return tuple(Packed(v, emitter.vectors[v].bits, emitter.where(v)) for v in packed)
 
     def uniform(self, e: ir.Expr, lanes: str) -> str:
         """Return the lanes of a scalar, splatted once before the loop."""
@@ -216,11 +221,11 @@ class Blocks:
         self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
         self.scalar = ScalarWriter(emitter.place, emitter.dialect, self.read, emitter.dialect.block_index())
 
-    def read(self, e: ir.Read | ir.Search) -> str:
+    def read(self, e: ir.Read | ir.Search, operand: str) -> str:
         """Return where the block's own reduction is held, or an element of another vector."""
         if isinstance(e, ir.Read) and e.vector in self.made:
             return self.emitter.block_value(f"r_{e.vector}", e.type)
-        return self.emitter.read_at(e)
+        return self.emitter.read_at(e, operand)
 
     def lanes(self, e: ir.Expr, lanes: str) -> str | None:
         """Return the lanes of an expression that is the same for a whole block, worked out once a block."""
@@ -240,8 +245,6 @@ class Blocks:
         stores = []
         for s in self.b.sinks:
             if isinstance(s, ir.Store) and s.length != self.b.length:
-                if s.elem.packed or s.target.kind not in ("field", "vector"):
-                    raise not_built_type(s.elem, self.emitter.dialect)
                 stores.append(self.emitter.store_block(s, self.scalar.text(s.body)))
         return BlockText(
             size=self.b.block,
@@ -259,11 +262,6 @@ class Blocks:
             ready = [s for s in left if not self.needs(s) - done]
             lanes = Lanes(self.emitter, self.b, self, stage=True)
             reductions = [self.emitter.reduction(s, lanes.writer) for s in ready]
-            if lanes.writer.draws:
-                raise BackendError(
-                    f"the {self.emitter.dialect.backend} backend does not build random numbers inside the "
-                    "reduction of a block yet; backend='interp' runs it"
-                )
             yield Stage(
                 uniforms=lanes.declarations(),
                 unpacks=lanes.unpacks(),

@@ -14,15 +14,11 @@ from compll.emit import render
 from compll.emit.cpp import Emitter
 from compll.emit.expressions import LANES, Dialect, LaneWriter
 from compll.emit.numba_selections import NumbaSelections
-from compll.emit.pieces import FieldText, Load, Operation, PassText, Reduction, Step
+from compll.emit.pieces import Combine, FieldText, Load, Operation, PassText, Reduction, Step
 from compll.emit.ranges import Interval
-from compll.errors import BackendError
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, scalar_bytes
 
 SCALARS = {"float": "f32", "int": "i64", "uint32": "u32", "uint64": "u64", "bool": "bit1"}
-
-
-MOST_BLOCK = 1 << 20
 ONE = {"Float": "f32", "Int32": "i32", "Int64": "i64", "UInt32": "u32", "UInt64": "u64"}  # lanes -> a lane
 
 
@@ -103,12 +99,7 @@ PYTHON = Python()
 
 
 def source(unit: Unit) -> str:
-    """Return the Python source of a codec's module.
-
-    Raises:
-        BackendError: the program uses something that this backend does not build yet.
-
-    """
+    """Return the Python source of a codec's module."""
     return render(
         "numba/library.py.j2",
         codec=unit.codec,
@@ -221,20 +212,6 @@ class NumbaEmitter(NumbaSelections, Emitter):
         """Return the condition that two scalars differ."""
         return f"native(ne({a}, {b}))"
 
-    def loop(self, b: ir.Pass) -> PassText:
-        """Return one loop over memory.
-
-        Raises:
-            BackendError: its blocks are too large.
-
-        """
-        if b.block > MOST_BLOCK:
-            raise BackendError(
-                f"the numba backend does not build blocks of more than {MOST_BLOCK} elements yet; "
-                "backend='interp' runs them"
-            )
-        return super().loop(b)
-
     def block_value(self, name: str, kind: Elem) -> str:
         """Return a value of the block at work."""
         own = self.dialect.scalar(kind)
@@ -266,13 +243,17 @@ class NumbaEmitter(NumbaSelections, Emitter):
         place = f"min(start + at, k.length - 1) // {size}"  # lanes that do not exist read what does
         return f"load({self.dialect.scalar(e.type)}, {kind}, k.f_{e.vector}, {place}, WHOLE)"
 
-    def functor(self, s: ir.Reduce | ir.BlockReduce) -> str:
+    def functor(self, combine: ir.Combine) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""
         for have, name in self.functors:
-            if have == s.combine:
+            if have == combine:
                 return name
-        self.functors.append((s.combine, super().functor(s)))
+        self.functors.append((combine, super().functor(combine)))
         return self.functors[-1][1]
+
+    def functor_object(self, combine: Combine) -> str:
+        """Return the name of a function: every one takes the frame."""
+        return combine.name
 
     def functor_name(self, combine: str) -> str:
         """Return the name of what a reduction combines by."""
@@ -299,7 +280,7 @@ class NumbaEmitter(NumbaSelections, Emitter):
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
         """Return the statement that packs codes."""
-        return f"pack({s.elem.bits}, {self.bits_place(s.target.name)}, start + at, {value}, live)"
+        return f"pack({s.elem.bits}, {self.bits_place(s.target)}, start + at, {value}, live)"
 
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores lanes; canonical floats are bits."""

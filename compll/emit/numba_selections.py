@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compll import ir
-from compll.emit.expressions import not_built
 from compll.emit.pieces import Buffer, Step
 from compll.emit.selections import BINS, PARTS, Selections
 from compll.types import BOOL, INT, Elem, arithmetic, dtype
@@ -43,10 +42,10 @@ class NumbaSelections(Selections):
                 yield from self.selection("nth", vectors, length, rank)
                 self.scalars.append(self.member(name, values.type))
                 yield Step("line", f"k.{name}_ = native({self.element(values.vector, 'one(k.result)')})")
-            case ir.Ascends(index, count, length, checked):
+            case ir.Ascends(ir.Read(index), count, length, checked):
                 args = ", ".join(f"native({self.scalar.text(e)})" for e in (count, length))
                 status = "REFUSED" if checked else "OUT_OF_RANGE"
-                yield Step("refusal", f"not ascends(k.v_{index.vector}, {args})", status=status)
+                yield Step("refusal", f"not ascends(k.v_{index}, {args})", status=status)
 
     def selection(
         self, function: str, vectors: Vectors, length: ir.Expr, rank: ir.Expr, block: int = 0
@@ -98,13 +97,9 @@ class NumbaSelections(Selections):
         stored = self.dialect.stored(self.vectors[e.vector])
         return f"lookup({lanes}, {stored}, {self.where(e.vector)}, {position})"
 
-    def read_at(self, e: ir.Read | ir.Search) -> str:
+    def read_at(self, e: ir.Read | ir.Search, operand: str) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
-        if isinstance(e, ir.Search):
-            return self.search(e, "i64", self.scalar.text(e.arg))
-        if e.vector not in self.vectors or e.vector not in self.lengths:
-            raise not_built(e, self.dialect)
-        return self.element(e.vector, self.scalar.text(e.position))
+        return self.search(e, "i64", operand) if isinstance(e, ir.Search) else self.element(e.vector, operand)
 
     def element(self, vector: str, position: str) -> str:
         """Return the element of a vector at a scalar position."""

@@ -11,7 +11,10 @@ TILE = 1024
 
 @dataclass(frozen=True)
 class Combine:
-    """The functor of a reduction, for scalars and for lanes; a named one (`add`) is for every lane type."""
+    """The functor of a reduction, for scalars and for lanes; a named one (`add`) is for every lane type.
+
+    One that captures something holds the frame and the parameters, where that lies.
+    """
 
     name: str
     type: str
@@ -19,11 +22,15 @@ class Combine:
     lanes: str
     lines: tuple[str, ...]
     result: str
+    captures: bool
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """A reduction of one pass: accumulator lanes, tile results, and the scalar that it ends in."""
+    """A reduction of one pass: accumulator lanes, tile results, and the scalar that it ends in.
+
+    `combine` is what is called with two of either.
+    """
 
     name: str
     lanes: str
@@ -106,6 +113,11 @@ class BlockText:
     def most(self) -> int:
         """How many blocks are in a span."""
         return self.span // self.size
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles a block has."""
+        return -(-self.size // TILE)
 
     @property
     def known(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from compll.ir.expr import Expr, Read, rewrite
 from compll.types import Elem
@@ -235,9 +236,10 @@ class Ascends:
     """`index`, of `count` elements, has to be strictly ascending below `length`.
 
     If not, the payload is refused where the index was read from it (`checked`), else it is out of range.
+    Lowered, `index` is a vector that a pass has stored.
     """
 
-    index: Read
+    index: Expr
     count: Expr
     length: Expr
     checked: bool
@@ -347,8 +349,10 @@ class Function:
 def rewrite_binding(b: Binding, change: Callable[[Expr], Expr | None]) -> Binding:
     """Rewrite every expression that stands in a binding; see `rewrite`."""
     new = {f.name: getattr(b, f.name) for f in fields(b)}
-    changed = {name: rewrite(e, change) for name, e in new.items() if isinstance(e, Expr)}
-    return replace(b, **changed)  # type: ignore[arg-type]
+    changed: dict[str, Any] = {name: rewrite(e, change) for name, e in new.items() if isinstance(e, Expr)}
+    if isinstance(b, Reduce | BlockReduce):
+        changed["combine"] = replace(b.combine, body=rewrite(b.combine.body, change))
+    return replace(b, **changed)
 
 
 def expressions(b: Binding) -> tuple[Expr, ...]:

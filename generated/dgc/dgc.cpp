@@ -82,8 +82,8 @@ template <class T> inline T get(const uint8_t* from) {
 //     store field field1: float[filter_count] = ((n > 0) ? (v[int(uint32(filter[i]))] + ((momentum * u[int(uint32(filter[i]))]) + gradient[int(uint32(filter[i]))])) : 0x0.0p+0)
 //     store vector u_scatter_index: int[filter_count] = int(uint32(filter[i]))
 //     store vector v_scatter_index: int[filter_count] = int(uint32(filter[i]))
-//   own u_scatter_index[filter_count] ascends below n
-//   own v_scatter_index[filter_count] ascends below n
+//   own u_scatter_index[i][filter_count] ascends below n
+//   own v_scatter_index[i][filter_count] ascends below n
 //   pass[n]
 //     store state u: float[n] = ((abs(((momentum * u[i]) + gradient[i])) <= 0x1.fffffe0000000p+127) ? ((momentum * u[i]) + gradient[i]) : 0x0.0p+0)
 //     store state v: float[n] = ((abs((v[i] + ((momentum * u[i]) + gradient[i]))) <= 0x1.fffffe0000000p+127) ? (v[i] + ((momentum * u[i]) + gradient[i])) : 0x0.0p+0)
@@ -186,8 +186,8 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
 template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_momentum = splat<Float>(p.momentum_);
     const Float u_threshold = splat<Float>(k.threshold_);
-    alignas(64) uint8_t o_filter_mask[TILE];
-    if (!FULL) std::memset(o_filter_mask, 0, TILE);
+    uint8_t room_filter_mask[LANES] = {};
+    uint8_t* const o_filter_mask = FULL ? k.v_filter_mask + tile * LANES : room_filter_mask;
     const auto* in_v = k.s_v + tile * TILE;
     const auto* in_u = k.s_u + tile * TILE;
     const auto* in_gradient = k.gradient + tile * TILE;
@@ -210,10 +210,10 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Mask t7 = lt(t3, splat<Float>(__builtin_inff()));
             const Mask t8 = both(t6, t7);
             const Int32 t9 = widen<Int32>(bit(t8));
-            store<true>(o_filter_mask + at, FULL ? t9 : t9 & first_lanes(live), WIDTH);
+            put_bits(o_filter_mask + at / 8, FULL ? ne(t9, Int32{}) : ne(t9, Int32{}) & first_lanes(live));
         }
     }
-    pack<1, FULL>(k.v_filter_mask + tile * (LANES * 1), o_filter_mask, count);
+    if (!FULL) std::memcpy(k.v_filter_mask + tile * LANES, room_filter_mask, (count + 7) / 8);
 }
 
 template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -410,7 +410,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //     store vector gradient_scatter_index: int[filter_count] = int(index[i])
 //   pass[n]
 //     store output: float[n] = 0x0.0p+0
-//   payload's gradient_scatter_index[filter_count] ascends below n
+//   payload's gradient_scatter_index[i][filter_count] ascends below n
 //   pass[filter_count]
 //     patch output: float[filter_count] at gradient_scatter_index[i] = field1[i]
 
@@ -535,10 +535,10 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   field index: uint32[filter_count]
 //   field field1: float[filter_count]
 //   pass[filter_count]
-//     store vector gradient_scatter_index: int[filter_count] = int(index[i])
-//   payload's gradient_scatter_index[filter_count] ascends below n
+//     store vector gradient_index: int[filter_count] = int(index[i])
+//   payload's gradient_index[i][filter_count] ascends below n
 //   pass[filter_count]
-//     patch output: float[filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * field1[i]))
+//     patch output: float[filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * field1[i]))
 
 
 struct DecodeAddFrame {
@@ -550,7 +550,7 @@ struct DecodeAddFrame {
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t filter_count_;
-    int64_t* v_gradient_scatter_index;
+    int64_t* v_gradient_index;
 };
 
 template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -563,30 +563,27 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
             const Int64 t0 = widen<Int64>(v_index);
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
+            store<FULL>(k.v_gradient_index + tile * TILE + at, t0, live);
         }
     }
 }
 
 template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
+    const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
+            const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            const Int64 t0 = widen<Int64>(v_index);
-            const Float t1 = gather<Float>(k.gradient, k.n, t0, first_lanes(live), k.outside);
-            const Float t2 = u_scale * v_field1;
-            const Float t3 = t1 + t2;
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t3), live);
+            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, first_lanes(live), k.outside);
+            const Float t1 = u_scale * v_field1;
+            const Float t2 = t0 + t1;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
         }
     }
 }
@@ -594,7 +591,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_gradient_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
+    k.v_gradient_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     return arena.used;
 }
 
@@ -624,7 +621,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
-    if (!ascends(k.v_gradient_scatter_index, k.filter_count_, k.n)) return REFUSED;
+    if (!ascends(k.v_gradient_index, k.filter_count_, k.n)) return REFUSED;
     {
         const int64_t length = k.filter_count_;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;

@@ -74,8 +74,8 @@ constexpr int64_t FRAME_BYTES = 256;  // the greatest frame below; an item's scr
 //     store field field1: float[filter_count] = ((n > 0) ? (v[int(uint32(filter[i]))] + ((momentum * u[int(uint32(filter[i]))]) + gradient[int(uint32(filter[i]))])) : 0x0.0p+0)
 //     store vector u_scatter_index: int[filter_count] = int(uint32(filter[i]))
 //     store vector v_scatter_index: int[filter_count] = int(uint32(filter[i]))
-//   own u_scatter_index[filter_count] ascends below n
-//   own v_scatter_index[filter_count] ascends below n
+//   own u_scatter_index[i][filter_count] ascends below n
+//   own v_scatter_index[i][filter_count] ascends below n
 //   pass[n]
 //     store state u: float[n] = ((abs(((momentum * u[i]) + gradient[i])) <= 0x1.fffffe0000000p+127) ? ((momentum * u[i]) + gradient[i]) : 0x0.0p+0)
 //     store state v: float[n] = ((abs((v[i] + ((momentum * u[i]) + gradient[i]))) <= 0x1.fffffe0000000p+127) ? (v[i] + ((momentum * u[i]) + gradient[i])) : 0x0.0p+0)
@@ -385,7 +385,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
 //     store vector gradient_scatter_index: int[filter_count] = int(index[i])
 //   pass[n]
 //     store output: float[n] = 0x0.0p+0
-//   payload's gradient_scatter_index[filter_count] ascends below n
+//   payload's gradient_scatter_index[i][filter_count] ascends below n
 //   pass[filter_count]
 //     patch output: float[filter_count] at gradient_scatter_index[i] = field1[i]
 
@@ -499,10 +499,10 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
 //   field index: uint32[filter_count]
 //   field field1: float[filter_count]
 //   pass[filter_count]
-//     store vector gradient_scatter_index: int[filter_count] = int(index[i])
-//   payload's gradient_scatter_index[filter_count] ascends below n
+//     store vector gradient_index: int[filter_count] = int(index[i])
+//   payload's gradient_index[i][filter_count] ascends below n
 //   pass[filter_count]
-//     patch output: float[filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * field1[i]))
+//     patch output: float[filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * field1[i]))
 
 struct DecodeAddFrame {
     int64_t n;
@@ -515,7 +515,7 @@ struct DecodeAddFrame {
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t filter_count_;
-    int64_t* v_gradient_scatter_index;
+    int64_t* v_gradient_index;
 };
 static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
@@ -524,7 +524,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
     const auto in_index = load<FULL>(reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE, thread, count);
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
-        Quad<int64_t> o_vector_gradient_scatter_index = {};
+        Quad<int64_t> o_vector_gradient_index = {};
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
@@ -532,9 +532,9 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             if (!FULL && at >= count) break;
             const UInt32 v_index = widen<UInt32>(in_index.row[row].at[block]);
             const Int64 t0 = widen<Int64>(v_index);
-            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t0);
+            o_vector_gradient_index.at[block] = static_cast<int64_t>(t0);
         }
-        store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
+        store<FULL>(k.v_gradient_index + tile * TILE, o_vector_gradient_index, row, thread, count);
     }
 }
 
@@ -543,22 +543,19 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
     const Float u_scale = splat<Float>(k.scale);
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
-        const auto in_index = load_row<FULL>(reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE, row, thread, count);
+        const auto in_gradient_index = load_row<FULL>(k.v_gradient_index + tile * TILE, row, thread, count);
         const auto in_field1 = load_row<FULL>(reinterpret_cast<const float*>(k.f_field1) + tile * TILE, row, thread, count);
-        const auto in_gradient_scatter_index = load_row<FULL>(k.v_gradient_scatter_index + tile * TILE, row, thread, count);
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
-            const UInt32 v_index = widen<UInt32>(in_index.at[block]);
+            const Int64 v_gradient_index = widen<Int64>(in_gradient_index.at[block]);
             const Float v_field1 = widen<Float>(in_field1.at[block]);
-            const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.at[block]);
-            const Int64 t0 = widen<Int64>(v_index);
-            const Float t1 = gather<Float>(k.gradient, k.n, t0, true, k.outside);
-            const Float t2 = u_scale * v_field1;
-            const Float t3 = t1 + t2;
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t3), live);
+            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, true, k.outside);
+            const Float t1 = u_scale * v_field1;
+            const Float t2 = t0 + t1;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
         }
     }
 }
@@ -566,7 +563,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
 // Give the vectors that live in scratch their places; return the bytes that they take.
 COMPLL_BOTH int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_gradient_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
+    k.v_gradient_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     return arena.used;
 }
 
@@ -920,7 +917,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_decode_add_asc
     compll_item& item = items[part.item];
     DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
     if (stopped(item)) return;
-    ascends(part, k.v_gradient_scatter_index, k.filter_count_, k.n, item.status, REFUSED);
+    ascends(part, k.v_gradient_index, k.filter_count_, k.n, item.status, REFUSED);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_decode_add_pass1(compll_item* items, int64_t count, const void* params) {

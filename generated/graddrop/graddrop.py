@@ -32,7 +32,7 @@ OPERATIONS = {}
 #     store field index: uint32[filter_count] = uint32(filter[i])
 #     store field field1: float[filter_count] = ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0)
 #     store vector gradient_scatter_index: int[filter_count] = int(uint32(filter[i]))
-#   own gradient_scatter_index[filter_count] ascends below n
+#   own gradient_scatter_index[i][filter_count] ascends below n
 #   pass[filter_count]
 #     store vector residual_patch: float[filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0)) : 0x0.0p+0)
 #   pass[n]
@@ -521,7 +521,7 @@ OPERATIONS["encode"] = Kernels(
 #     store vector gradient_scatter_index: int[filter_count] = int(index[i])
 #   pass[n]
 #     store output: float[n] = 0x0.0p+0
-#   payload's gradient_scatter_index[filter_count] ascends below n
+#   payload's gradient_scatter_index[i][filter_count] ascends below n
 #   pass[filter_count]
 #     patch output: float[filter_count] at gradient_scatter_index[i] = field1[i]
 
@@ -694,16 +694,16 @@ OPERATIONS["decode"] = Kernels(
 #   field index: uint32[filter_count]
 #   field field1: float[filter_count]
 #   pass[filter_count]
-#     store vector gradient_scatter_index: int[filter_count] = int(index[i])
-#   payload's gradient_scatter_index[filter_count] ascends below n
+#     store vector gradient_index: int[filter_count] = int(index[i])
+#   payload's gradient_index[i][filter_count] ascends below n
 #   pass[filter_count]
-#     patch output: float[filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * field1[i]))
+#     patch output: float[filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * field1[i]))
 
 decode_add_frame = frame_type(
     params=[("p_drop", "float32"), ("p_sampling", "float32"), ],
     states=[],
     fields=["index", "field1", ],
-    vectors=["v_gradient_scatter_index", ],
+    vectors=["v_gradient_index", ],
     received=[],
     scalars=[("filter_count_", "int64")],
 )
@@ -719,7 +719,7 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
             t0 = widen(Int64, v_index)
-            store(i64, k.v_gradient_scatter_index, start + at, t0, live)
+            store(i64, k.v_gradient_index, start + at, t0, live)
 
 
 @loop(decode_add_frame)
@@ -744,14 +744,12 @@ def decode_add_pass1_tile(k, tile, count):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_index = stream(UInt32, u32, k.f_index, start + at, live)
+            v_gradient_index = stream(Int64, i64, k.v_gradient_index, start + at, live)
             v_field1 = stream(Float, f32, k.f_field1, start + at, live)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            t0 = widen(Int64, v_index)
-            t1 = gather(Float, f32, k.gradient, native(one(k.n)), t0, first_lanes(live), k)
-            t2 = u_scale * v_field1
-            t3 = t1 + t2
-            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t3), live)
+            t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_index, first_lanes(live), k)
+            t1 = u_scale * v_field1
+            t2 = t0 + t1
+            scatter(u32, k.gradient, v_gradient_index, float_bits(t2), live)
 
 
 @loop(decode_add_frame)
@@ -788,7 +786,7 @@ def decode_add_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     end = k.scratch
-    k.v_gradient_scatter_index = end
+    k.v_gradient_index = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
@@ -807,7 +805,7 @@ def decode_add_step0(frame):
 
 @inner
 def decode_add_before1(k):
-    if not ascends(k.v_gradient_scatter_index, native(one(k.filter_count_)), native(one(k.n))):
+    if not ascends(k.v_gradient_index, native(one(k.filter_count_)), native(one(k.n))):
         return REFUSED
     k.length = native(one(k.filter_count_))
     return tiles_of(k.length)

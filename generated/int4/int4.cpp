@@ -70,7 +70,7 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
@@ -96,7 +96,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t0 = absolute(v_gradient);
             if (row == 0) a_scale_greater[block] = t0;
             else if (FULL) a_scale_greater[block] = EncodeGreaterOf0{}(a_scale_greater[block], t0);
-            else a_scale_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale_greater[block], t0), a_scale_greater[block]);
+            else a_scale_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale_greater[block], t0, live), a_scale_greater[block]);
         }
     }
     if constexpr (FULL) r_scale_greater = fold_known<(N < LANES ? N : LANES)>(a_scale_greater, EncodeGreaterOf0{});
@@ -374,7 +374,7 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
@@ -411,7 +411,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t6 = absolute(t5);
             if (row == 0) a_scale_greater[block] = t6;
             else if (FULL) a_scale_greater[block] = HopGreaterOf0{}(a_scale_greater[block], t6);
-            else a_scale_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale_greater[block], t6), a_scale_greater[block]);
+            else a_scale_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale_greater[block], t6, live), a_scale_greater[block]);
         }
     }
     if constexpr (FULL) r_scale_greater = fold_known<(N < LANES ? N : LANES)>(a_scale_greater, HopGreaterOf0{});

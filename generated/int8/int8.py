@@ -32,7 +32,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_greater_0(a, b):
+def encode_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -49,9 +49,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, 
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            a_scale_greater = t0 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t0), a_scale_greater)
+            a_scale_greater = t0 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t0, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest), WHOLE)
+    store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
@@ -67,7 +67,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length))))
+        x_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
         store(f32, b_h0, j, (divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0)))), WHOLE)
@@ -332,7 +332,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_greater_0(a, b):
+def hop_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -356,9 +356,9 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h
             t3 = v_gradient + t2
             t4 = u_scale * t3
             t5 = absolute(t4)
-            a_scale_greater = t5 if row == 0 else keep(live, hop_greater_0(a_scale_greater, t5), a_scale_greater)
+            a_scale_greater = t5 if row == 0 else keep(live, hop_greater_0(a_scale_greater, t5, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, hop_greater_0_fold(Float, f32, lanes_scale_greater, rest), WHOLE)
+    store(f32, tiles_scale_greater, t, hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
@@ -374,7 +374,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
                 hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
             else:
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length))))
+        x_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
         store(f32, b_h0, j, (divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0)))), WHOLE)

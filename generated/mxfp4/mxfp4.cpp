@@ -71,7 +71,7 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
@@ -97,7 +97,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t0 = absolute(v_gradient);
             if (row == 0) a_s_greater[block] = t0;
             else if (FULL) a_s_greater[block] = EncodeGreaterOf0{}(a_s_greater[block], t0);
-            else a_s_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_s_greater[block], t0), a_s_greater[block]);
+            else a_s_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_s_greater[block], t0, live), a_s_greater[block]);
         }
     }
     if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, EncodeGreaterOf0{});
@@ -392,7 +392,7 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
@@ -434,7 +434,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t11 = absolute(t10);
             if (row == 0) a_s_greater[block] = t11;
             else if (FULL) a_s_greater[block] = HopGreaterOf0{}(a_s_greater[block], t11);
-            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t11), a_s_greater[block]);
+            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t11, live), a_s_greater[block]);
         }
     }
     if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf0{});

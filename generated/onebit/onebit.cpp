@@ -91,20 +91,20 @@ struct EncodeFrame {
 };
 
 struct EncodeAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct EncodeAddOf1 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct EncodeAddOf2 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t o_bit[TILE];
-    if (!FULL) std::memset(o_bit, 0, TILE);
+    uint8_t room_bit[LANES] = {};
+    uint8_t* const o_bit = FULL ? k.f_bit + tile * LANES : room_bit;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     Int32 a_ups[BLOCKS];
@@ -125,19 +125,19 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Float t3 = select(t1, t0, splat<Float>(0x0.0p+0f));
             const Float t4 = select(t1, splat<Float>(0x0.0p+0f), t0);
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            store<true>(o_bit + at, FULL ? t2 : t2 & first_lanes(live), WIDTH);
+            put_bits(o_bit + at / 8, FULL ? ne(t2, Int32{}) : ne(t2, Int32{}) & first_lanes(live));
             if (row == 0) a_ups[block] = t2;
             else if (FULL) a_ups[block] = EncodeAddOf0{}(a_ups[block], t2);
-            else a_ups[block] = select(first_lanes(live), EncodeAddOf0{}(a_ups[block], t2), a_ups[block]);
+            else a_ups[block] = select(first_lanes(live), EncodeAddOf0{}(a_ups[block], t2, live), a_ups[block]);
             if (row == 0) a_up_add[block] = t3;
             else if (FULL) a_up_add[block] = EncodeAddOf1{}(a_up_add[block], t3);
-            else a_up_add[block] = select(first_lanes(live), EncodeAddOf1{}(a_up_add[block], t3), a_up_add[block]);
+            else a_up_add[block] = select(first_lanes(live), EncodeAddOf1{}(a_up_add[block], t3, live), a_up_add[block]);
             if (row == 0) a_down_add[block] = t4;
             else if (FULL) a_down_add[block] = EncodeAddOf2{}(a_down_add[block], t4);
-            else a_down_add[block] = select(first_lanes(live), EncodeAddOf2{}(a_down_add[block], t4), a_down_add[block]);
+            else a_down_add[block] = select(first_lanes(live), EncodeAddOf2{}(a_down_add[block], t4, live), a_down_add[block]);
         }
     }
-    pack<1, FULL>(k.f_bit + tile * (LANES * 1), o_bit, count);
+    if (!FULL) std::memcpy(k.f_bit + tile * LANES, room_bit, (count + 7) / 8);
     k.ups_tiles[tile] = fold<FULL>(a_ups, count < LANES ? count : LANES, EncodeAddOf0{});
     k.up_add_tiles[tile] = fold<FULL>(a_up_add, count < LANES ? count : LANES, EncodeAddOf1{});
     k.down_add_tiles[tile] = fold<FULL>(a_down_add, count < LANES ? count : LANES, EncodeAddOf2{});
@@ -450,15 +450,15 @@ struct HopFrame {
 };
 
 struct HopAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct HopAddOf1 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct HopAddOf2 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -467,8 +467,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const Float u_received_down_1 = splat<Float>(k.received_down_1_);
     alignas(64) uint8_t c_received_bit[TILE];
     unpack<1, FULL>(c_received_bit, k.f_received_bit + tile * (LANES * 1), count);
-    alignas(64) uint8_t o_bit[TILE];
-    if (!FULL) std::memset(o_bit, 0, TILE);
+    uint8_t room_bit[LANES] = {};
+    uint8_t* const o_bit = FULL ? k.f_bit + tile * LANES : room_bit;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_bit = c_received_bit;
     const auto* in_residual = k.s_residual + tile * TILE;
@@ -495,19 +495,19 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Float t7 = select(t5, t4, splat<Float>(0x0.0p+0f));
             const Float t8 = select(t5, splat<Float>(0x0.0p+0f), t4);
             widest = over(widest, FULL ? magnitude(t3) : magnitude(t3) & (UInt32)first_lanes(live));
-            store<true>(o_bit + at, FULL ? t6 : t6 & first_lanes(live), WIDTH);
+            put_bits(o_bit + at / 8, FULL ? ne(t6, Int32{}) : ne(t6, Int32{}) & first_lanes(live));
             if (row == 0) a_ups[block] = t6;
             else if (FULL) a_ups[block] = HopAddOf0{}(a_ups[block], t6);
-            else a_ups[block] = select(first_lanes(live), HopAddOf0{}(a_ups[block], t6), a_ups[block]);
+            else a_ups[block] = select(first_lanes(live), HopAddOf0{}(a_ups[block], t6, live), a_ups[block]);
             if (row == 0) a_up_add[block] = t7;
             else if (FULL) a_up_add[block] = HopAddOf1{}(a_up_add[block], t7);
-            else a_up_add[block] = select(first_lanes(live), HopAddOf1{}(a_up_add[block], t7), a_up_add[block]);
+            else a_up_add[block] = select(first_lanes(live), HopAddOf1{}(a_up_add[block], t7, live), a_up_add[block]);
             if (row == 0) a_down_add[block] = t8;
             else if (FULL) a_down_add[block] = HopAddOf2{}(a_down_add[block], t8);
-            else a_down_add[block] = select(first_lanes(live), HopAddOf2{}(a_down_add[block], t8), a_down_add[block]);
+            else a_down_add[block] = select(first_lanes(live), HopAddOf2{}(a_down_add[block], t8, live), a_down_add[block]);
         }
     }
-    pack<1, FULL>(k.f_bit + tile * (LANES * 1), o_bit, count);
+    if (!FULL) std::memcpy(k.f_bit + tile * LANES, room_bit, (count + 7) / 8);
     k.ups_tiles[tile] = fold<FULL>(a_ups, count < LANES ? count : LANES, HopAddOf0{});
     k.up_add_tiles[tile] = fold<FULL>(a_up_add, count < LANES ? count : LANES, HopAddOf1{});
     k.down_add_tiles[tile] = fold<FULL>(a_down_add, count < LANES ? count : LANES, HopAddOf2{});

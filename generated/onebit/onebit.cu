@@ -87,15 +87,15 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeAddOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (wrap_add(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (wrap_add(a, b)); }
 };
 
 struct EncodeAddOf1 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
 struct EncodeAddOf2 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
 template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -436,15 +436,15 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopAddOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (wrap_add(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (wrap_add(a, b)); }
 };
 
 struct HopAddOf1 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
 struct HopAddOf2 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
 template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {

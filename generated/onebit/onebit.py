@@ -42,7 +42,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_add_0(a, b):
+def encode_add_0(a, b, live, k):
     return (a + b)
 
 
@@ -50,7 +50,7 @@ encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
 
 
 @inner
-def encode_add_1(a, b):
+def encode_add_1(a, b, live, k):
     return (a + b)
 
 
@@ -81,17 +81,17 @@ def encode_pass0_tile(k, tile, count):
             t4 = select(t1, splat(Float, 0.0), t0)
             bad = keep(live, bad | not_finite(v_gradient), bad)
             pack(1, k.f_bit, start + at, t2, live)
-            a_ups = t2 if row == 0 else keep(live, encode_add_0(a_ups, t2), a_ups)
-            a_up_add = t3 if row == 0 else keep(live, encode_add_1(a_up_add, t3), a_up_add)
-            a_down_add = t4 if row == 0 else keep(live, encode_add_1(a_down_add, t4), a_down_add)
+            a_ups = t2 if row == 0 else keep(live, encode_add_0(a_ups, t2, live, k), a_ups)
+            a_up_add = t3 if row == 0 else keep(live, encode_add_1(a_up_add, t3, live, k), a_up_add)
+            a_down_add = t4 if row == 0 else keep(live, encode_add_1(a_down_add, t4, live, k), a_down_add)
         store(i32, lanes_ups, block * WIDTH, a_ups, WHOLE)
         store(f32, lanes_up_add, block * WIDTH, a_up_add, WHOLE)
         store(f32, lanes_down_add, block * WIDTH, a_down_add, WHOLE)
-    x_ups = encode_add_0_fold(Int32, i32, lanes_ups, k.length - start)
+    x_ups = encode_add_0_fold(Int32, i32, lanes_ups, k.length - start, k)
     store(i64, k.ups_tiles, tile, x_ups, WHOLE)
-    x_up_add = encode_add_1_fold(Float, f32, lanes_up_add, k.length - start)
+    x_up_add = encode_add_1_fold(Float, f32, lanes_up_add, k.length - start, k)
     store(f32, k.up_add_tiles, tile, x_up_add, WHOLE)
-    x_down_add = encode_add_1_fold(Float, f32, lanes_down_add, k.length - start)
+    x_down_add = encode_add_1_fold(Float, f32, lanes_down_add, k.length - start, k)
     store(f32, k.down_add_tiles, tile, x_down_add, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -193,15 +193,15 @@ def encode_step0(frame):
 def encode_before1(k):
     x_ups = splat(Int64, splat(i64, 0))
     if k.length > 0:
-        x_ups = encode_add_0(x_ups, splat(Int64, encode_add_0_tiles(Int64, i64, k.ups_tiles, tiles_of(k.length))))
+        x_ups = encode_add_0(x_ups, splat(Int64, encode_add_0_tiles(Int64, i64, k.ups_tiles, tiles_of(k.length), k)), 1, k)
     k.ups_ = native(first(x_ups))
     x_up_add = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_up_add = encode_add_1(x_up_add, splat(Float, encode_add_1_tiles(Float, f32, k.up_add_tiles, tiles_of(k.length))))
+        x_up_add = encode_add_1(x_up_add, splat(Float, encode_add_1_tiles(Float, f32, k.up_add_tiles, tiles_of(k.length), k)), 1, k)
     k.up_add_ = native(first(x_up_add))
     x_down_add = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_down_add = encode_add_1(x_down_add, splat(Float, encode_add_1_tiles(Float, f32, k.down_add_tiles, tiles_of(k.length))))
+        x_down_add = encode_add_1(x_down_add, splat(Float, encode_add_1_tiles(Float, f32, k.down_add_tiles, tiles_of(k.length), k)), 1, k)
     k.down_add_ = native(first(x_down_add))
     k.up_ = native((divide(one(k.up_add_), widen(f32, (greater(one(k.ups_), splat(i64, 1)))))))
     k.down_ = native((divide(one(k.down_add_), widen(f32, (greater((one(k.n) - one(k.ups_)), splat(i64, 1)))))))
@@ -442,7 +442,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_add_0(a, b):
+def hop_add_0(a, b, live, k):
     return (a + b)
 
 
@@ -450,7 +450,7 @@ hop_add_0_fold, hop_add_0_tiles = reduction(hop_add_0)
 
 
 @inner
-def hop_add_1(a, b):
+def hop_add_1(a, b, live, k):
     return (a + b)
 
 
@@ -489,17 +489,17 @@ def hop_pass0_tile(k, tile, count):
             t8 = select(t5, splat(Float, 0.0), t4)
             bad = keep(live, bad | not_finite(t3), bad)
             pack(1, k.f_bit, start + at, t6, live)
-            a_ups = t6 if row == 0 else keep(live, hop_add_0(a_ups, t6), a_ups)
-            a_up_add = t7 if row == 0 else keep(live, hop_add_1(a_up_add, t7), a_up_add)
-            a_down_add = t8 if row == 0 else keep(live, hop_add_1(a_down_add, t8), a_down_add)
+            a_ups = t6 if row == 0 else keep(live, hop_add_0(a_ups, t6, live, k), a_ups)
+            a_up_add = t7 if row == 0 else keep(live, hop_add_1(a_up_add, t7, live, k), a_up_add)
+            a_down_add = t8 if row == 0 else keep(live, hop_add_1(a_down_add, t8, live, k), a_down_add)
         store(i32, lanes_ups, block * WIDTH, a_ups, WHOLE)
         store(f32, lanes_up_add, block * WIDTH, a_up_add, WHOLE)
         store(f32, lanes_down_add, block * WIDTH, a_down_add, WHOLE)
-    x_ups = hop_add_0_fold(Int32, i32, lanes_ups, k.length - start)
+    x_ups = hop_add_0_fold(Int32, i32, lanes_ups, k.length - start, k)
     store(i64, k.ups_tiles, tile, x_ups, WHOLE)
-    x_up_add = hop_add_1_fold(Float, f32, lanes_up_add, k.length - start)
+    x_up_add = hop_add_1_fold(Float, f32, lanes_up_add, k.length - start, k)
     store(f32, k.up_add_tiles, tile, x_up_add, WHOLE)
-    x_down_add = hop_add_1_fold(Float, f32, lanes_down_add, k.length - start)
+    x_down_add = hop_add_1_fold(Float, f32, lanes_down_add, k.length - start, k)
     store(f32, k.down_add_tiles, tile, x_down_add, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -614,15 +614,15 @@ def hop_step0(frame):
 def hop_before1(k):
     x_ups = splat(Int64, splat(i64, 0))
     if k.length > 0:
-        x_ups = hop_add_0(x_ups, splat(Int64, hop_add_0_tiles(Int64, i64, k.ups_tiles, tiles_of(k.length))))
+        x_ups = hop_add_0(x_ups, splat(Int64, hop_add_0_tiles(Int64, i64, k.ups_tiles, tiles_of(k.length), k)), 1, k)
     k.ups_ = native(first(x_ups))
     x_up_add = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_up_add = hop_add_1(x_up_add, splat(Float, hop_add_1_tiles(Float, f32, k.up_add_tiles, tiles_of(k.length))))
+        x_up_add = hop_add_1(x_up_add, splat(Float, hop_add_1_tiles(Float, f32, k.up_add_tiles, tiles_of(k.length), k)), 1, k)
     k.up_add_ = native(first(x_up_add))
     x_down_add = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_down_add = hop_add_1(x_down_add, splat(Float, hop_add_1_tiles(Float, f32, k.down_add_tiles, tiles_of(k.length))))
+        x_down_add = hop_add_1(x_down_add, splat(Float, hop_add_1_tiles(Float, f32, k.down_add_tiles, tiles_of(k.length), k)), 1, k)
     k.down_add_ = native(first(x_down_add))
     k.up_ = native((divide(one(k.up_add_), widen(f32, (greater(one(k.ups_), splat(i64, 1)))))))
     k.down_ = native((divide(one(k.down_add_), widen(f32, (greater((one(k.n) - one(k.ups_)), splat(i64, 1)))))))

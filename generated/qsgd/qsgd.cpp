@@ -76,7 +76,7 @@ struct EncodeFrame {
 };
 
 struct EncodeAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 
@@ -102,7 +102,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t0 = v_gradient * v_gradient;
             if (row == 0) a_norm_add[block] = t0;
             else if (FULL) a_norm_add[block] = EncodeAddOf0{}(a_norm_add[block], t0);
-            else a_norm_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_norm_add[block], t0), a_norm_add[block]);
+            else a_norm_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_norm_add[block], t0, live), a_norm_add[block]);
         }
     }
     if constexpr (FULL) r_norm_add = fold_known<(N < LANES ? N : LANES)>(a_norm_add, EncodeAddOf0{});
@@ -136,8 +136,8 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     alignas(64) uint8_t o_level[TILE];
     if (!FULL) std::memset(o_level, 0, TILE);
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
@@ -159,11 +159,11 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t7 = widen<Int32>(bit(t6));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<true>(o_level + at, FULL ? t5 : t5 & first_lanes(live), WIDTH);
-            store<true>(o_negative + at, FULL ? t7 : t7 & first_lanes(live), WIDTH);
+            put_bits(o_negative + at / 8, FULL ? ne(t7, Int32{}) : ne(t7, Int32{}) & first_lanes(live));
         }
     }
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -415,7 +415,7 @@ struct HopFrame {
 };
 
 struct HopAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 
@@ -458,7 +458,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t8 = t7 * t7;
             if (row == 0) a_norm_add[block] = t8;
             else if (FULL) a_norm_add[block] = HopAddOf0{}(a_norm_add[block], t8);
-            else a_norm_add[block] = select(first_lanes(live), HopAddOf0{}(a_norm_add[block], t8), a_norm_add[block]);
+            else a_norm_add[block] = select(first_lanes(live), HopAddOf0{}(a_norm_add[block], t8, live), a_norm_add[block]);
         }
     }
     if constexpr (FULL) r_norm_add = fold_known<(N < LANES ? N : LANES)>(a_norm_add, HopAddOf0{});
@@ -497,8 +497,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     unpack<3, FULL>(c_received_level, k.f_received_level + tile * (LANES * 3), count);
     alignas(64) uint8_t o_level[TILE];
     if (!FULL) std::memset(o_level, 0, TILE);
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_negative = c_received_negative;
     const auto* in_received_level = c_received_level;
@@ -532,11 +532,11 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 t15 = widen<Int32>(bit(t14));
             widest = over(widest, FULL ? magnitude(t7) : magnitude(t7) & (UInt32)first_lanes(live));
             store<true>(o_level + at, FULL ? t13 : t13 & first_lanes(live), WIDTH);
-            store<true>(o_negative + at, FULL ? t15 : t15 & first_lanes(live), WIDTH);
+            put_bits(o_negative + at / 8, FULL ? ne(t15, Int32{}) : ne(t15, Int32{}) & first_lanes(live));
         }
     }
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 

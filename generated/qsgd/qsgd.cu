@@ -72,7 +72,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeAddOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 512, in the item's scratch, from the span's first block on
@@ -423,7 +423,7 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopAddOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 512, in the item's scratch, from the span's first block on

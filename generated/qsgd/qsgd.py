@@ -35,7 +35,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_add_0(a, b):
+def encode_add_0(a, b, live, k):
     return (a + b)
 
 
@@ -52,9 +52,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_norm_add, b_h0,
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = v_gradient * v_gradient
-            a_norm_add = t0 if row == 0 else keep(live, encode_add_0(a_norm_add, t0), a_norm_add)
+            a_norm_add = t0 if row == 0 else keep(live, encode_add_0(a_norm_add, t0, live, k), a_norm_add)
         store(f32, lanes_norm_add, block * WIDTH, a_norm_add, WHOLE)
-    store(f32, tiles_norm_add, t, encode_add_0_fold(Float, f32, lanes_norm_add, rest), WHOLE)
+    store(f32, tiles_norm_add, t, encode_add_0_fold(Float, f32, lanes_norm_add, rest, k), WHOLE)
 
 
 @inner
@@ -70,7 +70,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_norm_add, b_h0):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
-        x_norm_add = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_add_0_tiles(Float, f32, tiles_norm_add, tiles_of(length))))
+        x_norm_add = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_add_0_tiles(Float, f32, tiles_norm_add, tiles_of(length), k)), 1, k)
         store(f32, b_r_norm_add, j, first(x_norm_add), WHOLE)
         store(f32, b_h0, j, (sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE))), WHOLE)
         store(u32, k.f_norm, block0 + j, float_bits((sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE)))), WHOLE)
@@ -369,7 +369,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_add_0(a, b):
+def hop_add_0(a, b, live, k):
     return (a + b)
 
 
@@ -397,9 +397,9 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_norm_add, b_h0, la
             t6 = v_gradient + t5
             t7 = u_scale * t6
             t8 = t7 * t7
-            a_norm_add = t8 if row == 0 else keep(live, hop_add_0(a_norm_add, t8), a_norm_add)
+            a_norm_add = t8 if row == 0 else keep(live, hop_add_0(a_norm_add, t8, live, k), a_norm_add)
         store(f32, lanes_norm_add, block * WIDTH, a_norm_add, WHOLE)
-    store(f32, tiles_norm_add, t, hop_add_0_fold(Float, f32, lanes_norm_add, rest), WHOLE)
+    store(f32, tiles_norm_add, t, hop_add_0_fold(Float, f32, lanes_norm_add, rest, k), WHOLE)
 
 
 @inner
@@ -415,7 +415,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_norm_add, b_h0):
                 hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
             else:
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
-        x_norm_add = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_add_0_tiles(Float, f32, tiles_norm_add, tiles_of(length))))
+        x_norm_add = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_add_0_tiles(Float, f32, tiles_norm_add, tiles_of(length), k)), 1, k)
         store(f32, b_r_norm_add, j, first(x_norm_add), WHOLE)
         store(f32, b_h0, j, (sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE))), WHOLE)
         store(u32, k.f_norm, block0 + j, float_bits((sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE)))), WHOLE)

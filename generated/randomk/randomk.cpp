@@ -165,7 +165,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))
 //   pass[n]
 //     store output: float[n] = 0x0.0p+0
-//   own gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+//   own gradient_scatter_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = value[i]
 
@@ -296,10 +296,10 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   param ratio: float
 //   field value: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-//     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))
-//   own gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+//     store vector gradient_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))
+//   own gradient_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-//     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = (gradient[random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))] + (scale * value[i]))
+//     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * value[i]))
 
 
 struct DecodeAddFrame {
@@ -309,7 +309,7 @@ struct DecodeAddFrame {
     int32_t bad, outside;
     Gradient* gradient;
     uint8_t* f_value;
-    int64_t* v_gradient_scatter_index;
+    int64_t* v_gradient_index;
 };
 
 template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -336,44 +336,27 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Int64 t9 = t8 * u_n_Int64;
             const Int64 t10 = divide(t9, t6);
             const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t11, live);
+            store<FULL>(k.v_gradient_index + tile * TILE + at, t11, live);
         }
     }
 }
 
 template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_ratio = splat<Float>(p.ratio_);
     const Float u_scale = splat<Float>(k.scale);
+    const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_value = reinterpret_cast<const float*>(k.f_value) + tile * TILE;
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
-    UInt32 r_key0[BLOCKS][ROWS];
-    for (int block = 0; block < BLOCKS; ++block) random_words(r_key0[block], k.shared_seed, 0, tile, block * WIDTH);
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
+            const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Float v_value = load<Float, FULL>(in_value + at, live);
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            const Int64 t0 = position * u_n_Int64;
-            const Float t1 = widen<Float>(u_n_Int64);
-            const Float t2 = u_ratio * t1;
-            const Float t3 = ceil_(t2);
-            const Int64 t4 = saturate<Int64>(t3, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t5 = greater(t4, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t6 = smaller(t5, u_n_Int64);
-            const Int64 t7 = divide(t0, t6);
-            const Int64 t8 = position + widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int64 t9 = t8 * u_n_Int64;
-            const Int64 t10 = divide(t9, t6);
-            const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            const Float t12 = gather<Float>(k.gradient, k.n, t11, first_lanes(live), k.outside);
-            const Float t13 = u_scale * v_value;
-            const Float t14 = t12 + t13;
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t14), live);
+            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, first_lanes(live), k.outside);
+            const Float t1 = u_scale * v_value;
+            const Float t2 = t0 + t1;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
         }
     }
 }
@@ -381,7 +364,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_gradient_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
+    k.v_gradient_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     return arena.used;
 }
 
@@ -409,7 +392,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
-    if (!ascends(k.v_gradient_scatter_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n)) return OUT_OF_RANGE;
+    if (!ascends(k.v_gradient_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n)) return OUT_OF_RANGE;
     {
         const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;

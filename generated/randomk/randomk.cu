@@ -152,7 +152,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
 //     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))
 //   pass[n]
 //     store output: float[n] = 0x0.0p+0
-//   own gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+//   own gradient_scatter_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = value[i]
 
@@ -273,10 +273,10 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
 //   param ratio: float
 //   field value: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-//     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))
-//   own gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+//     store vector gradient_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))
+//   own gradient_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-//     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = (gradient[random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))] + (scale * value[i]))
+//     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * value[i]))
 
 struct DecodeAddFrame {
     int64_t n;
@@ -287,7 +287,7 @@ struct DecodeAddFrame {
     int32_t* outside;  // where it is told that a position was out of range
     Gradient* gradient;
     uint8_t* f_value;
-    int64_t* v_gradient_scatter_index;
+    int64_t* v_gradient_index;
 };
 static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
@@ -300,7 +300,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
     for (int block = 0; block < QUAD; ++block) r_key0[block].fill(k.shared_seed, 0, tile, QUAD * thread + block);
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
-        Quad<int64_t> o_vector_gradient_scatter_index = {};
+        Quad<int64_t> o_vector_gradient_index = {};
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
@@ -319,48 +319,30 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Int64 t9 = wrap_multiply(t8, u_n_Int64);
             const Int64 t10 = divide(t9, t6);
             const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t11);
+            o_vector_gradient_index.at[block] = static_cast<int64_t>(t11);
         }
-        store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
+        store<FULL>(k.v_gradient_index + tile * TILE, o_vector_gradient_index, row, thread, count);
     }
 }
 
 template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_ratio = splat<Float>(p.ratio_);
     const Float u_scale = splat<Float>(k.scale);
-    Words r_key0[QUAD];
-#pragma unroll
-    for (int block = 0; block < QUAD; ++block) r_key0[block].fill(k.shared_seed, 0, tile, QUAD * thread + block);
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
+        const auto in_gradient_index = load_row<FULL>(k.v_gradient_index + tile * TILE, row, thread, count);
         const auto in_value = load_row<FULL>(reinterpret_cast<const float*>(k.f_value) + tile * TILE, row, thread, count);
-        const auto in_gradient_scatter_index = load_row<FULL>(k.v_gradient_scatter_index + tile * TILE, row, thread, count);
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
-            const Int64 position = tile * TILE + at;
+            const Int64 v_gradient_index = widen<Int64>(in_gradient_index.at[block]);
             const Float v_value = widen<Float>(in_value.at[block]);
-            const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.at[block]);
-            const Int64 t0 = wrap_multiply(position, u_n_Int64);
-            const Float t1 = widen<Float>(u_n_Int64);
-            const Float t2 = u_ratio * t1;
-            const Float t3 = ceil_(t2);
-            const Int64 t4 = saturate<Int64>(t3, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t5 = greater(t4, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t6 = smaller(t5, u_n_Int64);
-            const Int64 t7 = divide(t0, t6);
-            const Int64 t8 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Int64 t9 = wrap_multiply(t8, u_n_Int64);
-            const Int64 t10 = divide(t9, t6);
-            const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            const Float t12 = gather<Float>(k.gradient, k.n, t11, true, k.outside);
-            const Float t13 = u_scale * v_value;
-            const Float t14 = t12 + t13;
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t14), live);
+            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, true, k.outside);
+            const Float t1 = u_scale * v_value;
+            const Float t2 = t0 + t1;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
         }
     }
 }
@@ -368,7 +350,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
 // Give the vectors that live in scratch their places; return the bytes that they take.
 COMPLL_BOTH int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_gradient_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
+    k.v_gradient_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     return arena.used;
 }
 
@@ -532,7 +514,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) randomk_decode_add
     compll_item& item = items[part.item];
     DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
     if (stopped(item)) return;
-    ascends(part, k.v_gradient_scatter_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n, item.status, OUT_OF_RANGE);
+    ascends(part, k.v_gradient_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n, item.status, OUT_OF_RANGE);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) randomk_decode_add_pass1(compll_item* items, int64_t count, const void* params) {

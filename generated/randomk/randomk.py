@@ -151,7 +151,7 @@ OPERATIONS["encode"] = Kernels(
 #     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))
 #   pass[n]
 #     store output: float[n] = 0x0.0p+0
-#   own gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+#   own gradient_scatter_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 #   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = value[i]
 
@@ -326,16 +326,16 @@ OPERATIONS["decode"] = Kernels(
 #   param ratio: float
 #   field value: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-#     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))
-#   own gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+#     store vector gradient_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))
+#   own gradient_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 #   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-#     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = (gradient[random_of_key0<int>(((i * n) / min(max(int(ceil((ratio * float(n)))), 0), n)), (((i + 1) * n) / min(max(int(ceil((ratio * float(n)))), 0), n)))] + (scale * value[i]))
+#     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * value[i]))
 
 decode_add_frame = frame_type(
     params=[("p_ratio", "float32"), ],
     states=[],
     fields=["value", ],
-    vectors=["v_gradient_scatter_index", ],
+    vectors=["v_gradient_index", ],
     received=[],
     scalars=[],
 )
@@ -366,7 +366,7 @@ def decode_add_pass0_tile(k, tile, count):
             t9 = t8 * u_n_Int64
             t10 = divide(t9, t6)
             t11 = random_int(row_of(r_key0, row), t7, t10)
-            store(i64, k.v_gradient_scatter_index, start + at, t11, live)
+            store(i64, k.v_gradient_index, start + at, t11, live)
 
 
 @loop(decode_add_frame)
@@ -386,34 +386,17 @@ def decode_add_pass0(frame, begin, end):
 @inner
 def decode_add_pass1_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
-    u_ratio = splat(Float, one(k.p_ratio))
     u_scale = splat(Float, one(k.scale))
-    r_key0 = rows_buffer()
-    for block in range(BLOCKS):
-        random_words(r_key0, k.shared_seed, 0, tile, block * WIDTH)
-        for row in range(ROWS):
-            at = row * LANES + block * WIDTH
+    for block in range(1):
+        for row in range(TILE // WIDTH):
+            at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
+            v_gradient_index = stream(Int64, i64, k.v_gradient_index, start + at, live)
             v_value = stream(Float, f32, k.f_value, start + at, live)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            t0 = position * u_n_Int64
-            t1 = widen(Float, u_n_Int64)
-            t2 = u_ratio * t1
-            t3 = ceil_(t2)
-            t4 = saturate(Int64, t3, -9223372036854775808, 9223372036854775807)
-            t5 = greater(t4, widen(Int64, splat(Int32, 0)))
-            t6 = smaller(t5, u_n_Int64)
-            t7 = divide(t0, t6)
-            t8 = position + widen(Int64, splat(Int32, 1))
-            t9 = t8 * u_n_Int64
-            t10 = divide(t9, t6)
-            t11 = random_int(row_of(r_key0, row), t7, t10)
-            t12 = gather(Float, f32, k.gradient, native(one(k.n)), t11, first_lanes(live), k)
-            t13 = u_scale * v_value
-            t14 = t12 + t13
-            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t14), live)
+            t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_index, first_lanes(live), k)
+            t1 = u_scale * v_value
+            t2 = t0 + t1
+            scatter(u32, k.gradient, v_gradient_index, float_bits(t2), live)
 
 
 @loop(decode_add_frame)
@@ -440,7 +423,7 @@ def decode_add_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     end = k.scratch
-    k.v_gradient_scatter_index = end
+    k.v_gradient_index = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
@@ -459,7 +442,7 @@ def decode_add_step0(frame):
 
 @inner
 def decode_add_before1(k):
-    if not ascends(k.v_gradient_scatter_index, native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), native(one(k.n))):
+    if not ascends(k.v_gradient_index, native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), native(one(k.n))):
         return OUT_OF_RANGE
     k.length = native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
     return tiles_of(k.length)

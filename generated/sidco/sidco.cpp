@@ -112,19 +112,19 @@ struct EncodeFrame {
 };
 
 struct EncodeAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 struct EncodeAddOf2 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 struct EncodeAddOf3 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -143,10 +143,10 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             if (row == 0) a_threshold_add[block] = t0;
             else if (FULL) a_threshold_add[block] = EncodeAddOf0{}(a_threshold_add[block], t0);
-            else a_threshold_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_threshold_add[block], t0), a_threshold_add[block]);
+            else a_threshold_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_threshold_add[block], t0, live), a_threshold_add[block]);
             if (row == 0) a_threshold_greater[block] = t0;
             else if (FULL) a_threshold_greater[block] = EncodeGreaterOf1{}(a_threshold_greater[block], t0);
-            else a_threshold_greater[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_threshold_greater[block], t0), a_threshold_greater[block]);
+            else a_threshold_greater[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_threshold_greater[block], t0, live), a_threshold_greater[block]);
         }
     }
     k.threshold_add_tiles[tile] = fold<FULL>(a_threshold_add, count < LANES ? count : LANES, EncodeAddOf0{});
@@ -173,10 +173,10 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t4 = widen<Int32>(bit(t3));
             if (row == 0) a_over_add[block] = t2;
             else if (FULL) a_over_add[block] = EncodeAddOf2{}(a_over_add[block], t2);
-            else a_over_add[block] = select(first_lanes(live), EncodeAddOf2{}(a_over_add[block], t2), a_over_add[block]);
+            else a_over_add[block] = select(first_lanes(live), EncodeAddOf2{}(a_over_add[block], t2, live), a_over_add[block]);
             if (row == 0) a_over_add_1[block] = t4;
             else if (FULL) a_over_add_1[block] = EncodeAddOf3{}(a_over_add_1[block], t4);
-            else a_over_add_1[block] = select(first_lanes(live), EncodeAddOf3{}(a_over_add_1[block], t4), a_over_add_1[block]);
+            else a_over_add_1[block] = select(first_lanes(live), EncodeAddOf3{}(a_over_add_1[block], t4, live), a_over_add_1[block]);
         }
     }
     k.over_add_tiles[tile] = fold<FULL>(a_over_add, count < LANES ? count : LANES, EncodeAddOf2{});
@@ -185,8 +185,8 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
 
 template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold_2 = splat<Float>(k.threshold_2_);
-    alignas(64) uint8_t o_index_filter_mask[TILE];
-    if (!FULL) std::memset(o_index_filter_mask, 0, TILE);
+    uint8_t room_index_filter_mask[LANES] = {};
+    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
     const auto* in_gradient = k.gradient + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -202,10 +202,10 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Mask t4 = lt(t0, splat<Float>(__builtin_inff()));
             const Mask t5 = both(t3, t4);
             const Int32 t6 = widen<Int32>(bit(t5));
-            store<true>(o_index_filter_mask + at, FULL ? t6 : t6 & first_lanes(live), WIDTH);
+            put_bits(o_index_filter_mask + at / 8, FULL ? ne(t6, Int32{}) : ne(t6, Int32{}) & first_lanes(live));
         }
     }
-    pack<1, FULL>(k.v_index_filter_mask + tile * (LANES * 1), o_index_filter_mask, count);
+    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
 }
 
 template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -327,7 +327,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
 //   pass[n]
 //     store output: float[n] = 0x0.0p+0
-//   payload's gradient_scatter_index[index_filter_count] ascends below n
+//   payload's gradient_scatter_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
 //     patch output: float[index_filter_count] at gradient_scatter_index[i] = field1[i]
 
@@ -451,10 +451,10 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   field index: uint32[index_filter_count]
 //   field field1: float[index_filter_count]
 //   pass[index_filter_count]
-//     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
-//   payload's gradient_scatter_index[index_filter_count] ascends below n
+//     store vector gradient_index: int[index_filter_count] = int(index[i])
+//   payload's gradient_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
-//     patch output: float[index_filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * field1[i]))
+//     patch output: float[index_filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * field1[i]))
 
 
 struct DecodeAddFrame {
@@ -466,7 +466,7 @@ struct DecodeAddFrame {
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t index_filter_count_;
-    int64_t* v_gradient_scatter_index;
+    int64_t* v_gradient_index;
 };
 
 template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -479,30 +479,27 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
             const Int64 t0 = widen<Int64>(v_index);
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
+            store<FULL>(k.v_gradient_index + tile * TILE + at, t0, live);
         }
     }
 }
 
 template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
+    const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
+            const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            const Int64 t0 = widen<Int64>(v_index);
-            const Float t1 = gather<Float>(k.gradient, k.n, t0, first_lanes(live), k.outside);
-            const Float t2 = u_scale * v_field1;
-            const Float t3 = t1 + t2;
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t3), live);
+            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, first_lanes(live), k.outside);
+            const Float t1 = u_scale * v_field1;
+            const Float t2 = t0 + t1;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
         }
     }
 }
@@ -510,7 +507,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_gradient_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
+    k.v_gradient_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     return arena.used;
 }
 
@@ -540,7 +537,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
-    if (!ascends(k.v_gradient_scatter_index, k.index_filter_count_, k.n)) return REFUSED;
+    if (!ascends(k.v_gradient_index, k.index_filter_count_, k.n)) return REFUSED;
     {
         const int64_t length = k.index_filter_count_;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;

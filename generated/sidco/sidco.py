@@ -50,7 +50,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_add_0(a, b):
+def encode_add_0(a, b, live, k):
     return (a + b)
 
 
@@ -58,7 +58,7 @@ encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
 
 
 @inner
-def encode_greater_1(a, b):
+def encode_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
@@ -66,7 +66,7 @@ encode_greater_1_fold, encode_greater_1_tiles = reduction(encode_greater_1)
 
 
 @inner
-def encode_add_2(a, b):
+def encode_add_2(a, b, live, k):
     return (a + b)
 
 
@@ -89,13 +89,13 @@ def encode_pass0_tile(k, tile, count):
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            a_threshold_add = t0 if row == 0 else keep(live, encode_add_0(a_threshold_add, t0), a_threshold_add)
-            a_threshold_greater = t0 if row == 0 else keep(live, encode_greater_1(a_threshold_greater, t0), a_threshold_greater)
+            a_threshold_add = t0 if row == 0 else keep(live, encode_add_0(a_threshold_add, t0, live, k), a_threshold_add)
+            a_threshold_greater = t0 if row == 0 else keep(live, encode_greater_1(a_threshold_greater, t0, live, k), a_threshold_greater)
         store(f32, lanes_threshold_add, block * WIDTH, a_threshold_add, WHOLE)
         store(f32, lanes_threshold_greater, block * WIDTH, a_threshold_greater, WHOLE)
-    x_threshold_add = encode_add_0_fold(Float, f32, lanes_threshold_add, k.length - start)
+    x_threshold_add = encode_add_0_fold(Float, f32, lanes_threshold_add, k.length - start, k)
     store(f32, k.threshold_add_tiles, tile, x_threshold_add, WHOLE)
-    x_threshold_greater = encode_greater_1_fold(Float, f32, lanes_threshold_greater, k.length - start)
+    x_threshold_greater = encode_greater_1_fold(Float, f32, lanes_threshold_greater, k.length - start, k)
     store(f32, k.threshold_greater_tiles, tile, x_threshold_greater, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -133,13 +133,13 @@ def encode_pass1_tile(k, tile, count):
             t2 = greater(t1, splat(Float, 0.0))
             t3 = gt(t0, u_threshold)
             t4 = widen(Int32, bit(t3))
-            a_over_add = t2 if row == 0 else keep(live, encode_add_0(a_over_add, t2), a_over_add)
-            a_over_add_1 = t4 if row == 0 else keep(live, encode_add_2(a_over_add_1, t4), a_over_add_1)
+            a_over_add = t2 if row == 0 else keep(live, encode_add_0(a_over_add, t2, live, k), a_over_add)
+            a_over_add_1 = t4 if row == 0 else keep(live, encode_add_2(a_over_add_1, t4, live, k), a_over_add_1)
         store(f32, lanes_over_add, block * WIDTH, a_over_add, WHOLE)
         store(i32, lanes_over_add_1, block * WIDTH, a_over_add_1, WHOLE)
-    x_over_add = encode_add_0_fold(Float, f32, lanes_over_add, k.length - start)
+    x_over_add = encode_add_0_fold(Float, f32, lanes_over_add, k.length - start, k)
     store(f32, k.over_add_tiles, tile, x_over_add, WHOLE)
-    x_over_add_1 = encode_add_2_fold(Int32, i32, lanes_over_add_1, k.length - start)
+    x_over_add_1 = encode_add_2_fold(Int32, i32, lanes_over_add_1, k.length - start, k)
     store(i64, k.over_add_1_tiles, tile, x_over_add_1, WHOLE)
 
 
@@ -268,11 +268,11 @@ def encode_step0(frame):
 def encode_before1(k):
     x_threshold_add = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_threshold_add = encode_add_0(x_threshold_add, splat(Float, encode_add_0_tiles(Float, f32, k.threshold_add_tiles, tiles_of(k.length))))
+        x_threshold_add = encode_add_0(x_threshold_add, splat(Float, encode_add_0_tiles(Float, f32, k.threshold_add_tiles, tiles_of(k.length), k)), 1, k)
     k.threshold_add_ = native(first(x_threshold_add))
     x_threshold_greater = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_threshold_greater = encode_greater_1(x_threshold_greater, splat(Float, encode_greater_1_tiles(Float, f32, k.threshold_greater_tiles, tiles_of(k.length))))
+        x_threshold_greater = encode_greater_1(x_threshold_greater, splat(Float, encode_greater_1_tiles(Float, f32, k.threshold_greater_tiles, tiles_of(k.length), k)), 1, k)
     k.threshold_greater_ = native(first(x_threshold_greater))
     k.threshold_ = native(((-(log_((select(splat(bit1, True), (greater(one(k.p_ratio), splat(f32, 0.25))), one(k.p_ratio)))))) * (divide(one(k.threshold_add_), widen(f32, (greater(one(k.n), splat(i64, 1))))))))
     k.length = native(one(k.n))
@@ -291,11 +291,11 @@ def encode_step1(frame):
 def encode_before2(k):
     x_over_add = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_over_add = encode_add_0(x_over_add, splat(Float, encode_add_0_tiles(Float, f32, k.over_add_tiles, tiles_of(k.length))))
+        x_over_add = encode_add_0(x_over_add, splat(Float, encode_add_0_tiles(Float, f32, k.over_add_tiles, tiles_of(k.length), k)), 1, k)
     k.over_add_ = native(first(x_over_add))
     x_over_add_1 = splat(Int64, splat(i64, 0))
     if k.length > 0:
-        x_over_add_1 = encode_add_2(x_over_add_1, splat(Int64, encode_add_2_tiles(Int64, i64, k.over_add_1_tiles, tiles_of(k.length))))
+        x_over_add_1 = encode_add_2(x_over_add_1, splat(Int64, encode_add_2_tiles(Int64, i64, k.over_add_1_tiles, tiles_of(k.length), k)), 1, k)
     k.over_add_1_ = native(first(x_over_add_1))
     k.over_ = native((divide(one(k.over_add_), widen(f32, (greater(one(k.over_add_1_), splat(i64, 1)))))))
     k.threshold_1_ = native((one(k.threshold_) - ((log_((select(splat(bit1, False), (greater((divide(one(k.p_ratio), (select(splat(bit1, True), (greater(one(k.p_ratio), splat(f32, 0.25))), one(k.p_ratio))))), splat(f32, 0.25))), (divide(one(k.p_ratio), (select(splat(bit1, True), (greater(one(k.p_ratio), splat(f32, 0.25))), one(k.p_ratio))))))))) * one(k.over_))))
@@ -373,7 +373,7 @@ OPERATIONS["encode"] = Kernels(
 #     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
 #   pass[n]
 #     store output: float[n] = 0x0.0p+0
-#   payload's gradient_scatter_index[index_filter_count] ascends below n
+#   payload's gradient_scatter_index[i][index_filter_count] ascends below n
 #   pass[index_filter_count]
 #     patch output: float[index_filter_count] at gradient_scatter_index[i] = field1[i]
 
@@ -546,16 +546,16 @@ OPERATIONS["decode"] = Kernels(
 #   field index: uint32[index_filter_count]
 #   field field1: float[index_filter_count]
 #   pass[index_filter_count]
-#     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
-#   payload's gradient_scatter_index[index_filter_count] ascends below n
+#     store vector gradient_index: int[index_filter_count] = int(index[i])
+#   payload's gradient_index[i][index_filter_count] ascends below n
 #   pass[index_filter_count]
-#     patch output: float[index_filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * field1[i]))
+#     patch output: float[index_filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * field1[i]))
 
 decode_add_frame = frame_type(
     params=[("p_ratio", "float32"), ],
     states=[],
     fields=["index", "field1", ],
-    vectors=["v_gradient_scatter_index", ],
+    vectors=["v_gradient_index", ],
     received=[],
     scalars=[("index_filter_count_", "int64")],
 )
@@ -571,7 +571,7 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
             t0 = widen(Int64, v_index)
-            store(i64, k.v_gradient_scatter_index, start + at, t0, live)
+            store(i64, k.v_gradient_index, start + at, t0, live)
 
 
 @loop(decode_add_frame)
@@ -596,14 +596,12 @@ def decode_add_pass1_tile(k, tile, count):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_index = stream(UInt32, u32, k.f_index, start + at, live)
+            v_gradient_index = stream(Int64, i64, k.v_gradient_index, start + at, live)
             v_field1 = stream(Float, f32, k.f_field1, start + at, live)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            t0 = widen(Int64, v_index)
-            t1 = gather(Float, f32, k.gradient, native(one(k.n)), t0, first_lanes(live), k)
-            t2 = u_scale * v_field1
-            t3 = t1 + t2
-            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t3), live)
+            t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_index, first_lanes(live), k)
+            t1 = u_scale * v_field1
+            t2 = t0 + t1
+            scatter(u32, k.gradient, v_gradient_index, float_bits(t2), live)
 
 
 @loop(decode_add_frame)
@@ -640,7 +638,7 @@ def decode_add_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     end = k.scratch
-    k.v_gradient_scatter_index = end
+    k.v_gradient_index = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_((one(k.p_ratio) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
@@ -659,7 +657,7 @@ def decode_add_step0(frame):
 
 @inner
 def decode_add_before1(k):
-    if not ascends(k.v_gradient_scatter_index, native(one(k.index_filter_count_)), native(one(k.n))):
+    if not ascends(k.v_gradient_index, native(one(k.index_filter_count_)), native(one(k.n))):
         return REFUSED
     k.length = native(one(k.index_filter_count_))
     return tiles_of(k.length)

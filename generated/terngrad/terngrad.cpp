@@ -86,11 +86,11 @@ struct EncodeFrame {
 };
 
 struct EncodeSmallerOf0 {
-    template <class T> T operator()(T a, T b) const { return (smaller(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (smaller(a, b)); }
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -108,10 +108,10 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             if (row == 0) a_low[block] = v_gradient;
             else if (FULL) a_low[block] = EncodeSmallerOf0{}(a_low[block], v_gradient);
-            else a_low[block] = select(first_lanes(live), EncodeSmallerOf0{}(a_low[block], v_gradient), a_low[block]);
+            else a_low[block] = select(first_lanes(live), EncodeSmallerOf0{}(a_low[block], v_gradient, live), a_low[block]);
             if (row == 0) a_high[block] = v_gradient;
             else if (FULL) a_high[block] = EncodeGreaterOf1{}(a_high[block], v_gradient);
-            else a_high[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_high[block], v_gradient), a_high[block]);
+            else a_high[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_high[block], v_gradient, live), a_high[block]);
         }
     }
     k.low_tiles[tile] = fold<FULL>(a_low, count < LANES ? count : LANES, EncodeSmallerOf0{});
@@ -435,11 +435,11 @@ struct HopFrame {
 };
 
 struct HopSmallerOf0 {
-    template <class T> T operator()(T a, T b) const { return (smaller(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (smaller(a, b)); }
 };
 
 struct HopGreaterOf1 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -469,10 +469,10 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             widest = over(widest, FULL ? magnitude(t4) : magnitude(t4) & (UInt32)first_lanes(live));
             if (row == 0) a_low[block] = t4;
             else if (FULL) a_low[block] = HopSmallerOf0{}(a_low[block], t4);
-            else a_low[block] = select(first_lanes(live), HopSmallerOf0{}(a_low[block], t4), a_low[block]);
+            else a_low[block] = select(first_lanes(live), HopSmallerOf0{}(a_low[block], t4, live), a_low[block]);
             if (row == 0) a_high[block] = t4;
             else if (FULL) a_high[block] = HopGreaterOf1{}(a_high[block], t4);
-            else a_high[block] = select(first_lanes(live), HopGreaterOf1{}(a_high[block], t4), a_high[block]);
+            else a_high[block] = select(first_lanes(live), HopGreaterOf1{}(a_high[block], t4, live), a_high[block]);
         }
     }
     k.low_tiles[tile] = fold<FULL>(a_low, count < LANES ? count : LANES, HopSmallerOf0{});

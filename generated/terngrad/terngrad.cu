@@ -83,11 +83,11 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeSmallerOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (smaller(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (smaller(a, b)); }
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -426,11 +426,11 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopSmallerOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (smaller(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (smaller(a, b)); }
 };
 
 struct HopGreaterOf1 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {

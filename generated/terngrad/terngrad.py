@@ -40,7 +40,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_smaller_0(a, b):
+def encode_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
@@ -48,7 +48,7 @@ encode_smaller_0_fold, encode_smaller_0_tiles = reduction(encode_smaller_0)
 
 
 @inner
-def encode_greater_1(a, b):
+def encode_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
@@ -70,13 +70,13 @@ def encode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            a_low = v_gradient if row == 0 else keep(live, encode_smaller_0(a_low, v_gradient), a_low)
-            a_high = v_gradient if row == 0 else keep(live, encode_greater_1(a_high, v_gradient), a_high)
+            a_low = v_gradient if row == 0 else keep(live, encode_smaller_0(a_low, v_gradient, live, k), a_low)
+            a_high = v_gradient if row == 0 else keep(live, encode_greater_1(a_high, v_gradient, live, k), a_high)
         store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
         store(f32, lanes_high, block * WIDTH, a_high, WHOLE)
-    x_low = encode_smaller_0_fold(Float, f32, lanes_low, k.length - start)
+    x_low = encode_smaller_0_fold(Float, f32, lanes_low, k.length - start, k)
     store(f32, k.low_tiles, tile, x_low, WHOLE)
-    x_high = encode_greater_1_fold(Float, f32, lanes_high, k.length - start)
+    x_high = encode_greater_1_fold(Float, f32, lanes_high, k.length - start, k)
     store(f32, k.high_tiles, tile, x_high, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -180,11 +180,11 @@ def encode_step0(frame):
 def encode_before1(k):
     x_low = splat(Float, splat(f32, inf))
     if k.length > 0:
-        x_low = encode_smaller_0(x_low, splat(Float, encode_smaller_0_tiles(Float, f32, k.low_tiles, tiles_of(k.length))))
+        x_low = encode_smaller_0(x_low, splat(Float, encode_smaller_0_tiles(Float, f32, k.low_tiles, tiles_of(k.length), k)), 1, k)
     k.low_ = native(first(x_low))
     x_high = splat(Float, splat(f32, -inf))
     if k.length > 0:
-        x_high = encode_greater_1(x_high, splat(Float, encode_greater_1_tiles(Float, f32, k.high_tiles, tiles_of(k.length))))
+        x_high = encode_greater_1(x_high, splat(Float, encode_greater_1_tiles(Float, f32, k.high_tiles, tiles_of(k.length), k)), 1, k)
     k.high_ = native(first(x_high))
     k.gap_ = native((divide((one(k.high_) - one(k.low_)), splat(f32, 3.0))))
     store(u32, k.payload + k.at_low, 0, float_bits(one(k.low_)), WHOLE)
@@ -445,7 +445,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_smaller_0(a, b):
+def hop_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
@@ -453,7 +453,7 @@ hop_smaller_0_fold, hop_smaller_0_tiles = reduction(hop_smaller_0)
 
 
 @inner
-def hop_greater_1(a, b):
+def hop_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
@@ -484,13 +484,13 @@ def hop_pass0_tile(k, tile, count):
             t3 = v_gradient + t2
             t4 = u_scale * t3
             bad = keep(live, bad | not_finite(t4), bad)
-            a_low = t4 if row == 0 else keep(live, hop_smaller_0(a_low, t4), a_low)
-            a_high = t4 if row == 0 else keep(live, hop_greater_1(a_high, t4), a_high)
+            a_low = t4 if row == 0 else keep(live, hop_smaller_0(a_low, t4, live, k), a_low)
+            a_high = t4 if row == 0 else keep(live, hop_greater_1(a_high, t4, live, k), a_high)
         store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
         store(f32, lanes_high, block * WIDTH, a_high, WHOLE)
-    x_low = hop_smaller_0_fold(Float, f32, lanes_low, k.length - start)
+    x_low = hop_smaller_0_fold(Float, f32, lanes_low, k.length - start, k)
     store(f32, k.low_tiles, tile, x_low, WHOLE)
-    x_high = hop_greater_1_fold(Float, f32, lanes_high, k.length - start)
+    x_high = hop_greater_1_fold(Float, f32, lanes_high, k.length - start, k)
     store(f32, k.high_tiles, tile, x_high, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -612,11 +612,11 @@ def hop_step0(frame):
 def hop_before1(k):
     x_low = splat(Float, splat(f32, inf))
     if k.length > 0:
-        x_low = hop_smaller_0(x_low, splat(Float, hop_smaller_0_tiles(Float, f32, k.low_tiles, tiles_of(k.length))))
+        x_low = hop_smaller_0(x_low, splat(Float, hop_smaller_0_tiles(Float, f32, k.low_tiles, tiles_of(k.length), k)), 1, k)
     k.low_ = native(first(x_low))
     x_high = splat(Float, splat(f32, -inf))
     if k.length > 0:
-        x_high = hop_greater_1(x_high, splat(Float, hop_greater_1_tiles(Float, f32, k.high_tiles, tiles_of(k.length))))
+        x_high = hop_greater_1(x_high, splat(Float, hop_greater_1_tiles(Float, f32, k.high_tiles, tiles_of(k.length), k)), 1, k)
     k.high_ = native(first(x_high))
     k.gap_ = native((divide((one(k.high_) - one(k.low_)), splat(f32, 3.0))))
     store(u32, k.payload + k.at_low, 0, float_bits(one(k.low_)), WHOLE)

@@ -179,7 +179,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = int(index[i])
 //   pass[n]
 //     store output: float[n] = 0x0.0p+0
-//   payload's gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+//   payload's gradient_scatter_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = field1[i]
 
@@ -299,10 +299,10 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   field index: uint32[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //   field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-//     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = int(index[i])
-//   payload's gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+//     store vector gradient_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = int(index[i])
+//   payload's gradient_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-//     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * field1[i]))
+//     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * field1[i]))
 
 
 struct DecodeAddFrame {
@@ -313,7 +313,7 @@ struct DecodeAddFrame {
     Gradient* gradient;
     uint8_t* f_index;
     uint8_t* f_field1;
-    int64_t* v_gradient_scatter_index;
+    int64_t* v_gradient_index;
 };
 
 template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -326,30 +326,27 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
             const Int64 t0 = widen<Int64>(v_index);
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
+            store<FULL>(k.v_gradient_index + tile * TILE + at, t0, live);
         }
     }
 }
 
 template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
+    const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
+            const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            const Int64 t0 = widen<Int64>(v_index);
-            const Float t1 = gather<Float>(k.gradient, k.n, t0, first_lanes(live), k.outside);
-            const Float t2 = u_scale * v_field1;
-            const Float t3 = t1 + t2;
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t3), live);
+            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, first_lanes(live), k.outside);
+            const Float t1 = u_scale * v_field1;
+            const Float t2 = t0 + t1;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
         }
     }
 }
@@ -357,7 +354,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_gradient_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
+    k.v_gradient_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     return arena.used;
 }
 
@@ -386,7 +383,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
-    if (!ascends(k.v_gradient_scatter_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n)) return REFUSED;
+    if (!ascends(k.v_gradient_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n)) return REFUSED;
     {
         const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;

@@ -181,7 +181,7 @@ OPERATIONS["encode"] = Kernels(
 #     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = int(index[i])
 #   pass[n]
 #     store output: float[n] = 0x0.0p+0
-#   payload's gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+#   payload's gradient_scatter_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 #   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = field1[i]
 
@@ -345,16 +345,16 @@ OPERATIONS["decode"] = Kernels(
 #   field index: uint32[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #   field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-#     store vector gradient_scatter_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = int(index[i])
-#   payload's gradient_scatter_index[min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
+#     store vector gradient_index: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = int(index[i])
+#   payload's gradient_index[i][min(max(int(ceil((ratio * float(n)))), 0), n)] ascends below n
 #   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
-#     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * field1[i]))
+#     patch output: float[min(max(int(ceil((ratio * float(n)))), 0), n)] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * field1[i]))
 
 decode_add_frame = frame_type(
     params=[("p_ratio", "float32"), ],
     states=[],
     fields=["index", "field1", ],
-    vectors=["v_gradient_scatter_index", ],
+    vectors=["v_gradient_index", ],
     received=[],
     scalars=[],
 )
@@ -370,7 +370,7 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
             t0 = widen(Int64, v_index)
-            store(i64, k.v_gradient_scatter_index, start + at, t0, live)
+            store(i64, k.v_gradient_index, start + at, t0, live)
 
 
 @loop(decode_add_frame)
@@ -395,14 +395,12 @@ def decode_add_pass1_tile(k, tile, count):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_index = stream(UInt32, u32, k.f_index, start + at, live)
+            v_gradient_index = stream(Int64, i64, k.v_gradient_index, start + at, live)
             v_field1 = stream(Float, f32, k.f_field1, start + at, live)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            t0 = widen(Int64, v_index)
-            t1 = gather(Float, f32, k.gradient, native(one(k.n)), t0, first_lanes(live), k)
-            t2 = u_scale * v_field1
-            t3 = t1 + t2
-            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t3), live)
+            t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_index, first_lanes(live), k)
+            t1 = u_scale * v_field1
+            t2 = t0 + t1
+            scatter(u32, k.gradient, v_gradient_index, float_bits(t2), live)
 
 
 @loop(decode_add_frame)
@@ -432,7 +430,7 @@ def decode_add_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     end = k.scratch
-    k.v_gradient_scatter_index = end
+    k.v_gradient_index = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
@@ -451,7 +449,7 @@ def decode_add_step0(frame):
 
 @inner
 def decode_add_before1(k):
-    if not ascends(k.v_gradient_scatter_index, native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), native(one(k.n))):
+    if not ascends(k.v_gradient_index, native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), native(one(k.n))):
         return REFUSED
     k.length = native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
     return tiles_of(k.length)

@@ -5,6 +5,9 @@
 
 namespace compll {
 
+// `f` combines two values, or lanes of them: the first `live` of these are there, if not all.  A function of a
+// program may read a vector, and must be asked for nothing that the order of reduction does not ask for.
+
 // Lane j < w becomes f(a[j], a[j + w]) for w = 64, 32, ..., 1; lanes from `lanes` on are absent.
 template <class V, class F> inline Element<V> fold_any(V (&a)[BLOCKS], int lanes, F f) {
     Element<V> x[LANES];
@@ -45,7 +48,7 @@ template <bool FULL, class T, class F> inline T reduce_tile(const T* x, int coun
             const int live = FULL ? WIDTH : count - at < WIDTH ? count - at : WIDTH;
             const V v = load<V, FULL>(x + at, live);
             if (row == 0) a[k] = v;
-            else a[k] = FULL ? f(a[k], v) : select(first_lanes(live), f(a[k], v), a[k]);
+            else a[k] = FULL ? f(a[k], v) : select(first_lanes(live), f(a[k], v, live), a[k]);
         }
     return fold<FULL>(a, count < LANES ? count : LANES, f);
 }
@@ -61,27 +64,5 @@ template <class T, class F> inline T reduce_tiles(T* x, int64_t count, F f) {
     }
     return x[0];
 }
-
-// The same rule for tile results that come one after the other: `add` each, then `result`.
-template <class T, class F> struct Tree {
-    static constexpr int DEPTH = 3;  // 2^40 elements
-    T held[DEPTH][TILE];
-    int count[DEPTH] = {};
-    F f;
-    void add(T x, int level = 0) {
-        if (count[level] == TILE) {  // only now is it known that this level goes on
-            add(reduce_tile<true>(held[level], TILE, f), level + 1);
-            count[level] = 0;
-        }
-        held[level][count[level]++] = x;
-    }
-    T result() {
-        for (int level = 0;; ++level) {
-            const T x = reduce_tiles(held[level], count[level], f);
-            if (level + 1 == DEPTH || count[level + 1] == 0) return x;
-            add(x, level + 1);
-        }
-    }
-};
 
 }  // namespace compll

@@ -17,9 +17,12 @@ template <class T, class F> COMPLL_DEVICE void halve(T (&a)[QUAD], int thread, i
 template <class T, class F> COMPLL_DEVICE T fold(T (&a)[QUAD], int thread, int lanes, F f) {
 #pragma unroll
     for (int threads = WARP / 2; threads; threads /= 2) halve(a, thread, lanes, threads, f);
-    if (2 < lanes) a[0] = f(a[0], a[2]);
-    if (3 < lanes) a[1] = f(a[1], a[3]);
-    return 1 < lanes ? f(a[0], a[1]) : a[0];
+    if (thread == 0) {  // a function of a program may read a vector: what nobody asks for is not worked out
+        if (2 < lanes) a[0] = f(a[0], a[2]);
+        if (3 < lanes) a[1] = f(a[1], a[3]);
+        if (1 < lanes) a[0] = f(a[0], a[1]);
+    }
+    return a[0];
 }
 template <bool FULL, class T, class F> COMPLL_DEVICE T fold_tile(const T* tile, int thread, int count, F f) {
     T a[QUAD];

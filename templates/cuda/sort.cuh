@@ -41,7 +41,8 @@ template <class F> COMPLL_DEVICE void for_digits(F f) {
     for (int d = threadIdx.x % WARP; d < DIGITS; d += WARP) f(d);
 }
 
-// first[digit][run]: how many elements of the run have the digit, and then, where the first of them goes.
+// first[digit][run]: how many elements of the run have the digit, and then, how many those of the runs before.
+// Behind it stands for each digit how many elements have it, and then, where the first of them goes.
 template <class K> COMPLL_DEVICE void count_runs(const Part& part, const K* keys, int64_t length, int shift, int64_t* first) {
     COMPLL_SHARED(int64_t, counts, TILE_THREADS / WARP * DIGITS);
     int64_t* const own = counts + threadIdx.x / WARP * DIGITS;
@@ -53,12 +54,27 @@ template <class K> COMPLL_DEVICE void count_runs(const Part& part, const K* keys
         __syncwarp();
     }
 }
+COMPLL_DEVICE void sum_runs(const Part& part, int64_t length, int64_t* first) {
+    const int thread = threadIdx.x % WARP;
+    const int64_t runs = runs_of(length);
+    for (int64_t d = part.warp; d < DIGITS; d += part.warps) {
+        int64_t before = 0;
+        for (int64_t base = 0; base < runs; base += WARP) {
+            int64_t* const at = first + d * runs + base + thread;
+            const bool there = base + thread < runs;
+            const int64_t own = there ? *at : 0, sum = warp_sums(own, thread);
+            if (there) *at = before + sum - own;
+            before += __shfl_sync(ALL, sum, WARP - 1);
+        }
+        if (thread == 0) first[DIGITS * runs + d] = before;
+    }
+}
 template <class K, class V> COMPLL_DEVICE void move_runs(const Part& part, const K* keys, const V* values, K* to_keys, V* to_values, int64_t length, int shift, const int64_t* first) {
     COMPLL_SHARED(int64_t, next, TILE_THREADS / WARP * DIGITS);
     int64_t* const own = next + threadIdx.x / WARP * DIGITS;
     const int64_t runs = runs_of(length);
     for (int64_t run = part.warp; run < runs; run += part.warps) {
-        for_digits([&](int d) { own[d] = first[d * runs + run]; });
+        for_digits([&](int d) { own[d] = first[DIGITS * runs + d] + first[d * runs + run]; });
         const int64_t end = (run + 1) * RUN < length ? (run + 1) * RUN : length;
         place_run(keys, run * RUN, end, shift, own, Moved<K, V>{keys, values, to_keys, to_values});
         __syncwarp();

@@ -358,22 +358,3 @@ def test_an_unknown_backend_is_told_with_the_known_ones() -> None:
         compll.compile("onebit", "cudasin")
     with pytest.raises(ParameterError, match="needs seed"):
         simulated("terngrad", bitwidth=2).encode(np.zeros(3, np.float32))
-
-
-def test_what_it_does_not_build_yet_is_told_under_its_own_name() -> None:
-    text = """
-void NoisyEncode(float* gradient, uint8* compressed) {
-    float* noise = map(gradient, [&](float x) -> float { return x + random<float>(0, 1); });
-    compressed = concat(reduce(chunk(noise, 8), add));
-}
-void NoisyDecode(uint8* compressed, float* gradient) {
-    float* sum;
-    extract(compressed, sum);
-    gradient = map(range(gradient.size), [&](int i) -> float { return sum[i / 8]; });
-}
-"""
-    with pytest.raises(
-        BackendError,
-        match=r"the cuda backend does not build random numbers .* yet; backend='interp' runs it",
-    ):
-        compll.compile(write(text), "cudasim")

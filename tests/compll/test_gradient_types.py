@@ -14,7 +14,7 @@ import cupy_stand_in
 import numpy as np
 import pytest
 import torch
-from compll_cases import gradient, same_bits
+from compll_cases import compiled, gradient, same_bits
 
 import compll
 from compll import Item, ParameterError, arrays, driver, types
@@ -279,3 +279,38 @@ def test_arrays_and_tensors_on_a_gpu_keep_their_types(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "from_dlpack", lambda a: torch.from_numpy(np.array(a)))
     _, wrap = arrays._from_dlpack(x, "x")
     assert torch.equal(wrap(bits_.view(np.uint16)), x)
+
+
+SPARSE = """
+void SparseEncode(float* gradient, uint8* compressed) {
+    uint32* index = topk(gradient, 2);
+    compressed = concat(index, gather(gradient, index));
+}
+void SparseDecode(uint8* compressed, float* gradient) {
+    uint32* index; float* value;
+    extract(compressed, index, value);
+    gradient = scatter(gradient.size, index, value);
+}
+"""
+NANS = {  # signalling, with bits of its own, the one that is written; and 1.5
+    torch.float32: (0x7F800001, 0xFFC12345, 0x7FC00000, 0x3FC00000),
+    torch.float16: (0x7C01, 0xFE12, 0x7E00, 0x3E00),
+    torch.bfloat16: (0x7F81, 0xFFC3, 0x7FC0, 0x3FC0),
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [(b, d) for b in ("interp", "cpp", "cudasim") for d in NANS] + [("numba", torch.float32)],
+)
+def test_decode_add_keeps_the_bits_of_a_nan_that_no_position_names(backend: str, dtype: torch.dtype) -> None:
+    signalling, own, canonical, sum_ = NANS[dtype]
+    g = np.zeros(2000, np.float32)
+    g[[5, 1500]] = 3
+    out = np.zeros(2000, np.uint32 if dtype == torch.float32 else np.uint16)
+    out[[2, 1024, 1500]], out[[3, 1999]] = signalling, own
+    want = out.copy()
+    want[[5, 1500]] = sum_, canonical
+    codec = compiled(SPARSE, backend)
+    codec.decode_add(codec.encode(g), torch.from_numpy(out.view(f"i{out.itemsize}")).view(dtype), 0.5)
+    assert out.tolist() == want.tolist()

@@ -19,7 +19,6 @@ from test_reduction_order import SIZES as ORDER_SIZES
 import compll
 from compll import driver
 from compll.backends.numba import NumbaLibrary
-from compll.emit import numba as emit
 
 SIZES = (0, 1, 31, 32, 33, 127, 129, 1023, 1024, 1025, 4096 * 3 + 5)
 LARGE = 64 * 1024 * 3 + 77  # more than one thread's share
@@ -260,18 +259,6 @@ def test_a_reduction_beside_blocks_has_room_for_all_tile_results(monkeypatch: py
     assert same_bits(b.encode(g), a.encode(g))
     assert asked == [0, 3 * 64]  # 40 results of 4 bytes
     assert (room[3 * 64 :] == 0xA5).all()
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (f"float* m = reduce(chunk(g, {2**20 + 1}), add); c = concat(m);", "blocks of more than"),
-    ],
-)
-def test_what_is_not_built_is_said(body: str, words: str) -> None:
-    checked = driver.check_files([write(f"void AloneEncode(float* g, uint8* c) {{ {body} }}")], {})[0]
-    with pytest.raises(compll.BackendError, match=f"the numba backend.*{words}.*interp"):
-        emit.source(driver.unit_of(checked))
 
 
 # --- builds -------------------------------------------------------------------------------------------

@@ -242,3 +242,19 @@ def test_corrupt_counts_and_indices_are_refused(backend: str) -> None:
         except api.PayloadError:
             refused += 1
     assert refused > 300
+
+
+def test_a_sort_of_many_runs_is_the_interpreter_s() -> None:
+    """On CUDA a warp adds the counts of 32 runs of 4096 elements up at a time."""
+    text = """
+    [[no_hop]]
+    void ManyEncode(float* gradient, uint8* compressed) {
+        float* s = sort(gradient, smaller);
+        compressed = concat(s);
+    }
+    void ManyDecode(uint8* compressed, float* gradient) {
+        extract(compressed, gradient);
+    }
+    """
+    g = gradient("mixed", 140_000)
+    assert same_bits(compiled(text, "cudasim").encode(g), compiled(text, "interp").encode(g))

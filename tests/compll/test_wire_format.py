@@ -30,11 +30,7 @@ def test_every_program_of_the_page_is_an_example_that_runs() -> None:
 def test_the_example_s_bytes_come_out(program: str, values: str, payload: str, backend: str) -> None:
     (checked,) = driver.check_files([write(program)], {})
     g = np.array([float(x) for x in values.split()], np.float32)
-    try:
-        library = driver.build(checked, backend)
-    except compll.BackendError as e:
-        assert ("filter" in program, backend) == (True, "cudasim"), e
-        return
+    library = driver.build(checked, backend)
     want = bytes.fromhex(payload.replace("|", ""))
     encode = checked.encode
     assert encode is not None

@@ -59,9 +59,6 @@ def build(
         change: what is done to the generated C++, to see the driver find it.
         element: of gradients: float, half or bfloat16.
 
-    Raises:
-        BackendError: the C++ backend does not build this codec.
-
     """
     program = driver.load(api.find(source), {})
     unit = driver.unit_of(program.checked, NAMED[element])
