@@ -63,14 +63,20 @@ class Preparer:
     # --- sizes ------------------------------------------------------------------------------------
 
     def max_bytes(self, n: int) -> int:
-        """Return the most bytes that a payload of n elements has."""
+        """Return the most bytes that a payload of n elements has.
+
+        Raises:
+            ParameterError: Encode or Decode keeps positions in a type that is too small for n elements.
+
+        """
         return payload.total_bytes(self.extents(n))
 
     def extents(self, n: int) -> tuple[payload.Extent, ...]:
         """Return where the fields of the largest payload of n elements lie."""
         places = self._places.get(n)
         if places is None:
-            most = payload.most_counts(self.program.encode, length(n), self.values)
+            payload.most_counts(self.program.decode, length(n), self.values)  # it may refuse as many, too
+            most = payload.most_counts(self.program.encode, n, self.values)
             places = payload.extents(self.program.encode.layout, n, self.values, most)
             self._places[n] = places
         return places

@@ -308,6 +308,27 @@ def test_positions_kept_in_a_narrow_type_limit_n(kind: str, most: int) -> None:
             codec.encode(gradient("normal", most + 1), seed=1, state=codec.new_state(most + 1))
 
 
+def test_encode_refuses_what_decode_has_no_positions_for() -> None:
+    codec = api.compile(
+        write("""
+void DrawEncode(float* gradient, uint8* compressed, shared uint64 key) {
+    compressed = concat(sample(gradient, gradient.size / 2, key));
+}
+void DrawDecode(uint8* compressed, float* gradient, shared uint64 key) {
+    float* value;
+    extract(compressed, value);
+    uint1* index = sample(range(gradient.size), gradient.size / 2, key);
+    gradient = scatter(gradient.size, index, value);
+}
+"""),
+        backend="interp",
+    )
+    assert len(codec.encode(gradient("normal", 2), seed=1)) == codec.max_bytes(2)
+    for call in (codec.max_bytes, lambda n: codec.encode(gradient("normal", n), seed=1)):
+        with pytest.raises(api.ParameterError, match="of 2 elements, not of 37"):
+            call(37)
+
+
 def test_positions_of_a_shorter_vector_may_be_kept_in_a_narrow_type() -> None:
     codec = pair(
         "uint8* at = topk(gather(gradient, sample(range(gradient.size), 200, key)), 3); uint32* index = at;"
