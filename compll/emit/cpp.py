@@ -315,6 +315,10 @@ class Emitter(Selections):
         value = f"b.{name}[uint64_t(tile * TILE + at{lane}) / {size} - b.first]"
         return f"splat<{lanes}>({value})" if one else f"each<{lanes}>([&](int j) {{ return {value}; }})"
 
+    def kept_lanes(self, name: str) -> str:
+        """Return the lanes of what the reductions of blocks have kept."""
+        return f"load<Float, true>(b.{name} + (tile * TILE - b.begin) + at, WIDTH)"
+
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
         kind = self.dialect.stored(s.elem)

@@ -22,6 +22,7 @@ class Dialect:
 
     backend = "cpp"
     width = 16  # lanes
+    keeps = True  # whether values wait in a cache between the reductions of blocks and their stores
 
     def number(self, e: ir.Const) -> str:
         """Return a constant: floats in hexadecimal, so that nothing is rounded twice."""

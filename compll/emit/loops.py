@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from compll import ir
 from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter
-from compll.emit.pieces import TILE, BlockText, Load, Packed, Reduction, Stage
+from compll.emit.pieces import MOST_KEPT, TILE, BlockText, Load, Packed, Reduction, Stage
 from compll.emit.ranges import Ranges
 from compll.types import BOOL, FLOAT, INT, Elem
+
+DRAWS = (ir.Random, ir.StochasticRound)
 
 
 class Emitter(Protocol):
@@ -48,6 +50,9 @@ class Emitter(Protocol):
     def block_value(self, name: str, kind: Elem) -> str:
         """Return a value of the block at work."""
 
+    def kept_lanes(self, name: str) -> str:
+        """Return the lanes of what the reductions of blocks have kept."""
+
     def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:
         """Return the lanes of a value of each block of `size` elements."""
 
@@ -84,6 +89,18 @@ def made_of(e: ir.Expr, may: Callable[[ir.Read], bool]) -> bool:
         return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
 
     return fits(e) and some
+
+
+def besides(es: Sequence[ir.Expr], e: ir.Expr) -> set[ir.Expr]:
+    """Return all that stands in expressions elsewhere than in `e`."""
+    found: set[ir.Expr] = set()
+    waiting = [x for x in es if x != e]
+    while waiting:
+        x = waiting.pop()
+        if x not in found:
+            found.add(x)
+            waiting.extend(child for child in ir.children(x) if child != e)
+    return found
 
 
 def within_a_block(size: int, block: int, width: int) -> bool:
@@ -167,6 +184,8 @@ class Lanes:
         That is what a block's reductions give, or fields that have one value a block.
         """
         hoisted = self.block.lanes(e, lanes) if self.block and not self.stage else None
+        if hoisted is None and self.block and not self.stage and e in self.block.kept:
+            return self.emitter.kept_lanes(self.block.kept[e])
         if hoisted is not None or not isinstance(e, ir.Apply) or e.type != FLOAT:
             return hoisted
         if not made_of(e, self.one_for_all):
@@ -219,6 +238,8 @@ class Blocks:
         self.made = {s.name for s in self.reduces}
         emitter.vectors |= {s.name: s.combine.type for s in self.reduces}
         self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
+        self.span = math.lcm(b.block, TILE)
+        self.kept = {e: f"kept{at}" for at, e in enumerate(self.worth_keeping())}
         self.scalar = ScalarWriter(emitter.place, emitter.dialect, self.read, emitter.dialect.block_index())
 
     def read(self, e: ir.Read | ir.Search, operand: str) -> str:
@@ -240,6 +261,40 @@ class Blocks:
         """Whether an expression has the block's reductions and scalars only, and one reduction at least."""
         return made_of(e, lambda x: x.vector in self.made and ir.block_of(x.position) == self.b.block)
 
+    def worth_keeping(self) -> list[ir.Expr]:
+        """Return what reductions and stores both need, and what costs more than to keep it in the cache.
+
+        That is what decodes packed codes or looks into tables, as a hop does.
+        """
+        if not self.emitter.dialect.keeps or self.span > MOST_KEPT:
+            return []
+        stored = [
+            s.body for s in self.b.sinks if not isinstance(s, ir.BlockReduce) and s.length == self.b.length
+        ]
+        wanted = {x for e in stored for x in ir.walk(e)}
+        found: list[ir.Expr] = []
+
+        def visit(e: ir.Expr) -> None:
+            inside = [x for x in ir.walk(e) if x != e and self.is_dear(x)]
+            if e in wanted and self.is_dear(e) and not any(x in besides(stored, e) for x in inside):
+                found.append(e)
+            else:
+                for child in ir.children(e):
+                    visit(child)
+
+        for s in self.reduces:
+            visit(s.body)
+        return list(dict.fromkeys(found))
+
+    def is_dear(self, e: ir.Expr) -> bool:
+        """Whether an expression decodes; of what draws or reads reductions nothing is kept."""
+        parts = list(ir.walk(e))
+        reads = [x for x in parts if isinstance(x, ir.Read)]
+        if any(x.vector in self.made for x in reads) or any(isinstance(x, DRAWS) for x in parts):
+            return False
+        fields = [x for x in reads if x.vector in self.emitter.places or x.vector in self.emitter.tables]
+        return bool(fields) and isinstance(e, ir.Apply) and e.type == FLOAT
+
     def text(self) -> BlockText:
         """Return the block-wise part; called when the loop's elements have been written."""
         stores = []
@@ -248,7 +303,8 @@ class Blocks:
                 stores.append(self.emitter.store_block(s, self.scalar.text(s.body)))
         return BlockText(
             size=self.b.block,
-            span=math.lcm(self.b.block, TILE),
+            span=self.span,
+            kept=tuple(self.kept.values()),
             stages=tuple(self.stages()),
             hoisted=tuple(self.hoisted.values()),
             stores=tuple(stores),
@@ -258,10 +314,14 @@ class Blocks:
         """Yield the reductions in an order in which each finds those that it reads."""
         left = list(self.reduces)
         done: set[str] = set()
+        written: set[ir.Expr] = set()
         while left:
             ready = [s for s in left if not self.needs(s) - done]
             lanes = Lanes(self.emitter, self.b, self, stage=True)
             reductions = [self.emitter.reduction(s, lanes.writer) for s in ready]
+            inside = {x for s in ready for x in ir.walk(s.body)}
+            kept = [(name, lanes.writer.write(e)) for e, name in self.kept.items() if e in inside - written]
+            written |= inside
             yield Stage(
                 uniforms=lanes.declarations(),
                 unpacks=lanes.unpacks(),
@@ -269,6 +329,7 @@ class Blocks:
                 position=lanes.writer.position,
                 lines=tuple(lanes.writer.lines),
                 reductions=tuple(reductions),
+                kept=tuple(kept),
             )
             done |= {s.name for s in ready}
             left = [s for s in left if s not in ready]

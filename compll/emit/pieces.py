@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from compll import ir
 
+MOST_KEPT = 4096
+"""Elements that are kept between the reductions of blocks and their stores: what the first cache holds."""
 TILE = 1024
 
 
@@ -93,6 +95,7 @@ class Stage:
     position: bool
     lines: tuple[str, ...]
     reductions: tuple[Reduction, ...]
+    kept: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,22 @@ class BlockText:
     """What a loop by block does with a block before its elements are stored.
 
     `span` elements are worked on at once: whole blocks and whole tiles, `most` blocks.  `hoisted` are
-    values that are the same for a whole block; `stores` write one value a block.
+    values that are the same for a whole block; `kept` are vectors that reductions keep for the elements'
+    stores; `stores` write one value a block.
     """
 
     size: int
     span: int
+    kept: tuple[str, ...]
     stages: tuple[Stage, ...]
     hoisted: tuple[tuple[str, str, str], ...]
     stores: tuple[str, ...]
+
+    @property
+    def unpacked(self) -> tuple[Packed, ...]:
+        """The packed vectors that are unpacked for a whole span, where it is short enough."""
+        packed = {p.name: p for stage in self.stages for p in stage.unpacks}
+        return tuple(packed.values()) if self.span <= MOST_KEPT else ()
 
     @property
     def most(self) -> int:
