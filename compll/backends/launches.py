@@ -175,7 +175,7 @@ class LaunchLibrary:
         for launch in self.generated.launches[op]:
             grid = grid_of(launch, len(calls), blocks)
             device.launch(launch.kernel, grid, base + items_at, len(calls), base)
-        memory = (table, scratch) if keep else (table,)
+        memory = (table, scratch, *calls) if keep else (table,)
         return Started(device, table[items_at : items_at + items.nbytes], memory)
 
 
