@@ -216,7 +216,8 @@ def beside(x: Any) -> Iterator[None]:
 
         def allocate(nbytes: int) -> Any:
             owner = framework.empty(nbytes, dtype=framework.uint8, device=x.device)
-            return cuda.MemoryPointer(cuda.UnownedMemory(owner.data_ptr(), nbytes, owner), 0)
+            memory = cuda.UnownedMemory(owner.data_ptr(), nbytes, owner, x.device.index)
+            return cuda.MemoryPointer(memory, 0)
 
         with stream, cupy.cuda.using_allocator(allocate):
             yield

@@ -391,7 +391,7 @@ def test_a_tensor_s_call_runs_on_its_gpu_and_stream_in_memory_of_its_library(
     cuda = cupy.cuda
     cuda.Device = lambda index: Context("device", index)
     cuda.Stream = SimpleNamespace(from_external=lambda s: Context("stream", s.__cuda_stream__()))
-    cuda.UnownedMemory = lambda pointer, size, owner: memory.append(size) or (pointer, size, owner)
+    cuda.UnownedMemory = lambda *given: memory.append(given[1]) or given
     cuda.MemoryPointer = lambda held, offset: (held, offset)
     cuda.using_allocator = lambda allocate: Context("memory", allocate)
 
@@ -403,5 +403,5 @@ def test_a_tensor_s_call_runs_on_its_gpu_and_stream_in_memory_of_its_library(
     ]
     assert same_bits(payload.numpy(), meant("terngrad", g)[0])
     allocate = next(value for what, value in entered if what == "memory")
-    (pointer, size, owner), offset = allocate(96)
-    assert (pointer, size, offset, memory) == (owner.data_ptr(), 96, 0, [96])
+    (pointer, size, owner, device), offset = allocate(96)
+    assert (pointer, size, device, offset, memory) == (owner.data_ptr(), 96, 1, 0, [96])
