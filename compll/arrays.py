@@ -48,7 +48,7 @@ def view(
     Raises:
         ParameterError: another element type, more than one dimension, a stride, or a read-only array that
             is to be written.
-        BackendError: it lies elsewhere than the backend works.
+        BackendError: it lies elsewhere than the backend works, or on another GPU than the call.
 
     """
     plain = type(x) is np.ndarray and device == HOST
@@ -59,6 +59,11 @@ def view(
         hint = f"; give {what}.astype('float32')" if "float32" in kinds else ""
         raise ParameterError(f"{what} has elements of type {kind}; this takes {' or '.join(kinds)}{hint}")
     x, wrap = (x, _wrap_array) if plain else _as_own(x, what, device)
+    if device == GPU and x.device.id != (current := _cupy().cuda.runtime.getDevice()):
+        raise BackendError(
+            f"{what} lies on GPU {x.device.id}, and this call works on GPU {current}, where its first array "
+            "lies: all arrays of a call lie on one GPU"
+        )
     if kind == "bfloat16":
         x = x.view(np.uint16)
     if x.ndim != 1:

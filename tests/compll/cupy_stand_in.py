@@ -53,6 +53,12 @@ class Gpu:
 GPU = Gpu()
 
 
+class Device(contextlib.nullcontext[None]):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.id = number
+
+
 class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
     """An array whose values only `get` and `set` move to NumPy and back."""
 
@@ -60,9 +66,11 @@ class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
     def data(self) -> Any:
         return SimpleNamespace(ptr=self.ctypes.data)
 
+    gpu = 0  # where it lies
+
     @property
     def device(self) -> Any:
-        return contextlib.nullcontext()
+        return Device(self.gpu)
 
     def get(self) -> np.ndarray:
         GPU.transfer("download")

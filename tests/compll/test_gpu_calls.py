@@ -80,6 +80,10 @@ def test_one_call_has_its_arrays_in_one_place() -> None:
         codec.encode(of(g), seed=1, out=np.zeros(64, np.uint8))
     with pytest.raises(compll.BackendError, match="item 1 of 2: grad lies on 'cuda', and this"):
         codec.batch("encode", [compll.Item(grad=x, seed=1) for x in (g, of(g))])
+    out = room(codec, 9)
+    out.gpu = 1
+    with pytest.raises(compll.BackendError, match="out lies on GPU 1, and this call works on GPU 0"):
+        codec.encode(of(g), seed=1, out=out)
     assert codec.batch("encode", []) == []
 
 
@@ -396,6 +400,8 @@ def test_a_tensor_s_call_runs_on_its_gpu_and_stream_in_memory_of_its_library(
     cuda.using_allocator = lambda allocate: Context("memory", allocate)
 
     g = gradient("normal", 100)
+    cuda.runtime.getDevice = lambda: 1
+    monkeypatch.setattr(cupy_stand_in.ndarray, "gpu", 1)
     payload = compll.compile("terngrad", "cuda").encode(Tensor(torch.from_numpy(g)), seed=7)
     assert [e for e in entered if e[0] != "memory"] == [
         *[("device", 1), ("stream", (0, 41))],
