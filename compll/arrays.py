@@ -128,6 +128,8 @@ def _is_cupy(x: Any) -> bool:
 
 def place(x: Any) -> str:
     """Return where an array or tensor lies; what is neither counts as lying in host memory."""
+    if type(x) is np.ndarray:
+        return HOST
     if _is_cupy(x):
         return GPU
     return HOST if isinstance(x, np.ndarray) else str(getattr(getattr(x, "device", None), "type", HOST))
