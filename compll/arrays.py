@@ -198,8 +198,7 @@ class _ForeignStream:
         return 0, self.pointer
 
 
-@contextlib.contextmanager
-def beside(x: Any) -> Iterator[None]:
+def beside(x: Any) -> contextlib.AbstractContextManager[Any]:
     """Work where an array lies: on its GPU, on the current stream of its library, in memory of that library.
 
     Then the library's order of work holds for ours too, its allocator knows what we use, and what is captured
@@ -207,12 +206,15 @@ def beside(x: Any) -> Iterator[None]:
     need nothing but their device.
     """
     if place(x) != GPU:
-        yield
-        return
-    if _is_cupy(x):
-        with x.device:
-            yield
-        return
+        return _HERE
+    return x.device if _is_cupy(x) else _in_library_of(x)
+
+
+_HERE = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _in_library_of(x: Any) -> Iterator[None]:
     cuda, cupy = _cupy().cuda, _cupy()
     framework = _framework(x)
     with cuda.Device(x.device.index):
