@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# The CUDA kernels on a real GPU, by one command: set up, compare with the interpreter bit for bit, and time
-# encode, decode, decode_add and hop against the device's own copy. Writes benchmarks/results/gpu.md.
+# The CUDA kernels on a real GPU, by one command: set up, compare with another backend bit for bit, and time
+# encode, decode, decode_add and hop against the device's own copy. Writes benchmarks/results/gpu.md and .json.
 #
-#     benchmarks/gpu.sh [--elements 67108864] [--seconds 1.0]
+#     benchmarks/gpu.sh [--elements 1048576 16777216] [--seconds 0.3] [--limit 540] [--results FOLDER]
+#
+# Where there is no network, PYTHON names an interpreter that has NumPy and CuPy, and WHEELS a folder with
+# wheels of what else it lacks (lark, say). Nothing is installed then: a copy is put together in a temporary
+# folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if ! gpus=$(nvidia-smi -L 2>/dev/null) || [ -z "$gpus" ]; then
@@ -10,9 +14,21 @@ if ! gpus=$(nvidia-smi -L 2>/dev/null) || [ -z "$gpus" ]; then
         'Without one, `make test` runs the same kernels on the simulator.' >&2
     exit 1
 fi
+if [ -n "${PYTHON:-}" ]; then
+    site=$(mktemp -d)
+    trap 'rm -rf "$site"' EXIT
+    if [ -n "${WHEELS:-}" ]; then
+        "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl
+    fi
+    cp -r compll "$site/"
+    cp -r grammar "$site/compll/_grammar"
+    cp -r templates "$site/compll/_templates"
+    PYTHONPATH="$site" "$PYTHON" -u benchmarks/gpu.py "$@"
+    exit
+fi
 make --no-print-directory setup
 if ! .venv/bin/python -c 'import cupy' 2>/dev/null; then
     cuda=$(nvidia-smi | sed -nE 's/.*CUDA Version: ([0-9]+).*/\1/p')
     .venv/bin/python -m pip install --quiet "cupy-cuda${cuda}x"
 fi
-exec .venv/bin/python benchmarks/gpu.py "$@"
+exec .venv/bin/python -u benchmarks/gpu.py "$@"

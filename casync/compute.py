@@ -171,7 +171,7 @@ class Compute:
             if chosen:
                 for (i, _), result in zip(chosen, self._batch(codec, op, chosen), strict=True):
                     payloads[i] = result.value
-                    finite = finite and result.finite
+                    finite = finite and bool(result.finite)
         if total:
             self._give_back(total)
         if partition.compressed and not finite:

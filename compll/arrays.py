@@ -2,17 +2,20 @@
 
 A backend works on one kind of array: NumPy's in host memory, CuPy's on a GPU.  Tensors of other libraries
 are viewed as these without a copy, by `.numpy()` or DLPack.  The libraries are found where they are loaded
-already: who gives a tensor has imported its library, and the `cuda` backend imports CuPy.
+already: who gives a tensor has imported its library, and the `cuda` backend imports CuPy.  On a GPU all is
+done inside `beside(x)`: on the stream of the caller's library, in memory of that library.
 
 NumPy and CuPy have no bfloat16 of their own: inside, an array of it is its bits, as uint16.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,11 +27,6 @@ ALIGNMENT = 64
 HOST, GPU = "cpu", "cuda"
 GRADIENT = ("float32", "float16", "bfloat16")  # what a gradient may be
 NAMES: dict[Any, str] = {np.dtype(name): name for name in ("float32", "float16", "uint8")}  # found at once
-
-
-def device_of(backend: str) -> str:
-    """Return where the arrays of a backend lie: `HOST` or `GPU`."""
-    return GPU if backend == "cuda" else HOST
 
 
 def view(
@@ -50,17 +48,22 @@ def view(
     Raises:
         ParameterError: another element type, more than one dimension, a stride, or a read-only array that
             is to be written.
-        BackendError: it lies elsewhere than the backend works.
+        BackendError: it lies elsewhere than the backend works, or on another GPU than the call.
 
     """
     plain = type(x) is np.ndarray and device == HOST
-    if not plain and (have := _place(x)) != device:
+    if not plain and (have := place(x)) != device:
         raise BackendError(_misplaced(what, have, device))
     kind = _kind(x)
     if kind and kind not in kinds:
         hint = f"; give {what}.astype('float32')" if "float32" in kinds else ""
         raise ParameterError(f"{what} has elements of type {kind}; this takes {' or '.join(kinds)}{hint}")
     x, wrap = (x, _wrap_array) if plain else _as_own(x, what, device)
+    if device == GPU and x.device.id != (current := _cupy().cuda.runtime.getDevice()):
+        raise BackendError(
+            f"{what} lies on GPU {x.device.id}, and this call works on GPU {current}, where its first array "
+            "lies: all arrays of a call lie on one GPU"
+        )
     if kind == "bfloat16":
         x = x.view(np.uint16)
     if x.ndim != 1:
@@ -123,8 +126,10 @@ def _is_cupy(x: Any) -> bool:
     return type(x).__module__.partition(".")[0] == "cupy"
 
 
-def _place(x: Any) -> str:
+def place(x: Any) -> str:
     """Return where an array or tensor lies; what is neither counts as lying in host memory."""
+    if type(x) is np.ndarray:
+        return HOST
     if _is_cupy(x):
         return GPU
     return HOST if isinstance(x, np.ndarray) else str(getattr(getattr(x, "device", None), "type", HOST))
@@ -183,15 +188,54 @@ def _cupy() -> Any:
     return sys.modules["cupy"]  # loaded by the backend whose arrays these are
 
 
-def current_gpu_stream() -> int | None:
-    """Return PyTorch's current stream as an address if that is none of its default ones, else None.
+@dataclass(frozen=True)
+class _ForeignStream:
+    """A stream of another library, by CUDA's protocol of streams."""
 
-    CuPy knows its own current stream; whoever set one in PyTorch means the kernels to run there.
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
+def beside(x: Any) -> contextlib.AbstractContextManager[Any]:
+    """Work where an array lies: on its GPU, on the current stream of its library, in memory of that library.
+
+    Then the library's order of work holds for ours too, its allocator knows what we use, and what is captured
+    lies in the memory that the library keeps for its graphs.  CuPy's own arrays, and those in host memory,
+    need nothing but their device.
     """
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return torch.cuda.current_stream().cuda_stream or None
+    if place(x) != GPU:
+        return _HERE
+    return x.device if _is_cupy(x) else _in_library_of(x)
+
+
+_HERE = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _in_library_of(x: Any) -> Iterator[None]:
+    cuda, cupy = _cupy().cuda, _cupy()
+    framework = _framework(x)
+    with cuda.Device(x.device.index):
+        pointer = framework.cuda.current_stream(x.device).cuda_stream
+        # CuPy 14 calls ExternalStream deprecated, and those before have nothing else.
+        from_external = getattr(cuda.Stream, "from_external", None)
+        stream = from_external(_ForeignStream(pointer)) if from_external else cuda.ExternalStream(pointer)
+
+        def allocate(nbytes: int) -> Any:
+            owner = framework.empty(nbytes, dtype=framework.uint8, device=x.device)
+            memory = cuda.UnownedMemory(owner.data_ptr(), nbytes, owner, x.device.index)
+            return cuda.MemoryPointer(memory, 0)
+
+        with stream, cupy.cuda.using_allocator(allocate):
+            yield
+
+
+def is_capturing() -> bool:
+    """Whether the current stream of a GPU records its work for a graph; the default streams never do."""
+    stream = _cupy().cuda.get_current_stream()
+    return stream.ptr > 1 and bool(stream.is_capturing())
 
 
 def address(x: Array) -> int:
@@ -209,8 +253,21 @@ def overlap(a: Array, b: Array) -> bool:
 
 
 def on_host(x: Array) -> Array:
-    """Return an array's values as NumPy array; waits for a GPU."""
-    return x.get() if _is_cupy(x) else x  # type: ignore[attr-defined]
+    """Return an array's values as NumPy array; waits for a GPU.
+
+    Raises:
+        BackendError: a graph is being captured, where nothing can be waited for.
+
+    """
+    if not _is_cupy(x):
+        return x
+    if is_capturing():
+        raise BackendError(
+            "this call needs a value from the GPU, and while a graph is captured nothing can wait for one: "
+            "give out=, and ask codec.length(out) after the graph has run"
+        )
+    host: Array = x.get()  # type: ignore[attr-defined]
+    return host
 
 
 def empty(count: int, device: str = HOST, elem: Elem = FLOAT) -> Array:

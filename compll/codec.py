@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import numpy as np
-
-from compll import arrays, driver, ir, payload
+from compll import arrays, driver
 from compll import backends as b
 from compll.check.parameters import choose
 from compll.driver import Source, algorithms, find
 from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
-from compll.items import Item, Preparer, Result, as_scale, integer, length
+from compll.items import Item, Result, integer, length
 from compll.knobs import threads as default_threads
 from compll.properties import Info
-from compll.types import widened, written
+from compll.runner import Operation, Runner
+from compll.types import written
 
 __all__ = [
     "BackendError",
@@ -25,6 +24,7 @@ __all__ = [
     "CompileWarning",
     "Info",
     "Item",
+    "Operation",
     "ParameterError",
     "PayloadError",
     "Result",
@@ -32,8 +32,6 @@ __all__ = [
     "compile",
     "find",
 ]
-
-Operation = Literal["encode", "decode", "decode_add", "hop"]
 
 
 def compile(  # noqa: A001 - the API's name, as in re.compile
@@ -44,8 +42,9 @@ def compile(  # noqa: A001 - the API's name, as in re.compile
     Args:
         source: the name of a shipped algorithm; a path (or a string that ends in `.pse`) of a file with
             both functions; or a pair of paths, one with Encode and one with Decode.
-        backend: `auto` (`cpp` if there is a compiler, else `numba`), `cpp`, `numba`, `interp`, `cuda` (for
-            arrays on a GPU) or `cudasim` (its kernels, on the CPU).
+        backend: `auto` (by the array that each call is given: on a GPU `cuda`, built when the first comes,
+            otherwise `cpp` if there is a compiler, else `numba`), `cpp`, `numba`, `interp`, `cuda` (for
+            arrays on a GPU alone) or `cudasim` (its kernels, on the CPU).
         error_feedback: add a residual: what a payload loses is added to the next gradient.
         params: values of the program's hyper-parameters.
 
@@ -60,16 +59,27 @@ def compile(  # noqa: A001 - the API's name, as in re.compile
 
 
 class Codec:
-    """A compiled compressor.  Immutable: its methods may be called from several threads at once."""
+    """A compiled compressor.  Immutable: its methods may be called from several threads at once.
 
-    def __init__(self, program: driver.Program, library: b.Library) -> None:
+    On a GPU calls are put in the order of the current stream of the caller's library, and a call waits only
+    where its result must be known on the host:
+    - `encode` and `hop` that are given `out` do not wait: they return `out` itself, and the payload's length
+      stays on the device, where `decode` finds it.  `length(out)` waits for it, `result(out)` also for what
+      went wrong.
+    - Without `out` they wait once if the payload's length, or an error, depends on the data.
+    - `decode` and `decode_add` wait for whether the payload was refused, unless `wait=False`.
+    - While a graph is captured nothing waits, and only launches are recorded; seeds, parameters and scale are
+      constants of the graph.
+    """
+
+    def __init__(self, program: driver.Program, library: driver.Libraries) -> None:
         """Made by `compile`."""
         self._program, self._library = program, library
         self._use(replace(program.info, launches=library.launches), program.checked.values)
 
     def _use(self, info: Info, values: b.Values) -> None:
         self.info, self._values = info, values
-        self._prepare = Preparer(self._program, values, arrays.device_of(self._library.backend))
+        self._runner = Runner(self._program, self._library, values)
 
     def __repr__(self) -> str:
         """Show name, parameters and backend."""
@@ -78,23 +88,24 @@ class Codec:
 
     @property
     def backend(self) -> str:
-        """The backend that runs it."""
+        """The backend that runs it; of `auto`, that for arrays in host memory."""
         return self._library.backend
 
     # --- sizes, states, parameters ----------------------------------------------------------------
 
     def max_bytes(self, n: int) -> int:
         """Return the most bytes that a payload of n elements has; exactly so many if `info.exact_size`."""
-        return self._prepare.max_bytes(n)
+        return self._runner.first.max_bytes(n)
 
     def new_state(self, n: int, like: Any = None) -> dict[str, Any]:
-        """Return the zero state for n elements: name -> float32[n], of the array type of `like`."""
-        n = length(n)
-        zeros = {name: arrays.zeros(n, self._prepare.device) for name in self._program.encode.states}
-        if like is None:
-            return dict(zeros)
-        wrap = self._prepare.view(like, "like", *arrays.GRADIENT)[1]
-        return {name: wrap(z) for name, z in zeros.items()}
+        """Return the zero state for n elements: name -> float32[n], of `like`'s type and place."""
+        n, prepare = length(n), self._runner.preparer(like)
+        with arrays.beside(like):
+            zeros = {name: arrays.zeros(n, prepare.device) for name in self._program.encode.states}
+            if like is None:
+                return dict(zeros)
+            wrap = prepare.view(like, "like", *arrays.GRADIENT)[1]
+            return {name: wrap(z) for name, z in zeros.items()}
 
     def with_params(self, /, **params: float | bool) -> Codec:
         """Return this codec with other values of run-time parameters; nothing is compiled.
@@ -139,11 +150,12 @@ class Codec:
             threads: how many to use.
 
         Returns:
-            The payload, uint8; a view of `out` if that is given.
+            The payload, uint8; a view of `out` if that is given, and on a GPU `out` itself: see `Codec`.
 
         Raises:
             ParameterError: an argument is missing or does not fit; nothing has been written.
             IndexError: the program read a vector outside its range.
+            BackendError: arrays lie apart, or what must be waited for is asked for while a graph is captured.
 
         """
         item = Item(grad, out, None, seed, shared_seed, state, new_state)
@@ -157,6 +169,7 @@ class Codec:
         out: Any = None,
         dtype: Any = None,
         shared_seed: int | None = None,
+        wait: bool = True,
     ) -> Any:
         """Return the n elements of a payload, or write them to `out`.
 
@@ -166,6 +179,7 @@ class Codec:
             out: float32[n], float16[n] or bfloat16[n].
             dtype: without `out`, the type of the result; float32 if none is given.
             shared_seed: as it was in encode; required if `info.keyed`.
+            wait: on a GPU, whether to wait and raise PayloadError; if not, `result` of what is returned does.
 
         Raises:
             PayloadError: these bytes are no payload of this codec for n elements.
@@ -173,21 +187,35 @@ class Codec:
 
         """
         if out is None:
-            kind = arrays.element("float32" if dtype is None else dtype)
-            made = arrays.empty(length(n), self._prepare.device, kind)
-            out = self._prepare.view(payload, "payload", "uint8")[1](made)
+            kind, prepare = (
+                arrays.element("float32" if dtype is None else dtype),
+                self._runner.preparer(payload),
+            )
+            with arrays.beside(payload):
+                made = arrays.empty(length(n), prepare.device, kind)
+                out = prepare.view(payload, "payload", "uint8")[1](made)
         elif dtype is not None:
             raise ParameterError("dtype is that of out where out is given: leave one of them away")
         elif len(out) != n:
             raise ParameterError(f"out has {len(out)} elements, and n is {n}")
-        return self.batch("decode", [Item(payload=payload, out=out, shared_seed=shared_seed)])[0].value
+        item = Item(payload=payload, out=out, shared_seed=shared_seed)
+        return self.batch("decode", [item], wait=wait)[0].value
 
     def decode_add(
-        self, payload: Any, out: Any, scale: float = 1.0, *, shared_seed: int | None = None
+        self,
+        payload: Any,
+        out: Any,
+        scale: float = 1.0,
+        *,
+        shared_seed: int | None = None,
+        wait: bool = True,
     ) -> Any:
-        """Do out[i] = out[i] + (scale * decoded[i]) and return `out`; the sum is rounded to its type."""
+        """Do out[i] = out[i] + (scale * decoded[i]) and return `out`; the sum is rounded to its type.
+
+        `wait` is as for decode.
+        """
         item = Item(payload=payload, out=out, scale=scale, shared_seed=shared_seed)
-        return self.batch("decode_add", [item])[0].value
+        return self.batch("decode_add", [item], wait=wait)[0].value
 
     def hop(
         self,
@@ -210,12 +238,15 @@ class Codec:
         item = Item(grad, out, payload, seed, shared_seed, state, new_state, scale)
         return self.batch("hop", [item])[0].value
 
-    def batch(self, op: Operation, items: Sequence[Item], threads: int | None = None) -> list[Result]:
+    def batch(
+        self, op: Operation, items: Sequence[Item], threads: int | None = None, *, wait: bool = True
+    ) -> list[Result]:
         """Run one operation on several gradients in one call.
 
         encode: grad, seed, shared_seed, state, new_state, out -> payload.
         decode: payload, out.   decode_add: payload, out, scale -> out.
         hop: as encode, and payload, scale.
+        All items lie in one place; `wait` is as for decode.
 
         Raises:
             ParameterError, PayloadError, IndexError: as the single operations do.  With several items,
@@ -227,71 +258,35 @@ class Codec:
             raise ParameterError(f"there is no operation {op!r}: {', '.join(get_args(Operation))}")
         if op == "hop" and not self.info.hop:
             raise ParameterError(f"{self.info.name} has no hop: {self.info.why['hop']}")
-        if op == "hop" and not self._program.fuses_hop:
-            return self._composed_hop(items, threads)
-        prepare = {
-            "encode": self._prepare.encode,
-            "decode": self._prepare.decode,
-            "decode_add": self._prepare.decode,
-            "hop": self._prepare.hop,
-        }[op]
-        ready = []
-        for at, item in enumerate(items):
-            try:
-                ready.append(prepare(item))
-            except (ParameterError, PayloadError, BackendError) as e:
-                raise _of_item(e, at, len(items)) from None
-        outcomes = self._library.run(op, [call for call, _ in ready], self._values, threads)
-        results = []
-        for at, ((call, finish), outcome) in enumerate(zip(ready, outcomes, strict=True)):
-            if outcome.status < 0:
-                raise _of_item(self._failure(op, call, outcome), at, len(items))
-            results.append(Result(finish(outcome.length), outcome.status == b.OK))
-        return results
+        return self._runner.batch(op, items, threads, wait=wait)
 
-    def _composed_hop(self, items: Sequence[Item], threads: int) -> list[Result]:
-        """Do what a hop is defined to be, one operation after the other."""
-        totals, encodes = [], []
-        for item in items:
-            grad, wrap = self._prepare.view(item.grad, "grad", *arrays.GRADIENT)
-            totals.append(arrays.empty(len(grad), self._prepare.device))
-            encodes.append(replace(item, grad=wrap(totals[-1]), payload=None, scale=1.0))
-        decodes = [
-            Item(payload=item.payload, out=encode.grad, shared_seed=item.shared_seed)
-            for item, encode in zip(items, encodes, strict=True)
-        ]
-        self.batch("decode", decodes, threads)
-        with np.errstate(all="ignore"):
-            for item, total in zip(items, totals, strict=True):
-                grad = self._prepare.view(item.grad, "grad", *arrays.GRADIENT)[0]
-                np.add(widened(grad), total, out=total)
-                np.multiply(total, as_scale(item.scale), out=total)
-        return self.batch("encode", encodes, threads)
+    def length(self, payload: Any) -> int:
+        """Return a payload's length: that of the array, or of what `encode` and `hop` put into it on a GPU.
 
-    def _failure(self, op: Operation, call: b.Call, outcome: b.Outcome) -> Exception:
-        name = self.info.name
-        if call.source is not None:  # if the payload of a hop is wrong, decoding it says what is
-            out = arrays.empty(call.n, self._prepare.device)
-            decode = b.Call(call.n, out, call.source, 0, call.shared_seed)
-            (outcome,) = self._library.run("decode", [decode], self._values, 1)
-            if outcome.status < 0:
-                return self._failure("decode", decode, outcome)
-        if op in ("encode", "hop"):
-            return IndexError(
-                f"{name}: Encode read a vector outside its range (gradient of {call.n} elements)"
-            )
-        if outcome.status == b.REFUSED:
-            raw, n, values = call.payload, call.n, {**self._values, ir.SHARED_SEED: call.shared_seed}
-            return payload.explain_refusal(
-                name,
-                self._program.decode_of(raw, n),
-                arrays.on_host(raw),
-                self._prepare.extents_of(raw, n),
-                values,
-            )
-        return PayloadError(f"{name}: Decode read a vector outside its range; the payload is corrupt")
+        For the latter it is given the very array that they returned, and waits for the current stream.  After
+        a call that was captured it tells of the graph's last replay.
 
+        Raises:
+            IndexError, PayloadError: the call failed.
 
-def _of_item(e: Exception, at: int, count: int) -> Exception:
-    """Return an error that says which item of a batch it is about; of one item nothing need be said."""
-    return e if count == 1 else type(e)(f"item {at} of {count}: {e}")
+        """
+        if payload in self._library.pending:
+            return self._runner.wait_for(payload)[1].length
+        return len(payload)
+
+    def result(self, out: Any) -> Result:
+        """Wait for the call on a GPU that wrote `out` without waiting; return what it would have returned.
+
+        Args:
+            out: the very array that the call returned.
+
+        Raises:
+            IndexError, PayloadError: the call failed.
+            ParameterError: no call of this codec on a GPU has written it.
+
+        """
+        if out not in self._library.pending:
+            raise ParameterError("out is no array that a call of this codec on a GPU has returned")
+        entry, outcome = self._runner.wait_for(out)
+        value = out[: outcome.length] if entry.op in ("encode", "hop") else out
+        return Result(value, outcome.status == b.OK)

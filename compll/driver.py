@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from compll import build as builder
 from compll import derive, ir, knobs
 from compll import syntax as s
+from compll.arrays import GPU, HOST
 from compll.backends import Call, Library, Outcome, Unit, Values
 from compll.check import Checked, Header, check, header
 from compll.errors import (
@@ -23,14 +24,16 @@ from compll.errors import (
     CompileWarning,
     Diagnostic,
     ParameterError,
-    PayloadError,
     Span,
     did_you_mean,
 )
 from compll.parse import parse
-from compll.payload import read_scalar
+from compll.pending import Pending
 from compll.properties import Info, infer, why_no_hop
-from compll.types import FLOAT, Array, Elem
+from compll.types import FLOAT, Elem
+
+if TYPE_CHECKING:
+    from compll.backends.launches import LaunchLibrary, Started
 
 __all__ = [
     "Program",
@@ -97,26 +100,10 @@ class Program:
         """The typed Decode."""
         return cast("ir.Function", self.checked.decode)
 
-    def decode_of(self, raw: Array, n: int) -> ir.Function:
-        """Return the typed Decode for these bytes, which may say of what width they are.
-
-        Raises:
-            PayloadError: no payload of this codec is of that width.
-
-        """
-        width = self.checked.width
-        if width is None:
-            return self.decode
-        found = read_scalar(self.decode, width.field, raw, n, self.checked.values)
-        if found == self.checked.values[width.parameter]:
-            return self.decode
-        if found not in width.others:
-            able = sorted({*width.others, self.checked.values[width.parameter]})
-            raise PayloadError(
-                f"{self.checked.codec}: the payload says that '{width.field}' is {found}; "
-                f"it can be {', '.join(map(str, able))}"
-            )
-        return cast("ir.Function", width.others[found].decode)
+    def decode_for(self, width: int) -> ir.Function:
+        """Return the typed Decode for payloads of a width; 0: the codec's own."""
+        of = self.checked.width
+        return cast("ir.Function", of.others[width].decode) if of and width else self.decode
 
     @functools.cached_property
     def fuses_hop(self) -> bool:
@@ -257,45 +244,67 @@ def unit_of(checked: Checked, element: Elem = FLOAT) -> Unit:
 
 
 class Libraries:
-    """A codec's libraries, one for each element type of gradients, and each width that a payload may have.
+    """A codec's libraries: for each place of the arrays, element type of gradients, and width of a payload.
 
-    That of float32 and the codec's own width is built at once, the others when needed: ranks agree on
-    the codec and never send a payload of another width.
+    `backends` names the backend for arrays in each place.  For float32 and the codec's own width the first is
+    built at once, the others when needed: who has no GPU needs no CuPy, and ranks agree on the codec and
+    never send a payload of another width.
     """
 
-    def __init__(self, checked: Checked, backend: str) -> None:
+    def __init__(self, checked: Checked, backends: Mapping[str, str]) -> None:
         """Build the library for float32."""
-        self.checked, self.backend = checked, backend
-        self.built: dict[tuple[Elem, int], Library] = {}
+        self.checked, self.backends = checked, backends
+        self.built: dict[tuple[str, Elem, int], Library] = {}
+        self.pending = Pending()
+        self.place = next(iter(backends))
         self.launches = self.of(FLOAT).launches
 
-    def of(self, element: Elem, width: int = 0) -> Library:
+    @property
+    def backend(self) -> str:
+        """The backend that was built first."""
+        return self.backends[self.place]
+
+    def of(self, element: Elem, width: int = 0, place: str | None = None) -> Library:
         """Return the library for gradients of an element type, and for payloads of another width."""
-        if (element, width) not in self.built:
-            module = importlib.import_module(f"compll.backends.{self.backend}")
+        key = place or self.place, element, width
+        if key not in self.built:
+            module = importlib.import_module(f"compll.backends.{self.backends[key[0]]}")
             checked = self.checked.width.others[width] if self.checked.width and width else self.checked
-            self.built[element, width] = module.build(unit_of(checked, element))
-        return self.built[element, width]
+            self.built[key] = module.build(unit_of(checked, element))
+        return self.built[key]
 
-    def width_of(self, op: str, call: Call, values: Values) -> int:
-        """Return the width of a payload that is decoded; 0 for the codec's own, or if it has none."""
-        width = self.checked.width
-        if width is None or self.checked.decode is None or op not in ("decode", "decode_add"):
-            return 0
-        found = read_scalar(self.checked.decode, width.field, call.payload, call.n, values)
-        return found if found in width.others else 0
-
-    def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
-        """Run one operation on every item, those of one library together."""
-        kinds = [(call.element, self.width_of(op, call, values)) for call in calls]
+    def parts(self, calls: Sequence[Call], place: str | None = None) -> list[tuple[Library, Sequence[int]]]:
+        """Return the libraries that calls need, each with the numbers of its calls."""
+        kinds = [(call.element, call.width) for call in calls]
         if len(set(kinds)) <= 1:
-            return self.of(*(kinds[0] if kinds else (FLOAT,))).run(op, calls, values, threads)
+            return [(self.of(*kinds[0], place), range(len(calls)))] if kinds else []
+        return [
+            (self.of(*kind, place), [number for number, k in enumerate(kinds) if k == kind])
+            for kind in dict.fromkeys(kinds)
+        ]
+
+    def run(
+        self, op: str, calls: Sequence[Call], values: Values, threads: int, place: str | None = None
+    ) -> list[Outcome]:
+        """Run one operation on every item, those of one library together."""
+        parts = self.parts(calls, place)
+        if len(parts) == 1:
+            return parts[0][0].run(op, calls, values, threads)
         outcomes: dict[int, Outcome] = {}
-        for kind in dict.fromkeys(kinds):
-            numbers = [number for number, k in enumerate(kinds) if k == kind]
-            done = self.of(*kind).run(op, [calls[number] for number in numbers], values, threads)
+        for library, numbers in parts:
+            done = library.run(op, [calls[number] for number in numbers], values, threads)
             outcomes.update(zip(numbers, done, strict=True))
         return [outcomes[number] for number in range(len(calls))]
+
+    def start(
+        self, op: str, calls: Sequence[Call], values: Values, *, keep: bool
+    ) -> list[tuple[Started, int]]:
+        """Launch one operation on every item on a GPU; return each one's run and place in it."""
+        started: dict[int, tuple[Started, int]] = {}
+        for library, numbers in self.parts(calls, GPU):
+            run = cast("LaunchLibrary", library).start(op, [calls[i] for i in numbers], values, keep=keep)
+            started.update((number, (run, at)) for at, number in enumerate(numbers))
+        return [started[number] for number in range(len(calls))]
 
 
 def build(checked: Checked, backend: str = "auto") -> Libraries:
@@ -305,24 +314,24 @@ def build(checked: Checked, backend: str = "auto") -> Libraries:
         BackendError: the backend is unknown, or cannot be used here.
 
     """
-    return Libraries(checked, choose_backend(backend))
+    return Libraries(checked, choose_backends(backend))
 
 
-def choose_backend(backend: str) -> str:
-    """Return the backend that `auto` means here, or check the name of another.
+def choose_backends(backend: str) -> dict[str, str]:
+    """Return the backend for arrays in each place that `auto` means here, or check the name of another.
 
-    `auto` takes `cpp` if there is a compiler, else `numba` if that is installed; without both it is an
-    error, never a silently slow run.
+    For arrays in host memory `auto` takes `cpp` if there is a compiler, else `numba` if that is installed;
+    without both it is an error, never a silently slow run.  For arrays on a GPU it takes `cuda`.
     """
     name = knobs.backend() if backend == "auto" else backend
     if name == "auto":
-        return _fast_backend()
+        return {HOST: _fast_backend(), GPU: "cuda"}
     if name not in BACKENDS:
         hint = did_you_mean(name, BACKENDS)
         raise BackendError(
             f"there is no backend '{name}' ({', '.join(BACKENDS)}){'; ' + hint if hint else ''}"
         )
-    return name
+    return {GPU if name == "cuda" else HOST: name}
 
 
 def _fast_backend() -> str:
@@ -333,7 +342,7 @@ def _fast_backend() -> str:
             raise BackendError(
                 f"no backend can be used: the C++ compiler '{knobs.compiler()}' is not there, nor is Numba: "
                 "install g++ or name another compiler by COMPLL_CXX, or pip install 'compll[numba]', "
-                "or take the slow reference by backend='interp'"
+                "or take the slow reference by backend='interp', or backend='cuda' for arrays on a GPU alone"
             ) from None
         return "numba"
     return "cpp"

@@ -15,7 +15,8 @@ from typing import Any
 from compll import arrays, payload
 from compll.backends import Call, Values
 from compll.driver import Program
-from compll.errors import ParameterError
+from compll.errors import ParameterError, PayloadError
+from compll.pending import Pending
 from compll.types import Array
 
 MOST_SEED = 2**64 - 1
@@ -38,10 +39,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of an item: the payload (encode, hop) or the output, and whether the input was finite."""
+    """What became of an item: the payload (encode, hop) or the output, and whether the input was finite.
+
+    `finite` is None if the call did not wait for a GPU: `Codec.result` waits.
+    """
 
     value: Any
-    finite: bool
+    finite: bool | None
 
 
 class Preparer:
@@ -50,9 +54,9 @@ class Preparer:
     Each method returns a call, and the function that makes the caller's result of the payload's length.
     """
 
-    def __init__(self, program: Program, values: Values, device: str) -> None:
+    def __init__(self, program: Program, values: Values, device: str, pending: Pending) -> None:
         """Begin with no sizes known."""
-        self.program, self.values, self.device = program, values, device
+        self.program, self.values, self.device, self.pending = program, values, device, pending
         self.info, self.states = program.info, program.encode.states
         self._places: dict[int, tuple[payload.Extent, ...]] = {}
 
@@ -81,13 +85,57 @@ class Preparer:
             self._places[n] = places
         return places
 
-    def extents_of(self, raw: Array, n: int) -> tuple[payload.Extent, ...]:
+    def width_of(self, raw: Array, n: int) -> int:
+        """Return the width of a payload, or 0 for the codec's own.
+
+        On a GPU it is not read, which would wait, where the length tells that it is the codec's own.
+        """
+        if self.program.checked.width is None:
+            return 0
+        return (
+            0 if self.device == arrays.GPU and self._is_own_length(len(raw), n) else self.read_width(raw, n)
+        )
+
+    def read_width(self, raw: Array, n: int) -> int:
+        """Return the width that a payload says, or 0 for the codec's own.
+
+        Raises:
+            PayloadError: it is too short to say it, or no payload is of that width.
+
+        """
+        width = self.program.checked.width
+        if width is None:
+            return 0
+        found = payload.read_scalar(self.program.decode, width.field, raw, n, self.values)
+        own = self.values[width.parameter]
+        if found != own and found not in width.others:
+            able = sorted({*width.others, own})
+            raise PayloadError(
+                f"{self.info.name}: the payload says that '{width.field}' is {found}; "
+                f"it can be {', '.join(map(str, able))}"
+            )
+        return 0 if found == own else found
+
+    def _is_own_length(self, size: int, n: int) -> bool:
+        """Whether payloads of the codec's own width have this length, and no others have."""
+        width = self.program.checked.width
+        if width is None or not self.info.exact_size or size != self.max_bytes(n):
+            return False
+        others = (self.program.decode_for(w) for w in width.others if w != self.values[width.parameter])
+        layouts = (payload.extents(f.layout, n, self.values) for f in others)
+        return all(payload.total_bytes(places) != size for places in layouts)
+
+    def extents_of(self, raw: Array, n: int, width: int) -> tuple[payload.Extent, ...]:
         """Return where the fields of this payload lie; those of the largest one, if all have one length."""
-        decode = self.program.decode_of(raw, n)
+        decode = self.program.decode_for(width)
         if self.info.exact_size and decode is self.program.decode:
             return self.extents(n)
         counts = payload.read_counts(decode, raw, n, self.values)
         return payload.extents(decode.layout, n, self.values, counts)
+
+    def check(self, raw: Array, n: int, width: int) -> None:
+        """Raise PayloadError unless these bytes have the right length; waits for counts on a GPU."""
+        payload.check_length(self.info.name, raw, self.extents_of(raw, n, width), n)
 
     # --- operations -------------------------------------------------------------------------------
 
@@ -100,15 +148,18 @@ class Preparer:
     def hop(self, item: Item) -> tuple[Call, Finish]:
         """Prepare an encode that reads a payload besides."""
         grad, wrap = self.view(item.grad, "grad", *arrays.GRADIENT)
-        source = self._received(item.payload, len(grad))
+        source = self._received(item.payload, len(grad))[0]
         return self._encode(item, grad, wrap, item.shared_seed, source, as_scale(item.scale))
 
     def decode(self, item: Item) -> tuple[Call, Finish]:
         """Prepare a decode or a decode_add."""
         out, wrap = self.view(item.out, "out", *arrays.GRADIENT, writes=True)
-        raw = self._received(item.payload, len(out))
+        raw, width, padded = self._received(item.payload, len(out))
         shared = self._seed(item.shared_seed, "shared_seed", required=self.info.keyed)
-        return Call(len(out), out, raw, 0, shared, as_scale(item.scale)), lambda _: wrap(out)
+        call = Call(len(out), out, raw, 0, shared, as_scale(item.scale), width=width, padded=padded)
+        if self.device == arrays.GPU:
+            return call, lambda _: item.out
+        return call, lambda _: wrap(out)
 
     def _encode(
         self,
@@ -141,21 +192,33 @@ class Preparer:
             out = buffer if _is_aligned(buffer) else arrays.aligned_empty(need, self.device)
 
         def finish(size: int) -> Any:
+            if self.device == arrays.GPU and item.out is not None:
+                if out is not buffer:
+                    buffer[:need] = out[:need]
+                return item.out
             if out is not buffer:
                 buffer[:size] = out[:size]
             return wrap(buffer[:size])
 
         return Call(n, grad, out, seed, shared, scale, old, new, source), finish
 
-    def _received(self, given: Any, n: int) -> Array:
-        """Return a payload that has the right length, where kernels can read it."""
-        raw = self.view(given, "payload", "uint8")[0]
-        payload.check_length(self.info.name, raw, self.extents_of(raw, n), n)
+    def _received(self, given: Any, n: int) -> tuple[Array, int, bool]:
+        """Return a payload where kernels can read it, its width, and whether it may end before its buffer.
+
+        What a call without wait has written on a GPU is taken as it lies in its buffer.  A length that counts
+        on a GPU tell is left to the kernels, which refuse a wrong one.
+        """
+        raw, padded = self.view(given, "payload", "uint8")[0], given in self.pending
+        if padded and self.info.exact_size and len(raw) >= self.max_bytes(n):
+            raw, padded = raw[: self.max_bytes(n)], False
+        width = self.width_of(raw, n)
+        if self.device != arrays.GPU or self.info.exact_size:
+            self.check(raw, n, width)
         if _is_aligned(raw):
-            return raw
+            return raw, width, padded
         copy = arrays.aligned_empty(len(raw), self.device)
         copy[:] = raw
-        return copy
+        return copy, width, padded
 
     def _seed(self, seed: int | None, what: str, *, required: bool) -> int:
         if type(seed) is int and 0 <= seed <= MOST_SEED:

@@ -23,7 +23,7 @@ COMPLL = (
     {"ops", "syntax", "syntax_text", "parse", "ir", "ir_text", "ir_verify"},
     {"check", "lower", "passes", "derive", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
-    {"driver", "items", "codec"},
+    {"pending", "driver", "items", "runner", "codec"},
     {"", "__main__", "cli", "report", "algorithms", "generate", "catalogue"},
 )
 

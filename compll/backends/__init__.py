@@ -44,7 +44,8 @@ class Call(NamedTuple):
     encode reads `gradient` and `state`, writes `payload` and `new_state`; decode and decode_add read
     `payload` and write `gradient`; hop is an encode that reads the payload `source` besides.  Vectors have n
     elements: states of float32; the gradient of float32, of float16, or of uint16, which are the bits of
-    bfloat16.  Payloads are uint8 and long enough.
+    bfloat16.  Payloads are uint8 and long enough.  `width`: that of a payload to be decoded, if it is not the
+    codec's own.  `padded`: on a GPU, a payload may end before its buffer does.
     """
 
     n: int
@@ -56,6 +57,8 @@ class Call(NamedTuple):
     state: Mapping[str, Array] = NO_STATE
     new_state: Mapping[str, Array] = NO_STATE
     source: Array | None = None
+    width: int = 0
+    padded: bool = False
 
     @property
     def element(self) -> Elem:

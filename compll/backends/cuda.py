@@ -1,22 +1,19 @@
 """The CUDA backend: the generated source, compiled by NVRTC and launched through CuPy on the current stream.
 
 It is thin on purpose: what it launches, and on what, is `launches.LaunchLibrary`, which the simulator runs
-too.
-Kernels never wait for the host; a call of `run` waits once, at its end, for the items' status and length.
+too.  Its calls are made inside `arrays.beside`, which says on which GPU and stream, and in what memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from compll.arrays import GPU, address, aligned_empty, current_gpu_stream, on_host
-from compll.backends import Call, Outcome, Unit, Values
-from compll.backends.launches import Grid, LaunchLibrary
+from compll.arrays import GPU, address, aligned_empty, on_host
+from compll.backends import Unit
+from compll.backends.launches import ITEM_THREADS, Grid, LaunchLibrary
 from compll.emit import cuda
 from compll.errors import BackendError
 from compll.types import Array
@@ -24,7 +21,7 @@ from compll.types import Array
 OPTIONS = ("--std=c++17", "--fmad=false")  # no fast-math: payloads are equal bit for bit on every backend
 
 
-def build(unit: Unit) -> CudaLibrary:
+def build(unit: Unit) -> LaunchLibrary:
     """Generate and compile a codec; CuPy keeps compiled kernels in its own cache.
 
     Raises:
@@ -33,7 +30,7 @@ def build(unit: Unit) -> CudaLibrary:
     """
     generated = cuda.generate(unit)
     device = Gpu(_cupy(), cuda.self_contained(generated.source))
-    return CudaLibrary(unit, generated, device)
+    return LaunchLibrary(unit, generated, device)
 
 
 def _cupy() -> Any:
@@ -55,19 +52,6 @@ def _cupy() -> Any:
     return cupy
 
 
-class CudaLibrary(LaunchLibrary):
-    """A codec on the GPU that its arrays lie on."""
-
-    device: Gpu
-
-    def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
-        """Run one operation on every item; all items of a call lie on one GPU."""
-        if not calls:
-            return []
-        with self.device.of(calls[0].gradient):
-            return super().run(op, calls, values, threads)
-
-
 class Gpu:
     """Kernels of one source, launched on CuPy arrays."""
 
@@ -77,13 +61,7 @@ class Gpu:
         """Compile for the GPU at hand, when a kernel is launched first."""
         self.cupy = cupy
         self.module = cupy.RawModule(code=source, options=OPTIONS, backend="nvrtc")
-
-    @contextlib.contextmanager
-    def of(self, array: Any) -> Any:
-        """Make an array's GPU and the caller's stream the current ones."""
-        stream = current_gpu_stream()
-        with array.device, self.cupy.cuda.ExternalStream(stream) if stream else contextlib.nullcontext():
-            yield
+        self.kernels: dict[tuple[int, str], Any] = {}
 
     def empty(self, nbytes: int) -> Any:
         """Return device memory, from CuPy's pool of the current stream."""
@@ -93,9 +71,9 @@ class Gpu:
         """Return where an array begins."""
         return address(array)
 
-    def upload(self, host: Array, buffer: Any) -> None:
-        """Copy to the device, in the order of the stream."""
-        buffer.set(host)
+    def write(self, kernel: str, piece: Array, to: int, words: int) -> None:
+        """Launch the kernel that writes a piece of the table of items, without waiting."""
+        self.kernel(kernel)((1,), (ITEM_THREADS,), (piece, np.uint64(to), np.int64(words)))
 
     def download(self, buffer: Any) -> Array:
         """Wait for the stream, and return a copy."""
@@ -104,4 +82,11 @@ class Gpu:
     def launch(self, kernel: str, grid: Grid, items: int, count: int, params: int) -> None:
         """Launch without waiting."""
         arguments = (np.uint64(items), np.int64(count), np.uint64(params))
-        self.module.get_function(kernel)((grid.x,), (grid.threads,), arguments)
+        self.kernel(kernel)((grid.x,), (grid.threads,), arguments)
+
+    def kernel(self, name: str) -> Any:
+        """Return a kernel on the current GPU; looking one up takes longer than launching it."""
+        key = self.cupy.cuda.runtime.getDevice(), name
+        if key not in self.kernels:
+            self.kernels[key] = self.module.get_function(name)
+        return self.kernels[key]

@@ -56,6 +56,9 @@ class Simulator:
             *(pointer, ctypes.c_int64, pointer),
         )
         self.run.restype = ctypes.c_char_p
+        self.write_piece = library.compll_sim_write
+        self.write_piece.argtypes = (pointer, pointer, pointer, ctypes.c_int64)
+        self.write_piece.restype = ctypes.c_char_p
 
     def empty(self, nbytes: int) -> Array:
         """Return aligned memory that holds nothing of use."""
@@ -67,9 +70,9 @@ class Simulator:
         """Return where an array begins."""
         return int(array.ctypes.data)
 
-    def upload(self, host: Array, buffer: Array) -> None:
-        """Copy."""
-        buffer[:] = host
+    def write(self, kernel: str, piece: Array, to: int, words: int) -> None:
+        """Run the kernel that writes a piece of the table of items."""
+        self.finished(kernel, self.write_piece(self.entry(kernel), piece.ctypes.data, to, words))
 
     def download(self, buffer: Array) -> Array:
         """Return a copy."""
@@ -82,7 +85,14 @@ class Simulator:
             BackendError: its threads cannot go on, or do not meet where they must.
 
         """
-        entry = ctypes.cast(getattr(self.library, kernel), ctypes.c_void_p)
-        wrong = self.run(entry, grid.x, grid.threads, self.order, items, count, params)
+        arguments = (grid.x, grid.threads, self.order, items, count, params)
+        self.finished(kernel, self.run(self.entry(kernel), *arguments))
+
+    def entry(self, kernel: str) -> ctypes.c_void_p:
+        """Return where a kernel begins."""
+        return ctypes.cast(getattr(self.library, kernel), ctypes.c_void_p)
+
+    def finished(self, kernel: str, wrong: bytes | None) -> None:
+        """Raise BackendError if a kernel could not go on."""
         if wrong is not None:
             raise BackendError(f"{kernel}: {wrong.decode()}; this is a bug of the compiler: please report it")

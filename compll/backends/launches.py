@@ -25,6 +25,8 @@ ITEM_THREADS, TILE_THREADS, WARP = 512, 128, 32
 MOST_X = 1 << 20
 ALIGNMENT = 64
 KEPT = 256  # sizes of scratch memory that are remembered
+PIECE = np.dtype([("words", "u8", (480,))])  # `Piece` of compll.cuh: the parameters of a launch take 4 KiB
+ENDS_WITHIN = -1  # the length of a payload that ends where its own counts say
 
 ITEM = np.dtype(
     [
@@ -62,8 +64,8 @@ class Device(Protocol):
     def address(self, array: Any) -> int:
         """Return where an array begins, as kernels see it."""
 
-    def upload(self, host: Array, buffer: Any) -> None:
-        """Copy host memory to a buffer, in the order of the stream."""
+    def write(self, kernel: str, piece: Array, to: int, words: int) -> None:
+        """Launch the kernel that writes a `PIECE`, which it takes by value, to an address."""
 
     def download(self, buffer: Any) -> Array:
         """Return a buffer's content, after everything before it in the stream has run."""
@@ -95,7 +97,11 @@ def _aligned(size: int) -> int:
 
 
 class LaunchLibrary:
-    """A codec as kernels and launches on a device."""
+    """A codec as kernels and launches on a device.
+
+    The table of items is written by a kernel that has it among its parameters, so a call copies nothing from
+    the host and can be captured.
+    """
 
     def __init__(self, unit: Unit, generated: Generated, device: Device) -> None:
         """Keep what a run needs."""
@@ -103,6 +109,7 @@ class LaunchLibrary:
         self.parameters = Packer(unit.params)
         self.generated, self.device = generated, device
         self.backend, self.launches = device.backend, generated.counts
+        self.fallible = generated.fallible
         self._scratch_bytes = functools.lru_cache(KEPT)(self._count_scratch)
 
     def scratch_bytes(self, n: int, values: Values) -> int:
@@ -119,10 +126,12 @@ class LaunchLibrary:
         return self.generated.frame_bytes + max(sizes, default=0)
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
-        """Run one operation on every item: one upload, the launches, one download of what became of them."""
+        """Run one operation on every item, and wait for what became of them."""
         del threads
-        if not calls:
-            return []
+        return self.start(op, calls, values).outcomes() if calls else []
+
+    def start(self, op: str, calls: Sequence[Call], values: Values, *, keep: bool = False) -> Started:
+        """Launch one operation on every item; `keep` its memory, for launches that are repeated later."""
         device, params = self.device, self.parameters.pack(values)
         for call in calls:
             for what, array in (("gradient", call.gradient), *call.state.items(), *call.new_state.items()):
@@ -146,7 +155,7 @@ class LaunchLibrary:
             nbytes = call.payload.nbytes
             items[at] = (
                 *(device.address(call.gradient), device.address(call.payload)),
-                *(call.n, nbytes, nbytes),
+                *(call.n, nbytes, ENDS_WITHIN if call.padded else nbytes),
                 *(place, place + pointers[at, 0].nbytes, call.seed, call.shared_seed, free),
                 *(call.scale, 0),
                 *((0, 0) if call.source is None else (device.address(call.source), call.source.nbytes)),
@@ -154,15 +163,33 @@ class LaunchLibrary:
             )
             free += size
             blocks += item_blocks(call.n)
-        host = np.zeros(table.nbytes, np.uint8)
-        host[: params.nbytes] = params.view(np.uint8)
-        host[items_at : items_at + items.nbytes] = items.view(np.uint8)
-        host[pointers_at:] = pointers.reshape(-1).view(np.uint8)
-        device.upload(host, table)
+        host = np.zeros(-(-table.nbytes // PIECE.itemsize), PIECE)
+        raw = host.view(np.uint8)
+        raw[: params.nbytes] = params.view(np.uint8)
+        raw[items_at : items_at + items.nbytes] = items.view(np.uint8)
+        raw[pointers_at : table.nbytes] = pointers.reshape(-1).view(np.uint8)
+        for number in range(len(host)):
+            done = number * PIECE.itemsize
+            words = min(PIECE.itemsize, table.nbytes - done) // 8
+            device.write(self.generated.table_writer, host[number : number + 1], base + done, words)
         for launch in self.generated.launches[op]:
             grid = grid_of(launch, len(calls), blocks)
             device.launch(launch.kernel, grid, base + items_at, len(calls), base)
-        done = device.download(table[items_at : items_at + items.nbytes]).view(ITEM)
+        memory = (table, scratch, *calls) if keep else (table,)
+        return Started(device, table[items_at : items_at + items.nbytes], memory)
+
+
+@dataclass(frozen=True)
+class Started:
+    """An operation whose kernels are launched: the items in device memory, and what must not be freed."""
+
+    device: Device
+    items: Any
+    memory: tuple[Any, ...]
+
+    def outcomes(self) -> list[Outcome]:
+        """Wait, and return what became of the items."""
+        done = self.device.download(self.items).view(ITEM)
         return [
             Outcome(int(status), int(length))
             for status, length in zip(done["status"], done["length"], strict=True)

@@ -59,12 +59,18 @@ class Launch:
 
 @dataclass(frozen=True)
 class Generated:
-    """What a codec becomes: its source, and of each operation the launches in order and the scratch."""
+    """What a codec becomes: its source, and of each operation the launches in order and the scratch.
+
+    `table_writer` is the kernel that writes the table of items before them.  `fallible` names the operations
+    that can find a position out of range, or refuse one.
+    """
 
     source: str
     launches: Mapping[str, tuple[Launch, ...]]
     frame_bytes: int
     buffers: Mapping[str, tuple[Buffer, ...]]
+    table_writer: str
+    fallible: frozenset[str]
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
@@ -137,9 +143,11 @@ def generate(unit: Unit) -> Generated:
     counts = unit.functions[0].counts
     named = {c.name for c in counts}
     writer = ScalarWriter(lambda name: f"c.{name}_" if name in named else f"p.{name}_", CUDA)
+    table_writer = f"{unit.codec}_write_table"
     source = render(
         "cuda/library.cu.j2",
         codec=unit.codec,
+        table_writer=table_writer,
         gradient=CUDA.stored(unit.element),
         suffix=unit.suffix,
         static=[p.name for p in unit.params if p.static],
@@ -151,7 +159,9 @@ def generate(unit: Unit) -> Generated:
         frame_bytes=frame,
     )
     launches = {op: tuple(Launch(k.name, k.over) for k in ks) for op, ks in kernels.items()}
-    return Generated(source, launches, frame, {o.op: o.buffers for _, o in operations})
+    buffers = {o.op: o.buffers for _, o in operations}
+    fallible = frozenset(o.op for e, o in operations if e.fallible)
+    return Generated(source, launches, frame, buffers, table_writer, fallible)
 
 
 def source(unit: Unit) -> str:
@@ -225,7 +235,7 @@ class CudaEmitter(CudaSelections, Emitter):
     def __init__(self, typed: ir.Function) -> None:
         super().__init__(typed)
         self.outputs: list[Output] = []
-        self.gathers = False
+        self.gathers = self.fallible = False
 
     def frame_bytes(self) -> int:
         """Return a bound of the size of the frame: no member of it has more than 8 bytes."""
@@ -265,8 +275,13 @@ class CudaEmitter(CudaSelections, Emitter):
 
     def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
         """Return an element at a computed position."""
-        self.gathers = True
+        self.gathers = self.fallible = True
         return super().gather(e, lanes, position, asked)
+
+    def read_at(self, e: ir.Read | ir.Search) -> str:
+        """Return one element of a vector, or what a search in a table gives, as a scalar."""
+        self.fallible = self.fallible or isinstance(e, ir.Read)
+        return super().read_at(e)
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
         """Return the statement that keeps a code until its tile is packed."""

@@ -24,6 +24,8 @@ class CudaSelections(Selections):
     the block on an item.
     """
 
+    fallible: bool
+
     def lowered(self, b: ir.Lowered) -> Iterator[Step]:
         """Yield the steps of what a selection became."""
         match b:
@@ -48,6 +50,7 @@ class CudaSelections(Selections):
                 args = f"k.v_{keys.vector}, {size}, k.{name}_rank, k.{name}_below, k.{name}_equal"
                 yield Step("tiles", f"write_least(part, {args}, k.v_{name})")
             case ir.Nth(name, keys, values, length, rank):
+                self.fallible = True
                 size = self.scalar.text(length)
                 self.scalars.append(self.member(name, values.type))
                 yield from self.ranked(name, keys, length, self.scalar.text(rank))
@@ -57,6 +60,7 @@ class CudaSelections(Selections):
                 yield from self.arranged(name, keys, values, length, block)
                 self.alias(name, values.vector, scalar_type(values.type))
             case ir.Ascends(ir.Read(index), count, length, checked):
+                self.fallible = True
                 args = f"k.v_{index}, {self.scalar.text(count)}, {self.scalar.text(length)}"
                 wrong = "REFUSED" if checked else "OUT_OF_RANGE"
                 yield Step("check", f"ascends(part, {args}, item.status, {wrong})")

@@ -75,14 +75,14 @@ struct EncodeGreaterOf0 {
 
 
 struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_scale_greater[4];
     float h0[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_scale_greater[BLOCKS];
@@ -110,6 +110,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -405,14 +406,15 @@ struct HopGreaterOf0 {
 
 
 struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) float kept0[1024 + WIDTH];
     float r_scale_greater[4];
     float h0[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + first;
@@ -441,6 +443,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t12 = v_gradient + t11;
             const Float t13 = u_scale * t12;
             const Float t14 = absolute(t13);
+            store<true>(b.kept0 + (first - b.begin) + at, t13, WIDTH);
             if (row == 0) a_scale_greater[block] = t14;
             else if (FULL) a_scale_greater[block] = HopGreaterOf0{}(a_scale_greater[block], t14);
             else a_scale_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale_greater[block], t14, live), a_scale_greater[block]);
@@ -457,6 +460,7 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -475,9 +479,6 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_code = reinterpret_cast<const uint8_t*>(k.f_received_code) + tile * TILE;
     UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -485,49 +486,34 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
-            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
-            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(127));
-            const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
-            const Float t8 = t6 * t7;
-            const Float t9 = select(t2, splat<Float>(__builtin_nanf("")), t8);
-            const Float t10 = -t9;
-            const Float t11 = select(t0, t9, t10);
-            const Float t12 = v_gradient + t11;
-            const Float t13 = u_scale * t12;
-            const Float t14 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
-            const Float t15 = divide(t13, t14);
-            const Float t16 = absolute(t15);
-            const Float t17 = smaller(t16, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t18 = float_bits(t17);
-            const UInt32 t19 = shift_right(t18, splat<UInt32>(23u));
-            const Int32 t20 = widen<Int32>(t19);
-            const Int32 t21 = greater(t20, splat<Int32>(INT64_C(121)));
-            const Int32 t22 = t21 - splat<Int32>(INT64_C(121));
-            const Int32 t23 = t22 * splat<Int32>(INT64_C(8));
-            const Int32 t24 = t21 - splat<Int32>(INT64_C(3));
-            const UInt32 t25 = widen<UInt32>(t24);
-            const UInt32 t26 = shift_left(t25, splat<UInt32>(23u));
-            const Float t27 = bits_float(t26);
-            const Float t28 = divide(t17, t27);
-            const Float t29 = round_(t28);
-            const Int32 t30 = saturate<Int32>(t29, INT64_C(0), INT64_C(229376));
-            const Int32 t31 = t23 + t30;
-            const Int32 t32 = smaller(t31, splat<Int32>(INT64_C(127)));
-            const UInt32 t33 = float_bits(t15);
-            const UInt32 t34 = shift_right(t33, splat<UInt32>(31u));
-            const Int32 t35 = widen<Int32>(t34);
-            const Int32 t36 = splat<Int32>(INT64_C(128)) * t35;
-            const Int32 t37 = t32 + t36;
-            const Int32 t38 = widen<Int32>(t37);
-            widest = over(widest, FULL ? magnitude(t13) : magnitude(t13) & (UInt32)first_lanes(live));
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t38, live);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t2 = divide(t0, t1);
+            const Float t3 = absolute(t2);
+            const Float t4 = smaller(t3, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t5 = float_bits(t4);
+            const UInt32 t6 = shift_right(t5, splat<UInt32>(23u));
+            const Int32 t7 = widen<Int32>(t6);
+            const Int32 t8 = greater(t7, splat<Int32>(INT64_C(121)));
+            const Int32 t9 = t8 - splat<Int32>(INT64_C(121));
+            const Int32 t10 = t9 * splat<Int32>(INT64_C(8));
+            const Int32 t11 = t8 - splat<Int32>(INT64_C(3));
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = divide(t4, t14);
+            const Float t16 = round_(t15);
+            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(229376));
+            const Int32 t18 = t10 + t17;
+            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
+            const UInt32 t20 = float_bits(t2);
+            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
+            const Int32 t22 = widen<Int32>(t21);
+            const Int32 t23 = splat<Int32>(INT64_C(128)) * t22;
+            const Int32 t24 = t19 + t23;
+            const Int32 t25 = widen<Int32>(t24);
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t25, live);
         }
     }
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);

@@ -38,7 +38,7 @@ COMPLL_BOTH Counts most_counts([[maybe_unused]] int64_t n, [[maybe_unused]] cons
 }
 
 COMPLL_DEVICE bool read_counts([[maybe_unused]] const compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] Counts& c) {
-    if (item.length < 1 * count_bytes(item.n)) return false;
+    if ((item.length < 0 ? item.capacity : item.length) < 1 * count_bytes(item.n)) return false;
     const Counts most = most_counts(item.n, p);
     c.filter_count_ = get_count(item.payload, 0, item.n);
     if (c.filter_count_ < 0 || c.filter_count_ > most.filter_count_) return false;
@@ -486,7 +486,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     k.filter_count_ = c.filter_count_;
     item.status = OK;
     k.n = item.n;
@@ -588,7 +590,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     k.filter_count_ = c.filter_count_;
     item.status = OK;
     k.n = item.n;
@@ -604,6 +608,11 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 30, each with the arguments (items, count, params) ----
 

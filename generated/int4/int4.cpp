@@ -75,14 +75,14 @@ struct EncodeGreaterOf0 {
 
 
 struct encode_pass0_blocks {  // one value a block of 128, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_scale_greater[8];
     float h0[8];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_scale_greater[BLOCKS];
@@ -110,6 +110,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 128, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -379,18 +380,19 @@ struct HopGreaterOf0 {
 
 
 struct hop_pass0_blocks {  // one value a block of 128, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) uint8_t c_received_q[1024];
+    alignas(64) float kept0[1024 + WIDTH];
     float r_scale_greater[8];
     float h0[8];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t room_received_q[TILE + 8];
-    const uint8_t* const c_received_q = unpack_some<4>(room_received_q, k.f_received_q, first, count);
+    const uint8_t* const c_received_q = b.c_received_q + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_q = c_received_q;
     Float a_scale_greater[BLOCKS];
@@ -409,6 +411,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t4 = v_gradient + t3;
             const Float t5 = u_scale * t4;
             const Float t6 = absolute(t5);
+            store<true>(b.kept0 + (first - b.begin) + at, t5, WIDTH);
             if (row == 0) a_scale_greater[block] = t6;
             else if (FULL) a_scale_greater[block] = HopGreaterOf0{}(a_scale_greater[block], t6);
             else a_scale_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale_greater[block], t6, live), a_scale_greater[block]);
@@ -425,7 +428,14 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 128, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
+    for (int64_t at = begin; at < end; at += TILE) {
+        uint8_t* const codes = b.c_received_q + (at - begin);
+        const uint8_t* const from = k.f_received_q + at / 8 * 4;
+        if (end - at >= TILE) unpack<4, true>(codes, from, TILE);
+        else unpack<4, false>(codes, from, int(end - at));
+    }
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_scale_greater;
@@ -443,13 +453,8 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_received_q[TILE];
-    unpack<4, FULL>(c_received_q, k.f_received_q + tile * (LANES * 4), count);
     alignas(64) uint8_t o_q[TILE];
     if (!FULL) std::memset(o_q, 0, TILE);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_q = c_received_q;
     UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -457,24 +462,17 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_q = load<Int32, true>(in_received_q + at, live);
-            const Int32 t0 = v_received_q - splat<Int32>(INT64_C(8));
-            const Float t1 = widen<Float>(t0);
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
-            const Float t3 = t1 * t2;
-            const Float t4 = v_gradient + t3;
-            const Float t5 = u_scale * t4;
-            const Float t6 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
-            const Float t7 = divide(t5, t6);
-            const Float t8 = round_(t7);
-            const Int32 t9 = saturate<Int32>(t8, INT64_C(-2147483648), INT64_C(2147483647));
-            const Int32 t10 = greater(t9, splat<Int32>(INT64_C(-7)));
-            const Int32 t11 = smaller(t10, splat<Int32>(INT64_C(7)));
-            const Int32 t12 = t11 + splat<Int32>(INT64_C(8));
-            const Int32 t13 = widen<Int32>(t12);
-            widest = over(widest, FULL ? magnitude(t5) : magnitude(t5) & (UInt32)first_lanes(live));
-            store<true>(o_q + at, FULL ? t13 : t13 & first_lanes(live), WIDTH);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
+            const Float t2 = divide(t0, t1);
+            const Float t3 = round_(t2);
+            const Int32 t4 = saturate<Int32>(t3, INT64_C(-2147483648), INT64_C(2147483647));
+            const Int32 t5 = greater(t4, splat<Int32>(INT64_C(-7)));
+            const Int32 t6 = smaller(t5, splat<Int32>(INT64_C(7)));
+            const Int32 t7 = t6 + splat<Int32>(INT64_C(8));
+            const Int32 t8 = widen<Int32>(t7);
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            store<true>(o_q + at, FULL ? t8 : t8 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);

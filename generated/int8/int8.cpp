@@ -75,14 +75,14 @@ struct EncodeGreaterOf0 {
 
 
 struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_scale_greater[4];
     float h0[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_scale_greater[BLOCKS];
@@ -110,6 +110,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -366,14 +367,15 @@ struct HopGreaterOf0 {
 
 
 struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) float kept0[1024 + WIDTH];
     float r_scale_greater[4];
     float h0[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + first;
@@ -393,6 +395,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t3 = v_gradient + t2;
             const Float t4 = u_scale * t3;
             const Float t5 = absolute(t4);
+            store<true>(b.kept0 + (first - b.begin) + at, t4, WIDTH);
             if (row == 0) a_scale_greater[block] = t5;
             else if (FULL) a_scale_greater[block] = HopGreaterOf0{}(a_scale_greater[block], t5);
             else a_scale_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale_greater[block], t5, live), a_scale_greater[block]);
@@ -409,6 +412,7 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -427,9 +431,6 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_q = reinterpret_cast<const int8_t*>(k.f_received_q) + tile * TILE;
     UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -437,19 +438,13 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_q = load<Int32, FULL>(in_received_q + at, live);
-            const Float t0 = widen<Float>(v_received_q);
-            const Float t1 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
-            const Float t2 = t0 * t1;
-            const Float t3 = v_gradient + t2;
-            const Float t4 = u_scale * t3;
-            const Float t5 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
-            const Float t6 = divide(t4, t5);
-            const Float t7 = round_(t6);
-            const Int32 t8 = saturate<Int32>(t7, INT64_C(-128), INT64_C(127));
-            widest = over(widest, FULL ? magnitude(t4) : magnitude(t4) & (UInt32)first_lanes(live));
-            store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t8, live);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t2 = divide(t0, t1);
+            const Float t3 = round_(t2);
+            const Int32 t4 = saturate<Int32>(t3, INT64_C(-128), INT64_C(127));
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t4, live);
         }
     }
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);

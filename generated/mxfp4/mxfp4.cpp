@@ -76,14 +76,14 @@ struct EncodeGreaterOf0 {
 
 
 struct encode_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_s_greater[32];
     float h0[32];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_s_greater[BLOCKS];
@@ -111,6 +111,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 32, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -397,18 +398,19 @@ struct HopGreaterOf0 {
 
 
 struct hop_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) uint8_t c_received_code[1024];
+    alignas(64) float kept0[1024 + WIDTH];
     float r_s_greater[32];
     float h0[32];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t room_received_code[TILE + 8];
-    const uint8_t* const c_received_code = unpack_some<4>(room_received_code, k.f_received_code, first, count);
+    const uint8_t* const c_received_code = b.c_received_code + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_code = c_received_code;
     Float a_s_greater[BLOCKS];
@@ -432,6 +434,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t9 = v_gradient + t8;
             const Float t10 = u_scale * t9;
             const Float t11 = absolute(t10);
+            store<true>(b.kept0 + (first - b.begin) + at, t10, WIDTH);
             if (row == 0) a_s_greater[block] = t11;
             else if (FULL) a_s_greater[block] = HopGreaterOf0{}(a_s_greater[block], t11);
             else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t11, live), a_s_greater[block]);
@@ -448,7 +451,14 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 32, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
+    for (int64_t at = begin; at < end; at += TILE) {
+        uint8_t* const codes = b.c_received_code + (at - begin);
+        const uint8_t* const from = k.f_received_code + at / 8 * 4;
+        if (end - at >= TILE) unpack<4, true>(codes, from, TILE);
+        else unpack<4, false>(codes, from, int(end - at));
+    }
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_s_greater;
@@ -466,13 +476,8 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_received_code[TILE];
-    unpack<4, FULL>(c_received_code, k.f_received_code + tile * (LANES * 4), count);
     alignas(64) uint8_t o_code[TILE];
     if (!FULL) std::memset(o_code, 0, TILE);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_code = c_received_code;
     UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -480,31 +485,19 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
-            const Float t0 = lookup<Float>(hop_received_value_table, v_received_code);
-            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
-            const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = greater(t5, splat<Float>(0x1.0000000000000p-127f));
-            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
-            const Float t8 = t0 * t7;
-            const Float t9 = v_gradient + t8;
-            const Float t10 = u_scale * t9;
-            const Float t11 = absolute(t10);
-            const Float t12 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
-            const Float t13 = divide(t11, t12);
-            const Int32 t14 = search<Int32>(hop_bounds_table, 7, t13);
-            const UInt32 t15 = float_bits(t10);
-            const UInt32 t16 = shift_right(t15, splat<UInt32>(31u));
-            const Int32 t17 = widen<Int32>(t16);
-            const Int32 t18 = splat<Int32>(INT64_C(8)) * t17;
-            const Int32 t19 = t14 + t18;
-            const Int32 t20 = saturate<Int32>(t19, INT64_C(0), INT64_C(15));
-            widest = over(widest, FULL ? magnitude(t10) : magnitude(t10) & (UInt32)first_lanes(live));
-            store<true>(o_code + at, FULL ? t20 : t20 & first_lanes(live), WIDTH);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = absolute(t0);
+            const Float t2 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
+            const Float t3 = divide(t1, t2);
+            const Int32 t4 = search<Int32>(hop_bounds_table, 7, t3);
+            const UInt32 t5 = float_bits(t0);
+            const UInt32 t6 = shift_right(t5, splat<UInt32>(31u));
+            const Int32 t7 = widen<Int32>(t6);
+            const Int32 t8 = splat<Int32>(INT64_C(8)) * t7;
+            const Int32 t9 = t4 + t8;
+            const Int32 t10 = saturate<Int32>(t9, INT64_C(0), INT64_C(15));
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            store<true>(o_code + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);

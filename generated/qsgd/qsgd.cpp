@@ -81,14 +81,14 @@ struct EncodeAddOf0 {
 
 
 struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_norm_add[2];
     float h0[2];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_norm_add) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_norm_add) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_norm_add[BLOCKS];
@@ -116,6 +116,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 512, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -420,20 +421,21 @@ struct HopAddOf0 {
 
 
 struct hop_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) uint8_t c_received_negative[1024];
+    alignas(64) uint8_t c_received_level[1024];
+    alignas(64) float kept0[1024 + WIDTH];
     float r_norm_add[2];
     float h0[2];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_norm_add) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_norm_add) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t room_received_negative[TILE + 8];
-    const uint8_t* const c_received_negative = unpack_some<1>(room_received_negative, k.f_received_negative, first, count);
-    alignas(64) uint8_t room_received_level[TILE + 8];
-    const uint8_t* const c_received_level = unpack_some<3>(room_received_level, k.f_received_level, first, count);
+    const uint8_t* const c_received_negative = b.c_received_negative + (first - b.begin);
+    const uint8_t* const c_received_level = b.c_received_level + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_negative = c_received_negative;
     const auto* in_received_level = c_received_level;
@@ -456,6 +458,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t6 = v_gradient + t5;
             const Float t7 = u_scale * t6;
             const Float t8 = t7 * t7;
+            store<true>(b.kept0 + (first - b.begin) + at, t7, WIDTH);
             if (row == 0) a_norm_add[block] = t8;
             else if (FULL) a_norm_add[block] = HopAddOf0{}(a_norm_add[block], t8);
             else a_norm_add[block] = select(first_lanes(live), HopAddOf0{}(a_norm_add[block], t8, live), a_norm_add[block]);
@@ -472,7 +475,20 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 512, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
+    for (int64_t at = begin; at < end; at += TILE) {
+        uint8_t* const codes = b.c_received_negative + (at - begin);
+        const uint8_t* const from = k.f_received_negative + at / 8 * 1;
+        if (end - at >= TILE) unpack<1, true>(codes, from, TILE);
+        else unpack<1, false>(codes, from, int(end - at));
+    }
+    for (int64_t at = begin; at < end; at += TILE) {
+        uint8_t* const codes = b.c_received_level + (at - begin);
+        const uint8_t* const from = k.f_received_level + at / 8 * 3;
+        if (end - at >= TILE) unpack<3, true>(codes, from, TILE);
+        else unpack<3, false>(codes, from, int(end - at));
+    }
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_norm_add;
@@ -490,18 +506,10 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_received_negative[TILE];
-    unpack<1, FULL>(c_received_negative, k.f_received_negative + tile * (LANES * 1), count);
-    alignas(64) uint8_t c_received_level[TILE];
-    unpack<3, FULL>(c_received_level, k.f_received_level + tile * (LANES * 3), count);
     alignas(64) uint8_t o_level[TILE];
     if (!FULL) std::memset(o_level, 0, TILE);
     uint8_t room_negative[LANES] = {};
     uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_negative = c_received_negative;
-    const auto* in_received_level = c_received_level;
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
@@ -511,28 +519,18 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_negative = load<Int32, true>(in_received_negative + at, live);
-            const Int32 v_received_level = load<Int32, true>(in_received_level + at, live);
-            const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = widen<Float>(v_received_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + uint64_t(tile * TILE + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
-            const Float t3 = t1 * t2;
-            const Float t4 = -t3;
-            const Float t5 = select(t0, t4, t3);
-            const Float t6 = v_gradient + t5;
-            const Float t7 = u_scale * t6;
-            const Float t8 = absolute(t7);
-            const Float t9 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 512 - b.first]);
-            const Float t10 = divide(t8, t9);
-            const Float t11 = t10 * splat<Float>(0x1.c000000000000p+2f);
-            const Float t12 = stochastic_round(r0[block][row], t11);
-            const Int32 t13 = saturate<Int32>(t12, INT64_C(0), INT64_C(7));
-            const Mask t14 = lt(t7, splat<Float>(0x0.0p+0f));
-            const Int32 t15 = widen<Int32>(bit(t14));
-            widest = over(widest, FULL ? magnitude(t7) : magnitude(t7) & (UInt32)first_lanes(live));
-            store<true>(o_level + at, FULL ? t13 : t13 & first_lanes(live), WIDTH);
-            put_bits(o_negative + at / 8, FULL ? ne(t15, Int32{}) : ne(t15, Int32{}) & first_lanes(live));
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = absolute(t0);
+            const Float t2 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 512 - b.first]);
+            const Float t3 = divide(t1, t2);
+            const Float t4 = t3 * splat<Float>(0x1.c000000000000p+2f);
+            const Float t5 = stochastic_round(r0[block][row], t4);
+            const Int32 t6 = saturate<Int32>(t5, INT64_C(0), INT64_C(7));
+            const Mask t7 = lt(t0, splat<Float>(0x0.0p+0f));
+            const Int32 t8 = widen<Int32>(bit(t7));
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            store<true>(o_level + at, FULL ? t6 : t6 & first_lanes(live), WIDTH);
+            put_bits(o_negative + at / 8, FULL ? ne(t8, Int32{}) : ne(t8, Int32{}) & first_lanes(live));
         }
     }
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);

@@ -19,7 +19,7 @@ extern "C" struct compll_item {
     uint8_t* payload;       // a multiple of 16; encode, hop: output of `capacity` bytes; otherwise input of `length`
     int64_t n;              // elements of the gradient
     int64_t capacity;
-    int64_t length;         // encode, hop: set to the payload's true length
+    int64_t length;         // encode, hop: set to the payload's true length; decode: -1 if it ends within `capacity`
     const float* const* state;   // one pointer a state vector, in the order of the program
     float* const* new_state;     // may be the same
     uint64_t seed, shared_seed;
@@ -94,6 +94,15 @@ COMPLL_DEVICE Part part_of(const compll_item* items, int64_t count) {
     return {low, (int64_t(blockIdx.x) - first) * warps + threadIdx.x / WARP, (end - first) * warps};
 }
 
+// A piece of the table of items, as the parameter of a launch: those take at most 4 KiB.
+constexpr int PIECE_WORDS = 480;
+struct Piece {
+    uint64_t words[PIECE_WORDS];
+};
+COMPLL_DEVICE void write_piece(const Piece& piece, uint64_t* to, int64_t words) {
+    for (int64_t i = threadIdx.x; i < words; i += ITEM_THREADS) to[i] = piece.words[i];
+}
+
 }  // namespace compll
 
 #if defined(__CUDACC_RTC__)
@@ -113,5 +122,8 @@ COMPLL_DEVICE Part part_of(const compll_item* items, int64_t count) {
 COMPLL_EXPORT const char* compll_sim_launch(void (*kernel)(compll_item*, int64_t, const void*), unsigned x, unsigned threads,
                                             int order, compll_item* items, int64_t count, const void* params) {
     return compll::sim::launch({x, 1, 1}, int(threads), order, [=] { kernel(items, count, params); });
+}
+COMPLL_EXPORT const char* compll_sim_write(void (*kernel)(const compll::Piece, uint64_t*, int64_t), const compll::Piece* piece, uint64_t* to, int64_t words) {
+    return compll::sim::launch({1, 1, 1}, compll::ITEM_THREADS, 0, [=] { kernel(*piece, to, words); });
 }
 #endif

@@ -27,6 +27,9 @@ using uint64_t = unsigned long long;
 
 #if defined(__CUDACC__)
 #define COMPLL_SHARED(TYPE, NAME, COUNT) __shared__ TYPE NAME[COUNT]
+#define COMPLL_PARAMETER const __grid_constant__  // of a struct by value: threads read it where the launch has put it
+#else
+#define COMPLL_PARAMETER const
 #endif
 #define COMPLL_DEVICE __device__ __forceinline__
 #define COMPLL_BOTH __host__ __device__ __forceinline__  // for what the host works out too

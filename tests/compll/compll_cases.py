@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from compll import build
+from compll import arrays, build, driver
 from compll import codec as api
 
 EDGES = np.array(
@@ -21,6 +21,17 @@ EDGES = np.array(
 
 
 BACKENDS = ("interp", "cpp", "numba", "cudasim")
+
+
+class OneLibrary(driver.Libraries):
+    """A library that a test has built, for all that a codec runs."""
+
+    def __init__(self, program: driver.Program, library: Any) -> None:
+        self.library = library
+        super().__init__(program.checked, {arrays.HOST: library.backend})
+
+    def of(self, *_: Any, **__: Any) -> Any:
+        return self.library
 
 
 @functools.cache

@@ -138,7 +138,10 @@ def test_every_thread_of_a_batch_has_scratch_of_its_own() -> None:
     try:
         for sizes, threads in (((20_000,), 4), ((20_000,) * 16, 1), ((20_000,) * 16, 2), ((20_000,) * 16, 4)):
             library.run(
-                "encode", [onebit("cpp")._prepare.encode(i)[0] for i in items("encode", sizes)], {}, threads
+                "encode",
+                [onebit("cpp")._runner.first.encode(i)[0] for i in items("encode", sizes)],
+                {},
+                threads,
             )
     finally:
         del library._scratch

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compll_cases import LABELS, compiled, encode, gradient, same_bits, write
+from compll_cases import LABELS, OneLibrary, compiled, encode, gradient, same_bits, write
 from test_blocks import PROGRAM as BLOCKS
 from test_language import FREE, KEYWORDS, LEVELS
 
@@ -22,6 +22,7 @@ from compll import driver
 from compll.backends import Packer, Unit, cudasim, launches
 from compll.emit import cuda
 from compll.errors import BackendError, ParameterError, PayloadError
+from compll.types import FLOAT
 
 SIZES = (0, 1, 3, 127, 129, 1023, 1024, 1025, 4096 * 3 + 5)
 MIXED = """
@@ -134,7 +135,8 @@ def unit(name: str, **params: Any) -> Unit:
 
 @functools.cache
 def simulated(name: str, order: str = "ascending", **params: Any) -> api.Codec:
-    return api.Codec(program(name, **params), cudasim.build(unit(name, **params), order))
+    library = cudasim.build(unit(name, **params), order)
+    return api.Codec(program(name, **params), OneLibrary(program(name, **params), library))
 
 
 @functools.cache
@@ -315,7 +317,7 @@ def test_python_and_the_headers_agree_on_the_rule_of_launches() -> None:
 )
 def test_the_c_functions_launch_the_same_kernels(name: str, params: dict[str, Any]) -> None:
     codec, one = simulated(name, **params), unit(name, **params)
-    library, n = codec._library, 5000
+    library, n = codec._library.of(FLOAT), 5000
     assert isinstance(library, launches.LaunchLibrary)
     raw = library.device.library  # type: ignore[attr-defined]
     host_params = Packer(one.params).pack(codec._values)

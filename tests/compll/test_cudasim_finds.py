@@ -104,6 +104,7 @@ def test_the_exchanges_of_a_warp_mean_what_cuda_says() -> None:
 SANITIZED = """
 import sys
 import numpy as np
+from compll_cases import OneLibrary
 from compll import codec, driver
 from compll.backends import cudasim, Call
 from compll.types import FLOAT, HALF, dtype
@@ -116,7 +117,7 @@ for name, element in todo[: 1 if beyond else 4]:
     program = driver.load(codec.find(name), {})
     unit, kind = driver.unit_of(program.checked, element), dtype(element)
     library = cudasim.build(unit, "scattered", tuple(cudasim.SANITIZERS))
-    simulated, meant = codec.Codec(program, library), codec.compile(name, "interp")
+    simulated, meant = codec.Codec(program, OneLibrary(program, library)), codec.compile(name, "interp")
     for n in (0, 1, 129, 2049):
         g = np.random.default_rng(n).standard_normal(n).astype(kind)
         with np.errstate(over="ignore"):
@@ -149,6 +150,7 @@ def sanitized(beyond: int) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "LD_PRELOAD": str(Path(asan.stdout.strip()).resolve()),
         "ASAN_OPTIONS": "detect_leaks=0,detect_stack_use_after_return=0",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
     return subprocess.run(
         [sys.executable, "-c", SANITIZED, str(beyond), str(write(generated(4))), str(write(SELECTING))],

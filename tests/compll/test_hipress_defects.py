@@ -147,7 +147,7 @@ void WordsDecode(uint8* c, float* g) { uint2* q; extract(c, q); g = q; }
 def test_fields_are_aligned_and_scalars_cost_no_copies() -> None:
     """It laid fields out back to back, so that codes began at byte 10."""
     codec = compiled(LEVELS, "interp", bitwidth=2)
-    assert [(e.name, e.offset) for e in codec._prepare.extents(5)] == [
+    assert [(e.name, e.offset) for e in codec._runner.first.extents(5)] == [
         ("bitwidth", 0),
         ("rest", 1),
         ("min", 4),
