@@ -29,29 +29,47 @@ void CapturesEncode(float* gradient, uint8* compressed, state float* memory, {PA
     }};
     float all = reduce(x, 1, reads);
     float* by_block = reduce(chunk(x, 70), 1, reads);
-    float* by_tiles = reduce(chunk(x, 2048), 1, reads);
     int integers = reduce(code, whole, [&](int a, int b) -> int {{
         return (a ^ b) + whole + found.size + (n > 2 && sign[n - 2] ? code[0] : bits);
     }});
-    bool truth = reduce(sign, true, [&](bool a, bool b) -> bool {{ return up ? a && b : a || b; }});
-    compressed = concat(all, integers, truth, by_block, by_tiles, code);
+    compressed = concat(all, integers, by_block, code);
     memory = x * ratio;
 }}
 void CapturesDecode(uint8* compressed, float* gradient, {PARAMETERS}) {{
-    float all; int integers; bool truth; float* by_block; float* by_tiles; uint<3>* code;
-    extract(compressed, all, integers, truth, by_block, by_tiles, code);
-    float sum = reduce(code, 2, [&](float a, float b) -> float {{
-        return a - b * all + (gradient.size > 0 ? by_block[0] + code[0] : 0);
-    }});
-    gradient = map(range(gradient.size), [&](int i) -> float {{ return sum + by_tiles[i / 2048]; }});
+    float all; int integers; float* by_block; uint<3>* code;
+    extract(compressed, all, integers, by_block, code);
+    gradient = map(range(gradient.size), [&](int i) -> float {{ return all + by_block[i / 70]; }});
 }}
+"""
+RECEIVED = """
+void ReceivedEncode(float* gradient, uint8* compressed) {
+    bool up = gradient.size > 1000;
+    bool truth = reduce(gradient > 0, true, [&](bool a, bool b) -> bool { return up ? a && b : a || b; });
+    float all = reduce(gradient, greater);
+    lambda_func most = [&](float a, float b) -> float { return max(a, b * all); };
+    float* large = reduce(chunk(gradient, 2048), 1, most);
+    uint<3>* code = map(gradient, [&](float v) -> uint<3> { return v * 2 + 3; });
+    compressed = concat(truth, all, large, code);
+}
+void ReceivedDecode(uint8* compressed, float* gradient) {
+    bool truth; float all; float* large; uint<3>* code;
+    extract(compressed, truth, all, large, code);
+    float sum = reduce(code, 2, [&](float a, float b) -> float {
+        return truth ? a - b * all : a + (gradient.size > 0 ? large[0] + code[0] : 0);
+    });
+    gradient = map(range(gradient.size), [&](int i) -> float { return sum + large[i / 2048]; });
+}
 """
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_reduction_s_function_captures(backend: str) -> None:
-    """Scalars, parameters, n, tables, the gradient, a state, maps, codes, conditions, statistics."""
-    made, interp = compiled(CAPTURES, backend), compiled(CAPTURES, "interp")
+@pytest.mark.parametrize(
+    ("text", "backend"),
+    [(CAPTURES, b) for b in BACKENDS] + [(RECEIVED, b) for b in ("cpp", "cudasim")],
+    ids=lambda x: x if x in BACKENDS else "encode" if x is CAPTURES else "decode",
+)
+def test_a_reduction_s_function_captures(text: str, backend: str) -> None:
+    """Scalars, parameters, n, tables, a state, maps, codes, conditions, statistics; in Decode, fields."""
+    made, interp = compiled(text, backend), compiled(text, "interp")
     for n in SIZES:
         for kind in ("normal", "mixed"):
             g = gradient(kind, n)
@@ -60,7 +78,7 @@ def test_a_reduction_s_function_captures(backend: str) -> None:
             for threads in (1, 2, 4) if backend == "cpp" else (1, 2):
                 got, kept = encode(made, g, threads=threads)
                 assert same_bits(got, payload), (n, kind, threads)
-                assert same_bits(kept["memory"], state["memory"])
+                assert all(same_bits(kept[name], state[name]) for name in state)
                 assert same_bits(made.decode(payload, n), decoded), (n, kind)
 
 
@@ -123,7 +141,7 @@ void HopDecode(uint8* compressed, float* gradient) {
 """
 
 
-@pytest.mark.parametrize("backend", ("interp", *BACKENDS))
+@pytest.mark.parametrize("backend", ["interp", "cpp", "cudasim"])
 def test_in_a_hop_it_reads_the_sum(backend: str) -> None:
     made, interp = compiled(HOP, backend), compiled(HOP, "interp")
     for n in (0, 5, 1000):
