@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from compll import driver, generate
 from compll.codec import Codec, algorithms
 from compll.types import written
 
+PICTURES = "pictures/algorithms"  # where those of `docs/algorithms.md` are, beside it
 ELEMENTS = 2**20  # the length of gradient that sizes are given for
 PROPERTIES = ("unbiased", "summable", "stateful", "random", "keyed", "feedback", "hop", "sparse")
 
@@ -19,13 +21,14 @@ PROPERTIES = ("unbiased", "summable", "stateful", "random", "keyed", "feedback",
 class Entry:
     """One shipped algorithm with its default parameters.
 
-    `summary` and `source` are the header of its file; `lines` counts those that are neither blank nor
+    `summary`, `source` and `when` (advice when to use it) are the header of its file; `lines` counts those that are neither blank nor
     comment; `bytes` is the payload of ELEMENTS elements, or the most that it can be if not `exact_size`.
     """
 
     name: str
     summary: str
     source: str
+    when: str
     parameters: Mapping[str, float | int | bool]
     lines: int
     bytes: int
@@ -47,11 +50,16 @@ def code_lines(text: str) -> int:
     return sum(1 for line in text.splitlines() if line.partition("//")[0].strip())
 
 
-def _header(text: str) -> tuple[str, str]:
-    """Return what the first comment says: `// name: summary`, then the source, up to the indented formula."""
-    first, *rest = (line.removeprefix("//") for line in text.splitlines() if line.startswith("//"))
-    until = next((at for at, line in enumerate(rest) if line.startswith("  ")), len(rest))
-    return first.partition(": ")[2].strip(), " ".join(line.strip() for line in rest[:until])
+def _header(text: str) -> tuple[str, str, str]:
+    """Return what the first comment says: `// name: summary`; the source, up to the formula; `// When: advice`."""
+    comment = itertools.takewhile(lambda line: line.startswith("//"), text.splitlines())
+    first, *rest = (line.removeprefix("//") for line in comment)
+    formula = next((at for at, line in enumerate(rest) if line.startswith("  ")), len(rest))
+    advice = next((at for at, line in enumerate(rest) if line.startswith(" When: ")), len(rest))
+    source, when = (
+        " ".join(line.strip() for line in part) for part in (rest[: min(formula, advice)], rest[advice:])
+    )
+    return first.partition(": ")[2].strip(), source, when.removeprefix("When: ")
 
 
 def _decimal(value: float | int | bool) -> float | int | bool:
@@ -63,7 +71,7 @@ def _entry(name: str, path: Path) -> Entry:
     codec = Codec(program, driver.build(program.checked, "interp"))
     info, most = codec.info, codec.max_bytes(ELEMENTS)
     text = path.read_text("utf-8")
-    summary, source = _header(text)
+    summary, source, when = _header(text)
     made = generate.sources(driver.unit_of(program.checked))
     builds = {"interp"} | {backend for backend, text in made.items() if isinstance(text, str)}
     if "cuda" in builds:
@@ -72,6 +80,7 @@ def _entry(name: str, path: Path) -> Entry:
         name=name,
         summary=summary,
         source=source,
+        when=when,
         parameters={k: _decimal(p.value) for k, p in info.params.items()},
         lines=code_lines(text),
         bytes=most,
@@ -128,9 +137,12 @@ def markdown() -> str:
         "|" + "---|" * len(HEADINGS),
         *("| " + " | ".join(row(e)) + " |" for e in found),
         "",
-        "## What they are, and from where",
+        "## What they are, when to use them, and from where",
         "",
+        "The pictures, made by `compll algorithms --pictures docs/" + PICTURES + "`, show on the left a stretch of a",
+        "gradient and what arrives of it in one step, and on the right what arrives of 4,096 elements.",
     ]
     for e in found:
-        lines += [f"- **{e.name}**: {e.summary}", f"  {e.source}"]
+        lines += ["", f"### {e.name}", "", e.summary[0].upper() + e.summary[1:], f"**When:** {e.when}", e.source]
+        lines += ["", f"![{e.name}: original and decoded values]({PICTURES}/{e.name}.png)"]
     return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ namespace compll {
 inline void note(int32_t& outside) { __atomic_store_n(&outside, 1, __ATOMIC_RELAXED); }
 template <class V, class F> inline V gather_each(int64_t n, Int64 at, Mask asked, int32_t& outside, F element) {
     V out{};
-#pragma GCC unroll 1  // unrolled it is no faster, and takes the compiler four times as long
+#pragma GCC unroll 1  // unrolled inside the unrolled row it takes the compiler minutes
     for (int j = 0; j < WIDTH; ++j) {
         if (at[j] >= 0 && at[j] < n) out[j] = element(at[j]);
         else if (asked[j]) note(outside);
