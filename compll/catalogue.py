@@ -21,8 +21,8 @@ PROPERTIES = ("unbiased", "summable", "stateful", "random", "keyed", "feedback",
 class Entry:
     """One shipped algorithm with its default parameters.
 
-    `summary`, `source` and `when` (advice when to use it) are the header of its file; `lines` counts those that are neither blank nor
-    comment; `bytes` is the payload of ELEMENTS elements, or the most that it can be if not `exact_size`.
+    `summary`, `source` and `when` (advice when to use it) are the header of its file; `lines` counts those
+    that are neither blank nor comment; `bytes` is the payload of ELEMENTS elements, or the most that it can be if not `exact_size`.
     """
 
     name: str
@@ -51,7 +51,7 @@ def code_lines(text: str) -> int:
 
 
 def _header(text: str) -> tuple[str, str, str]:
-    """Return what the first comment says: `// name: summary`; the source, up to the formula; `// When: advice`."""
+    """Return summary, source (up to the formula) and advice (after `When:`) of the first comment."""
     comment = itertools.takewhile(lambda line: line.startswith("//"), text.splitlines())
     first, *rest = (line.removeprefix("//") for line in comment)
     formula = next((at for at, line in enumerate(rest) if line.startswith("  ")), len(rest))
@@ -139,10 +139,19 @@ def markdown() -> str:
         "",
         "## What they are, when to use them, and from where",
         "",
-        "The pictures, made by `compll algorithms --pictures docs/" + PICTURES + "`, show on the left a stretch of a",
+        "The pictures, made by `compll algorithms --pictures docs/"
+        + PICTURES
+        + "`, show on the left a stretch of a",
         "gradient and what arrives of it in one step, and on the right what arrives of 4,096 elements.",
     ]
     for e in found:
-        lines += ["", f"### {e.name}", "", e.summary[0].upper() + e.summary[1:], f"**When:** {e.when}", e.source]
+        lines += [
+            "",
+            f"### {e.name}",
+            "",
+            e.summary[0].upper() + e.summary[1:],
+            f"**When:** {e.when}",
+            e.source,
+        ]
         lines += ["", f"![{e.name}: original and decoded values]({PICTURES}/{e.name}.png)"]
     return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compll_cases import BACKENDS, LABELS, gradient, same_bits
+from compll_cases import BACKENDS, LABELS, RELATIVES, cross, gradient, same_bits
 
 import compll
 from compll import catalogue
@@ -53,6 +53,11 @@ def test_the_issue_s_algorithms_are_there() -> None:
     levels = {"dithering", "dynamic8", "hadamard4", "int4", "int8", "int8minmax", "natural", "qsgd"}
     floats = {"bf16", "fp16", "fp8", "fp8e5m2", "identity", "mxfp4", "mxfp8", "nvfp4"}
     assert set(NAMES) == sparse | bits | levels | floats
+
+
+def test_what_make_test_leaves_out_stands_beside_a_shipped_algorithm_that_it_has() -> None:
+    assert {*RELATIVES, *RELATIVES.values()} <= set(NAMES)
+    assert not set(RELATIVES) & set(RELATIVES.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,9 +127,7 @@ def test_exactly_those_that_draw_numbers_depend_on_their_seeds(name: str) -> Non
 # --- every backend -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"), [(name, b) for name in NAMES for b in BACKENDS if b != "interp"]
-)
+@pytest.mark.parametrize(("name", "backend"), cross("cpp", "numba", "cudasim"))
 def test_every_backend_writes_the_interpreter_s_bits(name: str, backend: str) -> None:
     meant, made = codec(name), codec(name, backend)
     for n in (0, 1, 31, 1023, 1025, 4096 * 3 + 5):

@@ -1,4 +1,4 @@
-"""int4, fp8, mxfp4 and their relatives against references that enumerate every code: bytes, decoded values, bounds."""
+"""int4, fp8, mxfp4 and their like against references that enumerate every code: bytes, values, bounds."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_payload_and_decoded_values_are_those_of_the_definition(name: str, block
         assert len(payload) == codec.max_bytes(n)
 
 
-# What the greatest of a block is divided by; the share of an element that is lost, or of its scale; and what more the
-# denormal numbers of a scale lose, in units of the least.
+# What the greatest of a block is divided by; the share of an element that is lost, or of its scale; and what
+# more the denormal numbers of a scale lose, in units of the least.
 GREATEST = {"int4": 7, "fp8": 448, "fp8e5m2": 57344, "mxfp4": 4, "mxfp8": 256, "nvfp4": 6 / (17 / 16)}
 LOST = {
     "int4": (0, 1 / 2),
@@ -99,10 +99,10 @@ ROUNDING = {"int4": 4, "fp8": 240, "fp8e5m2": 30_000, "mxfp4": 2**22, "mxfp8": 2
 @pytest.mark.parametrize("label", ["normal", "ties", "wide", "huge", "denormal"])
 @pytest.mark.parametrize(("name", "block"), CODECS)
 def test_an_element_is_lost_by_half_a_step_at_most(name: str, block: int, label: str) -> None:
-    """int4: half a level. e4m3: 1/16 of it, or half a step of the least. e5m2: 1/8. e2m1: a quarter, likewise.
+    """int4: half a level. e4m3: 1/16 of it, or half a step of the least. e5m2: 1/8, e2m1: 1/4, likewise.
 
-    mxfp8: 1/8, since what lies between 448 and 512 becomes 448.  nvfp4: its block's scale is rounded by 1/16, or by
-    half a step of its own least, which the whole's greatest decides.
+    mxfp8: 1/8, since what lies between 448 and 512 becomes 448.  nvfp4: its block's scale is rounded by 1/16,
+    or by half a step of its own least, which the whole's greatest decides.
     """
     g = gradients(label, 5000)
     top = np.array([np.abs(g[at : at + block]).max() for at in range(0, 5000, block)], np.float64)
@@ -165,7 +165,7 @@ def test_every_e5m2_code_is_decoded_by_the_table() -> None:
     assert np.array_equal(torch_s, reference.E5M2.astype(f32), equal_nan=True)
 
 
-def test_the_scales_of_nvfp4_use_the_whole_range_of_e4m3_and_a_block_far_below_the_greatest_is_zeros() -> None:
+def test_the_scales_of_nvfp4_use_all_of_e4m3_and_a_block_far_below_the_greatest_is_zeros() -> None:
     g = np.repeat(np.array([2688, 1, 2688 / 1023, 2688 / 1025, 1e-4], f32), 16)
     payload = CODECS["nvfp4", 16].encode(g)
     assert payload[:4].view("<f4")[0] == 1

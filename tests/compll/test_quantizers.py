@@ -128,7 +128,7 @@ def test_hadamard4_is_int4_of_the_rotated_gradient(n: int, backend: str) -> None
 
 
 def test_the_error_of_hadamard4_is_half_a_level_in_the_mean_square_at_most() -> None:
-    """A rotation keeps squares: those of a group's errors sum to those of its levels, each (scale / 2)^2 at most."""
+    """A rotation keeps squares: a group's errors have those of its levels, each (scale / 2)^2 at most."""
     for label in ("normal", "huge"):
         g = gradient(label, 128 * 30)
         if label == "huge":

@@ -46,7 +46,7 @@ def test_signs_and_the_mean_size_are_sent_and_the_rest_is_kept(name: str, backen
 
 @pytest.mark.parametrize("name", ["efsignsgd", "blocksign"])
 def test_the_error_is_what_karimireddy_et_al_prove(name: str) -> None:
-    """|x - C(x)|^2 = (1 - |x|_1^2 / (d |x|^2)) |x|^2 in each block: a contraction, so that feedback converges."""
+    """|x - C(x)|^2 = (1 - |x|_1^2 / (d |x|^2)) |x|^2 in each block: a contraction, so feedback converges."""
     codec, n = compll.compile(name, "interp"), 5000
     for label in ("normal", "constant"):
         g = gradient(label, n)

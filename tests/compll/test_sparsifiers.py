@@ -173,7 +173,7 @@ def test_about_the_wanted_share_is_sent(name: str) -> None:
 
 
 def test_adacomp_s_share_falls_as_residues_grow_and_no_more_is_kept_than_it_will_send() -> None:
-    """Of bins of 500 normal elements some 13 % reach half of their greatest; residues make fewer stand out."""
+    """Of 500 normal elements some 13 % reach half of the greatest; residues make fewer stand out."""
     n, codec = 50_000, CODEC["adacomp"]
     state, shares, total, sent = codec.new_state(n), [], np.zeros(n), np.zeros(n)
     for step in range(30):

@@ -73,7 +73,7 @@ def int8minmax(gradient: Vector, block: int) -> tuple[NDArray[Any], NDArray[Any]
 
 
 def tree_values() -> NDArray[Any]:
-    """Return the values of dynamic tree quantization in ascending order, by walking the 7 bits after a sign."""
+    """Return the values of dynamic tree quantization in order, by walking the 7 bits after a sign."""
     sizes = []
     for pattern in range(1, 128):
         bits = f"{pattern:07b}"

@@ -1,7 +1,7 @@
-"""e2m1, e4m3 and e5m2 by their enumerated values, and the block formats made of them; independent of the compiler.
+"""e2m1, e4m3 and e5m2 by their enumerated values, and the block formats of them; independent of the compiler.
 
-e4m3, e5m2: P. Micikevicius et al., "FP8 Formats for Deep Learning", 2022, table 1.  e2m1, E8M0 and the choice of
-the shared scale: Open Compute Project, "OCP Microscaling Formats (MX) Specification", version 1.0, 2023.
+e4m3, e5m2: P. Micikevicius et al., "FP8 Formats for Deep Learning", 2022, table 1.  e2m1, E8M0 and how the
+shared scale is chosen: Open Compute Project, "OCP Microscaling Formats (MX) Specification", v1.0, 2023.
 NVFP4: NVIDIA, "Pretraining Large Language Models with NVFP4", 2025: e2m1, e4m3 scales of 16, one float32.
 """
 

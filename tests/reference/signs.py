@@ -1,8 +1,8 @@
 """One-bit codecs that send signs, in NumPy, from the papers; independent of the compiler.
 
 efsignsgd: S. P. Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019.  signsgd: J. Bernstein et al.,
-"signSGD", ICML 2018, with its majority vote.  blocksign: S. Zheng et al., "Communication-Efficient Distributed
-Blockwise Momentum SGD with Error-Feedback", NeurIPS 2019.
+"signSGD", ICML 2018, with its majority vote.  blocksign: S. Zheng et al., "Communication-Efficient
+Distributed Blockwise Momentum SGD with Error-Feedback", NeurIPS 2019.
 """
 
 from __future__ import annotations
