@@ -22,7 +22,8 @@ class Entry:
     """One shipped algorithm with its default parameters.
 
     `summary`, `source` and `when` (advice when to use it) are the header of its file; `lines` counts those
-    that are neither blank nor comment; `bytes` is the payload of ELEMENTS elements, or the most that it can be if not `exact_size`.
+    that are neither blank nor comment; `bytes` is the payload of ELEMENTS elements, or the most that it can
+    be if not `exact_size`.
     """
 
     name: str
@@ -120,6 +121,17 @@ def row(e: Entry) -> tuple[str, ...]:
     )
 
 
+ABSENT = (
+    "## What is not among them",
+    "",
+    'THC (M. Li et al., "THC: Accelerating Distributed Deep Learning Using Tensor Homomorphic Compression", NSDI',
+    "2024) does not fit into one round. Its payloads are positions in a table whose entries can be summed without",
+    "decoding; for that all workers quantize to one range, which they find by exchanging norms before any of them",
+    "can encode, and the sum comes back with more bits than what was sent. A codec has one payload, made from its",
+    "own gradient alone. What is of use alone is there: `hadamard4` rotates, `qsgd` and `terngrad` round at random.",
+)
+
+
 def markdown() -> str:
     """Return `docs/algorithms.md`."""
     found = entries()
@@ -154,4 +166,4 @@ def markdown() -> str:
             e.source,
         ]
         lines += ["", f"![{e.name}: original and decoded values]({PICTURES}/{e.name}.png)"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *ABSENT]) + "\n"

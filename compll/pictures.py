@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ ELEMENTS = 4096
 STRETCH = slice(1152, 1200)  # the elements of the left half
 
 # Of 4,096 elements the defaults would send too few to see, or none; thresholds suit the gradient's size, 0.1.
-SHOWN: Mapping[str, Mapping[str, float]] = {
+SHOWN: dict[str, dict[str, Any]] = {
     "dgc": {"ratio": 0.05},
     "graddrop": {"drop": 0.95},
     "randomk": {"ratio": 0.05},
