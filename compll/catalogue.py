@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from compll import driver
 from compll.codec import Codec, algorithms
 from compll.types import written
 
+PICTURES = "pictures/algorithms"  # where those of `docs/algorithms.md` are, beside it
 ELEMENTS = 2**20  # the length of gradient that sizes are given for
 PROPERTIES = ("unbiased", "summable", "stateful", "random", "keyed", "feedback", "hop", "sparse")
 
@@ -19,13 +21,15 @@ PROPERTIES = ("unbiased", "summable", "stateful", "random", "keyed", "feedback",
 class Entry:
     """One shipped algorithm with its default parameters.
 
-    `summary` and `source` are the header of its file; `lines` counts those that are neither blank nor
-    comment; `bytes` is the payload of ELEMENTS elements, or the most that it can be if not `exact_size`.
+    `summary`, `source` and `when` (advice when to use it) are the header of its file; `lines` counts those
+    that are neither blank nor comment; `bytes` is the payload of ELEMENTS elements, or the most that it can
+    be if not `exact_size`.
     """
 
     name: str
     summary: str
     source: str
+    when: str
     parameters: Mapping[str, float | int | bool]
     lines: int
     bytes: int
@@ -47,11 +51,16 @@ def code_lines(text: str) -> int:
     return sum(1 for line in text.splitlines() if line.partition("//")[0].strip())
 
 
-def _header(text: str) -> tuple[str, str]:
-    """Return what the first comment says: `// name: summary`, then the source, up to the indented formula."""
-    first, *rest = (line.removeprefix("//") for line in text.splitlines() if line.startswith("//"))
-    until = next((at for at, line in enumerate(rest) if line.startswith("  ")), len(rest))
-    return first.partition(": ")[2].strip(), " ".join(line.strip() for line in rest[:until])
+def _header(text: str) -> tuple[str, str, str]:
+    """Return summary, source (up to the formula) and advice (after `When:`) of the first comment."""
+    comment = itertools.takewhile(lambda line: line.startswith("//"), text.splitlines())
+    first, *rest = (line.removeprefix("//") for line in comment)
+    formula = next((at for at, line in enumerate(rest) if line.startswith("  ")), len(rest))
+    advice = next((at for at, line in enumerate(rest) if line.startswith(" When: ")), len(rest))
+    source, when = (
+        " ".join(line.strip() for line in part) for part in (rest[: min(formula, advice)], rest[advice:])
+    )
+    return first.partition(": ")[2].strip(), source, when.removeprefix("When: ")
 
 
 def _decimal(value: float | int | bool) -> float | int | bool:
@@ -63,11 +72,12 @@ def _entry(name: str, path: Path) -> Entry:
     codec = Codec(program, driver.build(program.checked, "interp"))
     info, most = codec.info, codec.max_bytes(ELEMENTS)
     text = path.read_text("utf-8")
-    summary, source = _header(text)
+    summary, source, when = _header(text)
     return Entry(
         name=name,
         summary=summary,
         source=source,
+        when=when,
         parameters={k: _decimal(p.value) for k, p in info.params.items()},
         lines=code_lines(text),
         bytes=most,
@@ -107,6 +117,17 @@ def row(e: Entry) -> tuple[str, ...]:
     )
 
 
+ABSENT = (
+    "## What is not among them",
+    "",
+    'THC (M. Li et al., "THC: Accelerating Distributed Deep Learning Using Tensor Homomorphic Compression", NSDI',
+    "2024) does not fit into one round. Its payloads are positions in a table whose entries can be summed without",
+    "decoding; for that all workers quantize to one range, which they find by exchanging norms before any of them",
+    "can encode, and the sum comes back with more bits than what was sent. A codec has one payload, made from its",
+    "own gradient alone. What is of use alone is there: `hadamard4` rotates, `qsgd` and `terngrad` round at random.",
+)
+
+
 def markdown() -> str:
     """Return `docs/algorithms.md`."""
     found = entries()
@@ -124,9 +145,21 @@ def markdown() -> str:
         "|" + "---|" * len(HEADINGS),
         *("| " + " | ".join(row(e)) + " |" for e in found),
         "",
-        "## What they are, and from where",
+        "## What they are, when to use them, and from where",
         "",
+        "The pictures, made by `compll algorithms --pictures docs/"
+        + PICTURES
+        + "`, show on the left a stretch of a",
+        "gradient and what arrives of it in one step, and on the right what arrives of 4,096 elements.",
     ]
     for e in found:
-        lines += [f"- **{e.name}**: {e.summary}", f"  {e.source}"]
-    return "\n".join(lines) + "\n"
+        lines += [
+            "",
+            f"### {e.name}",
+            "",
+            e.summary[0].upper() + e.summary[1:],
+            f"**When:** {e.when}",
+            e.source,
+        ]
+        lines += ["", f"![{e.name}: original and decoded values]({PICTURES}/{e.name}.png)"]
+    return "\n".join([*lines, "", *ABSENT]) + "\n"

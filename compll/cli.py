@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compll import arrays, catalogue, driver, generate, knobs, report
+from compll import arrays, catalogue, driver, generate, knobs, pictures, report
 from compll import build as builder
 from compll import codec as api
 from compll.check.parameters import Values
@@ -207,10 +207,15 @@ def run(
 def algorithms(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="print docs/algorithms.md")] = False,
+    into: Annotated[Path | None, typer.Option("--pictures", help="draw what each decodes to, there")] = None,
 ) -> None:
     """List the shipped algorithms: parameters, length, payload, properties and backends."""
     if as_markdown:
         print(catalogue.markdown(), end="")
+        return
+    if into is not None:
+        for path in pictures.draw(into):
+            print(path)
         return
     found = catalogue.entries()
     if as_json:

@@ -24,7 +24,7 @@ COMPLL = (
     {"check", "lower", "passes", "derive", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
     {"pending", "driver", "items", "runner", "codec"},
-    {"", "__main__", "cli", "report", "algorithms", "generate", "catalogue"},
+    {"", "__main__", "cli", "report", "algorithms", "generate", "catalogue", "pictures"},
 )
 
 # What a package sees of the others. "" is the package itself.

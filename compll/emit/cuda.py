@@ -278,10 +278,10 @@ class CudaEmitter(CudaSelections, Emitter):
         self.gathers = self.fallible = True
         return super().gather(e, lanes, position, asked)
 
-    def read_at(self, e: ir.Read | ir.Search) -> str:
+    def read_at(self, e: ir.Read | ir.Search, operand: str) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
         self.fallible = self.fallible or isinstance(e, ir.Read)
-        return super().read_at(e)
+        return super().read_at(e, operand)
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:  # noqa: ARG002
         """Return the statement that keeps a code until its tile is packed."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 
 from compll import arrays, build, driver
 from compll import codec as api
@@ -21,6 +23,21 @@ EDGES = np.array(
 
 
 BACKENDS = ("interp", "cpp", "numba", "cudasim")
+# Algorithms that use no part of the language which another does not, and that one.  `make test` has them on
+# interp and cpp; on the other backends, under the sanitizers and for GPUs `make test-all` has them alone.
+RELATIVES = {
+    "bf16": "fp16",
+    "identity": "fp16",
+    "blocksign": "onebit",
+    "efsignsgd": "onebit",
+    "signsgd": "onebit",
+    "dithering": "qsgd",
+    "natural": "qsgd",
+    "threshold": "graddrop",
+    "int8minmax": "int8",
+    "fp8e5m2": "fp8",
+    "mxfp8": "mxfp4",
+}
 
 
 class OneLibrary(driver.Libraries):
@@ -37,6 +54,25 @@ class OneLibrary(driver.Libraries):
 @functools.cache
 def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="compll-tests-"))
+
+
+def cross(*backends: str) -> list[Any]:
+    """Return every shipped algorithm with each of the backends, as parameters of a test; see RELATIVES."""
+    return [
+        pytest.param(name, backend, marks=[pytest.mark.slow] if light(name, backend) else [])
+        for name in api.algorithms()
+        for backend in backends
+    ]
+
+
+def light(name: str, backend: str = "") -> bool:
+    """Whether `make test` leaves an algorithm out on a backend."""
+    return name in RELATIVES and backend not in ("interp", "cpp")
+
+
+def once(names: Iterable[str]) -> list[Any]:
+    """Return algorithms as parameters of a test that takes long for each; see RELATIVES."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if light(name) else []) for name in names]
 
 
 def write(text: str, name: str = "") -> Path:

@@ -89,7 +89,21 @@ def test_a_block_is_reduced_from_its_own_element_0(tmp_path: Path, size: int) ->
     assert same_bits(means, np.array(want, np.float32))
 
 
-@pytest.mark.parametrize("name", ["fp8", "int4", "int8", "mxfp4", "qsgd"])
+BLOCKWISE = (
+    "dithering",
+    "dynamic8",
+    "fp8",
+    "fp8e5m2",
+    "int4",
+    "int8",
+    "int8minmax",
+    "mxfp4",
+    "mxfp8",
+    "qsgd",
+)
+
+
+@pytest.mark.parametrize("name", BLOCKWISE)
 def test_statistics_and_quantization_share_one_pass(name: str) -> None:
     program = driver.load([compll.algorithms()[name]], {})
     for f in driver.unit_of(program.checked).functions:

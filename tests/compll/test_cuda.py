@@ -17,7 +17,7 @@ import cupy_stand_in
 import numpy as np
 import pytest
 import torch
-from compll_cases import gradient, same_bits, write
+from compll_cases import gradient, once, same_bits, write
 from test_cudasim import BLOCKS, ELEMENTARY, MIXED, SELECTING
 from test_half import INSIDE as HALVES
 
@@ -44,7 +44,7 @@ def test_a_compiler_for_the_gpu_is_there() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("compiler", COMPILERS[:1])
-@pytest.mark.parametrize("name", list(compll.algorithms()))
+@pytest.mark.parametrize("name", once(compll.algorithms()))
 def test_shipped_kernels_spill_no_register(name: str, compiler: str, arch: str, tmp_path: Path) -> None:
     made = generated(name)
     resources = cuda_compilers.compile_for(compiler, arch, made.source, tmp_path)

@@ -208,7 +208,8 @@ def test_a_hop_passes_over_memory_as_often_as_its_encode() -> None:
         if program.fuses_hop:
             fused.add(name)
             assert passes["hop"] == passes["encode"], name
-    assert fused == {"fp8", "int4", "int8", "mxfp4", "onebit", "qsgd", "tbq", "terngrad"}
+    composed = {name for name in compll.algorithms() if compll.compile(name, "interp").info.hop} - fused
+    assert composed == {"hadamard4", "randomk"}  # they need the decoded vector whole
 
 
 @pytest.mark.parametrize("backend", ["interp", "cpp"])

@@ -1,4 +1,4 @@
-"""int4, fp8 and mxfp4 against references that enumerate every code: bytes, decoded values, bounds."""
+"""int4, fp8, mxfp4 and their like against references that enumerate every code: bytes, values, bounds."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ SIZES = (0, 1, 7, 32, 33, 128, 1000, 1024, 4097, 20_000)
 CODECS: dict[tuple[str, int], compll.Codec] = {
     **{("int4", b): compll.compile("int4", "interp", block=b) for b in (7, 32, 128)},
     **{("fp8", b): compll.compile("fp8", "interp", block=b) for b in (7, 32, 256)},
+    **{("fp8e5m2", b): compll.compile("fp8e5m2", "interp", block=b) for b in (7, 256)},
     ("mxfp4", 32): compll.compile("mxfp4", "interp"),
+    ("mxfp8", 32): compll.compile("mxfp8", "interp"),
+    ("nvfp4", 16): compll.compile("nvfp4", "interp"),
 }
+BLOCK = {"int4": 128, "fp8": 256, "fp8e5m2": 256, "mxfp4": 32, "mxfp8": 32, "nvfp4": 16}  # by default
 f32 = np.float32
 
 
@@ -52,6 +56,16 @@ def expected(name: str, g: np.ndarray, block: int) -> tuple[bytes, np.ndarray]:
         if name == "fp8":
             scale, code = reference.fp8(g, block)
             return reference.fp8_payload(scale, code), reference.E4M3[code].astype(f32) * spread(scale)
+        if name == "fp8e5m2":
+            scale, code = reference.fp8(g, block, reference.E5M2[:124])
+            return reference.fp8_payload(scale, code), reference.E5M2[code].astype(f32) * spread(scale)
+        if name == "mxfp8":
+            s, code = reference.mxfp8(g)
+            return reference.mxfp8_payload(s, code), reference.E4M3[code] * spread(reference.power(s))
+        if name == "nvfp4":
+            whole, s, code = reference.nvfp4(g)
+            values = (reference.E2M1[code] * spread(reference.E4M3[s])).astype(f32) * f32(whole)
+            return reference.nvfp4_payload(f32(whole), s, code), values
         s, code = reference.mxfp4(g)
         return reference.mxfp4_payload(s, code), reference.E2M1[code] * spread(reference.power(s))
 
@@ -68,23 +82,43 @@ def test_payload_and_decoded_values_are_those_of_the_definition(name: str, block
         assert len(payload) == codec.max_bytes(n)
 
 
+# What the greatest of a block is divided by; the share of an element that is lost, or of its scale; and what
+# more the denormal numbers of a scale lose, in units of the least.
+GREATEST = {"int4": 7, "fp8": 448, "fp8e5m2": 57344, "mxfp4": 4, "mxfp8": 256, "nvfp4": 6 / (17 / 16)}
+LOST = {
+    "int4": (0, 1 / 2),
+    "fp8": (1 / 16, 2**-10),
+    "fp8e5m2": (1 / 8, 2**-17),
+    "mxfp4": (1 / 4, 1 / 4),
+    "mxfp8": (1 / 8, 2**-10),
+    "nvfp4": (1 / 4, 1 / 4),
+}
+ROUNDING = {"int4": 4, "fp8": 240, "fp8e5m2": 30_000, "mxfp4": 2**22, "mxfp8": 2**15, "nvfp4": 1400}
+
+
 @pytest.mark.parametrize("label", ["normal", "ties", "wide", "huge", "denormal"])
 @pytest.mark.parametrize(("name", "block"), CODECS)
 def test_an_element_is_lost_by_half_a_step_at_most(name: str, block: int, label: str) -> None:
-    """int4: half a level. e4m3: 1/16 of it, or half a step of the least. e2m1: a quarter of it, likewise."""
+    """int4: half a level. e4m3: 1/16 of it, or half a step of the least. e5m2: 1/8, e2m1: 1/4, likewise.
+
+    mxfp8: 1/8, since what lies between 448 and 512 becomes 448.  nvfp4: its block's scale is rounded by 1/16,
+    or by half a step of its own least, which the whole's greatest decides.
+    """
     g = gradients(label, 5000)
     top = np.array([np.abs(g[at : at + block]).max() for at in range(0, 5000, block)], np.float64)
-    scale = np.repeat(top, block)[:5000] / {"int4": 7, "fp8": 448, "mxfp4": 4}[name]
+    scale = np.repeat(top, block)[:5000] / GREATEST[name]
     error = np.abs(CODECS[name, block].decode(CODECS[name, block].encode(g), 5000).astype(np.float64) - g)
-    share, least = {"int4": (0, 1 / 2), "fp8": (1 / 16, 2**-10), "mxfp4": (1 / 4, 1 / 4)}[name]
+    share, least = LOST[name]
     lost = np.maximum(share * np.abs(g.astype(np.float64)), least * scale)
-    rounding = 1e-6 * np.abs(g.astype(np.float64)) + {"int4": 4, "fp8": 240, "mxfp4": 2**22}[name] * 2**-149
+    rounding = 1e-6 * np.abs(g.astype(np.float64)) + ROUNDING[name] * 2**-149
+    if name == "nvfp4":
+        rounding += 6 * 2**-10 * top.max() / 2688
     assert (error <= lost * (1 + 1e-6) + rounding).all()
 
 
-@pytest.mark.parametrize("name", ["int4", "fp8", "mxfp4"])
+@pytest.mark.parametrize("name", BLOCK)
 def test_zeros_are_decoded_as_zeros_even_beside_other_blocks(name: str) -> None:
-    block = {"int4": 128, "fp8": 256, "mxfp4": 32}[name]
+    block = BLOCK[name]
     codec = CODECS[name, block]
     for n in (1, block, 3 * block - 1):
         assert (codec.decode(codec.encode(np.zeros(n, f32)), n) == 0).all()
@@ -95,15 +129,17 @@ def test_zeros_are_decoded_as_zeros_even_beside_other_blocks(name: str) -> None:
     assert np.count_nonzero(out[:block]) > block // 2
 
 
-@pytest.mark.parametrize("name", ["int4", "fp8", "mxfp4"])
+@pytest.mark.parametrize("name", BLOCK)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_makes_its_block_nan_and_no_other(name: str, value: float) -> None:
-    block = {"int4": 128, "fp8": 256, "mxfp4": 32}[name]
+    """But with nvfp4, whose blocks share a scale, all of the gradient."""
+    block = BLOCK[name]
     g = gradient("normal", 3 * block)
     g[block + 5] = value
     out = CODECS[name, block].decode(CODECS[name, block].encode(g), 3 * block)
     assert np.isnan(out[block : 2 * block]).all()
-    assert np.isfinite(np.delete(out, slice(block, 2 * block))).all()
+    rest = np.delete(out, slice(block, 2 * block))
+    assert np.isnan(rest).all() if name == "nvfp4" else np.isfinite(rest).all()
 
 
 # --- the formats themselves ---------------------------------------------------------------------------
@@ -117,6 +153,27 @@ def test_every_e4m3_code_is_decoded_by_the_table() -> None:
         assert np.array_equal(codec.decode(payload, 256), want, equal_nan=True)
     torch_s = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
     assert np.array_equal(torch_s, reference.E4M3.astype(f32), equal_nan=True)
+
+
+def test_every_e5m2_code_is_decoded_by_the_table() -> None:
+    codec, codes = CODECS["fp8e5m2", 256], np.arange(256)
+    payload = np.frombuffer(reference.fp8_payload(np.array([0.75], f32), codes), np.uint8)
+    with np.errstate(invalid="ignore"):
+        want = reference.E5M2.astype(f32) * f32(0.75)
+    assert np.array_equal(codec.decode(payload, 256), want, equal_nan=True)
+    torch_s = torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2).float().numpy()
+    assert np.array_equal(torch_s, reference.E5M2.astype(f32), equal_nan=True)
+
+
+def test_the_scales_of_nvfp4_use_all_of_e4m3_and_a_block_far_below_the_greatest_is_zeros() -> None:
+    g = np.repeat(np.array([2688, 1, 2688 / 1023, 2688 / 1025, 1e-4], f32), 16)
+    payload = CODECS["nvfp4", 16].encode(g)
+    assert payload[:4].view("<f4")[0] == 1
+    assert reference.E4M3[payload[16:19]].tolist() == [448, 0.171875, 0.4375]
+    assert payload[20] == 0
+    out = CODECS["nvfp4", 16].decode(payload, len(g))
+    assert (out[:16] == 2688).all()
+    assert (out[64:] == 0).all()
 
 
 def test_the_reference_rounds_to_e4m3_as_torch_does() -> None:

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import payload_driver
 import pytest
-from compll_cases import encode, gradient
+from compll_cases import encode, gradient, light, once
 
 import compll
 from compll.types import Array
@@ -100,7 +100,10 @@ def hops(tried: compll.Codec, payload: Array, n: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("name", "backend"), PAIRS)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [pytest.param(*pair, marks=[pytest.mark.slow] if light(*pair) else []) for pair in PAIRS],
+)
 def test_any_payload_is_decoded_or_refused_and_stays_in_its_buffers(name: str, backend: str) -> None:
     try_payloads(name, backend, INPUTS[backend])
 
@@ -146,7 +149,10 @@ def try_payloads(name: str, backend: str, inputs: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "element"),
-    [*((name, "float") for name in ALGORITHMS), ("onebit", "half"), ("graddrop", "bfloat16")],
+    [
+        *(pytest.param(*p.values, "float", marks=p.marks) for p in once(ALGORITHMS)),
+        *(("onebit", "half"), ("graddrop", "bfloat16")),
+    ],
 )
 def test_the_c_abi_touches_no_byte_outside_of_its_buffers(name: str, element: str) -> None:
     result = payload_driver.run(*payload_driver.build(name, "-O0", element=element), 10_000)

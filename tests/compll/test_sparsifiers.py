@@ -1,4 +1,4 @@
-"""topk, randomk, graddrop, dgc and sidco against references from the papers: bytes, states, promises."""
+"""The sparsifiers against references from the papers: bytes, states, promises."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import sparse as reference
 import compll
 
 SIZES = (0, 1, 7, 128, 1000, 1024, 4097, 20_000)
-NAMES = ("topk", "randomk", "graddrop", "dgc", "sidco")
+NAMES = ("topk", "randomk", "graddrop", "dgc", "sidco", "threshold", "adacomp")
 CODEC = {name: compll.compile(name, "interp") for name in NAMES}
 SIDCO = {stages: compll.compile("sidco", "interp", stages=stages) for stages in (1, 2, 3)}
 f32 = np.float32
@@ -119,6 +119,42 @@ def test_sidco_sends_what_lies_beyond_the_fitted_threshold(stages: int, n: int) 
             assert np.array_equal(codec.decode(payload, n), reference.decoded(n, sent, g[sent]))
 
 
+@pytest.mark.parametrize("backend", ["interp", "cpp"])
+@pytest.mark.parametrize("n", SIZES)
+def test_threshold_is_the_paper_s_over_several_steps(n: int, backend: str) -> None:
+    for value in (0.01, 2.0, 1e30, 1e-30):
+        codec = compll.compile("threshold", backend).with_params(threshold=value)
+        state, residual = codec.new_state(n), np.zeros(n, f32)
+        for step, label in enumerate(("normal", "normal", *LABELS, "normal")):
+            g = gradient(label, n, seed=step)
+            payload = codec.encode(g, state=state)
+            want, index, residual = reference.threshold(g, residual, value)
+            assert payload.tobytes() == want, (value, step)
+            assert same_bits(state["residual"], residual)
+            assert np.array_equal(np.flatnonzero(codec.decode(payload, n)), index)
+
+
+@pytest.mark.parametrize("backend", ["interp", "cpp"])
+@pytest.mark.parametrize("n", SIZES)
+def test_adacomp_is_the_paper_s_over_several_steps(n: int, backend: str) -> None:
+    codec = compll.compile("adacomp", backend)
+    state, residual = codec.new_state(n), np.zeros(n, f32)
+    for step, label in enumerate(("normal", "normal", *LABELS, "normal")):
+        g = gradient(label, n, seed=step)
+        payload = codec.encode(g, state=state)
+        scale, index, negative = reference.adacomp(g, residual, 500)
+        sent = payload[4:8].view("<f4")[0]
+        assert sent == pytest.approx(scale, rel=1e-5, abs=n * 2**-149)
+        assert int(payload[:4].view("<u4")[0]) == len(index)
+        fields = [index.astype("<u4").tobytes(), np.packbits(negative, bitorder="little").tobytes()]
+        assert payload.tobytes() == reference.layout.assemble([payload[:8].tobytes(), *fields])
+        out = reference.decoded(n, index, np.where(negative, -sent, sent))
+        assert same_bits(codec.decode(payload, n), out)
+        with np.errstate(all="ignore"):
+            residual = reference.finite((g + residual) - out)
+        assert same_bits(state["residual"], residual)
+
+
 # --- what the papers promise ---------------------------------------------------------------------------
 
 
@@ -136,6 +172,20 @@ def test_about_the_wanted_share_is_sent(name: str) -> None:
     assert max(counts) <= 2 * share * (1 + 1e-3)
 
 
+def test_adacomp_s_share_falls_as_residues_grow_and_no_more_is_kept_than_it_will_send() -> None:
+    """Of 500 normal elements some 13 % reach half of the greatest; residues make fewer stand out."""
+    n, codec = 50_000, CODEC["adacomp"]
+    state, shares, total, sent = codec.new_state(n), [], np.zeros(n), np.zeros(n)
+    for step in range(30):
+        g = gradient("normal", n, seed=step)
+        payload = codec.encode(g, state=state)
+        shares.append(int.from_bytes(payload[:4].tobytes(), "little") / n)
+        total, sent = total + g, sent + codec.decode(payload, n)
+    assert 0.1 < shares[0] < 0.16
+    assert 0.002 < np.mean(shares[-5:]) < shares[0] / 2
+    assert np.abs(total - sent - state["residual"]).max() < 1e-4
+
+
 @pytest.mark.parametrize("stages", SIDCO)
 def test_sidco_s_share_is_right_on_an_exponential_gradient_after_any_number_of_stages(stages: int) -> None:
     """Of 100,000 1,000 are wanted, with a standard deviation of 32; the fits add a few percent."""
@@ -150,10 +200,10 @@ def test_more_stages_of_sidco_come_nearer_on_a_tail_that_is_not_exponential() ->
     assert abs(three - 1000) < 1000 - two < 1000 - one
 
 
-@pytest.mark.parametrize("name", ["graddrop", "topk", "randomk", "sidco"])
+@pytest.mark.parametrize("name", ["graddrop", "topk", "randomk", "sidco", "threshold"])
 def test_error_feedback_loses_nothing(name: str) -> None:
     """Every step: residual + sent = x to the bit. Over all: sent + residual = the sum of the gradients."""
-    feedback = name != "graddrop"  # which has it
+    feedback = name in ("topk", "randomk", "sidco")  # the others have it
     codec = compll.compile(name, "interp", error_feedback=feedback)
     n = 3000
     state, total, sent = codec.new_state(n), np.zeros(n), np.zeros(n)
@@ -191,7 +241,8 @@ def test_dgc_without_momentum_loses_nothing_and_with_it_delays_as_momentum_would
 def test_equal_elements_are_not_left_waiting(name: str) -> None:
     """A constant gradient, whose every element is the threshold, is sent part by part."""
     n, codec = 1000, CODEC[name]
-    codec = codec.with_params(**({"drop": 0.9} if name == "graddrop" else {"ratio": 0.1}))
+    if name not in ("threshold", "adacomp"):
+        codec = codec.with_params(**({"drop": 0.9} if name == "graddrop" else {"ratio": 0.1}))
     if not codec.info.stateful:
         codec = compll.compile(name, "interp", error_feedback=True, ratio=0.1)
     state, ever = codec.new_state(n), np.zeros(n, bool)
@@ -201,7 +252,7 @@ def test_equal_elements_are_not_left_waiting(name: str) -> None:
     assert ever.all()
 
 
-@pytest.mark.parametrize("name", ["graddrop", "dgc", "sidco"])
+@pytest.mark.parametrize("name", ["graddrop", "dgc", "sidco", "threshold", "adacomp"])
 def test_what_is_not_finite_is_neither_sent_nor_kept(name: str) -> None:
     codec = CODEC[name] if name != "sidco" else compll.compile("sidco", "interp", error_feedback=True)
     n = 2000

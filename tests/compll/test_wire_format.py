@@ -55,15 +55,31 @@ def test_the_table_of_sizes_is_right(n: int) -> None:
     few, fewer = math.ceil(np.float32(0.01) * np.float32(n)), math.ceil(np.float32(0.001) * np.float32(n))
     bounded = min(n, 2 * few)
     sizes = {
+        "adacomp": 16 + up(4 * n) + -(-n // 8),
+        "bf16": 2 * n,
+        "blocksign": up(4 * -(-n // 256)) + -(-n // 8),
         "dgc": 16 + up(4 * min(n, 2 * fewer)) + 4 * min(n, 2 * fewer),
+        "dithering": up(up(4 * -(-n // 512)) + -(-3 * n // 8)) + -(-n // 8),
+        "dynamic8": up(4 * -(-n // 256)) + n,
+        "efsignsgd": 16 + -(-n // 8),
+        "fp16": 2 * n,
         "fp8": up(4 * -(-n // 256)) + n,
+        "fp8e5m2": up(4 * -(-n // 256)) + n,
         "graddrop": 16 + up(4 * bounded) + 4 * bounded,
+        "hadamard4": up(4 * -(-up(n, 32) // 128)) + up(n, 32) // 2,
+        "identity": 4 * n,
         "int4": up(4 * -(-n // 128)) + -(-n // 2),
         "int8": up(4 * -(-n // 256)) + n,
+        "int8minmax": up(up(4 * -(-n // 256)) + 4 * -(-n // 256)) + n,
         "mxfp4": up(-(-n // 32)) + -(-n // 2),
+        "mxfp8": up(-(-n // 32)) + n,
+        "natural": up(n) + -(-n // 8),
+        "nvfp4": up(16 + -(-n // 16)) + -(-n // 2),
         "randomk": 4 * few,
         "sidco": 16 + up(4 * bounded) + 4 * bounded,
+        "signsgd": 16 + -(-n // 8),
         "tbq": -(-n // 4),
+        "threshold": 16 + up(4 * n) + 4 * n,
         "topk": up(4 * few) + 4 * few,
     }
     assert {*sizes, "onebit", "qsgd", "terngrad"} == set(compll.algorithms())

@@ -2,7 +2,10 @@
 
 int8: the absmax form of T. Dettmers, "8-Bit Approximations for Parallelism in Deep Learning", ICLR 2016,
 in blocks.  qsgd: D. Alistarh et al., "QSGD", NeurIPS 2017, section 3 in buckets: |g| / norm lies between two
-of s levels, and becomes the upper one with the probability that makes the mean right.
+of s levels, and becomes the upper one with the probability that makes the mean right.  int8minmax: S. Gan et
+al., "BAGUA", 2021 (ByteGrad).  dynamic8: T. Dettmers, "8-Bit Approximations for Parallelism in Deep
+Learning", ICLR 2016 (dynamic tree), with 1 for the pattern that would be a second zero, as in its author's
+library.  hadamard4: J. Jia et al., "SDP4Bit", NeurIPS 2024: Sylvester's matrix.
 """
 
 from __future__ import annotations
@@ -58,3 +61,39 @@ def parse_qsgd(
         np.array(level, int),
         np.array([signs >> i & 1 for i in range(n)], bool),
     )
+
+
+def int8minmax(gradient: Vector, block: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return middle and step of each block, in float64, and the exact (unrounded) level of each element."""
+    parts = cut(gradient.astype(np.float64), block)
+    middle = np.array([(part.max() + part.min()) / 2 for part in parts])
+    step = np.array([(part.max() - part.min()) / 254 for part in parts])
+    wide, where = np.repeat(step, block)[: len(gradient)], np.repeat(middle, block)[: len(gradient)]
+    return middle, step, np.divide(gradient - where, wide, out=np.zeros(len(gradient)), where=wide > 0)
+
+
+def tree_values() -> NDArray[Any]:
+    """Return the values of dynamic tree quantization in order, by walking the 7 bits after a sign."""
+    sizes = []
+    for pattern in range(1, 128):
+        bits = f"{pattern:07b}"
+        zeros = bits.index("1")
+        fraction = bits[zeros + 1 :]
+        share = (int(fraction, 2) + 0.5) / 2 ** len(fraction) if fraction else 0.5
+        sizes.append(10.0**-zeros * (0.1 + 0.9 * share))
+    return np.array(sorted([-size for size in sizes] + [0.0, *sizes, 1.0]))
+
+
+def sylvester(size: int) -> NDArray[Any]:
+    """Return the Hadamard matrix of a power of two by doubling."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
+
+
+def rotated(values: NDArray[Any]) -> NDArray[Any]:
+    """Return each 32 values, zeros behind the last, times H / sqrt(32): its own inverse."""
+    padded = np.zeros(-(-len(values) // 32) * 32)
+    padded[: len(values)] = values
+    return (padded.reshape(-1, 32) @ sylvester(32) / np.sqrt(32)).ravel()

@@ -4,6 +4,8 @@ topk, randomk: S. U. Stich et al., "Sparsified SGD with Memory", NeurIPS 2018.  
 K. Heafield, "Sparse Communication for Distributed Gradient Descent", EMNLP 2017.  dgc: Y. Lin et al., "Deep
 Gradient Compression", ICLR 2018, with momentum correction and momentum factor masking.  sidco (SIDCo-E):
 A. M. Abdelmoniem et al., "An Efficient Statistical-based Gradient Compression Technique", MLSys 2021.
+threshold: A. N. Sahu et al., "Rethinking Gradient Sparsification as Total Error Minimization", NeurIPS 2021.
+adacomp: C.-Y. Chen et al., "AdaComp", AAAI 2018, algorithm 2 with its scale factor of 2.
 The sample, what happens at the threshold itself, and the bound of twice the wanted number are ours.
 """
 
@@ -113,3 +115,25 @@ def decoded(n: int, index: Positions, value: NDArray[Any]) -> Vector:
     out = np.zeros(n, f32)
     out[index] = value
     return out
+
+
+def threshold(gradient: Vector, residual: Vector, value: float) -> tuple[bytes, Positions, Vector]:
+    """Return payload, positions, and the new residual."""
+    with np.errstate(all="ignore"):
+        x = gradient + residual
+    index = beyond(x, value, len(x))
+    rest = finite(x)
+    rest[index] = 0
+    return layout.pair(index, x[index], counted=True), index, rest
+
+
+def adacomp(gradient: Vector, residual: Vector, bins: int) -> tuple[float, Positions, NDArray[Any]]:
+    """Return the mean of the bins' maxima in float64, the positions, and whether each is negative."""
+    with np.errstate(all="ignore"):
+        x = gradient + residual
+        soft = x + gradient
+    size = np.where(np.isfinite(x), np.abs(x), 0)
+    tops = np.array([size[at : at + bins].max() for at in range(0, len(x), bins)])
+    reaches = np.abs(soft) >= np.repeat(tops, bins)[: len(x)]
+    index = np.flatnonzero(reaches & (size > 0))
+    return float(tops.astype(np.float64).mean()) if len(tops) else 0.0, index, x[index] < 0
