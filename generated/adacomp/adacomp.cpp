@@ -79,7 +79,7 @@ template <class T> inline T get(const uint8_t* from) {
 //     store field negative: uint<1>[index_filter_count] = uint<1>((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0))
 //     store vector gradient_scatter_index: int[index_filter_count] = int(uint32(index_filter[i]))
 //   put scale: float = scale
-//   own gradient_scatter_index[index_filter_count] ascends below n
+//   own gradient_scatter_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
 //     store vector residual_patch: float[index_filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale)) : 0x0.0p+0)
 //   pass[n]
@@ -110,22 +110,22 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 struct EncodeAddOf1 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 
 struct encode_pass0_blocks {  // one value a block of 500, for the blocks of 128000 elements
-    int64_t first;
+    int64_t first, begin;
     float r_top[256];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     const auto* in_residual = k.s_residual + first;
@@ -144,7 +144,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t3 = select(t2, t1, splat<Float>(0x0.0p+0f));
             if (row == 0) a_top[block] = t3;
             else if (FULL) a_top[block] = EncodeGreaterOf0{}(a_top[block], t3);
-            else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t3), a_top[block]);
+            else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t3, live), a_top[block]);
         }
     }
     if constexpr (FULL) r_top = fold_known<(N < LANES ? N : LANES)>(a_top, EncodeGreaterOf0{});
@@ -158,6 +158,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 500, SPAN = 128000;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -175,11 +176,11 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_index_filter_mask[TILE];
-    if (!FULL) std::memset(o_index_filter_mask, 0, TILE);
+    uint8_t room_index_filter_mask[LANES] = {};
+    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -191,7 +192,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Float t0 = v_gradient + v_residual;
             const Float t1 = t0 + v_gradient;
             const Float t2 = absolute(t1);
-            const Float t3 = each<Float>([&](int j) { return b.r_top[(tile * TILE + at + j) / 500 - b.first]; });
+            const Float t3 = each<Float>([&](int j) { return b.r_top[uint64_t(tile * TILE + at + j) / 500 - b.first]; });
             const Mask t4 = ge(t2, t3);
             const Float t5 = absolute(t0);
             const Mask t6 = lt(splat<Float>(0x0.0p+0f), t5);
@@ -199,12 +200,12 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Mask t8 = lt(t5, splat<Float>(__builtin_inff()));
             const Mask t9 = both(t7, t8);
             const Int32 t10 = widen<Int32>(bit(t9));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
-            store<true>(o_index_filter_mask + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            put_bits(o_index_filter_mask + at / 8, FULL ? ne(t10, Int32{}) : ne(t10, Int32{}) & first_lanes(live));
         }
     }
-    pack<1, FULL>(k.v_index_filter_mask + tile * (LANES * 1), o_index_filter_mask, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -225,7 +226,7 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Float t4 = divide(v_top_stored, t3);
             if (row == 0) a_scale[block] = t4;
             else if (FULL) a_scale[block] = EncodeAddOf1{}(a_scale[block], t4);
-            else a_scale[block] = select(first_lanes(live), EncodeAddOf1{}(a_scale[block], t4), a_scale[block]);
+            else a_scale[block] = select(first_lanes(live), EncodeAddOf1{}(a_scale[block], t4, live), a_scale[block]);
         }
     }
     k.scale_tiles[tile] = fold<FULL>(a_scale, count < LANES ? count : LANES, EncodeAddOf1{});
@@ -233,8 +234,8 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
 
 template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -246,7 +247,7 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
             const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
             const Mask t2 = both(first_lanes(live), t1);
-            const Int64 t3 = saturate<Int64>(t0, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t3 = widen<Int64>(t0);
             const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
             const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
             const Float t6 = t4 + t5;
@@ -255,11 +256,11 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Mask t9 = lt(t8, splat<Float>(0x0.0p+0f));
             const Int32 t10 = widen<Int32>(bit(t9));
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
-            store<true>(o_negative + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
+            put_bits(o_negative + at / 8, FULL ? ne(t10, Int32{}) : ne(t10, Int32{}) & first_lanes(live));
             store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t3, live);
         }
     }
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
 }
 
 template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -281,7 +282,7 @@ template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] c
             const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
             const Mask t4 = both(first_lanes(live), t3);
             const UInt32 t5 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = saturate<Int64>(t5, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t6 = widen<Int64>(t5);
             const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
             const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
             const Float t9 = t7 + t8;
@@ -464,7 +465,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
 //   pass[n]
 //     store output: float[n] = 0x0.0p+0
-//   payload's gradient_scatter_index[index_filter_count] ascends below n
+//   payload's gradient_scatter_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
 //     patch output: float[index_filter_count] at gradient_scatter_index[i] = ((negative[i] != 0) ? neg(scale_1) : scale_1)
 
@@ -491,7 +492,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t0 = widen<Int64>(v_index);
             store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
         }
     }
@@ -597,10 +598,10 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   field negative: uint<1>[index_filter_count]
 //   scale_1 = get scale: float
 //   pass[index_filter_count]
-//     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
-//   payload's gradient_scatter_index[index_filter_count] ascends below n
+//     store vector gradient_index: int[index_filter_count] = int(index[i])
+//   payload's gradient_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
-//     patch output: float[index_filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * ((negative[i] != 0) ? neg(scale_1) : scale_1)))
+//     patch output: float[index_filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * ((negative[i] != 0) ? neg(scale_1) : scale_1)))
 
 
 struct DecodeAddFrame {
@@ -613,7 +614,7 @@ struct DecodeAddFrame {
     uint8_t* f_negative;
     int64_t index_filter_count_;
     float scale_1_;
-    int64_t* v_gradient_scatter_index;
+    int64_t* v_gradient_index;
 };
 
 template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -625,8 +626,8 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
+            const Int64 t0 = widen<Int64>(v_index);
+            store<FULL>(k.v_gradient_index + tile * TILE + at, t0, live);
         }
     }
 }
@@ -636,26 +637,23 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
+    const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_negative = c_negative;
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
+            const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
-            const Float t1 = gather<Float>(k.gradient, k.n, t0, first_lanes(live), k.outside);
-            const Mask t2 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t3 = -u_scale_1;
-            const Float t4 = select(t2, t3, u_scale_1);
-            const Float t5 = u_scale * t4;
-            const Float t6 = t1 + t5;
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t6), live);
+            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, first_lanes(live), k.outside);
+            const Mask t1 = ne(v_negative, splat<Int32>(INT64_C(0)));
+            const Float t2 = -u_scale_1;
+            const Float t3 = select(t1, t2, u_scale_1);
+            const Float t4 = u_scale * t3;
+            const Float t5 = t0 + t4;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t5), live);
         }
     }
 }
@@ -663,7 +661,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_gradient_scatter_index = arena.take<int64_t>(k.n);
+    k.v_gradient_index = arena.take<int64_t>(k.n);
     return arena.used;
 }
 
@@ -694,7 +692,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
-    if (!ascends(k.v_gradient_scatter_index, k.index_filter_count_, k.n)) return REFUSED;
+    if (!ascends(k.v_gradient_index, k.index_filter_count_, k.n)) return REFUSED;
     {
         const int64_t length = k.index_filter_count_;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;

@@ -38,7 +38,7 @@ COMPLL_BOTH Counts most_counts([[maybe_unused]] int64_t n, [[maybe_unused]] cons
 }
 
 COMPLL_DEVICE bool read_counts([[maybe_unused]] const compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] Counts& c) {
-    if (item.length < 1 * count_bytes(item.n)) return false;
+    if ((item.length < 0 ? item.capacity : item.length) < 1 * count_bytes(item.n)) return false;
     const Counts most = most_counts(item.n, p);
     c.index_filter_count_ = get_count(item.payload, 0, item.n);
     if (c.index_filter_count_ < 0 || c.index_filter_count_ > most.index_filter_count_) return false;
@@ -71,7 +71,7 @@ constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scr
 //     store field negative: uint<1>[index_filter_count] = uint<1>((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0))
 //     store vector gradient_scatter_index: int[index_filter_count] = int(uint32(index_filter[i]))
 //   put scale: float = scale
-//   own gradient_scatter_index[index_filter_count] ascends below n
+//   own gradient_scatter_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
 //     store vector residual_patch: float[index_filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale)) : 0x0.0p+0)
 //   pass[n]
@@ -106,11 +106,11 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct EncodeAddOf1 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 500, in the item's scratch, from the span's first block on
@@ -197,7 +197,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Float t0 = v_gradient + v_residual;
             const Float t1 = t0 + v_gradient;
             const Float t2 = absolute(t1);
-            const Float t3 = each<Float>([&](int j) { return b.r_top[(tile * TILE + at + j) / 500 - b.first]; });
+            const Float t3 = each<Float>([&](int j) { return b.r_top[uint64_t(tile * TILE + at + j) / 500 - b.first]; });
             const Mask t4 = ge(t2, t3);
             const Float t5 = absolute(t0);
             const Mask t6 = lt(splat<Float>(0x0.0p+0f), t5);
@@ -258,7 +258,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
             const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
             const Mask t2 = both(true, t1);
-            const Int64 t3 = saturate<Int64>(t0, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t3 = widen<Int64>(t0);
             const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
             const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
             const Float t6 = t4 + t5;
@@ -298,7 +298,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
             const Mask t4 = both(true, t3);
             const UInt32 t5 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = saturate<Int64>(t5, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t6 = widen<Int64>(t5);
             const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
             const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
             const Float t9 = t7 + t8;
@@ -436,7 +436,7 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
 //     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
 //   pass[n]
 //     store output: float[n] = 0x0.0p+0
-//   payload's gradient_scatter_index[index_filter_count] ascends below n
+//   payload's gradient_scatter_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
 //     patch output: float[index_filter_count] at gradient_scatter_index[i] = ((negative[i] != 0) ? neg(scale_1) : scale_1)
 
@@ -469,7 +469,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const UInt32 v_index = widen<UInt32>(in_index.row[row].at[block]);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t0 = widen<Int64>(v_index);
             o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t0);
         }
         store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
@@ -533,7 +533,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     k.index_filter_count_ = c.index_filter_count_;
     item.status = OK;
     k.n = item.n;
@@ -557,10 +559,10 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
 //   field negative: uint<1>[index_filter_count]
 //   scale_1 = get scale: float
 //   pass[index_filter_count]
-//     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
-//   payload's gradient_scatter_index[index_filter_count] ascends below n
+//     store vector gradient_index: int[index_filter_count] = int(index[i])
+//   payload's gradient_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
-//     patch output: float[index_filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * ((negative[i] != 0) ? neg(scale_1) : scale_1)))
+//     patch output: float[index_filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * ((negative[i] != 0) ? neg(scale_1) : scale_1)))
 
 struct DecodeAddFrame {
     int64_t n;
@@ -575,7 +577,7 @@ struct DecodeAddFrame {
     uint8_t* f_negative;
     int64_t index_filter_count_;
     float scale_1_;
-    int64_t* v_gradient_scatter_index;
+    int64_t* v_gradient_index;
 };
 static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
@@ -584,17 +586,17 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
     const auto in_index = load<FULL>(reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE, thread, count);
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
-        Quad<int64_t> o_vector_gradient_scatter_index = {};
+        Quad<int64_t> o_vector_gradient_index = {};
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const UInt32 v_index = widen<UInt32>(in_index.row[row].at[block]);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
-            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t0);
+            const Int64 t0 = widen<Int64>(v_index);
+            o_vector_gradient_index.at[block] = static_cast<int64_t>(t0);
         }
-        store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
+        store<FULL>(k.v_gradient_index + tile * TILE, o_vector_gradient_index, row, thread, count);
     }
 }
 
@@ -603,8 +605,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
     const Float u_scale = splat<Float>(k.scale);
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
-    const auto in_index = load<FULL>(reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE, thread, count);
-    const auto in_gradient_scatter_index = load<FULL>(k.v_gradient_scatter_index + tile * TILE, thread, count);
+    const auto in_gradient_index = load<FULL>(k.v_gradient_index + tile * TILE, thread, count);
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
 #pragma unroll
@@ -612,17 +613,15 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
-            const UInt32 v_index = widen<UInt32>(in_index.row[row].at[block]);
+            const Int64 v_gradient_index = widen<Int64>(in_gradient_index.row[row].at[block]);
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
-            const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.row[row].at[block]);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
-            const Float t1 = gather<Float>(k.gradient, k.n, t0, true, k.outside);
-            const Mask t2 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t3 = -u_scale_1;
-            const Float t4 = select(t2, t3, u_scale_1);
-            const Float t5 = u_scale * t4;
-            const Float t6 = t1 + t5;
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t6), live);
+            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, true, k.outside);
+            const Mask t1 = ne(v_negative, splat<Int32>(INT64_C(0)));
+            const Float t2 = -u_scale_1;
+            const Float t3 = select(t1, t2, u_scale_1);
+            const Float t4 = u_scale * t3;
+            const Float t5 = t0 + t4;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t5), live);
         }
     }
 }
@@ -630,7 +629,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
 // Give the vectors that live in scratch their places; return the bytes that they take.
 COMPLL_BOTH int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_gradient_scatter_index = arena.take<int64_t>(k.n);
+    k.v_gradient_index = arena.take<int64_t>(k.n);
     return arena.used;
 }
 
@@ -646,7 +645,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     k.index_filter_count_ = c.index_filter_count_;
     item.status = OK;
     k.n = item.n;
@@ -662,6 +663,11 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) adacomp_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 22, each with the arguments (items, count, params) ----
 
@@ -920,7 +926,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) adacomp_decode_add
     compll_item& item = items[part.item];
     DecodeAddFrame& k = *reinterpret_cast<DecodeAddFrame*>(item.scratch);
     if (stopped(item)) return;
-    ascends(part, k.v_gradient_scatter_index, k.index_filter_count_, k.n, item.status, REFUSED);
+    ascends(part, k.v_gradient_index, k.index_filter_count_, k.n, item.status, REFUSED);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) adacomp_decode_add_pass1(compll_item* items, int64_t count, const void* params) {

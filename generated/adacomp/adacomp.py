@@ -33,7 +33,7 @@ OPERATIONS = {}
 #     store field negative: uint<1>[index_filter_count] = uint<1>((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0))
 #     store vector gradient_scatter_index: int[index_filter_count] = int(uint32(index_filter[i]))
 #   put scale: float = scale
-#   own gradient_scatter_index[index_filter_count] ascends below n
+#   own gradient_scatter_index[i][index_filter_count] ascends below n
 #   pass[index_filter_count]
 #     store vector residual_patch: float[index_filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale)) : 0x0.0p+0)
 #   pass[n]
@@ -52,7 +52,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_greater_0(a, b):
+def encode_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -60,7 +60,7 @@ encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 @inner
-def encode_add_1(a, b):
+def encode_add_1(a, b, live, k):
     return (a + b)
 
 
@@ -81,9 +81,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top,
             t1 = absolute(t0)
             t2 = lt(t1, splat(Float, inf))
             t3 = select(t2, t1, splat(Float, 0.0))
-            a_top = t3 if row == 0 else keep(live, encode_greater_0(a_top, t3), a_top)
+            a_top = t3 if row == 0 else keep(live, encode_greater_0(a_top, t3, live, k), a_top)
         store(f32, lanes_top, block * WIDTH, a_top, WHOLE)
-    store(f32, tiles_top, t, encode_greater_0_fold(Float, f32, lanes_top, rest), WHOLE)
+    store(f32, tiles_top, t, encode_greater_0_fold(Float, f32, lanes_top, rest, k), WHOLE)
 
 
 @inner
@@ -99,7 +99,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_top):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_top, lanes_top, tiles_top)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_top, lanes_top, tiles_top)
-        x_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_top, tiles_of(length))))
+        x_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_top, tiles_of(length), k)), 1, k)
         store(f32, b_r_top, j, first(x_top), WHOLE)
         store(f32, k.v_top_stored, block0 + j, load(f32, f32, b_r_top, j, WHOLE), WHOLE)
 
@@ -166,9 +166,9 @@ def encode_pass1_tile(k, tile, count):
             t2 = greater(t1, widen(Int64, splat(Int32, 1)))
             t3 = widen(Float, t2)
             t4 = divide(v_top_stored, t3)
-            a_scale = t4 if row == 0 else keep(live, encode_add_1(a_scale, t4), a_scale)
+            a_scale = t4 if row == 0 else keep(live, encode_add_1(a_scale, t4, live, k), a_scale)
         store(f32, lanes_scale, block * WIDTH, a_scale, WHOLE)
-    x_scale = encode_add_1_fold(Float, f32, lanes_scale, k.length - start)
+    x_scale = encode_add_1_fold(Float, f32, lanes_scale, k.length - start, k)
     store(f32, k.scale_tiles, tile, x_scale, WHOLE)
 
 
@@ -198,7 +198,7 @@ def encode_pass2_tile(k, tile, count):
             t0 = saturate(UInt32, v_index_filter, 0, 4294967295)
             t1 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
             t2 = both(first_lanes(live), t1)
-            t3 = saturate(Int64, t0, -9223372036854775808, 9223372036854775807)
+            t3 = widen(Int64, t0)
             t4 = gather(Float, f32, k.gradient, native(one(k.n)), t3, t2, k)
             t5 = gather(Float, f32, k.s_residual, native(one(k.n)), t3, t2, k)
             t6 = t4 + t5
@@ -242,7 +242,7 @@ def encode_pass3_tile(k, tile, count):
             t3 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
             t4 = both(first_lanes(live), t3)
             t5 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t6 = saturate(Int64, t5, -9223372036854775808, 9223372036854775807)
+            t6 = widen(Int64, t5)
             t7 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t4, k)
             t8 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t4, k)
             t9 = t7 + t8
@@ -444,7 +444,7 @@ def encode_step2(frame):
 def encode_before3(k):
     x_scale = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_scale = encode_add_1(x_scale, splat(Float, encode_add_1_tiles(Float, f32, k.scale_tiles, tiles_of(k.length))))
+        x_scale = encode_add_1(x_scale, splat(Float, encode_add_1_tiles(Float, f32, k.scale_tiles, tiles_of(k.length), k)), 1, k)
     k.scale_ = native(first(x_scale))
     k.length = native(one(k.index_filter_count_))
     return tiles_of(k.length)
@@ -524,7 +524,7 @@ OPERATIONS["encode"] = Kernels(
 #     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
 #   pass[n]
 #     store output: float[n] = 0x0.0p+0
-#   payload's gradient_scatter_index[index_filter_count] ascends below n
+#   payload's gradient_scatter_index[i][index_filter_count] ascends below n
 #   pass[index_filter_count]
 #     patch output: float[index_filter_count] at gradient_scatter_index[i] = ((negative[i] != 0) ? neg(scale_1) : scale_1)
 
@@ -547,7 +547,7 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
+            t0 = widen(Int64, v_index)
             store(i64, k.v_gradient_scatter_index, start + at, t0, live)
 
 
@@ -706,16 +706,16 @@ OPERATIONS["decode"] = Kernels(
 #   field negative: uint<1>[index_filter_count]
 #   scale_1 = get scale: float
 #   pass[index_filter_count]
-#     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
-#   payload's gradient_scatter_index[index_filter_count] ascends below n
+#     store vector gradient_index: int[index_filter_count] = int(index[i])
+#   payload's gradient_index[i][index_filter_count] ascends below n
 #   pass[index_filter_count]
-#     patch output: float[index_filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * ((negative[i] != 0) ? neg(scale_1) : scale_1)))
+#     patch output: float[index_filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * ((negative[i] != 0) ? neg(scale_1) : scale_1)))
 
 decode_add_frame = frame_type(
     params=[],
     states=[],
     fields=["scale", "index", "negative", ],
-    vectors=["v_gradient_scatter_index", ],
+    vectors=["v_gradient_index", ],
     received=[],
     scalars=[("index_filter_count_", "int64"), ("scale_1_", "float32")],
 )
@@ -730,8 +730,8 @@ def decode_add_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
-            store(i64, k.v_gradient_scatter_index, start + at, t0, live)
+            t0 = widen(Int64, v_index)
+            store(i64, k.v_gradient_index, start + at, t0, live)
 
 
 @loop(decode_add_frame)
@@ -757,17 +757,15 @@ def decode_add_pass1_tile(k, tile, count):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_index = stream(UInt32, u32, k.f_index, start + at, live)
+            v_gradient_index = stream(Int64, i64, k.v_gradient_index, start + at, live)
             v_negative = unpack(1, k.f_negative, start + at, live)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
-            t1 = gather(Float, f32, k.gradient, native(one(k.n)), t0, first_lanes(live), k)
-            t2 = ne(v_negative, splat(Int32, 0))
-            t3 = -u_scale_1
-            t4 = select(t2, t3, u_scale_1)
-            t5 = u_scale * t4
-            t6 = t1 + t5
-            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t6), live)
+            t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_index, first_lanes(live), k)
+            t1 = ne(v_negative, splat(Int32, 0))
+            t2 = -u_scale_1
+            t3 = select(t1, t2, u_scale_1)
+            t4 = u_scale * t3
+            t5 = t0 + t4
+            scatter(u32, k.gradient, v_gradient_index, float_bits(t5), live)
 
 
 @loop(decode_add_frame)
@@ -807,7 +805,7 @@ def decode_add_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     end = k.scratch
-    k.v_gradient_scatter_index = end
+    k.v_gradient_index = end
     end = align(end + max(0, native(one(k.n))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
@@ -827,7 +825,7 @@ def decode_add_step0(frame):
 
 @inner
 def decode_add_before1(k):
-    if not ascends(k.v_gradient_scatter_index, native(one(k.index_filter_count_)), native(one(k.n))):
+    if not ascends(k.v_gradient_index, native(one(k.index_filter_count_)), native(one(k.n))):
         return REFUSED
     k.length = native(one(k.index_filter_count_))
     return tiles_of(k.length)

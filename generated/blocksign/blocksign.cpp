@@ -74,18 +74,18 @@ struct EncodeFrame {
 };
 
 struct EncodeAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 
 struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_sum[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_sum) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_sum) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     const auto* in_residual = k.s_residual + first;
@@ -102,7 +102,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t1 = absolute(t0);
             if (row == 0) a_sum[block] = t1;
             else if (FULL) a_sum[block] = EncodeAddOf0{}(a_sum[block], t1);
-            else a_sum[block] = select(first_lanes(live), EncodeAddOf0{}(a_sum[block], t1), a_sum[block]);
+            else a_sum[block] = select(first_lanes(live), EncodeAddOf0{}(a_sum[block], t1, live), a_sum[block]);
         }
     }
     if constexpr (FULL) r_sum = fold_known<(N < LANES ? N : LANES)>(a_sum, EncodeAddOf0{});
@@ -116,6 +116,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -134,11 +135,11 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -152,7 +153,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Mask t1 = lt(t0, splat<Float>(0x0.0p+0f));
             const Int32 t2 = widen<Int32>(bit(t1));
             const Mask t3 = eq(t2, splat<Int32>(INT64_C(1)));
-            const Float t4 = splat<Float>(b.r_sum[(tile * TILE + at) / 256 - b.first]);
+            const Float t4 = splat<Float>(b.r_sum[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Int64 t5 = divide(position, widen<Int64>(splat<Int32>(INT64_C(256))));
             const Int64 t6 = t5 * widen<Int64>(splat<Int32>(INT64_C(256)));
             const Int64 t7 = u_n_Int64 - t6;
@@ -165,13 +166,13 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Float t14 = absolute(t13);
             const Mask t15 = le(t14, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t16 = select(t15, t13, splat<Float>(0x0.0p+0f));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
-            store<true>(o_negative + at, FULL ? t2 : t2 & first_lanes(live), WIDTH);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            put_bits(o_negative + at / 8, FULL ? ne(t2, Int32{}) : ne(t2, Int32{}) & first_lanes(live));
             store<FULL>(k.new_residual + tile * TILE + at, t16, live);
         }
     }
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -246,8 +247,8 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float))));
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>((-get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float))));
+            const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
         }
@@ -323,8 +324,8 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float))));
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>((-get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float))));
+            const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             const Float t4 = u_scale * t3;
             const Float t5 = v_gradient + t4;
@@ -400,22 +401,23 @@ struct HopFrame {
 };
 
 struct HopAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 
 struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) uint8_t c_received_negative[1024];
+    alignas(64) float kept0[1024 + WIDTH];
     float r_sum[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_sum) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_sum) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t room_received_negative[TILE + 8];
-    const uint8_t* const c_received_negative = unpack_some<1>(room_received_negative, k.f_received_negative, first, count);
+    const uint8_t* const c_received_negative = b.c_received_negative + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_negative = c_received_negative;
     const auto* in_residual = k.s_residual + first;
@@ -430,16 +432,17 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Int32 v_received_negative = load<Int32, FULL>(in_received_negative + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float))));
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>((-get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float))));
+            const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             const Float t4 = v_gradient + t3;
             const Float t5 = u_scale * t4;
             const Float t6 = t5 + v_residual;
             const Float t7 = absolute(t6);
+            store<true>(b.kept0 + (first - b.begin) + at, t5, WIDTH);
             if (row == 0) a_sum[block] = t7;
             else if (FULL) a_sum[block] = HopAddOf0{}(a_sum[block], t7);
-            else a_sum[block] = select(first_lanes(live), HopAddOf0{}(a_sum[block], t7), a_sum[block]);
+            else a_sum[block] = select(first_lanes(live), HopAddOf0{}(a_sum[block], t7, live), a_sum[block]);
         }
     }
     if constexpr (FULL) r_sum = fold_known<(N < LANES ? N : LANES)>(a_sum, HopAddOf0{});
@@ -453,7 +456,14 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
+    for (int64_t at = begin; at < end; at += TILE) {
+        uint8_t* const codes = b.c_received_negative + (at - begin);
+        const uint8_t* const from = k.f_received_negative + at / 8 * 1;
+        if (end - at >= TILE) unpack<1, true>(codes, from, TILE);
+        else unpack<1, false>(codes, from, int(end - at));
+    }
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_sum;
@@ -470,16 +480,11 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    alignas(64) uint8_t c_received_negative[TILE];
-    unpack<1, FULL>(c_received_negative, k.f_received_negative + tile * (LANES * 1), count);
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_negative = c_received_negative;
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_residual = k.s_residual + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -487,39 +492,32 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_negative = load<Int32, true>(in_received_negative + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
-            const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float))));
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float)));
-            const Float t3 = select(t0, t1, t2);
-            const Float t4 = v_gradient + t3;
-            const Float t5 = u_scale * t4;
-            const Float t6 = t5 + v_residual;
-            const Mask t7 = lt(t6, splat<Float>(0x0.0p+0f));
-            const Int32 t8 = widen<Int32>(bit(t7));
-            const Mask t9 = eq(t8, splat<Int32>(INT64_C(1)));
-            const Float t10 = splat<Float>(b.r_sum[(tile * TILE + at) / 256 - b.first]);
-            const Int64 t11 = divide(position, widen<Int64>(splat<Int32>(INT64_C(256))));
-            const Int64 t12 = t11 * widen<Int64>(splat<Int32>(INT64_C(256)));
-            const Int64 t13 = u_n_Int64 - t12;
-            const Int64 t14 = smaller(widen<Int64>(splat<Int32>(INT64_C(256))), t13);
-            const Float t15 = widen<Float>(t14);
-            const Float t16 = divide(t10, t15);
-            const Float t17 = -t16;
-            const Float t18 = select(t9, t17, t16);
-            const Float t19 = t6 - t18;
-            const Float t20 = absolute(t19);
-            const Mask t21 = le(t20, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t22 = select(t21, t19, splat<Float>(0x0.0p+0f));
-            bad |= FULL ? not_finite(t5) : not_finite(t5) & first_lanes(live);
-            store<true>(o_negative + at, FULL ? t8 : t8 & first_lanes(live), WIDTH);
-            store<FULL>(k.new_residual + tile * TILE + at, t22, live);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = t0 + v_residual;
+            const Mask t2 = lt(t1, splat<Float>(0x0.0p+0f));
+            const Int32 t3 = widen<Int32>(bit(t2));
+            const Mask t4 = eq(t3, splat<Int32>(INT64_C(1)));
+            const Float t5 = splat<Float>(b.r_sum[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Int64 t6 = divide(position, widen<Int64>(splat<Int32>(INT64_C(256))));
+            const Int64 t7 = t6 * widen<Int64>(splat<Int32>(INT64_C(256)));
+            const Int64 t8 = u_n_Int64 - t7;
+            const Int64 t9 = smaller(widen<Int64>(splat<Int32>(INT64_C(256))), t8);
+            const Float t10 = widen<Float>(t9);
+            const Float t11 = divide(t5, t10);
+            const Float t12 = -t11;
+            const Float t13 = select(t4, t12, t11);
+            const Float t14 = t1 - t13;
+            const Float t15 = absolute(t14);
+            const Mask t16 = le(t15, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t17 = select(t16, t14, splat<Float>(0x0.0p+0f));
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            put_bits(o_negative + at / 8, FULL ? ne(t3, Int32{}) : ne(t3, Int32{}) & first_lanes(live));
+            store<FULL>(k.new_residual + tile * TILE + at, t17, live);
         }
     }
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -69,7 +69,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeAddOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -158,7 +158,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Mask t1 = lt(t0, splat<Float>(0x0.0p+0f));
             const Int32 t2 = widen<Int32>(bit(t1));
             const Mask t3 = eq(t2, splat<Int32>(INT64_C(1)));
-            const Float t4 = splat<Float>(b.r_sum[(tile * TILE + at) / 256 - b.first]);
+            const Float t4 = splat<Float>(b.r_sum[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Int64 t5 = divide(position, widen<Int64>(splat<Int32>(INT64_C(256))));
             const Int64 t6 = wrap_multiply(t5, widen<Int64>(splat<Int32>(INT64_C(256))));
             const Int64 t7 = wrap_subtract(u_n_Int64, t6);
@@ -255,8 +255,8 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float))));
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>((-get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float))));
+            const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             o_output_gradient.at[block] = static_cast<float>(canonical(t3));
         }
@@ -281,7 +281,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -332,8 +334,8 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float))));
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>((-get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float))));
+            const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             const Float t4 = u_scale * t3;
             const Float t5 = v_gradient + t4;
@@ -360,7 +362,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -409,7 +413,7 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopAddOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (a + b); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -440,8 +444,8 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             const Int32 v_received_negative = widen<Int32>(in_received_negative.at[block]);
             const Float v_residual = widen<Float>(in_residual.at[block]);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float))));
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>((-get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float))));
+            const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             const Float t4 = v_gradient + t3;
             const Float t5 = u_scale * t4;
@@ -507,8 +511,8 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 v_received_negative = widen<Int32>(c_received_negative.get(row, block));
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float))));
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>((-get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float))));
+            const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             const Float t4 = v_gradient + t3;
             const Float t5 = u_scale * t4;
@@ -516,7 +520,7 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Mask t7 = lt(t6, splat<Float>(0x0.0p+0f));
             const Int32 t8 = widen<Int32>(bit(t7));
             const Mask t9 = eq(t8, splat<Int32>(INT64_C(1)));
-            const Float t10 = splat<Float>(b.r_sum[(tile * TILE + at) / 256 - b.first]);
+            const Float t10 = splat<Float>(b.r_sum[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Int64 t11 = divide(position, widen<Int64>(splat<Int32>(INT64_C(256))));
             const Int64 t12 = wrap_multiply(t11, widen<Int64>(splat<Int32>(INT64_C(256))));
             const Int64 t13 = wrap_subtract(u_n_Int64, t12);
@@ -584,6 +588,11 @@ COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) blocksign_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 8, each with the arguments (items, count, params) ----
 

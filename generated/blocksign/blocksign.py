@@ -34,7 +34,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_add_0(a, b):
+def encode_add_0(a, b, live, k):
     return (a + b)
 
 
@@ -53,9 +53,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, lanes_sum,
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = v_gradient + v_residual
             t1 = absolute(t0)
-            a_sum = t1 if row == 0 else keep(live, encode_add_0(a_sum, t1), a_sum)
+            a_sum = t1 if row == 0 else keep(live, encode_add_0(a_sum, t1, live, k), a_sum)
         store(f32, lanes_sum, block * WIDTH, a_sum, WHOLE)
-    store(f32, tiles_sum, t, encode_add_0_fold(Float, f32, lanes_sum, rest), WHOLE)
+    store(f32, tiles_sum, t, encode_add_0_fold(Float, f32, lanes_sum, rest, k), WHOLE)
 
 
 @inner
@@ -71,7 +71,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_sum):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_sum, lanes_sum, tiles_sum)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_sum, lanes_sum, tiles_sum)
-        x_sum = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_add_0_tiles(Float, f32, tiles_sum, tiles_of(length))))
+        x_sum = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_add_0_tiles(Float, f32, tiles_sum, tiles_of(length), k)), 1, k)
         store(f32, b_r_sum, j, first(x_sum), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
 
@@ -357,7 +357,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_add_0(a, b):
+def hop_add_0(a, b, live, k):
     return (a + b)
 
 
@@ -384,9 +384,9 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, lanes_sum, ti
             t5 = u_scale * t4
             t6 = t5 + v_residual
             t7 = absolute(t6)
-            a_sum = t7 if row == 0 else keep(live, hop_add_0(a_sum, t7), a_sum)
+            a_sum = t7 if row == 0 else keep(live, hop_add_0(a_sum, t7, live, k), a_sum)
         store(f32, lanes_sum, block * WIDTH, a_sum, WHOLE)
-    store(f32, tiles_sum, t, hop_add_0_fold(Float, f32, lanes_sum, rest), WHOLE)
+    store(f32, tiles_sum, t, hop_add_0_fold(Float, f32, lanes_sum, rest, k), WHOLE)
 
 
 @inner
@@ -402,7 +402,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_sum):
                 hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_sum, lanes_sum, tiles_sum)
             else:
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_sum, lanes_sum, tiles_sum)
-        x_sum = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_add_0_tiles(Float, f32, tiles_sum, tiles_of(length))))
+        x_sum = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_add_0_tiles(Float, f32, tiles_sum, tiles_of(length), k)), 1, k)
         store(f32, b_r_sum, j, first(x_sum), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
 

@@ -76,18 +76,18 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_top[2];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_top[BLOCKS];
@@ -101,7 +101,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t0 = absolute(v_gradient);
             if (row == 0) a_top[block] = t0;
             else if (FULL) a_top[block] = EncodeGreaterOf0{}(a_top[block], t0);
-            else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t0), a_top[block]);
+            else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t0, live), a_top[block]);
         }
     }
     if constexpr (FULL) r_top = fold_known<(N < LANES ? N : LANES)>(a_top, EncodeGreaterOf0{});
@@ -115,6 +115,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 512, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -134,10 +135,10 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     alignas(64) uint8_t o_level[TILE];
     if (!FULL) std::memset(o_level, 0, TILE);
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     for (int row = 0; row < ROWS; ++row) {
@@ -148,7 +149,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.r_top[(tile * TILE + at) / 512 - b.first]);
+            const Float t1 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Float t2 = divide(t0, t1);
             const Mask t3 = lt(t2, splat<Float>(0x1.0000000000000p-6f));
             const Float t4 = divide(t2, splat<Float>(0x1.0000000000000p-6f));
@@ -161,14 +162,14 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t11 = saturate<Int32>(t10, INT64_C(0), INT64_C(7));
             const Mask t12 = lt(v_gradient, splat<Float>(0x0.0p+0f));
             const Int32 t13 = widen<Int32>(bit(t12));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<true>(o_level + at, FULL ? t11 : t11 & first_lanes(live), WIDTH);
-            store<true>(o_negative + at, FULL ? t13 : t13 & first_lanes(live), WIDTH);
+            put_bits(o_negative + at / 8, FULL ? ne(t13, Int32{}) : ne(t13, Int32{}) & first_lanes(live));
         }
     }
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -252,13 +253,13 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = v_level + splat<Int32>(INT64_C(120));
-            const UInt32 t3 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t2);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
             const Float t5 = bits_float(t4);
             const Float t6 = select(t1, t5, splat<Float>(0x0.0p+0f));
             const Float t7 = -t6;
             const Float t8 = select(t0, t7, t6);
-            const Float t9 = splat<Float>(get<float>(k.f_top + ((tile * TILE + at) / 512) * sizeof(float)));
+            const Float t9 = splat<Float>(get<float>(k.f_top + uint64_t(tile * TILE + at) / 512 * sizeof(float)));
             const Float t10 = t8 * t9;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
         }
@@ -344,13 +345,13 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = v_level + splat<Int32>(INT64_C(120));
-            const UInt32 t3 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t2);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
             const Float t5 = bits_float(t4);
             const Float t6 = select(t1, t5, splat<Float>(0x0.0p+0f));
             const Float t7 = -t6;
             const Float t8 = select(t0, t7, t6);
-            const Float t9 = splat<Float>(get<float>(k.f_top + ((tile * TILE + at) / 512) * sizeof(float)));
+            const Float t9 = splat<Float>(get<float>(k.f_top + uint64_t(tile * TILE + at) / 512 * sizeof(float)));
             const Float t10 = t8 * t9;
             const Float t11 = u_scale * t10;
             const Float t12 = v_gradient + t11;
@@ -429,24 +430,25 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct hop_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) uint8_t c_received_negative[1024];
+    alignas(64) uint8_t c_received_level[1024];
+    alignas(64) float kept0[1024 + WIDTH];
     float r_top[2];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t room_received_negative[TILE + 8];
-    const uint8_t* const c_received_negative = unpack_some<1>(room_received_negative, k.f_received_negative, first, count);
-    alignas(64) uint8_t room_received_level[TILE + 8];
-    const uint8_t* const c_received_level = unpack_some<3>(room_received_level, k.f_received_level, first, count);
+    const uint8_t* const c_received_negative = b.c_received_negative + (first - b.begin);
+    const uint8_t* const c_received_level = b.c_received_level + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_negative = c_received_negative;
     const auto* in_received_level = c_received_level;
@@ -463,20 +465,21 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_received_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = v_received_level + splat<Int32>(INT64_C(120));
-            const UInt32 t3 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t2);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
             const Float t5 = bits_float(t4);
             const Float t6 = select(t1, t5, splat<Float>(0x0.0p+0f));
             const Float t7 = -t6;
             const Float t8 = select(t0, t7, t6);
-            const Float t9 = splat<Float>(get<float>(k.f_received_top + ((first + at) / 512) * sizeof(float)));
+            const Float t9 = splat<Float>(get<float>(k.f_received_top + uint64_t(first + at) / 512 * sizeof(float)));
             const Float t10 = t8 * t9;
             const Float t11 = v_gradient + t10;
             const Float t12 = u_scale * t11;
             const Float t13 = absolute(t12);
+            store<true>(b.kept0 + (first - b.begin) + at, t12, WIDTH);
             if (row == 0) a_top[block] = t13;
             else if (FULL) a_top[block] = HopGreaterOf0{}(a_top[block], t13);
-            else a_top[block] = select(first_lanes(live), HopGreaterOf0{}(a_top[block], t13), a_top[block]);
+            else a_top[block] = select(first_lanes(live), HopGreaterOf0{}(a_top[block], t13, live), a_top[block]);
         }
     }
     if constexpr (FULL) r_top = fold_known<(N < LANES ? N : LANES)>(a_top, HopGreaterOf0{});
@@ -490,7 +493,20 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 512, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
+    for (int64_t at = begin; at < end; at += TILE) {
+        uint8_t* const codes = b.c_received_negative + (at - begin);
+        const uint8_t* const from = k.f_received_negative + at / 8 * 1;
+        if (end - at >= TILE) unpack<1, true>(codes, from, TILE);
+        else unpack<1, false>(codes, from, int(end - at));
+    }
+    for (int64_t at = begin; at < end; at += TILE) {
+        uint8_t* const codes = b.c_received_level + (at - begin);
+        const uint8_t* const from = k.f_received_level + at / 8 * 3;
+        if (end - at >= TILE) unpack<3, true>(codes, from, TILE);
+        else unpack<3, false>(codes, from, int(end - at));
+    }
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_top;
@@ -507,19 +523,11 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_received_negative[TILE];
-    unpack<1, FULL>(c_received_negative, k.f_received_negative + tile * (LANES * 1), count);
-    alignas(64) uint8_t c_received_level[TILE];
-    unpack<3, FULL>(c_received_level, k.f_received_level + tile * (LANES * 3), count);
     alignas(64) uint8_t o_level[TILE];
     if (!FULL) std::memset(o_level, 0, TILE);
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_negative = c_received_negative;
-    const auto* in_received_level = c_received_level;
-    Mask bad{};
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     for (int row = 0; row < ROWS; ++row) {
@@ -528,44 +536,29 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_negative = load<Int32, true>(in_received_negative + at, live);
-            const Int32 v_received_level = load<Int32, true>(in_received_level + at, live);
-            const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
-            const Mask t1 = gt(v_received_level, splat<Int32>(INT64_C(0)));
-            const Int32 t2 = v_received_level + splat<Int32>(INT64_C(120));
-            const UInt32 t3 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = select(t1, t5, splat<Float>(0x0.0p+0f));
-            const Float t7 = -t6;
-            const Float t8 = select(t0, t7, t6);
-            const Float t9 = splat<Float>(get<float>(k.f_received_top + ((tile * TILE + at) / 512) * sizeof(float)));
-            const Float t10 = t8 * t9;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = absolute(t12);
-            const Float t14 = splat<Float>(b.r_top[(tile * TILE + at) / 512 - b.first]);
-            const Float t15 = divide(t13, t14);
-            const Mask t16 = lt(t15, splat<Float>(0x1.0000000000000p-6f));
-            const Float t17 = divide(t15, splat<Float>(0x1.0000000000000p-6f));
-            const UInt32 t18 = float_bits(t15);
-            const UInt32 t19 = t18 - splat<UInt32>(1006632960u);
-            const Float t20 = widen<Float>(t19);
-            const Float t21 = divide(t20, splat<Float>(0x1.0000000000000p+23f));
-            const Float t22 = select(t16, t17, t21);
-            const Float t23 = stochastic_round(r0[block][row], t22);
-            const Int32 t24 = saturate<Int32>(t23, INT64_C(0), INT64_C(7));
-            const Mask t25 = lt(t12, splat<Float>(0x0.0p+0f));
-            const Int32 t26 = widen<Int32>(bit(t25));
-            bad |= FULL ? not_finite(t12) : not_finite(t12) & first_lanes(live);
-            store<true>(o_level + at, FULL ? t24 : t24 & first_lanes(live), WIDTH);
-            store<true>(o_negative + at, FULL ? t26 : t26 & first_lanes(live), WIDTH);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = absolute(t0);
+            const Float t2 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
+            const Float t3 = divide(t1, t2);
+            const Mask t4 = lt(t3, splat<Float>(0x1.0000000000000p-6f));
+            const Float t5 = divide(t3, splat<Float>(0x1.0000000000000p-6f));
+            const UInt32 t6 = float_bits(t3);
+            const UInt32 t7 = t6 - splat<UInt32>(1006632960u);
+            const Float t8 = widen<Float>(t7);
+            const Float t9 = divide(t8, splat<Float>(0x1.0000000000000p+23f));
+            const Float t10 = select(t4, t5, t9);
+            const Float t11 = stochastic_round(r0[block][row], t10);
+            const Int32 t12 = saturate<Int32>(t11, INT64_C(0), INT64_C(7));
+            const Mask t13 = lt(t0, splat<Float>(0x0.0p+0f));
+            const Int32 t14 = widen<Int32>(bit(t13));
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            store<true>(o_level + at, FULL ? t12 : t12 & first_lanes(live), WIDTH);
+            put_bits(o_negative + at / 8, FULL ? ne(t14, Int32{}) : ne(t14, Int32{}) & first_lanes(live));
         }
     }
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -71,7 +71,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 512, in the item's scratch, from the span's first block on
@@ -154,7 +154,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.r_top[(tile * TILE + at) / 512 - b.first]);
+            const Float t1 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Float t2 = divide(t0, t1);
             const Mask t3 = lt(t2, splat<Float>(0x1.0000000000000p-6f));
             const Float t4 = divide(t2, splat<Float>(0x1.0000000000000p-6f));
@@ -258,13 +258,13 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = wrap_add(v_level, splat<Int32>(INT64_C(120)));
-            const UInt32 t3 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t2);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
             const Float t5 = bits_float(t4);
             const Float t6 = select(t1, t5, splat<Float>(0x0.0p+0f));
             const Float t7 = -t6;
             const Float t8 = select(t0, t7, t6);
-            const Float t9 = splat<Float>(get<float>(k.f_top + ((tile * TILE + at) / 512) * sizeof(float)));
+            const Float t9 = splat<Float>(get<float>(k.f_top + uint64_t(tile * TILE + at) / 512 * sizeof(float)));
             const Float t10 = t8 * t9;
             o_output_gradient.at[block] = static_cast<float>(canonical(t10));
         }
@@ -290,7 +290,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -348,13 +350,13 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = wrap_add(v_level, splat<Int32>(INT64_C(120)));
-            const UInt32 t3 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t2);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
             const Float t5 = bits_float(t4);
             const Float t6 = select(t1, t5, splat<Float>(0x0.0p+0f));
             const Float t7 = -t6;
             const Float t8 = select(t0, t7, t6);
-            const Float t9 = splat<Float>(get<float>(k.f_top + ((tile * TILE + at) / 512) * sizeof(float)));
+            const Float t9 = splat<Float>(get<float>(k.f_top + uint64_t(tile * TILE + at) / 512 * sizeof(float)));
             const Float t10 = t8 * t9;
             const Float t11 = u_scale * t10;
             const Float t12 = v_gradient + t11;
@@ -382,7 +384,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -433,7 +437,7 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 512, in the item's scratch, from the span's first block on
@@ -466,13 +470,13 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_received_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = wrap_add(v_received_level, splat<Int32>(INT64_C(120)));
-            const UInt32 t3 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t2);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
             const Float t5 = bits_float(t4);
             const Float t6 = select(t1, t5, splat<Float>(0x0.0p+0f));
             const Float t7 = -t6;
             const Float t8 = select(t0, t7, t6);
-            const Float t9 = splat<Float>(get<float>(k.f_received_top + ((first + at) / 512) * sizeof(float)));
+            const Float t9 = splat<Float>(get<float>(k.f_received_top + uint64_t(first + at) / 512 * sizeof(float)));
             const Float t10 = t8 * t9;
             const Float t11 = v_gradient + t10;
             const Float t12 = u_scale * t11;
@@ -541,18 +545,18 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_received_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = wrap_add(v_received_level, splat<Int32>(INT64_C(120)));
-            const UInt32 t3 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t2);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
             const Float t5 = bits_float(t4);
             const Float t6 = select(t1, t5, splat<Float>(0x0.0p+0f));
             const Float t7 = -t6;
             const Float t8 = select(t0, t7, t6);
-            const Float t9 = splat<Float>(get<float>(k.f_received_top + ((tile * TILE + at) / 512) * sizeof(float)));
+            const Float t9 = splat<Float>(get<float>(k.f_received_top + uint64_t(tile * TILE + at) / 512 * sizeof(float)));
             const Float t10 = t8 * t9;
             const Float t11 = v_gradient + t10;
             const Float t12 = u_scale * t11;
             const Float t13 = absolute(t12);
-            const Float t14 = splat<Float>(b.r_top[(tile * TILE + at) / 512 - b.first]);
+            const Float t14 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Float t15 = divide(t13, t14);
             const Mask t16 = lt(t15, splat<Float>(0x1.0000000000000p-6f));
             const Float t17 = divide(t15, splat<Float>(0x1.0000000000000p-6f));
@@ -621,6 +625,11 @@ COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) dithering_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 8, each with the arguments (items, count, params) ----
 

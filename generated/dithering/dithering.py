@@ -35,7 +35,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_greater_0(a, b):
+def encode_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -52,9 +52,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top,
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            a_top = t0 if row == 0 else keep(live, encode_greater_0(a_top, t0), a_top)
+            a_top = t0 if row == 0 else keep(live, encode_greater_0(a_top, t0, live, k), a_top)
         store(f32, lanes_top, block * WIDTH, a_top, WHOLE)
-    store(f32, tiles_top, t, encode_greater_0_fold(Float, f32, lanes_top, rest), WHOLE)
+    store(f32, tiles_top, t, encode_greater_0_fold(Float, f32, lanes_top, rest, k), WHOLE)
 
 
 @inner
@@ -70,7 +70,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_top):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_top, lanes_top, tiles_top)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_top, lanes_top, tiles_top)
-        x_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_top, tiles_of(length))))
+        x_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_top, tiles_of(length), k)), 1, k)
         store(f32, b_r_top, j, first(x_top), WHOLE)
         store(u32, k.f_top, block0 + j, float_bits(load(f32, f32, b_r_top, j, WHOLE)), WHOLE)
 
@@ -199,7 +199,7 @@ def decode_pass0_tile(k, tile, count):
             t0 = eq(v_negative, splat(Int32, 1))
             t1 = gt(v_level, splat(Int32, 0))
             t2 = v_level + splat(Int32, 120)
-            t3 = saturate(UInt32, t2, 0, 4294967295)
+            t3 = widen(UInt32, t2)
             t4 = shift_left(t3, splat(UInt32, 23))
             t5 = bits_float(t4)
             t6 = select(t1, t5, splat(Float, 0.0))
@@ -293,7 +293,7 @@ def decode_add_pass0_tile(k, tile, count):
             t0 = eq(v_negative, splat(Int32, 1))
             t1 = gt(v_level, splat(Int32, 0))
             t2 = v_level + splat(Int32, 120)
-            t3 = saturate(UInt32, t2, 0, 4294967295)
+            t3 = widen(UInt32, t2)
             t4 = shift_left(t3, splat(UInt32, 23))
             t5 = bits_float(t4)
             t6 = select(t1, t5, splat(Float, 0.0))
@@ -383,7 +383,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_greater_0(a, b):
+def hop_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -405,7 +405,7 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top, ti
             t0 = eq(v_received_negative, splat(Int32, 1))
             t1 = gt(v_received_level, splat(Int32, 0))
             t2 = v_received_level + splat(Int32, 120)
-            t3 = saturate(UInt32, t2, 0, 4294967295)
+            t3 = widen(UInt32, t2)
             t4 = shift_left(t3, splat(UInt32, 23))
             t5 = bits_float(t4)
             t6 = select(t1, t5, splat(Float, 0.0))
@@ -416,9 +416,9 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top, ti
             t11 = v_gradient + t10
             t12 = u_scale * t11
             t13 = absolute(t12)
-            a_top = t13 if row == 0 else keep(live, hop_greater_0(a_top, t13), a_top)
+            a_top = t13 if row == 0 else keep(live, hop_greater_0(a_top, t13, live, k), a_top)
         store(f32, lanes_top, block * WIDTH, a_top, WHOLE)
-    store(f32, tiles_top, t, hop_greater_0_fold(Float, f32, lanes_top, rest), WHOLE)
+    store(f32, tiles_top, t, hop_greater_0_fold(Float, f32, lanes_top, rest, k), WHOLE)
 
 
 @inner
@@ -434,7 +434,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_top):
                 hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_top, lanes_top, tiles_top)
             else:
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_top, lanes_top, tiles_top)
-        x_top = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_top, tiles_of(length))))
+        x_top = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_top, tiles_of(length), k)), 1, k)
         store(f32, b_r_top, j, first(x_top), WHOLE)
         store(u32, k.f_top, block0 + j, float_bits(load(f32, f32, b_r_top, j, WHOLE)), WHOLE)
 
@@ -456,7 +456,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_top):
             t0 = eq(v_received_negative, splat(Int32, 1))
             t1 = gt(v_received_level, splat(Int32, 0))
             t2 = v_received_level + splat(Int32, 120)
-            t3 = saturate(UInt32, t2, 0, 4294967295)
+            t3 = widen(UInt32, t2)
             t4 = shift_left(t3, splat(UInt32, 23))
             t5 = bits_float(t4)
             t6 = select(t1, t5, splat(Float, 0.0))

@@ -72,18 +72,18 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_scale[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_scale[BLOCKS];
@@ -97,7 +97,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t0 = absolute(v_gradient);
             if (row == 0) a_scale[block] = t0;
             else if (FULL) a_scale[block] = EncodeGreaterOf0{}(a_scale[block], t0);
-            else a_scale[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale[block], t0), a_scale[block]);
+            else a_scale[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale[block], t0, live), a_scale[block]);
         }
     }
     if constexpr (FULL) r_scale = fold_known<(N < LANES ? N : LANES)>(a_scale, EncodeGreaterOf0{});
@@ -111,6 +111,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -129,7 +130,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -137,17 +138,17 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.r_scale[(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.r_scale[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Mask t1 = gt(t0, splat<Float>(0x0.0p+0f));
             const Float t2 = divide(v_gradient, t0);
             const Int32 t3 = search<Int32>(encode_border, 255, t2);
             const Int32 t4 = select(t1, t3, splat<Int32>(INT64_C(127)));
             const Int32 t5 = saturate<Int32>(t4, INT64_C(0), INT64_C(255));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t5, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -218,11 +219,10 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_code = load<Int32, FULL>(in_code + at, live);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_value, INT64_C(256), t0, first_lanes(live), k.outside);
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
-            const Float t3 = t1 * t2;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
+            const Float t0 = lookup<Float>(decode_value, v_code);
+            const Float t1 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
+            const Float t2 = t0 * t1;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t2), live);
         }
     }
 }
@@ -295,13 +295,12 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_code = load<Int32, FULL>(in_code + at, live);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_add_value, INT64_C(256), t0, first_lanes(live), k.outside);
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
-            const Float t3 = t1 * t2;
-            const Float t4 = u_scale * t3;
-            const Float t5 = v_gradient + t4;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t5), live);
+            const Float t0 = lookup<Float>(decode_add_value, v_code);
+            const Float t1 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
+            const Float t2 = t0 * t1;
+            const Float t3 = u_scale * t2;
+            const Float t4 = v_gradient + t3;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t4), live);
         }
     }
 }
@@ -373,18 +372,19 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) float kept0[1024 + WIDTH];
     float r_scale[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + first;
@@ -398,16 +398,16 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value, INT64_C(256), t0, first_lanes(live), k.outside);
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float)));
-            const Float t3 = t1 * t2;
-            const Float t4 = v_gradient + t3;
-            const Float t5 = u_scale * t4;
-            const Float t6 = absolute(t5);
-            if (row == 0) a_scale[block] = t6;
-            else if (FULL) a_scale[block] = HopGreaterOf0{}(a_scale[block], t6);
-            else a_scale[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale[block], t6), a_scale[block]);
+            const Float t0 = lookup<Float>(hop_received_value, v_received_code);
+            const Float t1 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float)));
+            const Float t2 = t0 * t1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            const Float t5 = absolute(t4);
+            store<true>(b.kept0 + (first - b.begin) + at, t4, WIDTH);
+            if (row == 0) a_scale[block] = t5;
+            else if (FULL) a_scale[block] = HopGreaterOf0{}(a_scale[block], t5);
+            else a_scale[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale[block], t5, live), a_scale[block]);
         }
     }
     if constexpr (FULL) r_scale = fold_known<(N < LANES ? N : LANES)>(a_scale, HopGreaterOf0{});
@@ -421,6 +421,7 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -438,41 +439,25 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_code = reinterpret_cast<const uint8_t*>(k.f_received_code) + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value, INT64_C(256), t0, first_lanes(live), k.outside);
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float)));
-            const Float t3 = t1 * t2;
-            const Float t4 = v_gradient + t3;
-            const Float t5 = u_scale * t4;
-            const Float t6 = splat<Float>(b.r_scale[(tile * TILE + at) / 256 - b.first]);
-            const Mask t7 = gt(t6, splat<Float>(0x0.0p+0f));
-            const Mask t8 = both(first_lanes(live), t7);
-            const Float t9 = gather<Float>(hop_received_value, INT64_C(256), t0, t8, k.outside);
-            const Float t10 = t9 * t2;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = divide(t12, t6);
-            const Int32 t14 = search<Int32>(hop_border, 255, t13);
-            const Mask t15 = both(first_lanes(live), negation(t7));
-            const Int32 t16 = select(t7, t14, splat<Int32>(INT64_C(127)));
-            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(255));
-            bad |= FULL ? not_finite(t5) : not_finite(t5) & first_lanes(live);
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t17, live);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = splat<Float>(b.r_scale[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Mask t2 = gt(t1, splat<Float>(0x0.0p+0f));
+            const Float t3 = divide(t0, t1);
+            const Int32 t4 = search<Int32>(hop_border, 255, t3);
+            const Int32 t5 = select(t2, t4, splat<Int32>(INT64_C(127)));
+            const Int32 t6 = saturate<Int32>(t5, INT64_C(0), INT64_C(255));
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t6, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

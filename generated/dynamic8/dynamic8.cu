@@ -73,7 +73,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -149,7 +149,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            const Float t0 = splat<Float>(b.r_scale[(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.r_scale[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Mask t1 = gt(t0, splat<Float>(0x0.0p+0f));
             const Float t2 = divide(v_gradient, t0);
             const Int32 t3 = search<Int32>(encode_border{}, 255, t2);
@@ -231,21 +231,20 @@ static_assert(sizeof(DecodeFrame) <= FRAME_BYTES, "the frame outgrows the scratc
 
 template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-#pragma unroll 1
+    const auto in_code = load<FULL>(reinterpret_cast<const uint8_t*>(k.f_code) + tile * TILE, thread, count);
+#pragma unroll
     for (int row = 0; row < ROWS; ++row) {
-        const auto in_code = load_row<FULL>(reinterpret_cast<const uint8_t*>(k.f_code) + tile * TILE, row, thread, count);
         Quad<float> o_output_gradient = {};
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
-            const Int32 v_code = widen<Int32>(in_code.at[block]);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_value{}, INT64_C(256), t0, true, k.outside);
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
-            const Float t3 = t1 * t2;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t3));
+            const Int32 v_code = widen<Int32>(in_code.row[row].at[block]);
+            const Float t0 = lookup<Float>(decode_value{}, v_code);
+            const Float t1 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
+            const Float t2 = t0 * t1;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t2));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -268,7 +267,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -314,25 +315,24 @@ static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scr
 template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
-#pragma unroll 1
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    const auto in_code = load<FULL>(reinterpret_cast<const uint8_t*>(k.f_code) + tile * TILE, thread, count);
+#pragma unroll
     for (int row = 0; row < ROWS; ++row) {
-        const auto in_gradient = load_row<FULL>(k.gradient + tile * TILE, row, thread, count);
-        const auto in_code = load_row<FULL>(reinterpret_cast<const uint8_t*>(k.f_code) + tile * TILE, row, thread, count);
         Quad<float> o_output_gradient = {};
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
-            const Float v_gradient = widen<Float>(in_gradient.at[block]);
-            const Int32 v_code = widen<Int32>(in_code.at[block]);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_add_value{}, INT64_C(256), t0, true, k.outside);
-            const Float t2 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
-            const Float t3 = t1 * t2;
-            const Float t4 = u_scale * t3;
-            const Float t5 = v_gradient + t4;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t5));
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_code = widen<Int32>(in_code.row[row].at[block]);
+            const Float t0 = lookup<Float>(decode_add_value{}, v_code);
+            const Float t1 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
+            const Float t2 = t0 * t1;
+            const Float t3 = u_scale * t2;
+            const Float t4 = v_gradient + t3;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t4));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -355,7 +355,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -416,7 +418,7 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -444,14 +446,13 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             [[maybe_unused]] constexpr int live = 1;
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Int32 v_received_code = widen<Int32>(in_received_code.at[block]);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value{}, INT64_C(256), t0, true, k.outside);
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float)));
-            const Float t3 = t1 * t2;
-            const Float t4 = v_gradient + t3;
-            const Float t5 = u_scale * t4;
-            const Float t6 = absolute(t5);
-            a_scale[block] = row == 0 ? t6 : HopGreaterOf0{}(a_scale[block], t6);
+            const Float t0 = lookup<Float>(hop_received_value{}, v_received_code);
+            const Float t1 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float)));
+            const Float t2 = t0 * t1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            const Float t5 = absolute(t4);
+            a_scale[block] = row == 0 ? t5 : HopGreaterOf0{}(a_scale[block], t5);
         }
     }
     r_scale = fold(a_scale, thread, count < LANES ? count : LANES, HopGreaterOf0{});
@@ -491,39 +492,32 @@ COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& 
 template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, [[maybe_unused]] const hop_pass0_blocks& b, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
+    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    const auto in_received_code = load<FULL>(reinterpret_cast<const uint8_t*>(k.f_received_code) + tile * TILE, thread, count);
     bool bad = false;
-#pragma unroll 1
+#pragma unroll
     for (int row = 0; row < ROWS; ++row) {
-        const auto in_gradient = load_row<FULL>(k.gradient + tile * TILE, row, thread, count);
-        const auto in_received_code = load_row<FULL>(reinterpret_cast<const uint8_t*>(k.f_received_code) + tile * TILE, row, thread, count);
         Quad<uint8_t> o_field_code = {};
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
-            const Float v_gradient = widen<Float>(in_gradient.at[block]);
-            const Int32 v_received_code = widen<Int32>(in_received_code.at[block]);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value{}, INT64_C(256), t0, true, k.outside);
-            const Float t2 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float)));
-            const Float t3 = t1 * t2;
-            const Float t4 = v_gradient + t3;
-            const Float t5 = u_scale * t4;
-            const Float t6 = splat<Float>(b.r_scale[(tile * TILE + at) / 256 - b.first]);
-            const Mask t7 = gt(t6, splat<Float>(0x0.0p+0f));
-            const Mask t8 = both(true, t7);
-            const Float t9 = gather<Float>(hop_received_value{}, INT64_C(256), t0, t8, k.outside);
-            const Float t10 = t9 * t2;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = divide(t12, t6);
-            const Int32 t14 = search<Int32>(hop_border{}, 255, t13);
-            const Mask t15 = both(true, negation(t7));
-            const Int32 t16 = select(t7, t14, splat<Int32>(INT64_C(127)));
-            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(255));
-            bad = bad || not_finite(t5);
-            o_field_code.at[block] = static_cast<uint8_t>(t17);
+            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
+            const Int32 v_received_code = widen<Int32>(in_received_code.row[row].at[block]);
+            const Float t0 = lookup<Float>(hop_received_value{}, v_received_code);
+            const Float t1 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
+            const Float t2 = t0 * t1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            const Float t5 = splat<Float>(b.r_scale[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Mask t6 = gt(t5, splat<Float>(0x0.0p+0f));
+            const Float t7 = divide(t4, t5);
+            const Int32 t8 = search<Int32>(hop_border{}, 255, t7);
+            const Int32 t9 = select(t6, t8, splat<Int32>(INT64_C(127)));
+            const Int32 t10 = saturate<Int32>(t9, INT64_C(0), INT64_C(255));
+            bad = bad || not_finite(t4);
+            o_field_code.at[block] = static_cast<uint8_t>(t10);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }
@@ -572,6 +566,11 @@ COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) dynamic8_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 8, each with the arguments (items, count, params) ----
 

@@ -34,7 +34,7 @@ encode_border = np.array([-0.9859374761581421, -0.971875011920929, -0.9578124880
 
 
 @inner
-def encode_greater_0(a, b):
+def encode_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -51,9 +51,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale, lanes_sc
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            a_scale = t0 if row == 0 else keep(live, encode_greater_0(a_scale, t0), a_scale)
+            a_scale = t0 if row == 0 else keep(live, encode_greater_0(a_scale, t0, live, k), a_scale)
         store(f32, lanes_scale, block * WIDTH, a_scale, WHOLE)
-    store(f32, tiles_scale, t, encode_greater_0_fold(Float, f32, lanes_scale, rest), WHOLE)
+    store(f32, tiles_scale, t, encode_greater_0_fold(Float, f32, lanes_scale, rest, k), WHOLE)
 
 
 @inner
@@ -69,7 +69,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_scale):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
-        x_scale = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale, tiles_of(length))))
+        x_scale = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale, tiles_of(length), k)), 1, k)
         store(f32, b_r_scale, j, first(x_scale), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits(load(f32, f32, b_r_scale, j, WHOLE)), WHOLE)
 
@@ -178,11 +178,10 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_code = stream(Int32, u8, k.f_code, start + at, live)
-            t0 = widen(Int64, v_code)
-            t1 = gather(Float, f32, decode_value.ctypes.data, native(splat(i64, 256)), t0, first_lanes(live), k)
-            t2 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
-            t3 = t1 * t2
-            store(u32, k.gradient, start + at, float_bits(t3), live)
+            t0 = lookup(Float, f32, decode_value.ctypes.data, v_code)
+            t1 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
+            t2 = t0 * t1
+            store(u32, k.gradient, start + at, float_bits(t2), live)
 
 
 @loop(decode_frame)
@@ -261,13 +260,12 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = stream(Int32, u8, k.f_code, start + at, live)
-            t0 = widen(Int64, v_code)
-            t1 = gather(Float, f32, decode_add_value.ctypes.data, native(splat(i64, 256)), t0, first_lanes(live), k)
-            t2 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
-            t3 = t1 * t2
-            t4 = u_scale * t3
-            t5 = v_gradient + t4
-            store(u32, k.gradient, start + at, float_bits(t5), live)
+            t0 = lookup(Float, f32, decode_add_value.ctypes.data, v_code)
+            t1 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
+            t2 = t0 * t1
+            t3 = u_scale * t2
+            t4 = v_gradient + t3
+            store(u32, k.gradient, start + at, float_bits(t4), live)
 
 
 @loop(decode_add_frame)
@@ -344,7 +342,7 @@ hop_border = np.array([-0.9859374761581421, -0.971875011920929, -0.9578124880790
 
 
 @inner
-def hop_greater_0(a, b):
+def hop_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -362,16 +360,15 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale, lanes_scale
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value.ctypes.data, native(splat(i64, 256)), t0, first_lanes(live), k)
-            t2 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, 256)
-            t3 = t1 * t2
-            t4 = v_gradient + t3
-            t5 = u_scale * t4
-            t6 = absolute(t5)
-            a_scale = t6 if row == 0 else keep(live, hop_greater_0(a_scale, t6), a_scale)
+            t0 = lookup(Float, f32, hop_received_value.ctypes.data, v_received_code)
+            t1 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, 256)
+            t2 = t0 * t1
+            t3 = v_gradient + t2
+            t4 = u_scale * t3
+            t5 = absolute(t4)
+            a_scale = t5 if row == 0 else keep(live, hop_greater_0(a_scale, t5, live, k), a_scale)
         store(f32, lanes_scale, block * WIDTH, a_scale, WHOLE)
-    store(f32, tiles_scale, t, hop_greater_0_fold(Float, f32, lanes_scale, rest), WHOLE)
+    store(f32, tiles_scale, t, hop_greater_0_fold(Float, f32, lanes_scale, rest, k), WHOLE)
 
 
 @inner
@@ -387,7 +384,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_scale):
                 hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
             else:
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
-        x_scale = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale, tiles_of(length))))
+        x_scale = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale, tiles_of(length), k)), 1, k)
         store(f32, b_r_scale, j, first(x_scale), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits(load(f32, f32, b_r_scale, j, WHOLE)), WHOLE)
 
@@ -403,26 +400,19 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value.ctypes.data, native(splat(i64, 256)), t0, first_lanes(live), k)
-            t2 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
-            t3 = t1 * t2
-            t4 = v_gradient + t3
-            t5 = u_scale * t4
-            t6 = per_block(Float, f32, b_r_scale, start + at, 256, block0, live, WIDTH)
-            t7 = gt(t6, splat(Float, 0.0))
-            t8 = both(first_lanes(live), t7)
-            t9 = gather(Float, f32, hop_received_value.ctypes.data, native(splat(i64, 256)), t0, t8, k)
-            t10 = t9 * t2
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = divide(t12, t6)
-            t14 = search(Int32, hop_border, t13)
-            t15 = both(first_lanes(live), negation(t7))
-            t16 = select(t7, t14, splat(Int32, 127))
-            t17 = saturate(Int32, t16, 0, 255)
-            bad = keep(live, bad | not_finite(t5), bad)
-            store(u8, k.f_code, start + at, t17, live)
+            t0 = lookup(Float, f32, hop_received_value.ctypes.data, v_received_code)
+            t1 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
+            t2 = t0 * t1
+            t3 = v_gradient + t2
+            t4 = u_scale * t3
+            t5 = per_block(Float, f32, b_r_scale, start + at, 256, block0, live, WIDTH)
+            t6 = gt(t5, splat(Float, 0.0))
+            t7 = divide(t4, t5)
+            t8 = search(Int32, hop_border, t7)
+            t9 = select(t6, t8, splat(Int32, 127))
+            t10 = saturate(Int32, t9, 0, 255)
+            bad = keep(live, bad | not_finite(t4), bad)
+            store(u8, k.f_code, start + at, t10, live)
     if any_(bad):
         k.bad = 1
 

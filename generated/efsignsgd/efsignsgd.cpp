@@ -77,16 +77,16 @@ struct EncodeFrame {
 };
 
 struct EncodeAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     Float a_scale_add[BLOCKS];
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -99,16 +99,16 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Float t1 = absolute(t0);
             const Mask t2 = lt(t0, splat<Float>(0x0.0p+0f));
             const Int32 t3 = widen<Int32>(bit(t2));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
-            store<true>(o_negative + at, FULL ? t3 : t3 & first_lanes(live), WIDTH);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            put_bits(o_negative + at / 8, FULL ? ne(t3, Int32{}) : ne(t3, Int32{}) & first_lanes(live));
             if (row == 0) a_scale_add[block] = t1;
             else if (FULL) a_scale_add[block] = EncodeAddOf0{}(a_scale_add[block], t1);
-            else a_scale_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_scale_add[block], t1), a_scale_add[block]);
+            else a_scale_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_scale_add[block], t1, live), a_scale_add[block]);
         }
     }
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     k.scale_add_tiles[tile] = fold<FULL>(a_scale_add, count < LANES ? count : LANES, EncodeAddOf0{});
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -383,7 +383,7 @@ struct HopFrame {
 };
 
 struct HopAddOf0 {
-    template <class T> T operator()(T a, T b) const { return (a + b); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -391,13 +391,13 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const Float u_received_scale_1 = splat<Float>(k.received_scale_1_);
     alignas(64) uint8_t c_received_negative[TILE];
     unpack<1, FULL>(c_received_negative, k.f_received_negative + tile * (LANES * 1), count);
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_negative = c_received_negative;
     const auto* in_residual = k.s_residual + tile * TILE;
     Float a_scale_add[BLOCKS];
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -416,16 +416,16 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Float t6 = absolute(t5);
             const Mask t7 = lt(t5, splat<Float>(0x0.0p+0f));
             const Int32 t8 = widen<Int32>(bit(t7));
-            bad |= FULL ? not_finite(t4) : not_finite(t4) & first_lanes(live);
-            store<true>(o_negative + at, FULL ? t8 : t8 & first_lanes(live), WIDTH);
+            widest = over(widest, FULL ? magnitude(t4) : magnitude(t4) & (UInt32)first_lanes(live));
+            put_bits(o_negative + at / 8, FULL ? ne(t8, Int32{}) : ne(t8, Int32{}) & first_lanes(live));
             if (row == 0) a_scale_add[block] = t6;
             else if (FULL) a_scale_add[block] = HopAddOf0{}(a_scale_add[block], t6);
-            else a_scale_add[block] = select(first_lanes(live), HopAddOf0{}(a_scale_add[block], t6), a_scale_add[block]);
+            else a_scale_add[block] = select(first_lanes(live), HopAddOf0{}(a_scale_add[block], t6, live), a_scale_add[block]);
         }
     }
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     k.scale_add_tiles[tile] = fold<FULL>(a_scale_add, count < LANES ? count : LANES, HopAddOf0{});
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {

@@ -35,7 +35,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_add_0(a, b):
+def encode_add_0(a, b, live, k):
     return (a + b)
 
 
@@ -61,9 +61,9 @@ def encode_pass0_tile(k, tile, count):
             t3 = widen(Int32, bit(t2))
             bad = keep(live, bad | not_finite(v_gradient), bad)
             pack(1, k.f_negative, start + at, t3, live)
-            a_scale_add = t1 if row == 0 else keep(live, encode_add_0(a_scale_add, t1), a_scale_add)
+            a_scale_add = t1 if row == 0 else keep(live, encode_add_0(a_scale_add, t1, live, k), a_scale_add)
         store(f32, lanes_scale_add, block * WIDTH, a_scale_add, WHOLE)
-    x_scale_add = encode_add_0_fold(Float, f32, lanes_scale_add, k.length - start)
+    x_scale_add = encode_add_0_fold(Float, f32, lanes_scale_add, k.length - start, k)
     store(f32, k.scale_add_tiles, tile, x_scale_add, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -156,7 +156,7 @@ def encode_step0(frame):
 def encode_before1(k):
     x_scale_add = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_scale_add = encode_add_0(x_scale_add, splat(Float, encode_add_0_tiles(Float, f32, k.scale_add_tiles, tiles_of(k.length))))
+        x_scale_add = encode_add_0(x_scale_add, splat(Float, encode_add_0_tiles(Float, f32, k.scale_add_tiles, tiles_of(k.length), k)), 1, k)
     k.scale_add_ = native(first(x_scale_add))
     k.scale_ = native((divide(one(k.scale_add_), widen(f32, (greater(one(k.n), splat(i64, 1)))))))
     store(u32, k.payload + k.at_scale, 0, float_bits(one(k.scale_)), WHOLE)
@@ -374,7 +374,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_add_0(a, b):
+def hop_add_0(a, b, live, k):
     return (a + b)
 
 
@@ -408,9 +408,9 @@ def hop_pass0_tile(k, tile, count):
             t8 = widen(Int32, bit(t7))
             bad = keep(live, bad | not_finite(t4), bad)
             pack(1, k.f_negative, start + at, t8, live)
-            a_scale_add = t6 if row == 0 else keep(live, hop_add_0(a_scale_add, t6), a_scale_add)
+            a_scale_add = t6 if row == 0 else keep(live, hop_add_0(a_scale_add, t6, live, k), a_scale_add)
         store(f32, lanes_scale_add, block * WIDTH, a_scale_add, WHOLE)
-    x_scale_add = hop_add_0_fold(Float, f32, lanes_scale_add, k.length - start)
+    x_scale_add = hop_add_0_fold(Float, f32, lanes_scale_add, k.length - start, k)
     store(f32, k.scale_add_tiles, tile, x_scale_add, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -514,7 +514,7 @@ def hop_step0(frame):
 def hop_before1(k):
     x_scale_add = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_scale_add = hop_add_0(x_scale_add, splat(Float, hop_add_0_tiles(Float, f32, k.scale_add_tiles, tiles_of(k.length))))
+        x_scale_add = hop_add_0(x_scale_add, splat(Float, hop_add_0_tiles(Float, f32, k.scale_add_tiles, tiles_of(k.length), k)), 1, k)
     k.scale_add_ = native(first(x_scale_add))
     k.scale_ = native((divide(one(k.scale_add_), widen(f32, (greater(one(k.n), splat(i64, 1)))))))
     store(u32, k.payload + k.at_scale, 0, float_bits(one(k.scale_)), WHOLE)

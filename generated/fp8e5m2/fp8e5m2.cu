@@ -66,7 +66,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -145,33 +145,35 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = absolute(t1);
             const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+15f));
             const UInt32 t4 = float_bits(t3);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
-            const Int64 t6 = saturate<Int64>(t5, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t7 = greater(t6, widen<Int64>(splat<Int32>(INT64_C(113))));
-            const Int64 t8 = wrap_subtract(t7, widen<Int64>(splat<Int32>(INT64_C(113))));
-            const Int64 t9 = wrap_multiply(t8, widen<Int64>(splat<Int32>(INT64_C(4))));
-            const Int64 t10 = wrap_subtract(t7, widen<Int64>(splat<Int32>(INT64_C(2))));
-            const UInt32 t11 = saturate<UInt32>(t10, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
-            const Float t13 = bits_float(t12);
-            const Float t14 = divide(t3, t13);
-            const Float t15 = round_(t14);
-            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t17 = wrap_add(t9, t16);
-            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const UInt32 t19 = float_bits(t1);
-            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
-            const Int64 t21 = saturate<Int64>(t20, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t22 = wrap_multiply(widen<Int64>(splat<Int32>(INT64_C(128))), t21);
-            const Int64 t23 = wrap_add(t18, t22);
-            const Int32 t24 = widen<Int32>(saturate<Int64>(t23, INT64_C(0), INT64_C(255)));
+            const Int32 t6 = widen<Int32>(t5);
+            const Int32 t7 = greater(t6, splat<Int32>(INT64_C(113)));
+            const Int32 t8 = wrap_subtract(t7, splat<Int32>(INT64_C(113)));
+            const Int32 t9 = wrap_multiply(t8, splat<Int32>(INT64_C(4)));
+            const Int64 t10 = widen<Int64>(t9);
+            const Int32 t11 = wrap_subtract(t7, splat<Int32>(INT64_C(2)));
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = divide(t3, t14);
+            const Float t16 = round_(t15);
+            const Int64 t17 = saturate<Int64>(t16, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t18 = wrap_add(t10, t17);
+            const Int64 t19 = smaller(t18, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t20 = widen<Int32>(t19);
+            const UInt32 t21 = float_bits(t1);
+            const UInt32 t22 = shift_right(t21, splat<UInt32>(31u));
+            const Int32 t23 = widen<Int32>(t22);
+            const Int32 t24 = wrap_multiply(splat<Int32>(INT64_C(128)), t23);
+            const Int32 t25 = wrap_add(t20, t24);
+            const Int32 t26 = widen<Int32>(t25);
             bad = bad || not_finite(v_gradient);
-            o_field_code.at[block] = static_cast<uint8_t>(t24);
+            o_field_code.at[block] = static_cast<uint8_t>(t26);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }
@@ -252,11 +254,11 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(127));
             const Mask t2 = lt(t1, splat<Int32>(INT64_C(124)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(21u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+112f);
-            const Float t7 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t7 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t8 = t6 * t7;
             const Mask t9 = eq(t1, splat<Int32>(INT64_C(124)));
             const Float t10 = select(t9, splat<Float>(__builtin_inff()), splat<Float>(__builtin_nanf("")));
@@ -286,7 +288,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -339,11 +343,11 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(127));
             const Mask t2 = lt(t1, splat<Int32>(INT64_C(124)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(21u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+112f);
-            const Float t7 = splat<Float>(get<float>(k.f_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t7 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t8 = t6 * t7;
             const Mask t9 = eq(t1, splat<Int32>(INT64_C(124)));
             const Float t10 = select(t9, splat<Float>(__builtin_inff()), splat<Float>(__builtin_nanf("")));
@@ -375,7 +379,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -421,7 +427,7 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -453,11 +459,11 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_received_code & splat<Int32>(INT64_C(127));
             const Mask t2 = lt(t1, splat<Int32>(INT64_C(124)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(21u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+112f);
-            const Float t7 = splat<Float>(get<float>(k.f_received_scale + ((first + at) / 256) * sizeof(float)));
+            const Float t7 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t8 = t6 * t7;
             const Mask t9 = eq(t1, splat<Int32>(INT64_C(124)));
             const Float t10 = select(t9, splat<Float>(__builtin_inff()), splat<Float>(__builtin_nanf("")));
@@ -525,11 +531,11 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_received_code & splat<Int32>(INT64_C(127));
             const Mask t2 = lt(t1, splat<Int32>(INT64_C(124)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(21u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+112f);
-            const Float t7 = splat<Float>(get<float>(k.f_received_scale + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t7 = splat<Float>(get<float>(k.f_received_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t8 = t6 * t7;
             const Mask t9 = eq(t1, splat<Int32>(INT64_C(124)));
             const Float t10 = select(t9, splat<Float>(__builtin_inff()), splat<Float>(__builtin_nanf("")));
@@ -538,33 +544,35 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Float t13 = select(t0, t11, t12);
             const Float t14 = v_gradient + t13;
             const Float t15 = u_scale * t14;
-            const Float t16 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t16 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t17 = divide(t15, t16);
             const Float t18 = absolute(t17);
             const Float t19 = smaller(t18, splat<Float>(0x1.c000000000000p+15f));
             const UInt32 t20 = float_bits(t19);
             const UInt32 t21 = shift_right(t20, splat<UInt32>(23u));
-            const Int64 t22 = saturate<Int64>(t21, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t23 = greater(t22, widen<Int64>(splat<Int32>(INT64_C(113))));
-            const Int64 t24 = wrap_subtract(t23, widen<Int64>(splat<Int32>(INT64_C(113))));
-            const Int64 t25 = wrap_multiply(t24, widen<Int64>(splat<Int32>(INT64_C(4))));
-            const Int64 t26 = wrap_subtract(t23, widen<Int64>(splat<Int32>(INT64_C(2))));
-            const UInt32 t27 = saturate<UInt32>(t26, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t28 = shift_left(t27, splat<UInt32>(23u));
-            const Float t29 = bits_float(t28);
-            const Float t30 = divide(t19, t29);
-            const Float t31 = round_(t30);
-            const Int64 t32 = saturate<Int64>(t31, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t33 = wrap_add(t25, t32);
-            const Int64 t34 = smaller(t33, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const UInt32 t35 = float_bits(t17);
-            const UInt32 t36 = shift_right(t35, splat<UInt32>(31u));
-            const Int64 t37 = saturate<Int64>(t36, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t38 = wrap_multiply(widen<Int64>(splat<Int32>(INT64_C(128))), t37);
-            const Int64 t39 = wrap_add(t34, t38);
-            const Int32 t40 = widen<Int32>(saturate<Int64>(t39, INT64_C(0), INT64_C(255)));
+            const Int32 t22 = widen<Int32>(t21);
+            const Int32 t23 = greater(t22, splat<Int32>(INT64_C(113)));
+            const Int32 t24 = wrap_subtract(t23, splat<Int32>(INT64_C(113)));
+            const Int32 t25 = wrap_multiply(t24, splat<Int32>(INT64_C(4)));
+            const Int64 t26 = widen<Int64>(t25);
+            const Int32 t27 = wrap_subtract(t23, splat<Int32>(INT64_C(2)));
+            const UInt32 t28 = widen<UInt32>(t27);
+            const UInt32 t29 = shift_left(t28, splat<UInt32>(23u));
+            const Float t30 = bits_float(t29);
+            const Float t31 = divide(t19, t30);
+            const Float t32 = round_(t31);
+            const Int64 t33 = saturate<Int64>(t32, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t34 = wrap_add(t26, t33);
+            const Int64 t35 = smaller(t34, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t36 = widen<Int32>(t35);
+            const UInt32 t37 = float_bits(t17);
+            const UInt32 t38 = shift_right(t37, splat<UInt32>(31u));
+            const Int32 t39 = widen<Int32>(t38);
+            const Int32 t40 = wrap_multiply(splat<Int32>(INT64_C(128)), t39);
+            const Int32 t41 = wrap_add(t36, t40);
+            const Int32 t42 = widen<Int32>(t41);
             bad = bad || not_finite(t15);
-            o_field_code.at[block] = static_cast<uint8_t>(t40);
+            o_field_code.at[block] = static_cast<uint8_t>(t42);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }
@@ -614,6 +622,11 @@ COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) fp8e5m2_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 8, each with the arguments (items, count, params) ----
 

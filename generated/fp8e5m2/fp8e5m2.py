@@ -32,7 +32,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_greater_0(a, b):
+def encode_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -49,9 +49,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, 
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            a_scale_greater = t0 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t0), a_scale_greater)
+            a_scale_greater = t0 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t0, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest), WHOLE)
+    store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
@@ -67,7 +67,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length))))
+        x_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
         store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 57344.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 57344.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
@@ -88,27 +88,29 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t3 = smaller(t2, splat(Float, 57344.0))
             t4 = float_bits(t3)
             t5 = shift_right(t4, splat(UInt32, 23))
-            t6 = saturate(Int64, t5, -9223372036854775808, 9223372036854775807)
-            t7 = greater(t6, widen(Int64, splat(Int32, 113)))
-            t8 = t7 - widen(Int64, splat(Int32, 113))
-            t9 = t8 * widen(Int64, splat(Int32, 4))
-            t10 = t7 - widen(Int64, splat(Int32, 2))
-            t11 = saturate(UInt32, t10, 0, 4294967295)
-            t12 = shift_left(t11, splat(UInt32, 23))
-            t13 = bits_float(t12)
-            t14 = divide(t3, t13)
-            t15 = round_(t14)
-            t16 = saturate(Int64, t15, -9223372036854775808, 9223372036854775807)
-            t17 = t9 + t16
-            t18 = smaller(t17, widen(Int64, splat(Int32, 127)))
-            t19 = float_bits(t1)
-            t20 = shift_right(t19, splat(UInt32, 31))
-            t21 = saturate(Int64, t20, -9223372036854775808, 9223372036854775807)
-            t22 = widen(Int64, splat(Int32, 128)) * t21
-            t23 = t18 + t22
-            t24 = widen(Int32, saturate(Int64, t23, 0, 255))
+            t6 = widen(Int32, t5)
+            t7 = greater(t6, splat(Int32, 113))
+            t8 = t7 - splat(Int32, 113)
+            t9 = t8 * splat(Int32, 4)
+            t10 = widen(Int64, t9)
+            t11 = t7 - splat(Int32, 2)
+            t12 = widen(UInt32, t11)
+            t13 = shift_left(t12, splat(UInt32, 23))
+            t14 = bits_float(t13)
+            t15 = divide(t3, t14)
+            t16 = round_(t15)
+            t17 = saturate(Int64, t16, -9223372036854775808, 9223372036854775807)
+            t18 = t10 + t17
+            t19 = smaller(t18, widen(Int64, splat(Int32, 127)))
+            t20 = widen(Int32, t19)
+            t21 = float_bits(t1)
+            t22 = shift_right(t21, splat(UInt32, 31))
+            t23 = widen(Int32, t22)
+            t24 = splat(Int32, 128) * t23
+            t25 = t20 + t24
+            t26 = widen(Int32, t25)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            store(u8, k.f_code, start + at, t24, live)
+            store(u8, k.f_code, start + at, t26, live)
     if any_(bad):
         k.bad = 1
 
@@ -198,7 +200,7 @@ def decode_pass0_tile(k, tile, count):
             t0 = lt(v_code, splat(Int32, 128))
             t1 = v_code & splat(Int32, 127)
             t2 = lt(t1, splat(Int32, 124))
-            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = widen(UInt32, t1)
             t4 = shift_left(t3, splat(UInt32, 21))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 5.192296858534828e+33)
@@ -289,7 +291,7 @@ def decode_add_pass0_tile(k, tile, count):
             t0 = lt(v_code, splat(Int32, 128))
             t1 = v_code & splat(Int32, 127)
             t2 = lt(t1, splat(Int32, 124))
-            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = widen(UInt32, t1)
             t4 = shift_left(t3, splat(UInt32, 21))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 5.192296858534828e+33)
@@ -375,7 +377,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_greater_0(a, b):
+def hop_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -396,7 +398,7 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h
             t0 = lt(v_received_code, splat(Int32, 128))
             t1 = v_received_code & splat(Int32, 127)
             t2 = lt(t1, splat(Int32, 124))
-            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = widen(UInt32, t1)
             t4 = shift_left(t3, splat(UInt32, 21))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 5.192296858534828e+33)
@@ -410,9 +412,9 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h
             t14 = v_gradient + t13
             t15 = u_scale * t14
             t16 = absolute(t15)
-            a_scale_greater = t16 if row == 0 else keep(live, hop_greater_0(a_scale_greater, t16), a_scale_greater)
+            a_scale_greater = t16 if row == 0 else keep(live, hop_greater_0(a_scale_greater, t16, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, hop_greater_0_fold(Float, f32, lanes_scale_greater, rest), WHOLE)
+    store(f32, tiles_scale_greater, t, hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
@@ -428,7 +430,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
                 hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
             else:
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length))))
+        x_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
         store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 57344.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 57344.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
@@ -448,7 +450,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t0 = lt(v_received_code, splat(Int32, 128))
             t1 = v_received_code & splat(Int32, 127)
             t2 = lt(t1, splat(Int32, 124))
-            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = widen(UInt32, t1)
             t4 = shift_left(t3, splat(UInt32, 21))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 5.192296858534828e+33)
@@ -467,27 +469,29 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t19 = smaller(t18, splat(Float, 57344.0))
             t20 = float_bits(t19)
             t21 = shift_right(t20, splat(UInt32, 23))
-            t22 = saturate(Int64, t21, -9223372036854775808, 9223372036854775807)
-            t23 = greater(t22, widen(Int64, splat(Int32, 113)))
-            t24 = t23 - widen(Int64, splat(Int32, 113))
-            t25 = t24 * widen(Int64, splat(Int32, 4))
-            t26 = t23 - widen(Int64, splat(Int32, 2))
-            t27 = saturate(UInt32, t26, 0, 4294967295)
-            t28 = shift_left(t27, splat(UInt32, 23))
-            t29 = bits_float(t28)
-            t30 = divide(t19, t29)
-            t31 = round_(t30)
-            t32 = saturate(Int64, t31, -9223372036854775808, 9223372036854775807)
-            t33 = t25 + t32
-            t34 = smaller(t33, widen(Int64, splat(Int32, 127)))
-            t35 = float_bits(t17)
-            t36 = shift_right(t35, splat(UInt32, 31))
-            t37 = saturate(Int64, t36, -9223372036854775808, 9223372036854775807)
-            t38 = widen(Int64, splat(Int32, 128)) * t37
-            t39 = t34 + t38
-            t40 = widen(Int32, saturate(Int64, t39, 0, 255))
+            t22 = widen(Int32, t21)
+            t23 = greater(t22, splat(Int32, 113))
+            t24 = t23 - splat(Int32, 113)
+            t25 = t24 * splat(Int32, 4)
+            t26 = widen(Int64, t25)
+            t27 = t23 - splat(Int32, 2)
+            t28 = widen(UInt32, t27)
+            t29 = shift_left(t28, splat(UInt32, 23))
+            t30 = bits_float(t29)
+            t31 = divide(t19, t30)
+            t32 = round_(t31)
+            t33 = saturate(Int64, t32, -9223372036854775808, 9223372036854775807)
+            t34 = t26 + t33
+            t35 = smaller(t34, widen(Int64, splat(Int32, 127)))
+            t36 = widen(Int32, t35)
+            t37 = float_bits(t17)
+            t38 = shift_right(t37, splat(UInt32, 31))
+            t39 = widen(Int32, t38)
+            t40 = splat(Int32, 128) * t39
+            t41 = t36 + t40
+            t42 = widen(Int32, t41)
             bad = keep(live, bad | not_finite(t15), bad)
-            store(u8, k.f_code, start + at, t40, live)
+            store(u8, k.f_code, start + at, t42, live)
     if any_(bad):
         k.bad = 1
 

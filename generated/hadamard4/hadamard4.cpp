@@ -67,7 +67,7 @@ template <class T> inline T get(const uint8_t* from) {
 //     scale_greater: float[(((((n + 31) / 32) * 32) + 127) / 128)] = reduce[(((n + 31) / 32) * 32)] by 128 abs((d[(i & -17)] + (float((((i & 16) == 0) ? 1 : -1)) * d[(i | 16)]))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[(((((n + 31) / 32) * 32) + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
-//     store field q: uint<4>[(((n + 31) / 32) * 32)] = uint<4>((min(max(int(round(((d[(i & -17)] + (float((((i & 16) == 0) ? 1 : -1)) * d[(i | 16)])) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+//     store field q: uint<4>[(((n + 31) / 32) * 32)] = uint<4>((min(max(int32(round(((d[(i & -17)] + (float((((i & 16) == 0) ? 1 : -1)) * d[(i | 16)])) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
 
 
 struct EncodeFrame {
@@ -86,7 +86,7 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -111,7 +111,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -119,10 +119,10 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -223,14 +223,14 @@ template <bool FULL> inline void encode_pass5(EncodeFrame& k, [[maybe_unused]] c
 
 
 struct encode_pass6_blocks {  // one value a block of 128, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_scale_greater[8];
     float h0[8];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass6_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass6_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+    [[maybe_unused]] encode_pass6_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
     constexpr bool FULL = N > 0;
     Float a_scale_greater[BLOCKS];
     for (int row = 0; row < ROWS; ++row) {
@@ -254,7 +254,7 @@ template <int N> inline void encode_pass6_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t11 = absolute(t10);
             if (row == 0) a_scale_greater[block] = t11;
             else if (FULL) a_scale_greater[block] = EncodeGreaterOf0{}(a_scale_greater[block], t11);
-            else a_scale_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale_greater[block], t11), a_scale_greater[block]);
+            else a_scale_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale_greater[block], t11, live), a_scale_greater[block]);
         }
     }
     if constexpr (FULL) r_scale_greater = fold_known<(N < LANES ? N : LANES)>(a_scale_greater, EncodeGreaterOf0{});
@@ -268,6 +268,7 @@ inline void encode_pass6_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 128, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass6_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -306,16 +307,15 @@ template <bool FULL> inline void encode_pass6(EncodeFrame& k, [[maybe_unused]] c
             const Float t8 = gather<Float>(k.v_d, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
-            const Float t11 = splat<Float>(b.h0[(tile * TILE + at) / 128 - b.first]);
+            const Float t11 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
             const Float t12 = divide(t10, t11);
             const Float t13 = round_(t12);
-            const Int64 t14 = saturate<Int64>(t13, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t15 = greater(t14, widen<Int64>(splat<Int32>(INT64_C(-7))));
-            const Int64 t16 = smaller(t15, widen<Int64>(splat<Int32>(INT64_C(7))));
-            const Int32 t17 = widen<Int32>(t16);
-            const Int32 t18 = t17 + splat<Int32>(INT64_C(8));
-            const Int32 t19 = widen<Int32>(t18);
-            store<true>(o_q + at, FULL ? t19 : t19 & first_lanes(live), WIDTH);
+            const Int32 t14 = saturate<Int32>(t13, INT64_C(-2147483648), INT64_C(2147483647));
+            const Int32 t15 = greater(t14, splat<Int32>(INT64_C(-7)));
+            const Int32 t16 = smaller(t15, splat<Int32>(INT64_C(7)));
+            const Int32 t17 = t16 + splat<Int32>(INT64_C(8));
+            const Int32 t18 = widen<Int32>(t17);
+            store<true>(o_q + at, FULL ? t18 : t18 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);

@@ -59,7 +59,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //     scale_greater: float[(((((n + 31) / 32) * 32) + 127) / 128)] = reduce[(((n + 31) / 32) * 32)] by 128 abs((d[(i & -17)] + (float((((i & 16) == 0) ? 1 : -1)) * d[(i | 16)]))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[(((((n + 31) / 32) * 32) + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
-//     store field q: uint<4>[(((n + 31) / 32) * 32)] = uint<4>((min(max(int(round(((d[(i & -17)] + (float((((i & 16) == 0) ? 1 : -1)) * d[(i | 16)])) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+//     store field q: uint<4>[(((n + 31) / 32) * 32)] = uint<4>((min(max(int32(round(((d[(i & -17)] + (float((((i & 16) == 0) ? 1 : -1)) * d[(i | 16)])) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
 
 struct EncodeFrame {
     int64_t n;
@@ -82,7 +82,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -335,16 +335,15 @@ template <bool FULL> COMPLL_DEVICE void encode_pass6([[maybe_unused]] compll_ite
             const Float t8 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
-            const Float t11 = splat<Float>(b.h0[(tile * TILE + at) / 128 - b.first]);
+            const Float t11 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
             const Float t12 = divide(t10, t11);
             const Float t13 = round_(t12);
-            const Int64 t14 = saturate<Int64>(t13, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t15 = greater(t14, widen<Int64>(splat<Int32>(INT64_C(-7))));
-            const Int64 t16 = smaller(t15, widen<Int64>(splat<Int32>(INT64_C(7))));
-            const Int32 t17 = widen<Int32>(t16);
-            const Int32 t18 = wrap_add(t17, splat<Int32>(INT64_C(8)));
-            const Int32 t19 = widen<Int32>(t18);
-            o_q.put(row, block, uint32_t(t19));
+            const Int32 t14 = saturate<Int32>(t13, INT64_C(-2147483648), INT64_C(2147483647));
+            const Int32 t15 = greater(t14, splat<Int32>(INT64_C(-7)));
+            const Int32 t16 = smaller(t15, splat<Int32>(INT64_C(7)));
+            const Int32 t17 = wrap_add(t16, splat<Int32>(INT64_C(8)));
+            const Int32 t18 = widen<Int32>(t17);
+            o_q.put(row, block, uint32_t(t18));
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, thread, count);
@@ -610,7 +609,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -846,7 +847,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -861,6 +864,11 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) hadamard4_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 20, each with the arguments (items, count, params) ----
 

@@ -30,7 +30,7 @@ OPERATIONS = {}
 #     scale_greater: float[(((((n + 31) / 32) * 32) + 127) / 128)] = reduce[(((n + 31) / 32) * 32)] by 128 abs((d[(i & -17)] + (float((((i & 16) == 0) ? 1 : -1)) * d[(i | 16)]))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field scale: float[(((((n + 31) / 32) * 32) + 127) / 128)] = max((scale_greater[i] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)
-#     store field q: uint<4>[(((n + 31) / 32) * 32)] = uint<4>((min(max(int(round(((d[(i & -17)] + (float((((i & 16) == 0) ? 1 : -1)) * d[(i | 16)])) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
+#     store field q: uint<4>[(((n + 31) / 32) * 32)] = uint<4>((min(max(int32(round(((d[(i & -17)] + (float((((i & 16) == 0) ? 1 : -1)) * d[(i | 16)])) / max((scale_greater[(i / 128)] / 0x1.c000000000000p+2), 0x1.0000000000000p-149)))), -7), 7) + 8))
 
 encode_frame = frame_type(
     params=[],
@@ -43,7 +43,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_greater_0(a, b):
+def encode_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -275,9 +275,9 @@ def encode_pass6_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, 
             t9 = t6 * t8
             t10 = t1 + t9
             t11 = absolute(t10)
-            a_scale_greater = t11 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t11), a_scale_greater)
+            a_scale_greater = t11 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t11, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest), WHOLE)
+    store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
@@ -293,7 +293,7 @@ def encode_pass6_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
                 encode_pass6_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
             else:
                 encode_pass6_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length))))
+        x_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
         store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
@@ -321,13 +321,12 @@ def encode_pass6_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t11 = per_block(Float, f32, b_h0, start + at, 128, block0, live, WIDTH)
             t12 = divide(t10, t11)
             t13 = round_(t12)
-            t14 = saturate(Int64, t13, -9223372036854775808, 9223372036854775807)
-            t15 = greater(t14, widen(Int64, splat(Int32, -7)))
-            t16 = smaller(t15, widen(Int64, splat(Int32, 7)))
-            t17 = widen(Int32, t16)
-            t18 = t17 + splat(Int32, 8)
-            t19 = widen(Int32, t18)
-            pack(4, k.f_q, start + at, t19, live)
+            t14 = saturate(Int32, t13, -2147483648, 2147483647)
+            t15 = greater(t14, splat(Int32, -7))
+            t16 = smaller(t15, splat(Int32, 7))
+            t17 = t16 + splat(Int32, 8)
+            t18 = widen(Int32, t17)
+            pack(4, k.f_q, start + at, t18, live)
 
 
 @loop(encode_frame)

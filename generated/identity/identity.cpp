@@ -63,7 +63,7 @@ struct EncodeFrame {
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -71,11 +71,11 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<float*>(k.f_gradient_0) + tile * TILE + at, canonical(v_gradient), live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -272,7 +272,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_gradient_0 = reinterpret_cast<const float*>(k.f_received_gradient_0) + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -283,11 +283,11 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Float v_received_gradient_0 = load<Float, FULL>(in_received_gradient_0 + at, live);
             const Float t0 = v_gradient + v_received_gradient_0;
             const Float t1 = u_scale * t0;
-            bad |= FULL ? not_finite(t1) : not_finite(t1) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(t1) : magnitude(t1) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<float*>(k.f_gradient_0) + tile * TILE + at, canonical(t1), live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

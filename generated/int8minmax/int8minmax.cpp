@@ -77,16 +77,16 @@ struct EncodeFrame {
 };
 
 struct EncodeSmallerOf0 {
-    template <class T> T operator()(T a, T b) const { return (smaller(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (smaller(a, b)); }
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_low[4];
     float r_high[4];
     float h0[4];
@@ -95,7 +95,7 @@ struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 102
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_low, float& r_high) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_low, float& r_high) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_low[BLOCKS];
@@ -109,10 +109,10 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             if (row == 0) a_low[block] = v_gradient;
             else if (FULL) a_low[block] = EncodeSmallerOf0{}(a_low[block], v_gradient);
-            else a_low[block] = select(first_lanes(live), EncodeSmallerOf0{}(a_low[block], v_gradient), a_low[block]);
+            else a_low[block] = select(first_lanes(live), EncodeSmallerOf0{}(a_low[block], v_gradient, live), a_low[block]);
             if (row == 0) a_high[block] = v_gradient;
             else if (FULL) a_high[block] = EncodeGreaterOf1{}(a_high[block], v_gradient);
-            else a_high[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_high[block], v_gradient), a_high[block]);
+            else a_high[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_high[block], v_gradient, live), a_high[block]);
         }
     }
     if constexpr (FULL) r_low = fold_known<(N < LANES ? N : LANES)>(a_low, EncodeSmallerOf0{});
@@ -128,6 +128,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -151,7 +152,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -159,19 +160,19 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t1 = v_gradient - t0;
-            const Float t2 = splat<Float>(b.h1[(tile * TILE + at) / 256 - b.first]);
+            const Float t2 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t3 = divide(t1, t2);
             const Float t4 = round_(t3);
             const Float t5 = greater(t4, splat<Float>(-0x1.fc00000000000p+6f));
             const Float t6 = smaller(t5, splat<Float>(0x1.fc00000000000p+6f));
-            const Int32 t7 = saturate<Int32>(t6, INT64_C(-128), INT64_C(127));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            const Int32 t7 = saturate<Int32>(t6, INT64_C(-127), INT64_C(127));
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t7, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -246,9 +247,9 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_q = load<Int32, FULL>(in_q + at, live);
             const Float t0 = widen<Float>(v_q);
-            const Float t1 = splat<Float>(get<float>(k.f_step + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_step + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
-            const Float t3 = splat<Float>(get<float>(k.f_middle + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t3 = splat<Float>(get<float>(k.f_middle + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t4 = t2 + t3;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t4), live);
         }
@@ -325,9 +326,9 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_q = load<Int32, FULL>(in_q + at, live);
             const Float t0 = widen<Float>(v_q);
-            const Float t1 = splat<Float>(get<float>(k.f_step + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_step + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
-            const Float t3 = splat<Float>(get<float>(k.f_middle + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t3 = splat<Float>(get<float>(k.f_middle + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t4 = t2 + t3;
             const Float t5 = u_scale * t4;
             const Float t6 = v_gradient + t5;
@@ -407,16 +408,17 @@ struct HopFrame {
 };
 
 struct HopSmallerOf0 {
-    template <class T> T operator()(T a, T b) const { return (smaller(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (smaller(a, b)); }
 };
 
 struct HopGreaterOf1 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) float kept0[1024 + WIDTH];
     float r_low[4];
     float r_high[4];
     float h0[4];
@@ -425,7 +427,7 @@ struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 e
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_low, float& r_high) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_low, float& r_high) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + first;
@@ -441,18 +443,19 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_q = load<Int32, FULL>(in_received_q + at, live);
             const Float t0 = widen<Float>(v_received_q);
-            const Float t1 = splat<Float>(get<float>(k.f_received_step + ((first + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_received_step + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
-            const Float t3 = splat<Float>(get<float>(k.f_received_middle + ((first + at) / 256) * sizeof(float)));
+            const Float t3 = splat<Float>(get<float>(k.f_received_middle + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t4 = t2 + t3;
             const Float t5 = v_gradient + t4;
             const Float t6 = u_scale * t5;
+            store<true>(b.kept0 + (first - b.begin) + at, t6, WIDTH);
             if (row == 0) a_low[block] = t6;
             else if (FULL) a_low[block] = HopSmallerOf0{}(a_low[block], t6);
-            else a_low[block] = select(first_lanes(live), HopSmallerOf0{}(a_low[block], t6), a_low[block]);
+            else a_low[block] = select(first_lanes(live), HopSmallerOf0{}(a_low[block], t6, live), a_low[block]);
             if (row == 0) a_high[block] = t6;
             else if (FULL) a_high[block] = HopGreaterOf1{}(a_high[block], t6);
-            else a_high[block] = select(first_lanes(live), HopGreaterOf1{}(a_high[block], t6), a_high[block]);
+            else a_high[block] = select(first_lanes(live), HopGreaterOf1{}(a_high[block], t6, live), a_high[block]);
         }
     }
     if constexpr (FULL) r_low = fold_known<(N < LANES ? N : LANES)>(a_low, HopSmallerOf0{});
@@ -468,6 +471,7 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 256, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -490,38 +494,27 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_q = reinterpret_cast<const int8_t*>(k.f_received_q) + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_q = load<Int32, FULL>(in_received_q + at, live);
-            const Float t0 = widen<Float>(v_received_q);
-            const Float t1 = splat<Float>(get<float>(k.f_received_step + ((tile * TILE + at) / 256) * sizeof(float)));
-            const Float t2 = t0 * t1;
-            const Float t3 = splat<Float>(get<float>(k.f_received_middle + ((tile * TILE + at) / 256) * sizeof(float)));
-            const Float t4 = t2 + t3;
-            const Float t5 = v_gradient + t4;
-            const Float t6 = u_scale * t5;
-            const Float t7 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
-            const Float t8 = t6 - t7;
-            const Float t9 = splat<Float>(b.h1[(tile * TILE + at) / 256 - b.first]);
-            const Float t10 = divide(t8, t9);
-            const Float t11 = round_(t10);
-            const Float t12 = greater(t11, splat<Float>(-0x1.fc00000000000p+6f));
-            const Float t13 = smaller(t12, splat<Float>(0x1.fc00000000000p+6f));
-            const Int32 t14 = saturate<Int32>(t13, INT64_C(-128), INT64_C(127));
-            bad |= FULL ? not_finite(t6) : not_finite(t6) & first_lanes(live);
-            store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t14, live);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t2 = t0 - t1;
+            const Float t3 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t4 = divide(t2, t3);
+            const Float t5 = round_(t4);
+            const Float t6 = greater(t5, splat<Float>(-0x1.fc00000000000p+6f));
+            const Float t7 = smaller(t6, splat<Float>(0x1.fc00000000000p+6f));
+            const Int32 t8 = saturate<Int32>(t7, INT64_C(-127), INT64_C(127));
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t8, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -75,11 +75,11 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeSmallerOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (smaller(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (smaller(a, b)); }
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -168,14 +168,14 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            const Float t0 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t1 = v_gradient - t0;
-            const Float t2 = splat<Float>(b.h1[(tile * TILE + at) / 256 - b.first]);
+            const Float t2 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t3 = divide(t1, t2);
             const Float t4 = round_(t3);
             const Float t5 = greater(t4, splat<Float>(-0x1.fc00000000000p+6f));
             const Float t6 = smaller(t5, splat<Float>(0x1.fc00000000000p+6f));
-            const Int32 t7 = saturate<Int32>(t6, INT64_C(-128), INT64_C(127));
+            const Int32 t7 = saturate<Int32>(t6, INT64_C(-127), INT64_C(127));
             bad = bad || not_finite(v_gradient);
             o_field_q.at[block] = static_cast<int8_t>(t7);
         }
@@ -263,9 +263,9 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int32 v_q = widen<Int32>(in_q.row[row].at[block]);
             const Float t0 = widen<Float>(v_q);
-            const Float t1 = splat<Float>(get<float>(k.f_step + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_step + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
-            const Float t3 = splat<Float>(get<float>(k.f_middle + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t3 = splat<Float>(get<float>(k.f_middle + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t4 = t2 + t3;
             o_output_gradient.at[block] = static_cast<float>(canonical(t4));
         }
@@ -291,7 +291,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -344,9 +346,9 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_q = widen<Int32>(in_q.row[row].at[block]);
             const Float t0 = widen<Float>(v_q);
-            const Float t1 = splat<Float>(get<float>(k.f_step + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_step + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
-            const Float t3 = splat<Float>(get<float>(k.f_middle + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t3 = splat<Float>(get<float>(k.f_middle + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t4 = t2 + t3;
             const Float t5 = u_scale * t4;
             const Float t6 = v_gradient + t5;
@@ -374,7 +376,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -429,11 +433,11 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopSmallerOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (smaller(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (smaller(a, b)); }
 };
 
 struct HopGreaterOf1 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -466,9 +470,9 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Int32 v_received_q = widen<Int32>(in_received_q.at[block]);
             const Float t0 = widen<Float>(v_received_q);
-            const Float t1 = splat<Float>(get<float>(k.f_received_step + ((first + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_received_step + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
-            const Float t3 = splat<Float>(get<float>(k.f_received_middle + ((first + at) / 256) * sizeof(float)));
+            const Float t3 = splat<Float>(get<float>(k.f_received_middle + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t4 = t2 + t3;
             const Float t5 = v_gradient + t4;
             const Float t6 = u_scale * t5;
@@ -536,20 +540,20 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_received_q = widen<Int32>(in_received_q.row[row].at[block]);
             const Float t0 = widen<Float>(v_received_q);
-            const Float t1 = splat<Float>(get<float>(k.f_received_step + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t1 = splat<Float>(get<float>(k.f_received_step + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
-            const Float t3 = splat<Float>(get<float>(k.f_received_middle + ((tile * TILE + at) / 256) * sizeof(float)));
+            const Float t3 = splat<Float>(get<float>(k.f_received_middle + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t4 = t2 + t3;
             const Float t5 = v_gradient + t4;
             const Float t6 = u_scale * t5;
-            const Float t7 = splat<Float>(b.h0[(tile * TILE + at) / 256 - b.first]);
+            const Float t7 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t8 = t6 - t7;
-            const Float t9 = splat<Float>(b.h1[(tile * TILE + at) / 256 - b.first]);
+            const Float t9 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
             const Float t10 = divide(t8, t9);
             const Float t11 = round_(t10);
             const Float t12 = greater(t11, splat<Float>(-0x1.fc00000000000p+6f));
             const Float t13 = smaller(t12, splat<Float>(0x1.fc00000000000p+6f));
-            const Int32 t14 = saturate<Int32>(t13, INT64_C(-128), INT64_C(127));
+            const Int32 t14 = saturate<Int32>(t13, INT64_C(-127), INT64_C(127));
             bad = bad || not_finite(t6);
             o_field_q.at[block] = static_cast<int8_t>(t14);
         }
@@ -607,6 +611,11 @@ COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) int8minmax_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 8, each with the arguments (items, count, params) ----
 

@@ -36,7 +36,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_smaller_0(a, b):
+def encode_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
@@ -44,7 +44,7 @@ encode_smaller_0_fold, encode_smaller_0_tiles = reduction(encode_smaller_0)
 
 
 @inner
-def encode_greater_1(a, b):
+def encode_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
@@ -61,12 +61,12 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_low, b_r_high, 
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            a_low = v_gradient if row == 0 else keep(live, encode_smaller_0(a_low, v_gradient), a_low)
-            a_high = v_gradient if row == 0 else keep(live, encode_greater_1(a_high, v_gradient), a_high)
+            a_low = v_gradient if row == 0 else keep(live, encode_smaller_0(a_low, v_gradient, live, k), a_low)
+            a_high = v_gradient if row == 0 else keep(live, encode_greater_1(a_high, v_gradient, live, k), a_high)
         store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
         store(f32, lanes_high, block * WIDTH, a_high, WHOLE)
-    store(f32, tiles_low, t, encode_smaller_0_fold(Float, f32, lanes_low, rest), WHOLE)
-    store(f32, tiles_high, t, encode_greater_1_fold(Float, f32, lanes_high, rest), WHOLE)
+    store(f32, tiles_low, t, encode_smaller_0_fold(Float, f32, lanes_low, rest, k), WHOLE)
+    store(f32, tiles_high, t, encode_greater_1_fold(Float, f32, lanes_high, rest, k), WHOLE)
 
 
 @inner
@@ -84,9 +84,9 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_low, b_r_high, b_h0, b_h1):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high)
-        x_low = encode_smaller_0(splat(Float, splat(f32, inf)), splat(Float, encode_smaller_0_tiles(Float, f32, tiles_low, tiles_of(length))))
+        x_low = encode_smaller_0(splat(Float, splat(f32, inf)), splat(Float, encode_smaller_0_tiles(Float, f32, tiles_low, tiles_of(length), k)), 1, k)
         store(f32, b_r_low, j, first(x_low), WHOLE)
-        x_high = encode_greater_1(splat(Float, splat(f32, -inf)), splat(Float, encode_greater_1_tiles(Float, f32, tiles_high, tiles_of(length))))
+        x_high = encode_greater_1(splat(Float, splat(f32, -inf)), splat(Float, encode_greater_1_tiles(Float, f32, tiles_high, tiles_of(length), k)), 1, k)
         store(f32, b_r_high, j, first(x_high), WHOLE)
         store(f32, b_h0, j, ((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) + (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), WHOLE)
         store(f32, b_h1, j, (divide(((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) - (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), splat(f32, 127.0))), WHOLE)
@@ -110,7 +110,7 @@ def encode_pass0_tile(k, tile, count, block0, b_r_low, b_r_high, b_h0, b_h1):
             t4 = round_(t3)
             t5 = greater(t4, splat(Float, -127.0))
             t6 = smaller(t5, splat(Float, 127.0))
-            t7 = saturate(Int32, t6, -128, 127)
+            t7 = saturate(Int32, t6, -127, 127)
             bad = keep(live, bad | not_finite(v_gradient), bad)
             store(i8, k.f_q, start + at, t7, live)
     if any_(bad):
@@ -381,7 +381,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_smaller_0(a, b):
+def hop_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
@@ -389,7 +389,7 @@ hop_smaller_0_fold, hop_smaller_0_tiles = reduction(hop_smaller_0)
 
 
 @inner
-def hop_greater_1(a, b):
+def hop_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
@@ -415,12 +415,12 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_low, b_r_high, b_h
             t4 = t2 + t3
             t5 = v_gradient + t4
             t6 = u_scale * t5
-            a_low = t6 if row == 0 else keep(live, hop_smaller_0(a_low, t6), a_low)
-            a_high = t6 if row == 0 else keep(live, hop_greater_1(a_high, t6), a_high)
+            a_low = t6 if row == 0 else keep(live, hop_smaller_0(a_low, t6, live, k), a_low)
+            a_high = t6 if row == 0 else keep(live, hop_greater_1(a_high, t6, live, k), a_high)
         store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
         store(f32, lanes_high, block * WIDTH, a_high, WHOLE)
-    store(f32, tiles_low, t, hop_smaller_0_fold(Float, f32, lanes_low, rest), WHOLE)
-    store(f32, tiles_high, t, hop_greater_1_fold(Float, f32, lanes_high, rest), WHOLE)
+    store(f32, tiles_low, t, hop_smaller_0_fold(Float, f32, lanes_low, rest, k), WHOLE)
+    store(f32, tiles_high, t, hop_greater_1_fold(Float, f32, lanes_high, rest, k), WHOLE)
 
 
 @inner
@@ -438,9 +438,9 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_low, b_r_high, b_h0, b_h1):
                 hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high)
             else:
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high)
-        x_low = hop_smaller_0(splat(Float, splat(f32, inf)), splat(Float, hop_smaller_0_tiles(Float, f32, tiles_low, tiles_of(length))))
+        x_low = hop_smaller_0(splat(Float, splat(f32, inf)), splat(Float, hop_smaller_0_tiles(Float, f32, tiles_low, tiles_of(length), k)), 1, k)
         store(f32, b_r_low, j, first(x_low), WHOLE)
-        x_high = hop_greater_1(splat(Float, splat(f32, -inf)), splat(Float, hop_greater_1_tiles(Float, f32, tiles_high, tiles_of(length))))
+        x_high = hop_greater_1(splat(Float, splat(f32, -inf)), splat(Float, hop_greater_1_tiles(Float, f32, tiles_high, tiles_of(length), k)), 1, k)
         store(f32, b_r_high, j, first(x_high), WHOLE)
         store(f32, b_h0, j, ((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) + (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), WHOLE)
         store(f32, b_h1, j, (divide(((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) - (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), splat(f32, 127.0))), WHOLE)
@@ -473,7 +473,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_low, b_r_high, b_h0, b_h1):
             t11 = round_(t10)
             t12 = greater(t11, splat(Float, -127.0))
             t13 = smaller(t12, splat(Float, 127.0))
-            t14 = saturate(Int32, t13, -128, 127)
+            t14 = saturate(Int32, t13, -127, 127)
             bad = keep(live, bad | not_finite(t6), bad)
             store(i8, k.f_q, start + at, t14, live)
     if any_(bad):

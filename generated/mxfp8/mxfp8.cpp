@@ -69,19 +69,19 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct encode_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_s_greater[32];
     float h0[32];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_s_greater[BLOCKS];
@@ -95,7 +95,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t0 = absolute(v_gradient);
             if (row == 0) a_s_greater[block] = t0;
             else if (FULL) a_s_greater[block] = EncodeGreaterOf0{}(a_s_greater[block], t0);
-            else a_s_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_s_greater[block], t0), a_s_greater[block]);
+            else a_s_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_s_greater[block], t0, live), a_s_greater[block]);
         }
     }
     if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, EncodeGreaterOf0{});
@@ -109,6 +109,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 32, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -128,7 +129,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -137,35 +138,37 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.h0[(tile * TILE + at) / 32 - b.first]);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
             const Float t2 = divide(t0, t1);
             const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t4 = float_bits(t3);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
-            const Int64 t6 = saturate<Int64>(t5, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t7 = greater(t6, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t8 = t7 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t9 = t8 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t10 = t7 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t11 = saturate<UInt32>(t10, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
-            const Float t13 = bits_float(t12);
-            const Float t14 = divide(t3, t13);
-            const Float t15 = round_(t14);
-            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t17 = t9 + t16;
-            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const UInt32 t19 = float_bits(v_gradient);
-            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
-            const Int64 t21 = saturate<Int64>(t20, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t22 = widen<Int64>(splat<Int32>(INT64_C(128))) * t21;
-            const Int64 t23 = t18 + t22;
-            const Int32 t24 = widen<Int32>(saturate<Int64>(t23, INT64_C(0), INT64_C(255)));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t24, live);
+            const Int32 t6 = widen<Int32>(t5);
+            const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
+            const Int32 t8 = t7 - splat<Int32>(INT64_C(121));
+            const Int32 t9 = t8 * splat<Int32>(INT64_C(8));
+            const Int64 t10 = widen<Int64>(t9);
+            const Int32 t11 = t7 - splat<Int32>(INT64_C(3));
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = divide(t3, t14);
+            const Float t16 = round_(t15);
+            const Int64 t17 = saturate<Int64>(t16, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t18 = t10 + t17;
+            const Int64 t19 = smaller(t18, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const UInt32 t20 = float_bits(v_gradient);
+            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
+            const Int32 t22 = widen<Int32>(t21);
+            const Int32 t23 = splat<Int32>(INT64_C(128)) * t22;
+            const Int64 t24 = widen<Int64>(t23);
+            const Int64 t25 = t19 + t24;
+            const Int32 t26 = widen<Int32>(saturate<Int64>(t25, INT64_C(0), INT64_C(255)));
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t26, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -236,13 +239,13 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
+            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
             const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = saturate<UInt32>(t7, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t9 = widen<UInt32>(t7);
             const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
             const Float t11 = bits_float(t10);
             const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
@@ -324,13 +327,13 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
+            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
             const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = saturate<UInt32>(t7, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t9 = widen<UInt32>(t7);
             const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
             const Float t11 = bits_float(t10);
             const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
@@ -418,19 +421,20 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct hop_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) float kept0[1024 + WIDTH];
     float r_s_greater[32];
     float h0[32];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + first;
@@ -447,13 +451,13 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_received_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_received_s + ((first + at) / 32) * sizeof(uint8_t)));
+            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 32 * sizeof(uint8_t)));
             const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = saturate<UInt32>(t7, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t9 = widen<UInt32>(t7);
             const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
             const Float t11 = bits_float(t10);
             const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
@@ -465,9 +469,10 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t18 = v_gradient + t17;
             const Float t19 = u_scale * t18;
             const Float t20 = absolute(t19);
+            store<true>(b.kept0 + (first - b.begin) + at, t19, WIDTH);
             if (row == 0) a_s_greater[block] = t20;
             else if (FULL) a_s_greater[block] = HopGreaterOf0{}(a_s_greater[block], t20);
-            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t20), a_s_greater[block]);
+            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t20, live), a_s_greater[block]);
         }
     }
     if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf0{});
@@ -481,6 +486,7 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 32, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -499,68 +505,46 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_code = reinterpret_cast<const uint8_t*>(k.f_received_code) + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
-            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
-            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(127));
-            const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
-            const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = saturate<UInt32>(t7, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
-            const Float t11 = bits_float(t10);
-            const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
-            const Float t13 = select(t8, t12, splat<Float>(__builtin_nanf("")));
-            const Float t14 = t6 * t13;
-            const Float t15 = select(t2, splat<Float>(__builtin_nanf("")), t14);
-            const Float t16 = -t15;
-            const Float t17 = select(t0, t15, t16);
-            const Float t18 = v_gradient + t17;
-            const Float t19 = u_scale * t18;
-            const Float t20 = absolute(t19);
-            const Float t21 = splat<Float>(b.h0[(tile * TILE + at) / 32 - b.first]);
-            const Float t22 = divide(t20, t21);
-            const Float t23 = smaller(t22, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t24 = float_bits(t23);
-            const UInt32 t25 = shift_right(t24, splat<UInt32>(23u));
-            const Int64 t26 = saturate<Int64>(t25, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t27 = greater(t26, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t28 = t27 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t29 = t28 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t30 = t27 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t31 = saturate<UInt32>(t30, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t32 = shift_left(t31, splat<UInt32>(23u));
-            const Float t33 = bits_float(t32);
-            const Float t34 = divide(t23, t33);
-            const Float t35 = round_(t34);
-            const Int64 t36 = saturate<Int64>(t35, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t37 = t29 + t36;
-            const Int64 t38 = smaller(t37, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const UInt32 t39 = float_bits(t19);
-            const UInt32 t40 = shift_right(t39, splat<UInt32>(31u));
-            const Int64 t41 = saturate<Int64>(t40, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t42 = widen<Int64>(splat<Int32>(INT64_C(128))) * t41;
-            const Int64 t43 = t38 + t42;
-            const Int32 t44 = widen<Int32>(saturate<Int64>(t43, INT64_C(0), INT64_C(255)));
-            bad |= FULL ? not_finite(t19) : not_finite(t19) & first_lanes(live);
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t44, live);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = absolute(t0);
+            const Float t2 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
+            const Float t3 = divide(t1, t2);
+            const Float t4 = smaller(t3, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t5 = float_bits(t4);
+            const UInt32 t6 = shift_right(t5, splat<UInt32>(23u));
+            const Int32 t7 = widen<Int32>(t6);
+            const Int32 t8 = greater(t7, splat<Int32>(INT64_C(121)));
+            const Int32 t9 = t8 - splat<Int32>(INT64_C(121));
+            const Int32 t10 = t9 * splat<Int32>(INT64_C(8));
+            const Int64 t11 = widen<Int64>(t10);
+            const Int32 t12 = t8 - splat<Int32>(INT64_C(3));
+            const UInt32 t13 = widen<UInt32>(t12);
+            const UInt32 t14 = shift_left(t13, splat<UInt32>(23u));
+            const Float t15 = bits_float(t14);
+            const Float t16 = divide(t4, t15);
+            const Float t17 = round_(t16);
+            const Int64 t18 = saturate<Int64>(t17, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t19 = t11 + t18;
+            const Int64 t20 = smaller(t19, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const UInt32 t21 = float_bits(t0);
+            const UInt32 t22 = shift_right(t21, splat<UInt32>(31u));
+            const Int32 t23 = widen<Int32>(t22);
+            const Int32 t24 = splat<Int32>(INT64_C(128)) * t23;
+            const Int64 t25 = widen<Int64>(t24);
+            const Int64 t26 = t20 + t25;
+            const Int32 t27 = widen<Int32>(saturate<Int64>(t26, INT64_C(0), INT64_C(255)));
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t27, live);
         }
     }
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

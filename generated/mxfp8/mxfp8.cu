@@ -65,7 +65,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 32, in the item's scratch, from the span's first block on
@@ -145,32 +145,34 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.h0[(tile * TILE + at) / 32 - b.first]);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
             const Float t2 = divide(t0, t1);
             const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t4 = float_bits(t3);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
-            const Int64 t6 = saturate<Int64>(t5, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t7 = greater(t6, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t8 = wrap_subtract(t7, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t9 = wrap_multiply(t8, widen<Int64>(splat<Int32>(INT64_C(8))));
-            const Int64 t10 = wrap_subtract(t7, widen<Int64>(splat<Int32>(INT64_C(3))));
-            const UInt32 t11 = saturate<UInt32>(t10, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
-            const Float t13 = bits_float(t12);
-            const Float t14 = divide(t3, t13);
-            const Float t15 = round_(t14);
-            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t17 = wrap_add(t9, t16);
-            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const UInt32 t19 = float_bits(v_gradient);
-            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
-            const Int64 t21 = saturate<Int64>(t20, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t22 = wrap_multiply(widen<Int64>(splat<Int32>(INT64_C(128))), t21);
-            const Int64 t23 = wrap_add(t18, t22);
-            const Int32 t24 = widen<Int32>(saturate<Int64>(t23, INT64_C(0), INT64_C(255)));
+            const Int32 t6 = widen<Int32>(t5);
+            const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
+            const Int32 t8 = wrap_subtract(t7, splat<Int32>(INT64_C(121)));
+            const Int32 t9 = wrap_multiply(t8, splat<Int32>(INT64_C(8)));
+            const Int64 t10 = widen<Int64>(t9);
+            const Int32 t11 = wrap_subtract(t7, splat<Int32>(INT64_C(3)));
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = divide(t3, t14);
+            const Float t16 = round_(t15);
+            const Int64 t17 = saturate<Int64>(t16, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t18 = wrap_add(t10, t17);
+            const Int64 t19 = smaller(t18, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const UInt32 t20 = float_bits(v_gradient);
+            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
+            const Int32 t22 = widen<Int32>(t21);
+            const Int32 t23 = wrap_multiply(splat<Int32>(INT64_C(128)), t22);
+            const Int64 t24 = widen<Int64>(t23);
+            const Int64 t25 = wrap_add(t19, t24);
+            const Int32 t26 = widen<Int32>(saturate<Int64>(t25, INT64_C(0), INT64_C(255)));
             bad = bad || not_finite(v_gradient);
-            o_field_code.at[block] = static_cast<uint8_t>(t24);
+            o_field_code.at[block] = static_cast<uint8_t>(t26);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }
@@ -250,13 +252,13 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
+            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
             const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = saturate<UInt32>(t7, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t9 = widen<UInt32>(t7);
             const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
             const Float t11 = bits_float(t10);
             const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
@@ -288,7 +290,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -340,13 +344,13 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
+            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
             const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = saturate<UInt32>(t7, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t9 = widen<UInt32>(t7);
             const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
             const Float t11 = bits_float(t10);
             const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
@@ -380,7 +384,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -435,7 +441,7 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 32, in the item's scratch, from the span's first block on
@@ -467,13 +473,13 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_received_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_received_s + ((first + at) / 32) * sizeof(uint8_t)));
+            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 32 * sizeof(uint8_t)));
             const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = saturate<UInt32>(t7, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t9 = widen<UInt32>(t7);
             const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
             const Float t11 = bits_float(t10);
             const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
@@ -543,13 +549,13 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
             const Int32 t1 = v_received_code & splat<Int32>(INT64_C(127));
             const Mask t2 = eq(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = widen<UInt32>(t1);
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 32) * sizeof(uint8_t)));
+            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
             const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = saturate<UInt32>(t7, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t9 = widen<UInt32>(t7);
             const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
             const Float t11 = bits_float(t10);
             const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
@@ -561,32 +567,34 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Float t18 = v_gradient + t17;
             const Float t19 = u_scale * t18;
             const Float t20 = absolute(t19);
-            const Float t21 = splat<Float>(b.h0[(tile * TILE + at) / 32 - b.first]);
+            const Float t21 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
             const Float t22 = divide(t20, t21);
             const Float t23 = smaller(t22, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t24 = float_bits(t23);
             const UInt32 t25 = shift_right(t24, splat<UInt32>(23u));
-            const Int64 t26 = saturate<Int64>(t25, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t27 = greater(t26, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t28 = wrap_subtract(t27, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t29 = wrap_multiply(t28, widen<Int64>(splat<Int32>(INT64_C(8))));
-            const Int64 t30 = wrap_subtract(t27, widen<Int64>(splat<Int32>(INT64_C(3))));
-            const UInt32 t31 = saturate<UInt32>(t30, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t32 = shift_left(t31, splat<UInt32>(23u));
-            const Float t33 = bits_float(t32);
-            const Float t34 = divide(t23, t33);
-            const Float t35 = round_(t34);
-            const Int64 t36 = saturate<Int64>(t35, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t37 = wrap_add(t29, t36);
-            const Int64 t38 = smaller(t37, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const UInt32 t39 = float_bits(t19);
-            const UInt32 t40 = shift_right(t39, splat<UInt32>(31u));
-            const Int64 t41 = saturate<Int64>(t40, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t42 = wrap_multiply(widen<Int64>(splat<Int32>(INT64_C(128))), t41);
-            const Int64 t43 = wrap_add(t38, t42);
-            const Int32 t44 = widen<Int32>(saturate<Int64>(t43, INT64_C(0), INT64_C(255)));
+            const Int32 t26 = widen<Int32>(t25);
+            const Int32 t27 = greater(t26, splat<Int32>(INT64_C(121)));
+            const Int32 t28 = wrap_subtract(t27, splat<Int32>(INT64_C(121)));
+            const Int32 t29 = wrap_multiply(t28, splat<Int32>(INT64_C(8)));
+            const Int64 t30 = widen<Int64>(t29);
+            const Int32 t31 = wrap_subtract(t27, splat<Int32>(INT64_C(3)));
+            const UInt32 t32 = widen<UInt32>(t31);
+            const UInt32 t33 = shift_left(t32, splat<UInt32>(23u));
+            const Float t34 = bits_float(t33);
+            const Float t35 = divide(t23, t34);
+            const Float t36 = round_(t35);
+            const Int64 t37 = saturate<Int64>(t36, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t38 = wrap_add(t30, t37);
+            const Int64 t39 = smaller(t38, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const UInt32 t40 = float_bits(t19);
+            const UInt32 t41 = shift_right(t40, splat<UInt32>(31u));
+            const Int32 t42 = widen<Int32>(t41);
+            const Int32 t43 = wrap_multiply(splat<Int32>(INT64_C(128)), t42);
+            const Int64 t44 = widen<Int64>(t43);
+            const Int64 t45 = wrap_add(t39, t44);
+            const Int32 t46 = widen<Int32>(saturate<Int64>(t45, INT64_C(0), INT64_C(255)));
             bad = bad || not_finite(t19);
-            o_field_code.at[block] = static_cast<uint8_t>(t44);
+            o_field_code.at[block] = static_cast<uint8_t>(t46);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }
@@ -636,6 +644,11 @@ COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) mxfp8_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 8, each with the arguments (items, count, params) ----
 

@@ -31,7 +31,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_greater_0(a, b):
+def encode_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -48,9 +48,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            a_s_greater = t0 if row == 0 else keep(live, encode_greater_0(a_s_greater, t0), a_s_greater)
+            a_s_greater = t0 if row == 0 else keep(live, encode_greater_0(a_s_greater, t0, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, encode_greater_0_fold(Float, f32, lanes_s_greater, rest), WHOLE)
+    store(f32, tiles_s_greater, t, encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
@@ -66,7 +66,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
-        x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length))))
+        x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
         store(f32, b_h0, j, ((greater((bits_float((shift_left(saturate(u32, saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))) if native((lt(saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), splat(i64, 255)))) else splat(f32, nan)), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), WHOLE)
@@ -87,27 +87,29 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t3 = smaller(t2, splat(Float, 448.0))
             t4 = float_bits(t3)
             t5 = shift_right(t4, splat(UInt32, 23))
-            t6 = saturate(Int64, t5, -9223372036854775808, 9223372036854775807)
-            t7 = greater(t6, widen(Int64, splat(Int32, 121)))
-            t8 = t7 - widen(Int64, splat(Int32, 121))
-            t9 = t8 * widen(Int64, splat(Int32, 8))
-            t10 = t7 - widen(Int64, splat(Int32, 3))
-            t11 = saturate(UInt32, t10, 0, 4294967295)
-            t12 = shift_left(t11, splat(UInt32, 23))
-            t13 = bits_float(t12)
-            t14 = divide(t3, t13)
-            t15 = round_(t14)
-            t16 = saturate(Int64, t15, -9223372036854775808, 9223372036854775807)
-            t17 = t9 + t16
-            t18 = smaller(t17, widen(Int64, splat(Int32, 127)))
-            t19 = float_bits(v_gradient)
-            t20 = shift_right(t19, splat(UInt32, 31))
-            t21 = saturate(Int64, t20, -9223372036854775808, 9223372036854775807)
-            t22 = widen(Int64, splat(Int32, 128)) * t21
-            t23 = t18 + t22
-            t24 = widen(Int32, saturate(Int64, t23, 0, 255))
+            t6 = widen(Int32, t5)
+            t7 = greater(t6, splat(Int32, 121))
+            t8 = t7 - splat(Int32, 121)
+            t9 = t8 * splat(Int32, 8)
+            t10 = widen(Int64, t9)
+            t11 = t7 - splat(Int32, 3)
+            t12 = widen(UInt32, t11)
+            t13 = shift_left(t12, splat(UInt32, 23))
+            t14 = bits_float(t13)
+            t15 = divide(t3, t14)
+            t16 = round_(t15)
+            t17 = saturate(Int64, t16, -9223372036854775808, 9223372036854775807)
+            t18 = t10 + t17
+            t19 = smaller(t18, widen(Int64, splat(Int32, 127)))
+            t20 = float_bits(v_gradient)
+            t21 = shift_right(t20, splat(UInt32, 31))
+            t22 = widen(Int32, t21)
+            t23 = splat(Int32, 128) * t22
+            t24 = widen(Int64, t23)
+            t25 = t19 + t24
+            t26 = widen(Int32, saturate(Int64, t25, 0, 255))
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            store(u8, k.f_code, start + at, t24, live)
+            store(u8, k.f_code, start + at, t26, live)
     if any_(bad):
         k.bad = 1
 
@@ -196,13 +198,13 @@ def decode_pass0_tile(k, tile, count):
             t0 = lt(v_code, splat(Int32, 128))
             t1 = v_code & splat(Int32, 127)
             t2 = eq(t1, splat(Int32, 127))
-            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = widen(UInt32, t1)
             t4 = shift_left(t3, splat(UInt32, 20))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 1.329227995784916e+36)
             t7 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
             t8 = lt(t7, splat(Int32, 255))
-            t9 = saturate(UInt32, t7, 0, 4294967295)
+            t9 = widen(UInt32, t7)
             t10 = shift_left(t9, splat(UInt32, 23))
             t11 = bits_float(t10)
             t12 = greater(t11, splat(Float, 5.877471754111438e-39))
@@ -290,13 +292,13 @@ def decode_add_pass0_tile(k, tile, count):
             t0 = lt(v_code, splat(Int32, 128))
             t1 = v_code & splat(Int32, 127)
             t2 = eq(t1, splat(Int32, 127))
-            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = widen(UInt32, t1)
             t4 = shift_left(t3, splat(UInt32, 20))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 1.329227995784916e+36)
             t7 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
             t8 = lt(t7, splat(Int32, 255))
-            t9 = saturate(UInt32, t7, 0, 4294967295)
+            t9 = widen(UInt32, t7)
             t10 = shift_left(t9, splat(UInt32, 23))
             t11 = bits_float(t10)
             t12 = greater(t11, splat(Float, 5.877471754111438e-39))
@@ -389,7 +391,7 @@ hop_frame = frame_type(
 
 
 @inner
-def hop_greater_0(a, b):
+def hop_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -410,13 +412,13 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, l
             t0 = lt(v_received_code, splat(Int32, 128))
             t1 = v_received_code & splat(Int32, 127)
             t2 = eq(t1, splat(Int32, 127))
-            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = widen(UInt32, t1)
             t4 = shift_left(t3, splat(UInt32, 20))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 1.329227995784916e+36)
             t7 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, 32)
             t8 = lt(t7, splat(Int32, 255))
-            t9 = saturate(UInt32, t7, 0, 4294967295)
+            t9 = widen(UInt32, t7)
             t10 = shift_left(t9, splat(UInt32, 23))
             t11 = bits_float(t10)
             t12 = greater(t11, splat(Float, 5.877471754111438e-39))
@@ -428,9 +430,9 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, l
             t18 = v_gradient + t17
             t19 = u_scale * t18
             t20 = absolute(t19)
-            a_s_greater = t20 if row == 0 else keep(live, hop_greater_0(a_s_greater, t20), a_s_greater)
+            a_s_greater = t20 if row == 0 else keep(live, hop_greater_0(a_s_greater, t20, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest), WHOLE)
+    store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
@@ -446,7 +448,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
                 hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
             else:
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
-        x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length))))
+        x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
         store(f32, b_h0, j, ((greater((bits_float((shift_left(saturate(u32, saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))) if native((lt(saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), splat(i64, 255)))) else splat(f32, nan)), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), WHOLE)
@@ -466,13 +468,13 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t0 = lt(v_received_code, splat(Int32, 128))
             t1 = v_received_code & splat(Int32, 127)
             t2 = eq(t1, splat(Int32, 127))
-            t3 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = widen(UInt32, t1)
             t4 = shift_left(t3, splat(UInt32, 20))
             t5 = bits_float(t4)
             t6 = t5 * splat(Float, 1.329227995784916e+36)
             t7 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, WIDTH)
             t8 = lt(t7, splat(Int32, 255))
-            t9 = saturate(UInt32, t7, 0, 4294967295)
+            t9 = widen(UInt32, t7)
             t10 = shift_left(t9, splat(UInt32, 23))
             t11 = bits_float(t10)
             t12 = greater(t11, splat(Float, 5.877471754111438e-39))
@@ -489,27 +491,29 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t23 = smaller(t22, splat(Float, 448.0))
             t24 = float_bits(t23)
             t25 = shift_right(t24, splat(UInt32, 23))
-            t26 = saturate(Int64, t25, -9223372036854775808, 9223372036854775807)
-            t27 = greater(t26, widen(Int64, splat(Int32, 121)))
-            t28 = t27 - widen(Int64, splat(Int32, 121))
-            t29 = t28 * widen(Int64, splat(Int32, 8))
-            t30 = t27 - widen(Int64, splat(Int32, 3))
-            t31 = saturate(UInt32, t30, 0, 4294967295)
-            t32 = shift_left(t31, splat(UInt32, 23))
-            t33 = bits_float(t32)
-            t34 = divide(t23, t33)
-            t35 = round_(t34)
-            t36 = saturate(Int64, t35, -9223372036854775808, 9223372036854775807)
-            t37 = t29 + t36
-            t38 = smaller(t37, widen(Int64, splat(Int32, 127)))
-            t39 = float_bits(t19)
-            t40 = shift_right(t39, splat(UInt32, 31))
-            t41 = saturate(Int64, t40, -9223372036854775808, 9223372036854775807)
-            t42 = widen(Int64, splat(Int32, 128)) * t41
-            t43 = t38 + t42
-            t44 = widen(Int32, saturate(Int64, t43, 0, 255))
+            t26 = widen(Int32, t25)
+            t27 = greater(t26, splat(Int32, 121))
+            t28 = t27 - splat(Int32, 121)
+            t29 = t28 * splat(Int32, 8)
+            t30 = widen(Int64, t29)
+            t31 = t27 - splat(Int32, 3)
+            t32 = widen(UInt32, t31)
+            t33 = shift_left(t32, splat(UInt32, 23))
+            t34 = bits_float(t33)
+            t35 = divide(t23, t34)
+            t36 = round_(t35)
+            t37 = saturate(Int64, t36, -9223372036854775808, 9223372036854775807)
+            t38 = t30 + t37
+            t39 = smaller(t38, widen(Int64, splat(Int32, 127)))
+            t40 = float_bits(t19)
+            t41 = shift_right(t40, splat(UInt32, 31))
+            t42 = widen(Int32, t41)
+            t43 = splat(Int32, 128) * t42
+            t44 = widen(Int64, t43)
+            t45 = t39 + t44
+            t46 = widen(Int32, saturate(Int64, t45, 0, 255))
             bad = keep(live, bad | not_finite(t19), bad)
-            store(u8, k.f_code, start + at, t44, live)
+            store(u8, k.f_code, start + at, t46, live)
     if any_(bad):
         k.bad = 1
 

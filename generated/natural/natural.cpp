@@ -67,10 +67,10 @@ struct EncodeFrame {
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     for (int row = 0; row < ROWS; ++row) {
@@ -91,13 +91,13 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t8 = saturate<Int32>(t7, INT64_C(0), INT64_C(255));
             const Mask t9 = lt(v_gradient, splat<Float>(0x0.0p+0f));
             const Int32 t10 = widen<Int32>(bit(t9));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_exponent) + tile * TILE + at, t8, live);
-            store<true>(o_negative + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
+            put_bits(o_negative + at / 8, FULL ? ne(t10, Int32{}) : ne(t10, Int32{}) & first_lanes(live));
         }
     }
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -174,7 +174,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Int32 v_exponent = load<Int32, FULL>(in_exponent + at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = lt(v_exponent, splat<Int32>(INT64_C(255)));
-            const UInt32 t2 = saturate<UInt32>(v_exponent, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t2 = widen<UInt32>(v_exponent);
             const UInt32 t3 = shift_left(t2, splat<UInt32>(23u));
             const Float t4 = bits_float(t3);
             const Float t5 = select(t1, t4, splat<Float>(__builtin_nanf("")));
@@ -256,7 +256,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Int32 v_exponent = load<Int32, FULL>(in_exponent + at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = lt(v_exponent, splat<Int32>(INT64_C(255)));
-            const UInt32 t2 = saturate<UInt32>(v_exponent, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t2 = widen<UInt32>(v_exponent);
             const UInt32 t3 = shift_left(t2, splat<UInt32>(23u));
             const Float t4 = bits_float(t3);
             const Float t5 = select(t1, t4, splat<Float>(__builtin_nanf("")));
@@ -332,12 +332,12 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const Float u_scale = splat<Float>(k.scale);
     alignas(64) uint8_t c_received_negative[TILE];
     unpack<1, FULL>(c_received_negative, k.f_received_negative + tile * (LANES * 1), count);
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_negative = c_received_negative;
     const auto* in_received_exponent = reinterpret_cast<const uint8_t*>(k.f_received_exponent) + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     for (int row = 0; row < ROWS; ++row) {
@@ -351,7 +351,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 v_received_exponent = load<Int32, FULL>(in_received_exponent + at, live);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = lt(v_received_exponent, splat<Int32>(INT64_C(255)));
-            const UInt32 t2 = saturate<UInt32>(v_received_exponent, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t2 = widen<UInt32>(v_received_exponent);
             const UInt32 t3 = shift_left(t2, splat<UInt32>(23u));
             const Float t4 = bits_float(t3);
             const Float t5 = select(t1, t4, splat<Float>(__builtin_nanf("")));
@@ -370,13 +370,13 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 t18 = saturate<Int32>(t17, INT64_C(0), INT64_C(255));
             const Mask t19 = lt(t9, splat<Float>(0x0.0p+0f));
             const Int32 t20 = widen<Int32>(bit(t19));
-            bad |= FULL ? not_finite(t9) : not_finite(t9) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(t9) : magnitude(t9) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_exponent) + tile * TILE + at, t18, live);
-            store<true>(o_negative + at, FULL ? t20 : t20 & first_lanes(live), WIDTH);
+            put_bits(o_negative + at / 8, FULL ? ne(t20, Int32{}) : ne(t20, Int32{}) & first_lanes(live));
         }
     }
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -171,7 +171,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             const Int32 v_exponent = widen<Int32>(in_exponent.row[row].at[block]);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = lt(v_exponent, splat<Int32>(INT64_C(255)));
-            const UInt32 t2 = saturate<UInt32>(v_exponent, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t2 = widen<UInt32>(v_exponent);
             const UInt32 t3 = shift_left(t2, splat<UInt32>(23u));
             const Float t4 = bits_float(t3);
             const Float t5 = select(t1, t4, splat<Float>(__builtin_nanf("")));
@@ -200,7 +200,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -253,7 +255,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Int32 v_exponent = widen<Int32>(in_exponent.row[row].at[block]);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = lt(v_exponent, splat<Int32>(INT64_C(255)));
-            const UInt32 t2 = saturate<UInt32>(v_exponent, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t2 = widen<UInt32>(v_exponent);
             const UInt32 t3 = shift_left(t2, splat<UInt32>(23u));
             const Float t4 = bits_float(t3);
             const Float t5 = select(t1, t4, splat<Float>(__builtin_nanf("")));
@@ -284,7 +286,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -349,7 +353,7 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 v_received_exponent = widen<Int32>(in_received_exponent.row[row].at[block]);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = lt(v_received_exponent, splat<Int32>(INT64_C(255)));
-            const UInt32 t2 = saturate<UInt32>(v_received_exponent, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t2 = widen<UInt32>(v_received_exponent);
             const UInt32 t3 = shift_left(t2, splat<UInt32>(23u));
             const Float t4 = bits_float(t3);
             const Float t5 = select(t1, t4, splat<Float>(__builtin_nanf("")));
@@ -419,6 +423,11 @@ COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) natural_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 8, each with the arguments (items, count, params) ----
 

@@ -85,22 +85,22 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct encode_pass0_blocks {  // one value a block of 16, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
     float r_s_greater[64];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_s_greater[BLOCKS];
@@ -114,7 +114,7 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             const Float t0 = absolute(v_gradient);
             if (row == 0) a_s_greater[block] = t0;
             else if (FULL) a_s_greater[block] = EncodeGreaterOf1{}(a_s_greater[block], t0);
-            else a_s_greater[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_s_greater[block], t0), a_s_greater[block]);
+            else a_s_greater[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_s_greater[block], t0, live), a_s_greater[block]);
         }
     }
     if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, EncodeGreaterOf1{});
@@ -128,6 +128,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     constexpr int64_t BLOCK = 16, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
@@ -147,7 +148,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_whole_greater[BLOCKS];
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -156,14 +157,14 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             if (row == 0) a_whole_greater[block] = t0;
             else if (FULL) a_whole_greater[block] = EncodeGreaterOf0{}(a_whole_greater[block], t0);
-            else a_whole_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_whole_greater[block], t0), a_whole_greater[block]);
+            else a_whole_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_whole_greater[block], t0, live), a_whole_greater[block]);
         }
     }
     k.whole_greater_tiles[tile] = fold<FULL>(a_whole_greater, count < LANES ? count : LANES, EncodeGreaterOf0{});
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -181,21 +182,22 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Float t2 = smaller(t1, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t3 = float_bits(t2);
             const UInt32 t4 = shift_right(t3, splat<UInt32>(23u));
-            const Int64 t5 = saturate<Int64>(t4, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t6 = greater(t5, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t7 = t6 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t8 = t7 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t9 = t6 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t10 = saturate<UInt32>(t9, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(23u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = divide(t2, t12);
-            const Float t14 = round_(t13);
-            const Int64 t15 = saturate<Int64>(t14, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t16 = t8 + t15;
-            const Int64 t17 = smaller(t16, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t18 = widen<Int32>(saturate<Int64>(t17, INT64_C(0), INT64_C(255)));
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t18, live);
+            const Int32 t5 = widen<Int32>(t4);
+            const Int32 t6 = greater(t5, splat<Int32>(INT64_C(121)));
+            const Int32 t7 = t6 - splat<Int32>(INT64_C(121));
+            const Int32 t8 = t7 * splat<Int32>(INT64_C(8));
+            const Int64 t9 = widen<Int64>(t8);
+            const Int32 t10 = t6 - splat<Int32>(INT64_C(3));
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t2, t13);
+            const Float t15 = round_(t14);
+            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t17 = t9 + t16;
+            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t19 = widen<Int32>(saturate<Int64>(t18, INT64_C(0), INT64_C(255)));
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t19, live);
         }
     }
 }
@@ -221,59 +223,60 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Float t5 = smaller(t4, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t6 = float_bits(t5);
             const UInt32 t7 = shift_right(t6, splat<UInt32>(23u));
-            const Int64 t8 = saturate<Int64>(t7, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t9 = greater(t8, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t10 = t9 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t11 = t10 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t12 = t9 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t13 = saturate<UInt32>(t12, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t14 = shift_left(t13, splat<UInt32>(23u));
-            const Float t15 = bits_float(t14);
-            const Float t16 = divide(t5, t15);
-            const Float t17 = round_(t16);
-            const Int64 t18 = saturate<Int64>(t17, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t19 = t11 + t18;
-            const Int64 t20 = smaller(t19, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t21 = widen<Int32>(saturate<Int64>(t20, INT64_C(0), INT64_C(255)));
-            const Mask t22 = lt(t21, splat<Int32>(INT64_C(127)));
-            const Mask t23 = both(first_lanes(live), t22);
-            const Float t24 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t1, t23, k.outside);
-            const Float t25 = divide(t24, splat<Float>(0x1.8000000000000p+2f));
-            const Float t26 = divide(t25, u_whole);
-            const Float t27 = smaller(t26, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t28 = float_bits(t27);
-            const UInt32 t29 = shift_right(t28, splat<UInt32>(23u));
-            const Int64 t30 = saturate<Int64>(t29, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t31 = greater(t30, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t32 = t31 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t33 = t32 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t34 = t31 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t35 = saturate<UInt32>(t34, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t36 = shift_left(t35, splat<UInt32>(23u));
-            const Float t37 = bits_float(t36);
-            const Float t38 = divide(t27, t37);
-            const Float t39 = round_(t38);
-            const Int64 t40 = saturate<Int64>(t39, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t41 = t33 + t40;
-            const Int64 t42 = smaller(t41, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t43 = widen<Int32>(saturate<Int64>(t42, INT64_C(0), INT64_C(255)));
-            const UInt32 t44 = saturate<UInt32>(t43, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t45 = shift_left(t44, splat<UInt32>(20u));
-            const Float t46 = bits_float(t45);
-            const Float t47 = t46 * splat<Float>(0x1.0000000000000p+120f);
-            const Mask t48 = both(first_lanes(live), negation(t22));
-            const Float t49 = select(t22, t47, splat<Float>(__builtin_nanf("")));
-            const Float t50 = divide(t0, t49);
-            const Float t51 = absolute(t50);
-            const Int32 t52 = search<Int32>(encode_bounds_table, 7, t51);
-            const Int64 t53 = widen<Int64>(t52);
-            const UInt32 t54 = float_bits(v_gradient);
-            const UInt32 t55 = shift_right(t54, splat<UInt32>(31u));
-            const Int64 t56 = saturate<Int64>(t55, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t57 = widen<Int64>(splat<Int32>(INT64_C(8))) * t56;
-            const Int64 t58 = t53 + t57;
-            const Int32 t59 = widen<Int32>(saturate<Int64>(t58, INT64_C(0), INT64_C(15)));
-            store<true>(o_code + at, FULL ? t59 : t59 & first_lanes(live), WIDTH);
+            const Int32 t8 = widen<Int32>(t7);
+            const Int32 t9 = greater(t8, splat<Int32>(INT64_C(121)));
+            const Int32 t10 = t9 - splat<Int32>(INT64_C(121));
+            const Int32 t11 = t10 * splat<Int32>(INT64_C(8));
+            const Int64 t12 = widen<Int64>(t11);
+            const Int32 t13 = t9 - splat<Int32>(INT64_C(3));
+            const UInt32 t14 = widen<UInt32>(t13);
+            const UInt32 t15 = shift_left(t14, splat<UInt32>(23u));
+            const Float t16 = bits_float(t15);
+            const Float t17 = divide(t5, t16);
+            const Float t18 = round_(t17);
+            const Int64 t19 = saturate<Int64>(t18, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t20 = t12 + t19;
+            const Int64 t21 = smaller(t20, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t22 = widen<Int32>(saturate<Int64>(t21, INT64_C(0), INT64_C(255)));
+            const Mask t23 = lt(t22, splat<Int32>(INT64_C(127)));
+            const Mask t24 = both(first_lanes(live), t23);
+            const Float t25 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t1, t24, k.outside);
+            const Float t26 = divide(t25, splat<Float>(0x1.8000000000000p+2f));
+            const Float t27 = divide(t26, u_whole);
+            const Float t28 = smaller(t27, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t29 = float_bits(t28);
+            const UInt32 t30 = shift_right(t29, splat<UInt32>(23u));
+            const Int32 t31 = widen<Int32>(t30);
+            const Int32 t32 = greater(t31, splat<Int32>(INT64_C(121)));
+            const Int32 t33 = t32 - splat<Int32>(INT64_C(121));
+            const Int32 t34 = t33 * splat<Int32>(INT64_C(8));
+            const Int64 t35 = widen<Int64>(t34);
+            const Int32 t36 = t32 - splat<Int32>(INT64_C(3));
+            const UInt32 t37 = widen<UInt32>(t36);
+            const UInt32 t38 = shift_left(t37, splat<UInt32>(23u));
+            const Float t39 = bits_float(t38);
+            const Float t40 = divide(t28, t39);
+            const Float t41 = round_(t40);
+            const Int64 t42 = saturate<Int64>(t41, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t43 = t35 + t42;
+            const Int64 t44 = smaller(t43, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t45 = widen<Int32>(saturate<Int64>(t44, INT64_C(0), INT64_C(255)));
+            const UInt32 t46 = widen<UInt32>(t45);
+            const UInt32 t47 = shift_left(t46, splat<UInt32>(20u));
+            const Float t48 = bits_float(t47);
+            const Float t49 = t48 * splat<Float>(0x1.0000000000000p+120f);
+            const Mask t50 = both(first_lanes(live), negation(t23));
+            const Float t51 = select(t23, t49, splat<Float>(__builtin_nanf("")));
+            const Float t52 = divide(t0, t51);
+            const Float t53 = absolute(t52);
+            const Int32 t54 = search<Int32>(encode_bounds_table, 7, t53);
+            const UInt32 t55 = float_bits(v_gradient);
+            const UInt32 t56 = shift_right(t55, splat<UInt32>(31u));
+            const Int32 t57 = widen<Int32>(t56);
+            const Int32 t58 = splat<Int32>(INT64_C(8)) * t57;
+            const Int32 t59 = t54 + t58;
+            const Int32 t60 = saturate<Int32>(t59, INT64_C(0), INT64_C(15));
+            store<true>(o_code + at, FULL ? t60 : t60 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
@@ -378,18 +381,17 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_code = load<Int32, true>(in_code + at, live);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_whole_1;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
+            const Float t0 = lookup<Float>(decode_value_table, v_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_whole_1;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t9), live);
         }
     }
 }
@@ -468,20 +470,19 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_code = load<Int32, true>(in_code + at, live);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_add_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_whole_1;
-            const Float t11 = u_scale * t10;
-            const Float t12 = v_gradient + t11;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t12), live);
+            const Float t0 = lookup<Float>(decode_add_value_table, v_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_whole_1;
+            const Float t10 = u_scale * t9;
+            const Float t11 = v_gradient + t10;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t11), live);
         }
     }
 }
@@ -569,27 +570,28 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 struct HopGreaterOf1 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 
 struct hop_pass0_blocks {  // one value a block of 16, for the blocks of 1024 elements
-    int64_t first;
+    int64_t first, begin;
+    alignas(64) uint8_t c_received_code[1024];
+    alignas(64) float kept0[1024 + WIDTH];
     float r_s_greater[64];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
 template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] const hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_whole_1 = splat<Float>(k.received_whole_1_);
-    alignas(64) uint8_t room_received_code[TILE + 8];
-    const uint8_t* const c_received_code = unpack_some<4>(room_received_code, k.f_received_code, first, count);
+    const uint8_t* const c_received_code = b.c_received_code + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_code = c_received_code;
     Float a_s_greater[BLOCKS];
@@ -601,23 +603,23 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((first + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = absolute(t12);
-            if (row == 0) a_s_greater[block] = t13;
-            else if (FULL) a_s_greater[block] = HopGreaterOf1{}(a_s_greater[block], t13);
-            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf1{}(a_s_greater[block], t13), a_s_greater[block]);
+            const Float t0 = lookup<Float>(hop_received_value_table, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_received_whole_1;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = absolute(t11);
+            store<true>(b.kept0 + (first - b.begin) + at, t11, WIDTH);
+            if (row == 0) a_s_greater[block] = t12;
+            else if (FULL) a_s_greater[block] = HopGreaterOf1{}(a_s_greater[block], t12);
+            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf1{}(a_s_greater[block], t12, live), a_s_greater[block]);
         }
     }
     if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf1{});
@@ -631,7 +633,14 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     constexpr int64_t BLOCK = 16, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
+    b.begin = begin;
     b.first = begin / BLOCK;
+    for (int64_t at = begin; at < end; at += TILE) {
+        uint8_t* const codes = b.c_received_code + (at - begin);
+        const uint8_t* const from = k.f_received_code + at / 8 * 4;
+        if (end - at >= TILE) unpack<4, true>(codes, from, TILE);
+        else unpack<4, false>(codes, from, int(end - at));
+    }
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_s_greater;
@@ -648,44 +657,24 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Float u_scale = splat<Float>(k.scale);
-    const Float u_received_whole_1 = splat<Float>(k.received_whole_1_);
-    alignas(64) uint8_t c_received_code[TILE];
-    unpack<4, FULL>(c_received_code, k.f_received_code + tile * (LANES * 4), count);
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_code = c_received_code;
     Float a_whole_greater[BLOCKS];
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = absolute(t12);
-            bad |= FULL ? not_finite(t12) : not_finite(t12) & first_lanes(live);
-            if (row == 0) a_whole_greater[block] = t13;
-            else if (FULL) a_whole_greater[block] = HopGreaterOf0{}(a_whole_greater[block], t13);
-            else a_whole_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_whole_greater[block], t13), a_whole_greater[block]);
+            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t1 = absolute(t0);
+            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            if (row == 0) a_whole_greater[block] = t1;
+            else if (FULL) a_whole_greater[block] = HopGreaterOf0{}(a_whole_greater[block], t1);
+            else a_whole_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_whole_greater[block], t1, live), a_whole_greater[block]);
         }
     }
     k.whole_greater_tiles[tile] = fold<FULL>(a_whole_greater, count < LANES ? count : LANES, HopGreaterOf0{});
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -703,21 +692,22 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
             const Float t2 = smaller(t1, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t3 = float_bits(t2);
             const UInt32 t4 = shift_right(t3, splat<UInt32>(23u));
-            const Int64 t5 = saturate<Int64>(t4, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t6 = greater(t5, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t7 = t6 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t8 = t7 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t9 = t6 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t10 = saturate<UInt32>(t9, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(23u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = divide(t2, t12);
-            const Float t14 = round_(t13);
-            const Int64 t15 = saturate<Int64>(t14, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t16 = t8 + t15;
-            const Int64 t17 = smaller(t16, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t18 = widen<Int32>(saturate<Int64>(t17, INT64_C(0), INT64_C(255)));
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t18, live);
+            const Int32 t5 = widen<Int32>(t4);
+            const Int32 t6 = greater(t5, splat<Int32>(INT64_C(121)));
+            const Int32 t7 = t6 - splat<Int32>(INT64_C(121));
+            const Int32 t8 = t7 * splat<Int32>(INT64_C(8));
+            const Int64 t9 = widen<Int64>(t8);
+            const Int32 t10 = t6 - splat<Int32>(INT64_C(3));
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t2, t13);
+            const Float t15 = round_(t14);
+            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t17 = t9 + t16;
+            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t19 = widen<Int32>(saturate<Int64>(t18, INT64_C(0), INT64_C(255)));
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t19, live);
         }
     }
 }
@@ -741,36 +731,36 @@ template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const P
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = divide(t12, u_whole);
-            const Int64 t14 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
-            const Float t15 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t14, first_lanes(live), k.outside);
-            const Float t16 = divide(t15, splat<Float>(0x1.8000000000000p+2f));
-            const Float t17 = divide(t16, u_whole);
-            const Float t18 = smaller(t17, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t19 = float_bits(t18);
-            const UInt32 t20 = shift_right(t19, splat<UInt32>(23u));
-            const Int64 t21 = saturate<Int64>(t20, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t22 = greater(t21, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t23 = t22 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t24 = t23 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t25 = t22 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t26 = saturate<UInt32>(t25, INT64_C(0), INT64_C(4294967295));
+            const Float t0 = lookup<Float>(hop_received_value_table, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_received_whole_1;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = divide(t11, u_whole);
+            const Int64 t13 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
+            const Float t14 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t13, first_lanes(live), k.outside);
+            const Float t15 = divide(t14, splat<Float>(0x1.8000000000000p+2f));
+            const Float t16 = divide(t15, u_whole);
+            const Float t17 = smaller(t16, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t18 = float_bits(t17);
+            const UInt32 t19 = shift_right(t18, splat<UInt32>(23u));
+            const Int32 t20 = widen<Int32>(t19);
+            const Int32 t21 = greater(t20, splat<Int32>(INT64_C(121)));
+            const Int32 t22 = t21 - splat<Int32>(INT64_C(121));
+            const Int32 t23 = t22 * splat<Int32>(INT64_C(8));
+            const Int64 t24 = widen<Int64>(t23);
+            const Int32 t25 = t21 - splat<Int32>(INT64_C(3));
+            const UInt32 t26 = widen<UInt32>(t25);
             const UInt32 t27 = shift_left(t26, splat<UInt32>(23u));
             const Float t28 = bits_float(t27);
-            const Float t29 = divide(t18, t28);
+            const Float t29 = divide(t17, t28);
             const Float t30 = round_(t29);
             const Int64 t31 = saturate<Int64>(t30, INT64_MIN, INT64_C(9223372036854775807));
             const Int64 t32 = t24 + t31;
@@ -778,42 +768,42 @@ template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const P
             const Int32 t34 = widen<Int32>(saturate<Int64>(t33, INT64_C(0), INT64_C(255)));
             const Mask t35 = lt(t34, splat<Int32>(INT64_C(127)));
             const Mask t36 = both(first_lanes(live), t35);
-            const Float t37 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t14, t36, k.outside);
+            const Float t37 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t13, t36, k.outside);
             const Float t38 = divide(t37, splat<Float>(0x1.8000000000000p+2f));
             const Float t39 = divide(t38, u_whole);
             const Float t40 = smaller(t39, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t41 = float_bits(t40);
             const UInt32 t42 = shift_right(t41, splat<UInt32>(23u));
-            const Int64 t43 = saturate<Int64>(t42, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t44 = greater(t43, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t45 = t44 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t46 = t45 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t47 = t44 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t48 = saturate<UInt32>(t47, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t49 = shift_left(t48, splat<UInt32>(23u));
-            const Float t50 = bits_float(t49);
-            const Float t51 = divide(t40, t50);
-            const Float t52 = round_(t51);
-            const Int64 t53 = saturate<Int64>(t52, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t54 = t46 + t53;
-            const Int64 t55 = smaller(t54, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t56 = widen<Int32>(saturate<Int64>(t55, INT64_C(0), INT64_C(255)));
-            const UInt32 t57 = saturate<UInt32>(t56, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t58 = shift_left(t57, splat<UInt32>(20u));
-            const Float t59 = bits_float(t58);
-            const Float t60 = t59 * splat<Float>(0x1.0000000000000p+120f);
-            const Mask t61 = both(first_lanes(live), negation(t35));
-            const Float t62 = select(t35, t60, splat<Float>(__builtin_nanf("")));
-            const Float t63 = divide(t13, t62);
-            const Float t64 = absolute(t63);
-            const Int32 t65 = search<Int32>(hop_bounds_table, 7, t64);
-            const Int64 t66 = widen<Int64>(t65);
-            const UInt32 t67 = float_bits(t12);
+            const Int32 t43 = widen<Int32>(t42);
+            const Int32 t44 = greater(t43, splat<Int32>(INT64_C(121)));
+            const Int32 t45 = t44 - splat<Int32>(INT64_C(121));
+            const Int32 t46 = t45 * splat<Int32>(INT64_C(8));
+            const Int64 t47 = widen<Int64>(t46);
+            const Int32 t48 = t44 - splat<Int32>(INT64_C(3));
+            const UInt32 t49 = widen<UInt32>(t48);
+            const UInt32 t50 = shift_left(t49, splat<UInt32>(23u));
+            const Float t51 = bits_float(t50);
+            const Float t52 = divide(t40, t51);
+            const Float t53 = round_(t52);
+            const Int64 t54 = saturate<Int64>(t53, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t55 = t47 + t54;
+            const Int64 t56 = smaller(t55, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t57 = widen<Int32>(saturate<Int64>(t56, INT64_C(0), INT64_C(255)));
+            const UInt32 t58 = widen<UInt32>(t57);
+            const UInt32 t59 = shift_left(t58, splat<UInt32>(20u));
+            const Float t60 = bits_float(t59);
+            const Float t61 = t60 * splat<Float>(0x1.0000000000000p+120f);
+            const Mask t62 = both(first_lanes(live), negation(t35));
+            const Float t63 = select(t35, t61, splat<Float>(__builtin_nanf("")));
+            const Float t64 = divide(t12, t63);
+            const Float t65 = absolute(t64);
+            const Int32 t66 = search<Int32>(hop_bounds_table, 7, t65);
+            const UInt32 t67 = float_bits(t11);
             const UInt32 t68 = shift_right(t67, splat<UInt32>(31u));
-            const Int64 t69 = saturate<Int64>(t68, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t70 = widen<Int64>(splat<Int32>(INT64_C(8))) * t69;
-            const Int64 t71 = t66 + t70;
-            const Int32 t72 = widen<Int32>(saturate<Int64>(t71, INT64_C(0), INT64_C(15)));
+            const Int32 t69 = widen<Int32>(t68);
+            const Int32 t70 = splat<Int32>(INT64_C(8)) * t69;
+            const Int32 t71 = t66 + t70;
+            const Int32 t72 = saturate<Int32>(t71, INT64_C(0), INT64_C(15));
             store<true>(o_code + at, FULL ? t72 : t72 & first_lanes(live), WIDTH);
         }
     }

@@ -87,11 +87,11 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 16, in the item's scratch, from the span's first block on
@@ -196,21 +196,22 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             const Float t2 = smaller(t1, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t3 = float_bits(t2);
             const UInt32 t4 = shift_right(t3, splat<UInt32>(23u));
-            const Int64 t5 = saturate<Int64>(t4, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t6 = greater(t5, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t7 = wrap_subtract(t6, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t8 = wrap_multiply(t7, widen<Int64>(splat<Int32>(INT64_C(8))));
-            const Int64 t9 = wrap_subtract(t6, widen<Int64>(splat<Int32>(INT64_C(3))));
-            const UInt32 t10 = saturate<UInt32>(t9, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(23u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = divide(t2, t12);
-            const Float t14 = round_(t13);
-            const Int64 t15 = saturate<Int64>(t14, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t16 = wrap_add(t8, t15);
-            const Int64 t17 = smaller(t16, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t18 = widen<Int32>(saturate<Int64>(t17, INT64_C(0), INT64_C(255)));
-            o_field_s.at[block] = static_cast<uint8_t>(t18);
+            const Int32 t5 = widen<Int32>(t4);
+            const Int32 t6 = greater(t5, splat<Int32>(INT64_C(121)));
+            const Int32 t7 = wrap_subtract(t6, splat<Int32>(INT64_C(121)));
+            const Int32 t8 = wrap_multiply(t7, splat<Int32>(INT64_C(8)));
+            const Int64 t9 = widen<Int64>(t8);
+            const Int32 t10 = wrap_subtract(t6, splat<Int32>(INT64_C(3)));
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t2, t13);
+            const Float t15 = round_(t14);
+            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t17 = wrap_add(t9, t16);
+            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t19 = widen<Int32>(saturate<Int64>(t18, INT64_C(0), INT64_C(255)));
+            o_field_s.at[block] = static_cast<uint8_t>(t19);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE, o_field_s, row, thread, count);
     }
@@ -239,59 +240,60 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
             const Float t5 = smaller(t4, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t6 = float_bits(t5);
             const UInt32 t7 = shift_right(t6, splat<UInt32>(23u));
-            const Int64 t8 = saturate<Int64>(t7, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t9 = greater(t8, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t10 = wrap_subtract(t9, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t11 = wrap_multiply(t10, widen<Int64>(splat<Int32>(INT64_C(8))));
-            const Int64 t12 = wrap_subtract(t9, widen<Int64>(splat<Int32>(INT64_C(3))));
-            const UInt32 t13 = saturate<UInt32>(t12, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t14 = shift_left(t13, splat<UInt32>(23u));
-            const Float t15 = bits_float(t14);
-            const Float t16 = divide(t5, t15);
-            const Float t17 = round_(t16);
-            const Int64 t18 = saturate<Int64>(t17, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t19 = wrap_add(t11, t18);
-            const Int64 t20 = smaller(t19, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t21 = widen<Int32>(saturate<Int64>(t20, INT64_C(0), INT64_C(255)));
-            const Mask t22 = lt(t21, splat<Int32>(INT64_C(127)));
-            const Mask t23 = both(true, t22);
-            const Float t24 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t1, t23, k.outside);
-            const Float t25 = divide(t24, splat<Float>(0x1.8000000000000p+2f));
-            const Float t26 = divide(t25, u_whole);
-            const Float t27 = smaller(t26, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t28 = float_bits(t27);
-            const UInt32 t29 = shift_right(t28, splat<UInt32>(23u));
-            const Int64 t30 = saturate<Int64>(t29, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t31 = greater(t30, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t32 = wrap_subtract(t31, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t33 = wrap_multiply(t32, widen<Int64>(splat<Int32>(INT64_C(8))));
-            const Int64 t34 = wrap_subtract(t31, widen<Int64>(splat<Int32>(INT64_C(3))));
-            const UInt32 t35 = saturate<UInt32>(t34, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t36 = shift_left(t35, splat<UInt32>(23u));
-            const Float t37 = bits_float(t36);
-            const Float t38 = divide(t27, t37);
-            const Float t39 = round_(t38);
-            const Int64 t40 = saturate<Int64>(t39, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t41 = wrap_add(t33, t40);
-            const Int64 t42 = smaller(t41, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t43 = widen<Int32>(saturate<Int64>(t42, INT64_C(0), INT64_C(255)));
-            const UInt32 t44 = saturate<UInt32>(t43, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t45 = shift_left(t44, splat<UInt32>(20u));
-            const Float t46 = bits_float(t45);
-            const Float t47 = t46 * splat<Float>(0x1.0000000000000p+120f);
-            const Mask t48 = both(true, negation(t22));
-            const Float t49 = select(t22, t47, splat<Float>(__builtin_nanf("")));
-            const Float t50 = divide(t0, t49);
-            const Float t51 = absolute(t50);
-            const Int32 t52 = search<Int32>(encode_bounds_table{}, 7, t51);
-            const Int64 t53 = widen<Int64>(t52);
-            const UInt32 t54 = float_bits(v_gradient);
-            const UInt32 t55 = shift_right(t54, splat<UInt32>(31u));
-            const Int64 t56 = saturate<Int64>(t55, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t57 = wrap_multiply(widen<Int64>(splat<Int32>(INT64_C(8))), t56);
-            const Int64 t58 = wrap_add(t53, t57);
-            const Int32 t59 = widen<Int32>(saturate<Int64>(t58, INT64_C(0), INT64_C(15)));
-            o_code.put(row, block, uint32_t(t59));
+            const Int32 t8 = widen<Int32>(t7);
+            const Int32 t9 = greater(t8, splat<Int32>(INT64_C(121)));
+            const Int32 t10 = wrap_subtract(t9, splat<Int32>(INT64_C(121)));
+            const Int32 t11 = wrap_multiply(t10, splat<Int32>(INT64_C(8)));
+            const Int64 t12 = widen<Int64>(t11);
+            const Int32 t13 = wrap_subtract(t9, splat<Int32>(INT64_C(3)));
+            const UInt32 t14 = widen<UInt32>(t13);
+            const UInt32 t15 = shift_left(t14, splat<UInt32>(23u));
+            const Float t16 = bits_float(t15);
+            const Float t17 = divide(t5, t16);
+            const Float t18 = round_(t17);
+            const Int64 t19 = saturate<Int64>(t18, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t20 = wrap_add(t12, t19);
+            const Int64 t21 = smaller(t20, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t22 = widen<Int32>(saturate<Int64>(t21, INT64_C(0), INT64_C(255)));
+            const Mask t23 = lt(t22, splat<Int32>(INT64_C(127)));
+            const Mask t24 = both(true, t23);
+            const Float t25 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t1, t24, k.outside);
+            const Float t26 = divide(t25, splat<Float>(0x1.8000000000000p+2f));
+            const Float t27 = divide(t26, u_whole);
+            const Float t28 = smaller(t27, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t29 = float_bits(t28);
+            const UInt32 t30 = shift_right(t29, splat<UInt32>(23u));
+            const Int32 t31 = widen<Int32>(t30);
+            const Int32 t32 = greater(t31, splat<Int32>(INT64_C(121)));
+            const Int32 t33 = wrap_subtract(t32, splat<Int32>(INT64_C(121)));
+            const Int32 t34 = wrap_multiply(t33, splat<Int32>(INT64_C(8)));
+            const Int64 t35 = widen<Int64>(t34);
+            const Int32 t36 = wrap_subtract(t32, splat<Int32>(INT64_C(3)));
+            const UInt32 t37 = widen<UInt32>(t36);
+            const UInt32 t38 = shift_left(t37, splat<UInt32>(23u));
+            const Float t39 = bits_float(t38);
+            const Float t40 = divide(t28, t39);
+            const Float t41 = round_(t40);
+            const Int64 t42 = saturate<Int64>(t41, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t43 = wrap_add(t35, t42);
+            const Int64 t44 = smaller(t43, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t45 = widen<Int32>(saturate<Int64>(t44, INT64_C(0), INT64_C(255)));
+            const UInt32 t46 = widen<UInt32>(t45);
+            const UInt32 t47 = shift_left(t46, splat<UInt32>(20u));
+            const Float t48 = bits_float(t47);
+            const Float t49 = t48 * splat<Float>(0x1.0000000000000p+120f);
+            const Mask t50 = both(true, negation(t23));
+            const Float t51 = select(t23, t49, splat<Float>(__builtin_nanf("")));
+            const Float t52 = divide(t0, t51);
+            const Float t53 = absolute(t52);
+            const Int32 t54 = search<Int32>(encode_bounds_table{}, 7, t53);
+            const UInt32 t55 = float_bits(v_gradient);
+            const UInt32 t56 = shift_right(t55, splat<UInt32>(31u));
+            const Int32 t57 = widen<Int32>(t56);
+            const Int32 t58 = wrap_multiply(splat<Int32>(INT64_C(8)), t57);
+            const Int32 t59 = wrap_add(t54, t58);
+            const Int32 t60 = saturate<Int32>(t59, INT64_C(0), INT64_C(15));
+            o_code.put(row, block, uint32_t(t60));
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, thread, count);
@@ -384,18 +386,17 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Int32 v_code = widen<Int32>(c_code.get(row, block));
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_value_table{}, INT64_C(16), t0, true, k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_whole_1;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t10));
+            const Float t0 = lookup<Float>(decode_value_table{}, v_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_whole_1;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t9));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -419,7 +420,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -481,20 +484,19 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_code = widen<Int32>(c_code.get(row, block));
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_add_value_table{}, INT64_C(16), t0, true, k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_whole_1;
-            const Float t11 = u_scale * t10;
-            const Float t12 = v_gradient + t11;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t12));
+            const Float t0 = lookup<Float>(decode_add_value_table{}, v_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_whole_1;
+            const Float t10 = u_scale * t9;
+            const Float t11 = v_gradient + t10;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t11));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -518,7 +520,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
     item.status = BAD_BUFFER;
     if (item.n < 0 || !is_aligned(item.payload)) return false;
     Counts c{};
-    if (!read_counts(item, p, c) || item.length != layout(item.n, p, c).end) return false;
+    if (!read_counts(item, p, c)) return false;
+    const int64_t end = layout(item.n, p, c).end;
+    if (item.length < 0 ? item.capacity < end : item.length != end) return false;
     item.status = OK;
     k.n = item.n;
     k.seed = item.seed;
@@ -595,11 +599,11 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopGreaterOf0 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct HopGreaterOf1 {
-    template <class T> __host__ __device__ T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 16, in the item's scratch, from the span's first block on
@@ -628,21 +632,20 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             [[maybe_unused]] constexpr int live = 1;
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Int32 v_received_code = widen<Int32>(in_received_code.at[block]);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table{}, INT64_C(16), t0, true, k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((first + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = absolute(t12);
-            a_s_greater[block] = row == 0 ? t13 : HopGreaterOf1{}(a_s_greater[block], t13);
+            const Float t0 = lookup<Float>(hop_received_value_table{}, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_received_whole_1;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = absolute(t11);
+            a_s_greater[block] = row == 0 ? t12 : HopGreaterOf1{}(a_s_greater[block], t12);
         }
     }
     r_s_greater = fold(a_s_greater, thread, count < LANES ? count : LANES, HopGreaterOf1{});
@@ -696,22 +699,21 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_received_code = widen<Int32>(c_received_code.get(row, block));
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table{}, INT64_C(16), t0, true, k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = absolute(t12);
-            bad = bad || not_finite(t12);
-            a_whole_greater[block] = row == 0 ? t13 : HopGreaterOf0{}(a_whole_greater[block], t13);
+            const Float t0 = lookup<Float>(hop_received_value_table{}, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_received_whole_1;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = absolute(t11);
+            bad = bad || not_finite(t11);
+            a_whole_greater[block] = row == 0 ? t12 : HopGreaterOf0{}(a_whole_greater[block], t12);
         }
     }
     const int lanes = count < LANES ? count : LANES;
@@ -738,21 +740,22 @@ template <bool FULL> COMPLL_DEVICE void hop_pass1([[maybe_unused]] compll_item& 
             const Float t2 = smaller(t1, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t3 = float_bits(t2);
             const UInt32 t4 = shift_right(t3, splat<UInt32>(23u));
-            const Int64 t5 = saturate<Int64>(t4, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t6 = greater(t5, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t7 = wrap_subtract(t6, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t8 = wrap_multiply(t7, widen<Int64>(splat<Int32>(INT64_C(8))));
-            const Int64 t9 = wrap_subtract(t6, widen<Int64>(splat<Int32>(INT64_C(3))));
-            const UInt32 t10 = saturate<UInt32>(t9, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(23u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = divide(t2, t12);
-            const Float t14 = round_(t13);
-            const Int64 t15 = saturate<Int64>(t14, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t16 = wrap_add(t8, t15);
-            const Int64 t17 = smaller(t16, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t18 = widen<Int32>(saturate<Int64>(t17, INT64_C(0), INT64_C(255)));
-            o_field_s.at[block] = static_cast<uint8_t>(t18);
+            const Int32 t5 = widen<Int32>(t4);
+            const Int32 t6 = greater(t5, splat<Int32>(INT64_C(121)));
+            const Int32 t7 = wrap_subtract(t6, splat<Int32>(INT64_C(121)));
+            const Int32 t8 = wrap_multiply(t7, splat<Int32>(INT64_C(8)));
+            const Int64 t9 = widen<Int64>(t8);
+            const Int32 t10 = wrap_subtract(t6, splat<Int32>(INT64_C(3)));
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t2, t13);
+            const Float t15 = round_(t14);
+            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t17 = wrap_add(t9, t16);
+            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t19 = widen<Int32>(saturate<Int64>(t18, INT64_C(0), INT64_C(255)));
+            o_field_s.at[block] = static_cast<uint8_t>(t19);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE, o_field_s, row, thread, count);
     }
@@ -777,36 +780,36 @@ template <bool FULL> COMPLL_DEVICE void hop_pass2([[maybe_unused]] compll_item& 
             const Int64 position = tile * TILE + at;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_received_code = widen<Int32>(c_received_code.get(row, block));
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table{}, INT64_C(16), t0, true, k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = divide(t12, u_whole);
-            const Int64 t14 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
-            const Float t15 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t14, true, k.outside);
-            const Float t16 = divide(t15, splat<Float>(0x1.8000000000000p+2f));
-            const Float t17 = divide(t16, u_whole);
-            const Float t18 = smaller(t17, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t19 = float_bits(t18);
-            const UInt32 t20 = shift_right(t19, splat<UInt32>(23u));
-            const Int64 t21 = saturate<Int64>(t20, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t22 = greater(t21, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t23 = wrap_subtract(t22, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t24 = wrap_multiply(t23, widen<Int64>(splat<Int32>(INT64_C(8))));
-            const Int64 t25 = wrap_subtract(t22, widen<Int64>(splat<Int32>(INT64_C(3))));
-            const UInt32 t26 = saturate<UInt32>(t25, INT64_C(0), INT64_C(4294967295));
+            const Float t0 = lookup<Float>(hop_received_value_table{}, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_received_whole_1;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = divide(t11, u_whole);
+            const Int64 t13 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
+            const Float t14 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t13, true, k.outside);
+            const Float t15 = divide(t14, splat<Float>(0x1.8000000000000p+2f));
+            const Float t16 = divide(t15, u_whole);
+            const Float t17 = smaller(t16, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t18 = float_bits(t17);
+            const UInt32 t19 = shift_right(t18, splat<UInt32>(23u));
+            const Int32 t20 = widen<Int32>(t19);
+            const Int32 t21 = greater(t20, splat<Int32>(INT64_C(121)));
+            const Int32 t22 = wrap_subtract(t21, splat<Int32>(INT64_C(121)));
+            const Int32 t23 = wrap_multiply(t22, splat<Int32>(INT64_C(8)));
+            const Int64 t24 = widen<Int64>(t23);
+            const Int32 t25 = wrap_subtract(t21, splat<Int32>(INT64_C(3)));
+            const UInt32 t26 = widen<UInt32>(t25);
             const UInt32 t27 = shift_left(t26, splat<UInt32>(23u));
             const Float t28 = bits_float(t27);
-            const Float t29 = divide(t18, t28);
+            const Float t29 = divide(t17, t28);
             const Float t30 = round_(t29);
             const Int64 t31 = saturate<Int64>(t30, INT64_MIN, INT64_C(9223372036854775807));
             const Int64 t32 = wrap_add(t24, t31);
@@ -814,42 +817,42 @@ template <bool FULL> COMPLL_DEVICE void hop_pass2([[maybe_unused]] compll_item& 
             const Int32 t34 = widen<Int32>(saturate<Int64>(t33, INT64_C(0), INT64_C(255)));
             const Mask t35 = lt(t34, splat<Int32>(INT64_C(127)));
             const Mask t36 = both(true, t35);
-            const Float t37 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t14, t36, k.outside);
+            const Float t37 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t13, t36, k.outside);
             const Float t38 = divide(t37, splat<Float>(0x1.8000000000000p+2f));
             const Float t39 = divide(t38, u_whole);
             const Float t40 = smaller(t39, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t41 = float_bits(t40);
             const UInt32 t42 = shift_right(t41, splat<UInt32>(23u));
-            const Int64 t43 = saturate<Int64>(t42, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t44 = greater(t43, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t45 = wrap_subtract(t44, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t46 = wrap_multiply(t45, widen<Int64>(splat<Int32>(INT64_C(8))));
-            const Int64 t47 = wrap_subtract(t44, widen<Int64>(splat<Int32>(INT64_C(3))));
-            const UInt32 t48 = saturate<UInt32>(t47, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t49 = shift_left(t48, splat<UInt32>(23u));
-            const Float t50 = bits_float(t49);
-            const Float t51 = divide(t40, t50);
-            const Float t52 = round_(t51);
-            const Int64 t53 = saturate<Int64>(t52, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t54 = wrap_add(t46, t53);
-            const Int64 t55 = smaller(t54, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t56 = widen<Int32>(saturate<Int64>(t55, INT64_C(0), INT64_C(255)));
-            const UInt32 t57 = saturate<UInt32>(t56, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t58 = shift_left(t57, splat<UInt32>(20u));
-            const Float t59 = bits_float(t58);
-            const Float t60 = t59 * splat<Float>(0x1.0000000000000p+120f);
-            const Mask t61 = both(true, negation(t35));
-            const Float t62 = select(t35, t60, splat<Float>(__builtin_nanf("")));
-            const Float t63 = divide(t13, t62);
-            const Float t64 = absolute(t63);
-            const Int32 t65 = search<Int32>(hop_bounds_table{}, 7, t64);
-            const Int64 t66 = widen<Int64>(t65);
-            const UInt32 t67 = float_bits(t12);
+            const Int32 t43 = widen<Int32>(t42);
+            const Int32 t44 = greater(t43, splat<Int32>(INT64_C(121)));
+            const Int32 t45 = wrap_subtract(t44, splat<Int32>(INT64_C(121)));
+            const Int32 t46 = wrap_multiply(t45, splat<Int32>(INT64_C(8)));
+            const Int64 t47 = widen<Int64>(t46);
+            const Int32 t48 = wrap_subtract(t44, splat<Int32>(INT64_C(3)));
+            const UInt32 t49 = widen<UInt32>(t48);
+            const UInt32 t50 = shift_left(t49, splat<UInt32>(23u));
+            const Float t51 = bits_float(t50);
+            const Float t52 = divide(t40, t51);
+            const Float t53 = round_(t52);
+            const Int64 t54 = saturate<Int64>(t53, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t55 = wrap_add(t47, t54);
+            const Int64 t56 = smaller(t55, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t57 = widen<Int32>(saturate<Int64>(t56, INT64_C(0), INT64_C(255)));
+            const UInt32 t58 = widen<UInt32>(t57);
+            const UInt32 t59 = shift_left(t58, splat<UInt32>(20u));
+            const Float t60 = bits_float(t59);
+            const Float t61 = t60 * splat<Float>(0x1.0000000000000p+120f);
+            const Mask t62 = both(true, negation(t35));
+            const Float t63 = select(t35, t61, splat<Float>(__builtin_nanf("")));
+            const Float t64 = divide(t12, t63);
+            const Float t65 = absolute(t64);
+            const Int32 t66 = search<Int32>(hop_bounds_table{}, 7, t65);
+            const UInt32 t67 = float_bits(t11);
             const UInt32 t68 = shift_right(t67, splat<UInt32>(31u));
-            const Int64 t69 = saturate<Int64>(t68, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t70 = wrap_multiply(widen<Int64>(splat<Int32>(INT64_C(8))), t69);
-            const Int64 t71 = wrap_add(t66, t70);
-            const Int32 t72 = widen<Int32>(saturate<Int64>(t71, INT64_C(0), INT64_C(15)));
+            const Int32 t69 = widen<Int32>(t68);
+            const Int32 t70 = wrap_multiply(splat<Int32>(INT64_C(8)), t69);
+            const Int32 t71 = wrap_add(t66, t70);
+            const Int32 t72 = saturate<Int32>(t71, INT64_C(0), INT64_C(15));
             o_code.put(row, block, uint32_t(t72));
         }
     }
@@ -904,6 +907,11 @@ COMPLL_DEVICE bool begin(compll_item& item, HopFrame& k, [[maybe_unused]] const 
 }
 
 }  // namespace
+
+// ---- what writes the table of items, piece by piece: values in the launch, so no copy from the host, and capturable ----
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) nvfp4_write_table(COMPLL_PARAMETER Piece piece, uint64_t* to, int64_t words) {
+    write_piece(piece, to, words);
+}
 
 // ---- kernels: 14, each with the arguments (items, count, params) ----
 

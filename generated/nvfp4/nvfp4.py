@@ -41,7 +41,7 @@ encode_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.74999988079071
 
 
 @inner
-def encode_greater_0(a, b):
+def encode_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -58,9 +58,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, lane
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            a_s_greater = t0 if row == 0 else keep(live, encode_greater_0(a_s_greater, t0), a_s_greater)
+            a_s_greater = t0 if row == 0 else keep(live, encode_greater_0(a_s_greater, t0, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, encode_greater_0_fold(Float, f32, lanes_s_greater, rest), WHOLE)
+    store(f32, tiles_s_greater, t, encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
@@ -76,7 +76,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_s_greater):
                 encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater)
             else:
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater)
-        x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length))))
+        x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
         store(f32, k.v_s_greater_stored, block0 + j, load(f32, f32, b_r_s_greater, j, WHOLE), WHOLE)
 
@@ -94,9 +94,9 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater):
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            a_whole_greater = t0 if row == 0 else keep(live, encode_greater_0(a_whole_greater, t0), a_whole_greater)
+            a_whole_greater = t0 if row == 0 else keep(live, encode_greater_0(a_whole_greater, t0, live, k), a_whole_greater)
         store(f32, lanes_whole_greater, block * WIDTH, a_whole_greater, WHOLE)
-    x_whole_greater = encode_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start)
+    x_whole_greater = encode_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start, k)
     store(f32, k.whole_greater_tiles, tile, x_whole_greater, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -135,21 +135,22 @@ def encode_pass1_tile(k, tile, count):
             t2 = smaller(t1, splat(Float, 448.0))
             t3 = float_bits(t2)
             t4 = shift_right(t3, splat(UInt32, 23))
-            t5 = saturate(Int64, t4, -9223372036854775808, 9223372036854775807)
-            t6 = greater(t5, widen(Int64, splat(Int32, 121)))
-            t7 = t6 - widen(Int64, splat(Int32, 121))
-            t8 = t7 * widen(Int64, splat(Int32, 8))
-            t9 = t6 - widen(Int64, splat(Int32, 3))
-            t10 = saturate(UInt32, t9, 0, 4294967295)
-            t11 = shift_left(t10, splat(UInt32, 23))
-            t12 = bits_float(t11)
-            t13 = divide(t2, t12)
-            t14 = round_(t13)
-            t15 = saturate(Int64, t14, -9223372036854775808, 9223372036854775807)
-            t16 = t8 + t15
-            t17 = smaller(t16, widen(Int64, splat(Int32, 127)))
-            t18 = widen(Int32, saturate(Int64, t17, 0, 255))
-            store(u8, k.f_s, start + at, t18, live)
+            t5 = widen(Int32, t4)
+            t6 = greater(t5, splat(Int32, 121))
+            t7 = t6 - splat(Int32, 121)
+            t8 = t7 * splat(Int32, 8)
+            t9 = widen(Int64, t8)
+            t10 = t6 - splat(Int32, 3)
+            t11 = widen(UInt32, t10)
+            t12 = shift_left(t11, splat(UInt32, 23))
+            t13 = bits_float(t12)
+            t14 = divide(t2, t13)
+            t15 = round_(t14)
+            t16 = saturate(Int64, t15, -9223372036854775808, 9223372036854775807)
+            t17 = t9 + t16
+            t18 = smaller(t17, widen(Int64, splat(Int32, 127)))
+            t19 = widen(Int32, saturate(Int64, t18, 0, 255))
+            store(u8, k.f_s, start + at, t19, live)
 
 
 @loop(encode_frame)
@@ -184,59 +185,60 @@ def encode_pass2_tile(k, tile, count):
             t5 = smaller(t4, splat(Float, 448.0))
             t6 = float_bits(t5)
             t7 = shift_right(t6, splat(UInt32, 23))
-            t8 = saturate(Int64, t7, -9223372036854775808, 9223372036854775807)
-            t9 = greater(t8, widen(Int64, splat(Int32, 121)))
-            t10 = t9 - widen(Int64, splat(Int32, 121))
-            t11 = t10 * widen(Int64, splat(Int32, 8))
-            t12 = t9 - widen(Int64, splat(Int32, 3))
-            t13 = saturate(UInt32, t12, 0, 4294967295)
-            t14 = shift_left(t13, splat(UInt32, 23))
-            t15 = bits_float(t14)
-            t16 = divide(t5, t15)
-            t17 = round_(t16)
-            t18 = saturate(Int64, t17, -9223372036854775808, 9223372036854775807)
-            t19 = t11 + t18
-            t20 = smaller(t19, widen(Int64, splat(Int32, 127)))
-            t21 = widen(Int32, saturate(Int64, t20, 0, 255))
-            t22 = lt(t21, splat(Int32, 127))
-            t23 = both(first_lanes(live), t22)
-            t24 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t1, t23, k)
-            t25 = divide(t24, splat(Float, 6.0))
-            t26 = divide(t25, u_whole)
-            t27 = smaller(t26, splat(Float, 448.0))
-            t28 = float_bits(t27)
-            t29 = shift_right(t28, splat(UInt32, 23))
-            t30 = saturate(Int64, t29, -9223372036854775808, 9223372036854775807)
-            t31 = greater(t30, widen(Int64, splat(Int32, 121)))
-            t32 = t31 - widen(Int64, splat(Int32, 121))
-            t33 = t32 * widen(Int64, splat(Int32, 8))
-            t34 = t31 - widen(Int64, splat(Int32, 3))
-            t35 = saturate(UInt32, t34, 0, 4294967295)
-            t36 = shift_left(t35, splat(UInt32, 23))
-            t37 = bits_float(t36)
-            t38 = divide(t27, t37)
-            t39 = round_(t38)
-            t40 = saturate(Int64, t39, -9223372036854775808, 9223372036854775807)
-            t41 = t33 + t40
-            t42 = smaller(t41, widen(Int64, splat(Int32, 127)))
-            t43 = widen(Int32, saturate(Int64, t42, 0, 255))
-            t44 = saturate(UInt32, t43, 0, 4294967295)
-            t45 = shift_left(t44, splat(UInt32, 20))
-            t46 = bits_float(t45)
-            t47 = t46 * splat(Float, 1.329227995784916e+36)
-            t48 = both(first_lanes(live), negation(t22))
-            t49 = select(t22, t47, splat(Float, nan))
-            t50 = divide(t0, t49)
-            t51 = absolute(t50)
-            t52 = search(Int32, encode_bounds_table, t51)
-            t53 = widen(Int64, t52)
-            t54 = float_bits(v_gradient)
-            t55 = shift_right(t54, splat(UInt32, 31))
-            t56 = saturate(Int64, t55, -9223372036854775808, 9223372036854775807)
-            t57 = widen(Int64, splat(Int32, 8)) * t56
-            t58 = t53 + t57
-            t59 = widen(Int32, saturate(Int64, t58, 0, 15))
-            pack(4, k.f_code, start + at, t59, live)
+            t8 = widen(Int32, t7)
+            t9 = greater(t8, splat(Int32, 121))
+            t10 = t9 - splat(Int32, 121)
+            t11 = t10 * splat(Int32, 8)
+            t12 = widen(Int64, t11)
+            t13 = t9 - splat(Int32, 3)
+            t14 = widen(UInt32, t13)
+            t15 = shift_left(t14, splat(UInt32, 23))
+            t16 = bits_float(t15)
+            t17 = divide(t5, t16)
+            t18 = round_(t17)
+            t19 = saturate(Int64, t18, -9223372036854775808, 9223372036854775807)
+            t20 = t12 + t19
+            t21 = smaller(t20, widen(Int64, splat(Int32, 127)))
+            t22 = widen(Int32, saturate(Int64, t21, 0, 255))
+            t23 = lt(t22, splat(Int32, 127))
+            t24 = both(first_lanes(live), t23)
+            t25 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t1, t24, k)
+            t26 = divide(t25, splat(Float, 6.0))
+            t27 = divide(t26, u_whole)
+            t28 = smaller(t27, splat(Float, 448.0))
+            t29 = float_bits(t28)
+            t30 = shift_right(t29, splat(UInt32, 23))
+            t31 = widen(Int32, t30)
+            t32 = greater(t31, splat(Int32, 121))
+            t33 = t32 - splat(Int32, 121)
+            t34 = t33 * splat(Int32, 8)
+            t35 = widen(Int64, t34)
+            t36 = t32 - splat(Int32, 3)
+            t37 = widen(UInt32, t36)
+            t38 = shift_left(t37, splat(UInt32, 23))
+            t39 = bits_float(t38)
+            t40 = divide(t28, t39)
+            t41 = round_(t40)
+            t42 = saturate(Int64, t41, -9223372036854775808, 9223372036854775807)
+            t43 = t35 + t42
+            t44 = smaller(t43, widen(Int64, splat(Int32, 127)))
+            t45 = widen(Int32, saturate(Int64, t44, 0, 255))
+            t46 = widen(UInt32, t45)
+            t47 = shift_left(t46, splat(UInt32, 20))
+            t48 = bits_float(t47)
+            t49 = t48 * splat(Float, 1.329227995784916e+36)
+            t50 = both(first_lanes(live), negation(t23))
+            t51 = select(t23, t49, splat(Float, nan))
+            t52 = divide(t0, t51)
+            t53 = absolute(t52)
+            t54 = search(Int32, encode_bounds_table, t53)
+            t55 = float_bits(v_gradient)
+            t56 = shift_right(t55, splat(UInt32, 31))
+            t57 = widen(Int32, t56)
+            t58 = splat(Int32, 8) * t57
+            t59 = t54 + t58
+            t60 = saturate(Int32, t59, 0, 15)
+            pack(4, k.f_code, start + at, t60, live)
 
 
 @loop(encode_frame)
@@ -298,7 +300,7 @@ def encode_step0(frame):
 def encode_before1(k):
     x_whole_greater = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_whole_greater = encode_greater_0(x_whole_greater, splat(Float, encode_greater_0_tiles(Float, f32, k.whole_greater_tiles, tiles_of(k.length))))
+        x_whole_greater = encode_greater_0(x_whole_greater, splat(Float, encode_greater_0_tiles(Float, f32, k.whole_greater_tiles, tiles_of(k.length), k)), 1, k)
     k.whole_greater_ = native(first(x_whole_greater))
     k.whole_ = native((greater((divide(one(k.whole_greater_), splat(f32, 2688.0))), splat(f32, 1.401298464324817e-45))))
     store(u32, k.payload + k.at_whole, 0, float_bits(one(k.whole_)), WHOLE)
@@ -366,18 +368,17 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = widen(Int64, v_code)
-            t1 = gather(Float, f32, decode_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_whole_1
-            store(u32, k.gradient, start + at, float_bits(t10), live)
+            t0 = lookup(Float, f32, decode_value_table.ctypes.data, v_code)
+            t1 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_whole_1
+            store(u32, k.gradient, start + at, float_bits(t9), live)
 
 
 @loop(decode_frame)
@@ -462,20 +463,19 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = widen(Int64, v_code)
-            t1 = gather(Float, f32, decode_add_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_whole_1
-            t11 = u_scale * t10
-            t12 = v_gradient + t11
-            store(u32, k.gradient, start + at, float_bits(t12), live)
+            t0 = lookup(Float, f32, decode_add_value_table.ctypes.data, v_code)
+            t1 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_whole_1
+            t10 = u_scale * t9
+            t11 = v_gradient + t10
+            store(u32, k.gradient, start + at, float_bits(t11), live)
 
 
 @loop(decode_add_frame)
@@ -565,7 +565,7 @@ hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104,
 
 
 @inner
-def hop_greater_0(a, b):
+def hop_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -584,23 +584,22 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, lanes_s
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, 16)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_received_whole_1
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = absolute(t12)
-            a_s_greater = t13 if row == 0 else keep(live, hop_greater_0(a_s_greater, t13), a_s_greater)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
+            t1 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, 16)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_received_whole_1
+            t10 = v_gradient + t9
+            t11 = u_scale * t10
+            t12 = absolute(t11)
+            a_s_greater = t12 if row == 0 else keep(live, hop_greater_0(a_s_greater, t12, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest), WHOLE)
+    store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
@@ -616,7 +615,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_s_greater):
                 hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater)
             else:
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater)
-        x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length))))
+        x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
         store(f32, k.v_s_greater_stored, block0 + j, load(f32, f32, b_r_s_greater, j, WHOLE), WHOLE)
 
@@ -635,24 +634,23 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_received_whole_1
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = absolute(t12)
-            bad = keep(live, bad | not_finite(t12), bad)
-            a_whole_greater = t13 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t13), a_whole_greater)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
+            t1 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_received_whole_1
+            t10 = v_gradient + t9
+            t11 = u_scale * t10
+            t12 = absolute(t11)
+            bad = keep(live, bad | not_finite(t11), bad)
+            a_whole_greater = t12 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t12, live, k), a_whole_greater)
         store(f32, lanes_whole_greater, block * WIDTH, a_whole_greater, WHOLE)
-    x_whole_greater = hop_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start)
+    x_whole_greater = hop_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start, k)
     store(f32, k.whole_greater_tiles, tile, x_whole_greater, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -691,21 +689,22 @@ def hop_pass1_tile(k, tile, count):
             t2 = smaller(t1, splat(Float, 448.0))
             t3 = float_bits(t2)
             t4 = shift_right(t3, splat(UInt32, 23))
-            t5 = saturate(Int64, t4, -9223372036854775808, 9223372036854775807)
-            t6 = greater(t5, widen(Int64, splat(Int32, 121)))
-            t7 = t6 - widen(Int64, splat(Int32, 121))
-            t8 = t7 * widen(Int64, splat(Int32, 8))
-            t9 = t6 - widen(Int64, splat(Int32, 3))
-            t10 = saturate(UInt32, t9, 0, 4294967295)
-            t11 = shift_left(t10, splat(UInt32, 23))
-            t12 = bits_float(t11)
-            t13 = divide(t2, t12)
-            t14 = round_(t13)
-            t15 = saturate(Int64, t14, -9223372036854775808, 9223372036854775807)
-            t16 = t8 + t15
-            t17 = smaller(t16, widen(Int64, splat(Int32, 127)))
-            t18 = widen(Int32, saturate(Int64, t17, 0, 255))
-            store(u8, k.f_s, start + at, t18, live)
+            t5 = widen(Int32, t4)
+            t6 = greater(t5, splat(Int32, 121))
+            t7 = t6 - splat(Int32, 121)
+            t8 = t7 * splat(Int32, 8)
+            t9 = widen(Int64, t8)
+            t10 = t6 - splat(Int32, 3)
+            t11 = widen(UInt32, t10)
+            t12 = shift_left(t11, splat(UInt32, 23))
+            t13 = bits_float(t12)
+            t14 = divide(t2, t13)
+            t15 = round_(t14)
+            t16 = saturate(Int64, t15, -9223372036854775808, 9223372036854775807)
+            t17 = t9 + t16
+            t18 = smaller(t17, widen(Int64, splat(Int32, 127)))
+            t19 = widen(Int32, saturate(Int64, t18, 0, 255))
+            store(u8, k.f_s, start + at, t19, live)
 
 
 @loop(hop_frame)
@@ -735,36 +734,36 @@ def hop_pass2_tile(k, tile, count):
             position = positions(start + at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_received_whole_1
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = divide(t12, u_whole)
-            t14 = divide(position, widen(Int64, splat(Int32, 16)))
-            t15 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t14, first_lanes(live), k)
-            t16 = divide(t15, splat(Float, 6.0))
-            t17 = divide(t16, u_whole)
-            t18 = smaller(t17, splat(Float, 448.0))
-            t19 = float_bits(t18)
-            t20 = shift_right(t19, splat(UInt32, 23))
-            t21 = saturate(Int64, t20, -9223372036854775808, 9223372036854775807)
-            t22 = greater(t21, widen(Int64, splat(Int32, 121)))
-            t23 = t22 - widen(Int64, splat(Int32, 121))
-            t24 = t23 * widen(Int64, splat(Int32, 8))
-            t25 = t22 - widen(Int64, splat(Int32, 3))
-            t26 = saturate(UInt32, t25, 0, 4294967295)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
+            t1 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_received_whole_1
+            t10 = v_gradient + t9
+            t11 = u_scale * t10
+            t12 = divide(t11, u_whole)
+            t13 = divide(position, widen(Int64, splat(Int32, 16)))
+            t14 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t13, first_lanes(live), k)
+            t15 = divide(t14, splat(Float, 6.0))
+            t16 = divide(t15, u_whole)
+            t17 = smaller(t16, splat(Float, 448.0))
+            t18 = float_bits(t17)
+            t19 = shift_right(t18, splat(UInt32, 23))
+            t20 = widen(Int32, t19)
+            t21 = greater(t20, splat(Int32, 121))
+            t22 = t21 - splat(Int32, 121)
+            t23 = t22 * splat(Int32, 8)
+            t24 = widen(Int64, t23)
+            t25 = t21 - splat(Int32, 3)
+            t26 = widen(UInt32, t25)
             t27 = shift_left(t26, splat(UInt32, 23))
             t28 = bits_float(t27)
-            t29 = divide(t18, t28)
+            t29 = divide(t17, t28)
             t30 = round_(t29)
             t31 = saturate(Int64, t30, -9223372036854775808, 9223372036854775807)
             t32 = t24 + t31
@@ -772,42 +771,42 @@ def hop_pass2_tile(k, tile, count):
             t34 = widen(Int32, saturate(Int64, t33, 0, 255))
             t35 = lt(t34, splat(Int32, 127))
             t36 = both(first_lanes(live), t35)
-            t37 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t14, t36, k)
+            t37 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t13, t36, k)
             t38 = divide(t37, splat(Float, 6.0))
             t39 = divide(t38, u_whole)
             t40 = smaller(t39, splat(Float, 448.0))
             t41 = float_bits(t40)
             t42 = shift_right(t41, splat(UInt32, 23))
-            t43 = saturate(Int64, t42, -9223372036854775808, 9223372036854775807)
-            t44 = greater(t43, widen(Int64, splat(Int32, 121)))
-            t45 = t44 - widen(Int64, splat(Int32, 121))
-            t46 = t45 * widen(Int64, splat(Int32, 8))
-            t47 = t44 - widen(Int64, splat(Int32, 3))
-            t48 = saturate(UInt32, t47, 0, 4294967295)
-            t49 = shift_left(t48, splat(UInt32, 23))
-            t50 = bits_float(t49)
-            t51 = divide(t40, t50)
-            t52 = round_(t51)
-            t53 = saturate(Int64, t52, -9223372036854775808, 9223372036854775807)
-            t54 = t46 + t53
-            t55 = smaller(t54, widen(Int64, splat(Int32, 127)))
-            t56 = widen(Int32, saturate(Int64, t55, 0, 255))
-            t57 = saturate(UInt32, t56, 0, 4294967295)
-            t58 = shift_left(t57, splat(UInt32, 20))
-            t59 = bits_float(t58)
-            t60 = t59 * splat(Float, 1.329227995784916e+36)
-            t61 = both(first_lanes(live), negation(t35))
-            t62 = select(t35, t60, splat(Float, nan))
-            t63 = divide(t13, t62)
-            t64 = absolute(t63)
-            t65 = search(Int32, hop_bounds_table, t64)
-            t66 = widen(Int64, t65)
-            t67 = float_bits(t12)
+            t43 = widen(Int32, t42)
+            t44 = greater(t43, splat(Int32, 121))
+            t45 = t44 - splat(Int32, 121)
+            t46 = t45 * splat(Int32, 8)
+            t47 = widen(Int64, t46)
+            t48 = t44 - splat(Int32, 3)
+            t49 = widen(UInt32, t48)
+            t50 = shift_left(t49, splat(UInt32, 23))
+            t51 = bits_float(t50)
+            t52 = divide(t40, t51)
+            t53 = round_(t52)
+            t54 = saturate(Int64, t53, -9223372036854775808, 9223372036854775807)
+            t55 = t47 + t54
+            t56 = smaller(t55, widen(Int64, splat(Int32, 127)))
+            t57 = widen(Int32, saturate(Int64, t56, 0, 255))
+            t58 = widen(UInt32, t57)
+            t59 = shift_left(t58, splat(UInt32, 20))
+            t60 = bits_float(t59)
+            t61 = t60 * splat(Float, 1.329227995784916e+36)
+            t62 = both(first_lanes(live), negation(t35))
+            t63 = select(t35, t61, splat(Float, nan))
+            t64 = divide(t12, t63)
+            t65 = absolute(t64)
+            t66 = search(Int32, hop_bounds_table, t65)
+            t67 = float_bits(t11)
             t68 = shift_right(t67, splat(UInt32, 31))
-            t69 = saturate(Int64, t68, -9223372036854775808, 9223372036854775807)
-            t70 = widen(Int64, splat(Int32, 8)) * t69
+            t69 = widen(Int32, t68)
+            t70 = splat(Int32, 8) * t69
             t71 = t66 + t70
-            t72 = widen(Int32, saturate(Int64, t71, 0, 15))
+            t72 = saturate(Int32, t71, 0, 15)
             pack(4, k.f_code, start + at, t72, live)
 
 
@@ -874,7 +873,7 @@ def hop_step0(frame):
 def hop_before1(k):
     x_whole_greater = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_whole_greater = hop_greater_0(x_whole_greater, splat(Float, hop_greater_0_tiles(Float, f32, k.whole_greater_tiles, tiles_of(k.length))))
+        x_whole_greater = hop_greater_0(x_whole_greater, splat(Float, hop_greater_0_tiles(Float, f32, k.whole_greater_tiles, tiles_of(k.length), k)), 1, k)
     k.whole_greater_ = native(first(x_whole_greater))
     k.whole_ = native((greater((divide(one(k.whole_greater_), splat(f32, 2688.0))), splat(f32, 1.401298464324817e-45))))
     store(u32, k.payload + k.at_whole, 0, float_bits(one(k.whole_)), WHOLE)

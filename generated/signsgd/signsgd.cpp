@@ -72,15 +72,15 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t o_negative[TILE];
-    if (!FULL) std::memset(o_negative, 0, TILE);
+    uint8_t room_negative[LANES] = {};
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_top[BLOCKS];
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -91,16 +91,16 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Float t0 = absolute(v_gradient);
             const Mask t1 = lt(v_gradient, splat<Float>(0x0.0p+0f));
             const Int32 t2 = widen<Int32>(bit(t1));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
-            store<true>(o_negative + at, FULL ? t2 : t2 & first_lanes(live), WIDTH);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            put_bits(o_negative + at / 8, FULL ? ne(t2, Int32{}) : ne(t2, Int32{}) & first_lanes(live));
             if (row == 0) a_top[block] = t0;
             else if (FULL) a_top[block] = EncodeGreaterOf0{}(a_top[block], t0);
-            else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t0), a_top[block]);
+            else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t0, live), a_top[block]);
         }
     }
-    pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, count);
+    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     k.top_tiles[tile] = fold<FULL>(a_top, count < LANES ? count : LANES, EncodeGreaterOf0{});
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

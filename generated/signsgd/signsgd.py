@@ -32,7 +32,7 @@ encode_frame = frame_type(
 
 
 @inner
-def encode_greater_0(a, b):
+def encode_greater_0(a, b, live, k):
     return (greater(a, b))
 
 
@@ -56,9 +56,9 @@ def encode_pass0_tile(k, tile, count):
             t2 = widen(Int32, bit(t1))
             bad = keep(live, bad | not_finite(v_gradient), bad)
             pack(1, k.f_negative, start + at, t2, live)
-            a_top = t0 if row == 0 else keep(live, encode_greater_0(a_top, t0), a_top)
+            a_top = t0 if row == 0 else keep(live, encode_greater_0(a_top, t0, live, k), a_top)
         store(f32, lanes_top, block * WIDTH, a_top, WHOLE)
-    x_top = encode_greater_0_fold(Float, f32, lanes_top, k.length - start)
+    x_top = encode_greater_0_fold(Float, f32, lanes_top, k.length - start, k)
     store(f32, k.top_tiles, tile, x_top, WHOLE)
     if any_(bad):
         k.bad = 1
@@ -116,7 +116,7 @@ def encode_step0(frame):
 def encode_before1(k):
     x_top = splat(Float, splat(f32, 0.0))
     if k.length > 0:
-        x_top = encode_greater_0(x_top, splat(Float, encode_greater_0_tiles(Float, f32, k.top_tiles, tiles_of(k.length))))
+        x_top = encode_greater_0(x_top, splat(Float, encode_greater_0_tiles(Float, f32, k.top_tiles, tiles_of(k.length), k)), 1, k)
     k.top_ = native(first(x_top))
     k.unit_ = native((select((both((lt(splat(f32, 0.0), one(k.top_))), (lt(one(k.top_), splat(f32, inf))))), splat(f32, 1.0), (one(k.top_) * splat(f32, 0.0)))))
     store(u32, k.payload + k.at_unit, 0, float_bits(one(k.unit_)), WHOLE)

@@ -70,7 +70,7 @@ template <class T> inline T get(const uint8_t* from) {
 //     store field index: uint32[index_filter_count] = uint32(index_filter[i])
 //     store field field1: float[index_filter_count] = ((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0)
 //     store vector gradient_scatter_index: int[index_filter_count] = int(uint32(index_filter[i]))
-//   own gradient_scatter_index[index_filter_count] ascends below n
+//   own gradient_scatter_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
 //     store vector residual_patch: float[index_filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0)) : 0x0.0p+0)
 //   pass[n]
@@ -99,11 +99,11 @@ struct EncodeFrame {
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold = splat<Float>(p.threshold_);
-    alignas(64) uint8_t o_index_filter_mask[TILE];
-    if (!FULL) std::memset(o_index_filter_mask, 0, TILE);
+    uint8_t room_index_filter_mask[LANES] = {};
+    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
-    Mask bad{};
+    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -118,12 +118,12 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Mask t3 = lt(t1, splat<Float>(__builtin_inff()));
             const Mask t4 = both(t2, t3);
             const Int32 t5 = widen<Int32>(bit(t4));
-            bad |= FULL ? not_finite(v_gradient) : not_finite(v_gradient) & first_lanes(live);
-            store<true>(o_index_filter_mask + at, FULL ? t5 : t5 & first_lanes(live), WIDTH);
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            put_bits(o_index_filter_mask + at / 8, FULL ? ne(t5, Int32{}) : ne(t5, Int32{}) & first_lanes(live));
         }
     }
-    pack<1, FULL>(k.v_index_filter_mask + tile * (LANES * 1), o_index_filter_mask, count);
-    if (any(bad)) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -139,7 +139,7 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
             const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
             const Mask t2 = both(first_lanes(live), t1);
-            const Int64 t3 = saturate<Int64>(t0, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t3 = widen<Int64>(t0);
             const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
             const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
             const Float t6 = t4 + t5;
@@ -170,7 +170,7 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
             const Mask t4 = both(first_lanes(live), t3);
             const UInt32 t5 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = saturate<Int64>(t5, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t6 = widen<Int64>(t5);
             const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
             const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
             const Float t9 = t7 + t8;
@@ -333,7 +333,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
 //   pass[n]
 //     store output: float[n] = 0x0.0p+0
-//   payload's gradient_scatter_index[index_filter_count] ascends below n
+//   payload's gradient_scatter_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
 //     patch output: float[index_filter_count] at gradient_scatter_index[i] = field1[i]
 
@@ -359,7 +359,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t0 = widen<Int64>(v_index);
             store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
         }
     }
@@ -456,10 +456,10 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   field index: uint32[index_filter_count]
 //   field field1: float[index_filter_count]
 //   pass[index_filter_count]
-//     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
-//   payload's gradient_scatter_index[index_filter_count] ascends below n
+//     store vector gradient_index: int[index_filter_count] = int(index[i])
+//   payload's gradient_index[i][index_filter_count] ascends below n
 //   pass[index_filter_count]
-//     patch output: float[index_filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * field1[i]))
+//     patch output: float[index_filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * field1[i]))
 
 
 struct DecodeAddFrame {
@@ -471,7 +471,7 @@ struct DecodeAddFrame {
     uint8_t* f_index;
     uint8_t* f_field1;
     int64_t index_filter_count_;
-    int64_t* v_gradient_scatter_index;
+    int64_t* v_gradient_index;
 };
 
 template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -483,31 +483,28 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
+            const Int64 t0 = widen<Int64>(v_index);
+            store<FULL>(k.v_gradient_index + tile * TILE + at, t0, live);
         }
     }
 }
 
 template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
+    const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
+            const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            const Int64 t0 = saturate<Int64>(v_index, INT64_MIN, INT64_C(9223372036854775807));
-            const Float t1 = gather<Float>(k.gradient, k.n, t0, first_lanes(live), k.outside);
-            const Float t2 = u_scale * v_field1;
-            const Float t3 = t1 + t2;
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t3), live);
+            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, first_lanes(live), k.outside);
+            const Float t1 = u_scale * v_field1;
+            const Float t2 = t0 + t1;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
         }
     }
 }
@@ -515,7 +512,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_gradient_scatter_index = arena.take<int64_t>(k.n);
+    k.v_gradient_index = arena.take<int64_t>(k.n);
     return arena.used;
 }
 
@@ -545,7 +542,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
             else decode_add_pass0<false>(k, p, tile, int(rest));
         });
     }
-    if (!ascends(k.v_gradient_scatter_index, k.index_filter_count_, k.n)) return REFUSED;
+    if (!ascends(k.v_gradient_index, k.index_filter_count_, k.n)) return REFUSED;
     {
         const int64_t length = k.index_filter_count_;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;

@@ -25,7 +25,7 @@ OPERATIONS = {}
 #     store field index: uint32[index_filter_count] = uint32(index_filter[i])
 #     store field field1: float[index_filter_count] = ((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0)
 #     store vector gradient_scatter_index: int[index_filter_count] = int(uint32(index_filter[i]))
-#   own gradient_scatter_index[index_filter_count] ascends below n
+#   own gradient_scatter_index[i][index_filter_count] ascends below n
 #   pass[index_filter_count]
 #     store vector residual_patch: float[index_filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0)) : 0x0.0p+0)
 #   pass[n]
@@ -93,7 +93,7 @@ def encode_pass1_tile(k, tile, count):
             t0 = saturate(UInt32, v_index_filter, 0, 4294967295)
             t1 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
             t2 = both(first_lanes(live), t1)
-            t3 = saturate(Int64, t0, -9223372036854775808, 9223372036854775807)
+            t3 = widen(Int64, t0)
             t4 = gather(Float, f32, k.gradient, native(one(k.n)), t3, t2, k)
             t5 = gather(Float, f32, k.s_residual, native(one(k.n)), t3, t2, k)
             t6 = t4 + t5
@@ -134,7 +134,7 @@ def encode_pass2_tile(k, tile, count):
             t3 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
             t4 = both(first_lanes(live), t3)
             t5 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t6 = saturate(Int64, t5, -9223372036854775808, 9223372036854775807)
+            t6 = widen(Int64, t5)
             t7 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t4, k)
             t8 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t4, k)
             t9 = t7 + t8
@@ -377,7 +377,7 @@ OPERATIONS["encode"] = Kernels(
 #     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
 #   pass[n]
 #     store output: float[n] = 0x0.0p+0
-#   payload's gradient_scatter_index[index_filter_count] ascends below n
+#   payload's gradient_scatter_index[i][index_filter_count] ascends below n
 #   pass[index_filter_count]
 #     patch output: float[index_filter_count] at gradient_scatter_index[i] = field1[i]
 
@@ -400,7 +400,7 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
+            t0 = widen(Int64, v_index)
             store(i64, k.v_gradient_scatter_index, start + at, t0, live)
 
 
@@ -549,16 +549,16 @@ OPERATIONS["decode"] = Kernels(
 #   field index: uint32[index_filter_count]
 #   field field1: float[index_filter_count]
 #   pass[index_filter_count]
-#     store vector gradient_scatter_index: int[index_filter_count] = int(index[i])
-#   payload's gradient_scatter_index[index_filter_count] ascends below n
+#     store vector gradient_index: int[index_filter_count] = int(index[i])
+#   payload's gradient_index[i][index_filter_count] ascends below n
 #   pass[index_filter_count]
-#     patch output: float[index_filter_count] at gradient_scatter_index[i] = (gradient[int(index[i])] + (scale * field1[i]))
+#     patch output: float[index_filter_count] at gradient_index[i] = (gradient[gradient_index[i]] + (scale * field1[i]))
 
 decode_add_frame = frame_type(
     params=[("p_threshold", "float32"), ],
     states=[],
     fields=["index", "field1", ],
-    vectors=["v_gradient_scatter_index", ],
+    vectors=["v_gradient_index", ],
     received=[],
     scalars=[("index_filter_count_", "int64")],
 )
@@ -573,8 +573,8 @@ def decode_add_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index = stream(UInt32, u32, k.f_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
-            store(i64, k.v_gradient_scatter_index, start + at, t0, live)
+            t0 = widen(Int64, v_index)
+            store(i64, k.v_gradient_index, start + at, t0, live)
 
 
 @loop(decode_add_frame)
@@ -599,14 +599,12 @@ def decode_add_pass1_tile(k, tile, count):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_index = stream(UInt32, u32, k.f_index, start + at, live)
+            v_gradient_index = stream(Int64, i64, k.v_gradient_index, start + at, live)
             v_field1 = stream(Float, f32, k.f_field1, start + at, live)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            t0 = saturate(Int64, v_index, -9223372036854775808, 9223372036854775807)
-            t1 = gather(Float, f32, k.gradient, native(one(k.n)), t0, first_lanes(live), k)
-            t2 = u_scale * v_field1
-            t3 = t1 + t2
-            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t3), live)
+            t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_index, first_lanes(live), k)
+            t1 = u_scale * v_field1
+            t2 = t0 + t1
+            scatter(u32, k.gradient, v_gradient_index, float_bits(t2), live)
 
 
 @loop(decode_add_frame)
@@ -643,7 +641,7 @@ def decode_add_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     end = k.scratch
-    k.v_gradient_scatter_index = end
+    k.v_gradient_index = end
     end = align(end + max(0, native(one(k.n))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
@@ -662,7 +660,7 @@ def decode_add_step0(frame):
 
 @inner
 def decode_add_before1(k):
-    if not ascends(k.v_gradient_scatter_index, native(one(k.index_filter_count_)), native(one(k.n))):
+    if not ascends(k.v_gradient_index, native(one(k.index_filter_count_)), native(one(k.n))):
         return REFUSED
     k.length = native(one(k.index_filter_count_))
     return tiles_of(k.length)
