@@ -33,8 +33,9 @@ def markdown(rows: Rows, taken: dict[str, str], against: str) -> str:
         "The bound of an operation is the larger of two times. Memory: the least bytes that it moves (inputs",
         "read once, outputs written once, a vector larger than the last-level cache read once more for",
         "each statistic of it that is needed first; derived from the program by `compll/tools/bound.py`),",
-        "at the rate of memcpy of the gradient, which moves two bytes for each byte that it copies. Generator:",
-        "the random generator alone for as many numbers. Of one and several threads the faster counts.",
+        "at the rate of memcpy of the gradient, which moves two bytes for each byte that it copies.",
+        "Generator: the random generator alone for as many numbers. Of one and several threads the faster",
+        "counts.",
         "`feedback` is the encode of `compile(..., error_feedback=True)`, for codecs without their own.",
         "Where other work keeps the cores busy, figures for more than one thread say nothing.",
         "",
@@ -148,7 +149,7 @@ def draw(rows: Rows, path: Path) -> None:
             found[c, operation]["of_bound"] if (c, operation) in found else float("nan") for c in codecs
         ]
         panel.bar(range(len(codecs)), shares, color="tab:blue", width=0.6, label="CompLL")
-        for library, marker in (("PyTorch", "o"), ("NumPy", "s")):
+        for library, marker in (("PyTorch", "k^"), ("NumPy", "ys")):
             points = [
                 (codecs.index(r["codec"]), found[r["codec"], operation]["of_bound"] / r["slower"])
                 for r in rows["composed"]

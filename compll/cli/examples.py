@@ -23,7 +23,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("compll run mine.pse --backend cpp --json", "the same for a script"),
     ),
     "bench": (
-        ("compll bench onebit terngrad --n 2^16,2^20", "two codecs at two sizes"),
+        ("compll bench onebit terngrad --n 2^20", "two codecs, every operation"),
         (
             "compll bench mine.pse --n 2^20 --threads 1,2 --operation encode,decode",
             "your own, by one and two threads",

@@ -103,7 +103,9 @@ def run(source: driver.Source, options: Options) -> Iterator[str | Trial]:
     fuzzes = []
     for backend in dict.fromkeys((*in_memory, "interp")):
         yield f"damaged payloads, {backend}"
-        inputs = max(90, int(options.payloads * SHARES[backend])) if options.payloads else 0
+        if not options.payloads:
+            continue
+        inputs = max(90, int(options.payloads * SHARES[backend]))
         fuzzes.append(
             fuzz_apart(
                 files,
