@@ -87,16 +87,16 @@ def test_run_compares_with_the_interpreter() -> None:
 
 
 def test_algorithms_and_env_tell_what_is_there() -> None:
-    out = right("algorithms", COLUMNS="80")
+    out = CliRunner().invoke(app, ["algorithms"], env={"COLUMNS": "80"}).stdout
     rows = {words[0]: words for words in (line.split() for line in out.splitlines())}
     assert {*algorithms.algorithms()} <= set(rows), "a row was wrapped"
     assert rows["terngrad"][1:4] == ["16.0", "exact", "unbiased,"]
     assert max(map(len, out.splitlines())) <= 80
-    wide = right("algorithms", "--wide")
+    wide = CliRunner().invoke(app, ["algorithms", "--wide"], env={"COLUMNS": "200"}).stdout
     assert "bitwidth=2" in next(line for line in wide.splitlines() if "│ terngrad " in line)
     table = json.loads(right("algorithms", "--json"))
     assert {row["name"]: row["parameters"] for row in table}["qsgd"] == {"bits": 3, "bucket": 512}
-    assert right("algorithms", "--markdown") == (ROOT / "docs" / "algorithms.md").read_text("utf-8")
+    assert here("algorithms", "--markdown") == (ROOT / "docs" / "algorithms.md").read_text("utf-8")
     assert json.loads(right("env", "--json", COMPLL_THREADS="3"))["threads (COMPLL_THREADS)"] == "3"
     out = right("env", COMPLL_CXX="nonexistent-compiler", COMPLL_THREADS="3")
     assert "nonexistent-compiler" in out
