@@ -2,6 +2,7 @@
 
     python benchmarks/kernels.py                 everything: some 20 minutes on a quiet machine
     python benchmarks/kernels.py --quick         2^20 elements, one thread, a few codecs: one to two minutes
+    python benchmarks/kernels.py --codecs int8   one or several of them
     python benchmarks/kernels.py --resume        go on with a run that was interrupted
     python benchmarks/kernels.py --backend numba --against cpp     another backend, and how it compares
 
@@ -18,9 +19,9 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import composed
 import kernels_report
@@ -32,9 +33,6 @@ from rich.progress import track
 
 import compll
 from compll.tools import bench, bound
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SIZES, THREADS = (2**20, 2**24, 2**27), (1, 2)
 COMPOSED_SIZES = (2**20, 2**24)
@@ -75,40 +73,57 @@ class Journal:
         return any(all(row.get(k) == v for k, v in what.items()) for row in self.rows)
 
 
-def cases(
-    found: dict[str, str | Path], backend: str, sizes: tuple[int, ...], threads: tuple[int, ...]
-) -> Iterator[tuple[str, bench.Made, str, str, int, int]]:
-    """Yield label, codec, operation, its label, n and threads; sizes outermost, for they share a gradient."""
-    made: dict[str, list[tuple[bench.Made, str, str]]] = {}
-    for label, source in found.items():
+@dataclass(frozen=True)
+class Subject:
+    """A codec, its operations, and what rows call them; `other` is the same on another backend."""
+
+    codec: str
+    made: bench.Made
+    operations: tuple[str, ...]
+    labels: dict[str, str]
+    other: bench.Made | None
+
+
+def subjects(found: dict[str, str | Path], backend: str, against: str) -> list[Subject]:
+    """Compile what is measured: each codec, and it with error feedback if it has none of its own."""
+    made = []
+    for name, source in found.items():
         plain = bench.make(source, backend)
-        made[label] = [(plain, op, op) for op in plain.operations]
+        other = bench.make(source, against) if against else None
+        made.append(Subject(name, plain, plain.operations, {}, other))
         if not plain.codec.info.feedback:
-            made[label].append((bench.make(source, backend, error_feedback=True), "encode", "feedback"))
-    for n in sizes:
-        for label, operations in made.items():
-            for codec, op, called in operations:
-                yield from ((label, codec, op, called, n, t) for t in threads)
+            added = bench.make(source, backend, error_feedback=True)
+            other = bench.make(source, against, error_feedback=True) if against else None
+            made.append(Subject(name, added, ("encode",), {"encode": "feedback"}, other))
+    return made
 
 
 def measure_kernels(given: argparse.Namespace, journal: Journal) -> None:
     sizes, threads = (SIZES[:1], THREADS[:1]) if given.quick else (SIZES, THREADS)
-    found = sources(quick=given.quick)
-    todo = [
-        case
-        for case in cases(found, given.backend, sizes, threads)
-        if not journal.has(kind="kernel", codec=case[0], operation=case[3], n=case[4], threads=case[5])
-    ]
-    for label, made, op, called, n, count in track(todo, "kernels"):
-        others = {}
-        if given.against:
-            feedback = called == "feedback"
-            other = bench.make(found[label], given.against, error_feedback=feedback)
-            others = bench.calls(other.codec, n, count, [op])[0]
-            others = {"other": others[op]}
-        for row, taken in bench.measure(made, n, count, [op], given.seconds, label=called, others=others):
+    wanted = [name for name in given.codecs.split(",") if name]
+    found = {k: v for k, v in sources(quick=given.quick).items() if not wanted or k in wanted}
+    made = subjects(found, given.backend, given.against)
+    todo = [(n, s, t) for n in sizes for s in made for t in threads]  # those of one size share a gradient
+    for n, subject, count in track(todo, "kernels"):
+        operations = [
+            op
+            for op in subject.operations
+            if not journal.has(
+                kind="kernel",
+                codec=subject.codec,
+                operation=subject.labels.get(op, op),
+                n=n,
+                threads=count,
+            )
+        ]
+        if not operations:
+            continue
+        others = bench.calls(subject.other.codec, n, count, operations)[0] if subject.other else None
+        for row, taken in bench.measure(
+            subject.made, n, count, operations, given.seconds, labels=subject.labels, others=others
+        ):
             of_other = taken.ratio("other", "kernel") if others else None
-            journal.add({"kind": "kernel", **asdict(row), "codec": label, "of_other": of_other})
+            journal.add({"kind": "kernel", **asdict(row), "codec": subject.codec, "of_other": of_other})
 
 
 def measure_composed(given: argparse.Namespace, journal: Journal) -> None:
@@ -130,7 +145,8 @@ def measure_composed(given: argparse.Namespace, journal: Journal) -> None:
 
 
 def measure_overhead(given: argparse.Namespace, journal: Journal) -> None:
-    names = composed.CODECS[:4] if given.quick else tuple(compll.algorithms())
+    wanted = given.codecs.split(",") if given.codecs else [*compll.algorithms()]
+    names = [name for name in wanted if name in (composed.CODECS if given.quick else compll.algorithms())]
     for name in track(names, "calls and compiling"):
         if not journal.has(kind="overhead", codec=name):
             journal.add({"kind": "overhead", **asdict(overhead.measure(name))})
@@ -167,6 +183,7 @@ def main() -> None:
     parser.add_argument("--backend", default="cpp")
     parser.add_argument("--against", default="", help="another backend, measured in the same rounds")
     parser.add_argument("--seconds", type=float, default=0.3, help="for each of the cases")
+    parser.add_argument("--codecs", default="", help="only these, by commas")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder to write to")

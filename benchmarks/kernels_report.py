@@ -41,6 +41,11 @@ def markdown(rows: Rows, taken: dict[str, str], against: str) -> str:
         "",
         *(f"- {key}: {value}" for key, value in taken.items()),
         "",
+        *(
+            [f"`x {against}`: how many times as fast as that backend, in the same rounds.", ""]
+            if against
+            else []
+        ),
         *_shares(kernels),
         *_composed(rows),
         *_overhead(rows["overhead"]),

@@ -154,7 +154,7 @@ def bench(
     for m, op, label, size, count in track(
         cases, "measuring", console=console, transient=True, disable=not console.is_terminal
     ):
-        rows += [row for row, _ in speed.measure(m, size, count, [op], seconds, label=label)]
+        rows += [row for row, _ in speed.measure(m, size, count, [op], seconds, labels={op: label})]
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return

@@ -178,7 +178,7 @@ def measure(
     operations: Sequence[str],
     budget: float,
     *,
-    label: str = "",
+    labels: Mapping[str, str] | None = None,
     others: Mapping[str, Callable[[], object]] | None = None,
 ) -> Iterator[tuple[Row, timing.Rounds]]:
     """Time operations on a gradient of n elements, each in rounds with its bounds.
@@ -189,8 +189,8 @@ def measure(
         threads: of the operation, of the copy and of the generator.
         operations: of `Made.operations`.
         budget: seconds for each.
-        label: what the rows call the operation, if not by its name.
-        others: called in the same rounds, under names of their own.
+        labels: what the rows call an operation, if not by its name.
+        others: for each operation, what is called in the same rounds as "other".
 
     Yields:
         the row and all the rounds it is made of.
@@ -198,25 +198,30 @@ def measure(
     """
     run, raw = calls(made.codec, n, threads, operations)
     target = np.zeros(n, np.float32)
+    draws = functools.cache(functools.partial(_drawing, made.codec.backend, n))
     with ThreadPoolExecutor(threads) as pool:
         ways = timing.copies(gradient(n), target, threads, pool)
         for operation in operations:
             least = traffic(made, operation, n, raw)
             drawing = {
-                f"{what} by {count}": _drawing(made.codec.backend, what, n, count)
+                f"{what} by {count}": draws(what, count)
                 for what, drawn in (("words", least.words), ("halves", least.halves))
                 if 16 * drawn >= n  # what draws less is limited by memory
                 for count in {1, threads}
             }
-            taken = timing.rounds({"kernel": run[operation], **ways, **drawing, **(others or {})}, budget)
+            other = {"other": others[operation]} if others else {}
+            taken = timing.rounds({"kernel": run[operation], **ways, **drawing, **other}, budget)
             for what in ("words", "halves"):
                 if names := [name for name in drawing if name.startswith(what)]:
                     taken = taken.with_least(what, *names)
             taken = taken.with_least("copy", *ways)
-            yield _row(made, label or operation, n, threads, taken, least, len(raw)), taken
+            yield (
+                _row(made, (labels or {}).get(operation, operation), n, threads, taken, least, len(raw)),
+                taken,
+            )
 
 
-def _drawing(backend: str, what: str, n: int, threads: int) -> Callable[[], object]:
+def _drawing(backend: str, n: int, what: str, threads: int) -> Callable[[], object]:
     return calls(generators(backend)[what], n, threads, ["encode"])[0]["encode"]
 
 

@@ -46,7 +46,6 @@ def formatted(text: str, file: str) -> str:
 
     Raises:
         CompileError: the text is no program.
-        RecursionError: it nests too deeply.
 
     """
     items = _items(text, file)

@@ -11,9 +11,11 @@ from compll_cases import write
 from fuzz_programs import program
 from test_compll_cli import compll as command
 from test_compll_cli import right
+from typer.testing import CliRunner
 
 import compll
 from compll import driver
+from compll.cli import app
 from compll.errors import CompileError
 from compll.ir_text import function_text
 from compll.parse import tokens
@@ -142,3 +144,15 @@ def test_fmt_writes_and_checks(tmp_path: Path) -> None:
     assert "formatted" in right("fmt", path)
     assert path.read_text() == PRETTY
     assert right("fmt", "--check", path) == ""
+    assert CliRunner().invoke(app, ["fmt", "-"], input=UGLY).stdout == PRETTY
+
+
+def test_a_program_that_nests_deeply_is_laid_out_too() -> None:
+    text = (
+        "void DeepEncode(float* g, uint8* c) { float x = "
+        + "(" * 3000
+        + "1"
+        + ")" * 3000
+        + "; c = concat(x); }"
+    )
+    assert "(((1)))" in formatted(text, "deep")
