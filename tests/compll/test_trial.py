@@ -179,8 +179,9 @@ def test_run_reports_and_exits_with_1_where_something_fails(tmp_path: Path) -> N
     done = command("run", write(BIASED.format(declared="[[unbiased]]", off="0.1")), *args)
     assert done.returncode == 1
     assert "FAILED decoding is unbiased" in done.stdout
-    assert "decoding is unbiased                    FAILS" in done.stdout
-    assert done.stdout.count("FAILS") == 1
+    assert [line.split()[:4] for line in done.stdout.splitlines() if "FAILS" in line] == [
+        ["decoding", "is", "unbiased", "FAILS"]
+    ]
 
 
 def test_a_backend_that_is_not_here_is_told_and_fails_only_if_it_alone_is_asked_for() -> None:
