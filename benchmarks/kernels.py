@@ -1,14 +1,13 @@
-"""How fast are the generated kernels? Each against memcpy, and the same algorithm composed from NumPy.
+"""How fast are the generated kernels? Each operation beside its bound, and beside NumPy and PyTorch.
 
-    python benchmarks/kernels.py [--backend cpp] [--against none] [--seconds 1.0]
+    python benchmarks/kernels.py                 everything: some 20 minutes on a quiet machine
+    python benchmarks/kernels.py --quick         2^20 elements, one thread, a few codecs: one to two minutes
+    python benchmarks/kernels.py --codecs int8   one or several of them
+    python benchmarks/kernels.py --resume        go on with a run that was interrupted
+    python benchmarks/kernels.py --backend numba --against cpp     another backend, and how it compares
 
-Everything is timed interleaved in one run: a round calls memcpy, the kernel and the NumPy composition once
-each (small sizes: many times), and medians over the rounds are compared, so that a disturbance hits all of
-them. Rates count the gradient's float32 bytes, 4n, for every operation. An encoder reads 4n and writes
-little, memcpy reads and writes 4n: more than 1 x memcpy is possible.
-
-`--against` measures another backend in the same rounds.  Writes benchmarks/results/kernels.md and
-kernels.json, for another backend than cpp kernels-BACKEND.md and .json.
+Bounds and rounds are those of `compll bench` (compll/tools/bench.py). Writes kernels.md, kernels.json and
+kernels.png to benchmarks/results/; for another backend than cpp kernels-BACKEND.md and so on.
 """
 
 from __future__ import annotations
@@ -17,181 +16,140 @@ import argparse
 import json
 import os
 import platform
-import statistics
+import subprocess
+import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import composed
+import kernels_report
 import numpy as np
+import overhead
+import selection
+import torch
 from rich.progress import track
 
 import compll
-from compll.codec import Item
+from compll.tools import bench, bound
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from compll.codec import Codec
-
-SIZES = (2**14, 2**20, 2**24)
-THREADS = (1, 2)
-ALGORITHMS = ("terngrad", "onebit")
-OPERATIONS = ("encode", "decode", "decode_add", "hop")
+SIZES, THREADS = (2**20, 2**24, 2**27), (1, 2)
+COMPOSED_SIZES = (2**20, 2**24)
+ALLOCATORS = {
+    "default": {},
+    "raised": {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)},
+}
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measurement: seconds are medians for one call."""
-
-    algorithm: str
-    operation: str
-    elements: int
-    threads: int
-    seconds: float
-    memcpy_seconds: float
-    numpy_seconds: float
-    other_seconds: float | None = None
-
-    @property
-    def gigabytes(self) -> float:
-        return 4 * self.elements / self.seconds / 1e9
-
-    @property
-    def of_memcpy(self) -> float:
-        return self.memcpy_seconds / self.seconds
-
-    @property
-    def of_numpy(self) -> float:
-        return self.numpy_seconds / self.seconds
-
-    @property
-    def of_other(self) -> str:
-        return f" {self.other_seconds / self.seconds:.2f} |" if self.other_seconds else ""
-
-
-class NumpyTernGrad:
-    """TernGrad with 2 bits as users write it with NumPy: stochastic rounding, four values a byte."""
-
-    def __init__(self, grad: np.ndarray) -> None:
-        self.rng = np.random.default_rng(0)
-        self.grad = grad
-        self.payload = self.encode()
-
-    def encode(self) -> tuple[np.float32, np.float32, np.ndarray]:
-        low, high = self.grad.min(), self.grad.max()
-        gap = (high - low) / np.float32(3)
-        noise = self.rng.random(self.grad.size, dtype=np.float32)
-        q = np.minimum((self.grad - low) / gap + noise, 3).astype(np.uint8).reshape(-1, 4)
-        return low, gap, q[:, 0] | q[:, 1] << 2 | q[:, 2] << 4 | q[:, 3] << 6
-
-    def decode(self) -> np.ndarray:
-        low, gap, packed = self.payload
-        q = np.stack([packed & 3, packed >> 2 & 3, packed >> 4 & 3, packed >> 6], axis=1).reshape(-1)
-        return q * gap + low
-
-
-class NumpyOnebit:
-    """Onebit with two means and error feedback as users write it with NumPy."""
-
-    def __init__(self, grad: np.ndarray) -> None:
-        self.grad = grad
-        self.residual = np.zeros_like(grad)
-        self.payload = self.encode()
-
-    def encode(self) -> tuple[np.float32, np.float32, np.ndarray]:
-        x = self.grad + self.residual
-        positive = x >= 0
-        up, down = x[positive].mean(), x[~positive].mean()
-        self.residual = x - np.where(positive, up, down)
-        return up, down, np.packbits(positive, bitorder="little")
-
-    def decode(self) -> np.ndarray:
-        up, down, packed = self.payload
-        return np.where(np.unpackbits(packed, bitorder="little"), up, down)
-
-
-def calls(codec: Codec, algorithm: str, n: int, threads: int) -> dict[str, tuple[Callable, Callable]]:
-    """For each operation: the generated kernel, called as the runtime calls it, and the NumPy composition."""
-    grad = np.random.default_rng(1).standard_normal(n, dtype=np.float32)
-    out, numpy_out = np.zeros(n, np.float32), np.zeros(n, np.float32)
-    encode = Item(
-        grad=grad,
-        out=np.empty(codec.max_bytes(n), np.uint8),
-        seed=7,
-        state=codec.new_state(n),
-        new_state=codec.new_state(n),
-    )
-    payload = codec.batch("encode", [encode], threads=threads)[0].value.copy()
-    decode = Item(payload=payload, out=out, shared_seed=7)
-    hop = replace(encode, payload=payload, shared_seed=7)
-    composed = {"terngrad": NumpyTernGrad, "onebit": NumpyOnebit}[algorithm](grad)
-
-    def numpy_decode_add() -> None:
-        np.add(numpy_out, composed.decode(), out=numpy_out)
-
-    def numpy_hop() -> None:
-        composed.grad = np.add(grad, composed.decode(), out=numpy_out)
-        composed.encode()
-
+def sources(*, quick: bool) -> dict[str, str | Path]:
+    """Return what is measured: the codecs of a fixed rate, and selections by threshold."""
+    fixed = [name for name in compll.algorithms() if compll.compile(name, "interp").info.exact_size]
+    if quick:
+        fixed = [name for name in fixed if name in composed.CODECS]
     return {
-        "encode": (lambda: codec.batch("encode", [encode], threads=threads), composed.encode),
-        "decode": (lambda: codec.batch("decode", [decode], threads=threads), composed.decode),
-        "decode_add": (lambda: codec.batch("decode_add", [decode], threads=threads), numpy_decode_add),
-        "hop": (lambda: codec.batch("hop", [hop], threads=threads), numpy_hop),
+        **{name: name for name in fixed},
+        **{label: selection.selection(label) for label in selection.CUTS},
     }
 
 
-def memcpys(n: int, threads: int, pool: ThreadPoolExecutor) -> list[Callable[[], object]]:
-    """Ways to copy 4n bytes with so many threads; the fastest counts (small ones gain nothing by threads)."""
-    source, target = np.ones(n, np.float32), np.zeros(n, np.float32)
-    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+class Journal:
+    """Rows as they are measured, so that an interrupted run can go on."""
 
-    def split() -> None:
-        list(pool.map(lambda part: np.copyto(*part), parts))
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path = path
+        if not resume:
+            path.unlink(missing_ok=True)
+        lines = path.read_text().splitlines() if path.is_file() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
-    whole = [lambda: np.copyto(target, source)]
-    return whole if threads == 1 else [*whole, split]
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
-
-def seconds_each(functions: list[Callable[[], object]], budget: float) -> list[float]:
-    """Median seconds of a call of each function, interleaved round by round for `budget` seconds in all."""
-    repeats = []
-    for function in functions:
-        function()
-        start = time.perf_counter()
-        function()
-        once = time.perf_counter() - start
-        repeats.append(max(1, round(1e-3 / once)))
-    rounds: list[list[float]] = []
-    begin = time.perf_counter()
-    while len(rounds) < 7 or time.perf_counter() - begin < budget:
-        row = []
-        for function, repeat in zip(functions, repeats, strict=True):
-            start = time.perf_counter()
-            for _ in range(repeat):
-                function()
-            row.append((time.perf_counter() - start) / repeat)
-        rounds.append(row)
-    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+    def has(self, **what: Any) -> bool:
+        return any(all(row.get(k) == v for k, v in what.items()) for row in self.rows)
 
 
-def measure(codecs: dict[str, Codec], others: dict[str, Codec], budget: float) -> list[Row]:
-    cases = [(a, n, t, op) for a in codecs for n in SIZES for t in THREADS for op in OPERATIONS]
-    rows = []
-    with ThreadPoolExecutor(max(THREADS)) as pool:
-        for algorithm, n, threads, operation in track(cases, description="measuring"):
-            kernel, composed = calls(codecs[algorithm], algorithm, n, threads)[operation]
-            other = [
-                calls(c, algorithm, n, threads)[operation][0] for a, c in others.items() if a == algorithm
-            ]
-            copies = memcpys(n, threads, pool)
-            times = seconds_each([kernel, composed, *copies, *other], budget)
-            copy, rest = min(times[2 : 2 + len(copies)]), times[2 + len(copies) :]
-            rows.append(Row(algorithm, operation, n, threads, times[0], copy, times[1], *rest))
-    return rows
+@dataclass(frozen=True)
+class Subject:
+    """A codec, its operations, and what rows call them; `other` is the same on another backend."""
+
+    codec: str
+    made: bench.Made
+    operations: tuple[str, ...]
+    labels: dict[str, str]
+    other: bench.Made | None
+
+
+def subjects(found: dict[str, str | Path], backend: str, against: str) -> list[Subject]:
+    """Compile what is measured: each codec, and it with error feedback if it has none of its own."""
+    made = []
+    for name, source in found.items():
+        plain = bench.make(source, backend)
+        other = bench.make(source, against) if against else None
+        made.append(Subject(name, plain, plain.operations, {}, other))
+        if not plain.codec.info.feedback:
+            added = bench.make(source, backend, error_feedback=True)
+            other = bench.make(source, against, error_feedback=True) if against else None
+            made.append(Subject(name, added, ("encode",), {"encode": "feedback"}, other))
+    return made
+
+
+def measure_kernels(given: argparse.Namespace, journal: Journal) -> None:
+    sizes, threads = (SIZES[:1], THREADS[:1]) if given.quick else (SIZES, THREADS)
+    wanted = [name for name in given.codecs.split(",") if name]
+    found = {k: v for k, v in sources(quick=given.quick).items() if not wanted or k in wanted}
+    made = subjects(found, given.backend, given.against)
+    todo = [(n, s, t) for n in sizes for s in made for t in threads]  # those of one size share a gradient
+    for n, subject, count in track(todo, "kernels"):
+        operations = [
+            op
+            for op in subject.operations
+            if not journal.has(
+                kind="kernel",
+                codec=subject.codec,
+                operation=subject.labels.get(op, op),
+                n=n,
+                threads=count,
+            )
+        ]
+        if not operations:
+            continue
+        others = bench.calls(subject.other.codec, n, count, operations)[0] if subject.other else None
+        for row, taken in bench.measure(
+            subject.made, n, count, operations, given.seconds, labels=subject.labels, others=others
+        ):
+            of_other = taken.ratio("other", "kernel") if others else None
+            journal.add({"kind": "kernel", **asdict(row), "codec": subject.codec, "of_other": of_other})
+
+
+def measure_composed(given: argparse.Namespace, journal: Journal) -> None:
+    sizes, threads = (COMPOSED_SIZES[:1], THREADS[:1]) if given.quick else (COMPOSED_SIZES, THREADS)
+    todo = [(n, t, a) for n in sizes for t in threads for a in ALLOCATORS]
+    for n, count, allocator in track(todo, "NumPy and PyTorch"):
+        if journal.has(kind="composed", n=n, threads=count, allocator=allocator):
+            continue
+        command = [sys.executable, composed.__file__, "--elements", str(n), "--threads", str(count)]
+        done = subprocess.run(
+            [*command, "--seconds", str(given.seconds)],
+            env=os.environ | ALLOCATORS[allocator],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        for row in json.loads(done.stdout):
+            journal.add({"kind": "composed", "allocator": allocator, **row})
+
+
+def measure_overhead(given: argparse.Namespace, journal: Journal) -> None:
+    wanted = given.codecs.split(",") if given.codecs else [*compll.algorithms()]
+    names = [name for name in wanted if name in (composed.CODECS if given.quick else compll.algorithms())]
+    for name in track(names, "calls and compiling"):
+        if not journal.has(kind="overhead", codec=name):
+            journal.add({"kind": "overhead", **asdict(overhead.measure(name))})
 
 
 def machine_seconds() -> float:
@@ -201,65 +159,56 @@ def machine_seconds() -> float:
     return (sum(ticks) - idle - waiting) / os.sysconf("SC_CLK_TCK")
 
 
-def conditions(codecs: dict[str, Codec]) -> dict[str, str]:
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
+def own_seconds() -> float:
+    """Processor seconds of this process and those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def conditions(backend: str) -> dict[str, str]:
+    models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
     return {
         "processor": models[0].split(":")[1].strip() if models else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
-        "backend": ", ".join(sorted({codec.backend for codec in codecs.values()})),
-        "codecs": ", ".join(f"{name} {codec.info.fingerprint[:12]}" for name, codec in codecs.items()),
+        "last-level cache": f"{bound.cache_bytes() / 2**20:.0f} MiB",
+        "backend": backend,
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "torch": torch.__version__,
     }
-
-
-def markdown(rows: list[Row], taken: dict[str, str], against: str) -> str:
-    column = f" x {against} |" if against else ""
-    lines = [
-        "# Kernels",
-        "",
-        "Written by `python benchmarks/kernels.py`. GB/s of float32 gradient (4n bytes a call); medians,",
-        "interleaved with memcpy of the same 4n bytes (with 2 threads: the faster of one and two copying",
-        "threads) and with the same algorithm composed from NumPy (one thread, as users write it).",
-        "Where other work keeps the cores busy, figures for more than one thread say nothing.",
-        "",
-        *(f"- {key}: {value}" for key, value in taken.items()),
-        "",
-        "| algorithm | operation | elements | threads | GB/s | x memcpy | memcpy GB/s | x NumPy | us |"
-        + column,
-        "|---|---|---|---|---|---|---|---|---|" + ("---|" if against else ""),
-    ]
-    for row in rows:
-        copy = 4 * row.elements / row.memcpy_seconds / 1e9
-        lines.append(
-            f"| {row.algorithm} | {row.operation} | 2^{row.elements.bit_length() - 1} | {row.threads} "
-            f"| {row.gigabytes:.2f} | {row.of_memcpy:.2f} | {copy:.1f} | {row.of_numpy:.1f} "
-            f"| {row.seconds * 1e6:.1f} |{row.of_other}"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--backend", default="cpp")
     parser.add_argument("--against", default="", help="another backend, measured in the same rounds")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each of the cases")
-    arguments = parser.parse_args()
-    codecs = {name: compll.compile(name, backend=arguments.backend) for name in ALGORITHMS}
-    against = {n: compll.compile(n, backend=arguments.against) for n in ALGORITHMS if arguments.against}
-    taken = conditions(codecs)
-    machine, own, start = machine_seconds(), time.process_time(), time.perf_counter()
-    rows = measure(codecs, against, arguments.seconds)
-    others = machine_seconds() - machine - (time.process_time() - own)
-    taken["cores busy with other work meanwhile"] = f"{others / (time.perf_counter() - start):.2f}"
-    RESULTS.mkdir(exist_ok=True)
-    data = {"conditions": taken, "rows": [asdict(row) for row in rows]}
-    name = "kernels" if arguments.backend == "cpp" else f"kernels-{arguments.backend}"
-    table = markdown(rows, taken, arguments.against)
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(table)
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each of the cases")
+    parser.add_argument("--codecs", default="", help="only these, by commas")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder to write to")
+    given = parser.parse_args()
+    name = "kernels" if given.backend == "cpp" else f"kernels-{given.backend}"
+    given.output.mkdir(parents=True, exist_ok=True)
+    journal = Journal(given.output / f"{name}.partial.jsonl", resume=given.resume)
+    taken = conditions(given.backend)
+    machine, own, start = machine_seconds(), own_seconds(), time.perf_counter()
+    measure_kernels(given, journal)
+    if given.backend == "cpp":
+        measure_composed(given, journal)
+        measure_overhead(given, journal)
+    wall = time.perf_counter() - start
+    busy = machine_seconds() - machine - (own_seconds() - own)
+    taken["cores busy with other work meanwhile"] = f"{busy / wall:.2f}"
+    taken["seconds"] = f"{wall:.0f}"
+    rows = {
+        kind: [r for r in journal.rows if r["kind"] == kind] for kind in ("kernel", "composed", "overhead")
+    }
+    table = kernels_report.markdown(rows, taken, given.against)
+    (given.output / f"{name}.json").write_text(json.dumps({"conditions": taken, **rows}, indent=1) + "\n")
+    (given.output / f"{name}.md").write_text(table)
+    kernels_report.draw(rows, given.output / f"{name}.png")
+    journal.path.unlink()
     print(table)
 
 

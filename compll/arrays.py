@@ -270,6 +270,11 @@ def on_host(x: Array) -> Array:
     return host
 
 
+def on_device(x: Array, device: str) -> Array:
+    """Return a copy of a NumPy array where a backend works."""
+    return x.copy() if device == HOST else _cupy().asarray(x)
+
+
 def empty(count: int, device: str = HOST, elem: Elem = FLOAT) -> Array:
     """Return an uninitialised array for a gradient of an element type."""
     return np.empty(count, dtype(elem)) if device == HOST else _cupy().empty(count, dtype(elem))

@@ -334,6 +334,11 @@ def choose_backends(backend: str) -> dict[str, str]:
     return {GPU if name == "cuda" else HOST: name}
 
 
+def choose_backend(backend: str) -> str:
+    """Return the one backend that a name means: `auto` is that for arrays in host memory."""
+    return next(iter(choose_backends(backend).values()))
+
+
 def _fast_backend() -> str:
     try:
         builder.compiler_version(knobs.compiler())

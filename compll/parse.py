@@ -42,13 +42,25 @@ def parse(text: str, file: str) -> s.Program:
         RecursionError: the file nests too deeply.
 
     """
-    tree, errors = _Parse(text, file).run()
-    if tree is None or errors:
-        raise CompileError(errors, {file: text})
+    tree, _ = tokens(text, file)
     try:
         return cast("s.Program", _Builder(file).transform(tree))
     except VisitError as e:
         raise e.orig_exc from None
+
+
+def tokens(text: str, file: str) -> tuple[Tree[Any], list[Token]]:
+    """Return the tree of one file as Lark has it, and the tokens, between which the comments stand.
+
+    Raises:
+        CompileError: with all syntax errors that were found.
+
+    """
+    run = _Parse(text, file)
+    tree, errors = run.run()
+    if tree is None or errors:
+        raise CompileError(errors, {file: text})
+    return tree, run.fed
 
 
 class GiveUp(Exception):  # noqa: N818 - control flow within this module

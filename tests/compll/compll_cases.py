@@ -15,12 +15,21 @@ import pytest
 
 from compll import arrays, build, driver
 from compll import codec as api
+from compll.tools import samples
+from compll.tools.samples import EDGES, LABELS, gradient, same_bits
 
-EDGES = np.array(
-    [0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38, np.nan, np.inf, -np.inf, 1.0, -1.0, 0.5, 2.5, -1.5],
-    np.float32,
-)
-
+__all__ = [
+    "BACKENDS",
+    "EDGES",
+    "LABELS",
+    "both",
+    "compiled",
+    "encode",
+    "fields",
+    "gradient",
+    "same_bits",
+    "write",
+]
 
 BACKENDS = ("interp", "cpp", "numba", "cudasim")
 # Algorithms that use no part of the language which another does not, and that one.  `make test` has them on
@@ -108,36 +117,11 @@ def fields(payload: np.ndarray, kinds: list[str], n: int) -> list[np.ndarray]:
     return out
 
 
-def gradient(label: str, n: int, seed: int = 1) -> np.ndarray:
-    rng = np.random.default_rng([seed, n])
-    match label:
-        case "normal":
-            return rng.standard_normal(n).astype(np.float32)
-        case "constant":
-            return np.full(n, 0.1, np.float32)
-        case "zeros":
-            return rng.choice(np.array([0.0, -0.0], np.float32), n)
-        case "denormal":
-            return (rng.integers(-1000, 1000, n) * np.float64(1e-45)).astype(np.float32)
-        case "huge":
-            return rng.choice(np.array([3.4e38, -3.4e38, 1e38], np.float32), n)
-        case "mixed":
-            return rng.choice(EDGES, n)
-    raise ValueError(label)
-
-
-LABELS = ("normal", "constant", "zeros", "denormal", "huge", "mixed")
-
-
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
 def encode(
     codec: api.Codec, grad: np.ndarray, seed: int = 7, **more: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Encode with a state that is not zero, where the codec keeps one; return payload and new state."""
     n = len(grad)
-    state = {k: np.linspace(-0.5, 0.5, n, dtype=np.float32) for k in codec.new_state(n)}
+    state = samples.state(codec, n)
     payload = codec.encode(grad, seed=seed, state=state if state or codec.info.stateful else None, **more)
     return payload, state

@@ -125,6 +125,7 @@ def module() -> ModuleType:
         ndarray=ndarray,
         RawModule=RawModule,
         cuda=SimpleNamespace(runtime=runtime, get_current_stream=lambda: GPU.stream),
+        asarray=of,
         empty=lambda n, kind: of(np.full(n, 0x5A, kind)),
         zeros=lambda n, kind: of(np.zeros(n, kind)),
         from_dlpack=lambda x: x.numpy().view(ndarray),

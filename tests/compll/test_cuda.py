@@ -26,6 +26,7 @@ from compll import arrays, driver, types
 from compll import codec as api
 from compll.emit import cuda
 from compll.emit.cuda import Launch
+from compll.tools import compare
 
 COMPILERS = cuda_compilers.available()
 
@@ -193,6 +194,16 @@ def test_the_backend_takes_gpu_arrays_and_returns_them(name: str) -> None:
     if meant.info.hop:
         hopped = gpu.hop(payload, on_gpu, seed=1, state=states[0] or None)
         assert same_bits(hopped.get(), meant.hop(want, g, seed=1, state=states[1] or None))
+
+
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("name", ["onebit", "randomk"])
+def test_the_tools_compare_a_backend_of_the_gpu_as_any_other(name: str) -> None:
+    meant = compll.compile(name, "interp")
+    cases = [compare.case(meant, label, n) for label in ("normal", "mixed") for n in (0, 700, 1025)]
+    found = compare.compare(compll.compile(name, "cuda"), cases)
+    assert not found.differences
+    assert found.backend == "cuda"
 
 
 @pytest.mark.usefixtures("cupy")

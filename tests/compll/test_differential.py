@@ -12,6 +12,7 @@ from fuzz_expressions import generated
 from test_language import FREE, KEYWORDS, LEVELS
 
 import compll
+from compll.tools import compare
 
 SIZES = (0, 1, 15, 16, 17, 127, 129, 1023, 1024, 1025, 4096 * 3 + 5)
 
@@ -23,18 +24,10 @@ def pair(name: str, **params: Any) -> tuple[compll.Codec, compll.Codec]:
     return compiled(text, "interp", **params), compiled(text, "cpp", **params)
 
 
-def equal(a: compll.Codec, b: compll.Codec, g: np.ndarray, threads: int) -> None:
-    n = len(g)
-    (p, old), (q, new) = encode(a, g), encode(b, g, threads=threads)
-    assert same_bits(p, q)
-    for k in old:
-        assert same_bits(old[k], new[k])
-        assert np.isfinite(new[k]).all()
-    assert same_bits(a.decode(p, n), b.decode(p, n))
-    added = [gradient("mixed", n, seed=4) for _ in range(2)]
-    for codec, out in zip((a, b), added, strict=True):
-        codec.decode_add(p, out, -0.7)
-    assert same_bits(*added)
+def equal(a: compll.Codec, b: compll.Codec, label: str, n: int, threads: int, seed: int = 1) -> None:
+    case = compare.case(a, label, n, seed)
+    assert not case.error
+    assert not compare.compare(b, [case], [threads]).differences
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -52,7 +45,7 @@ def test_codecs_are_bit_equal(name: str, params: dict[str, int], threads: int) -
     a, b = pair(name, **params)
     for n in SIZES:
         for label in LABELS if n < 2000 else ("normal", "mixed"):
-            equal(a, b, gradient(label, n), threads)
+            equal(a, b, label, n, threads)
 
 
 @pytest.mark.parametrize("name", ["onebit", "terngrad"])
@@ -81,9 +74,9 @@ def test_generated_programs_are_bit_equal(seed: int) -> None:
         (300, "denormal"),
         (300, "huge"),
     ):
-        equal(a, b, gradient(label, n), 2)
+        equal(a, b, label, n, 2)
     other = [c.with_params(ratio=-2.5, whole=2**40) for c in (a, b)]
-    equal(*other, gradient("mixed", 1500), 1)
+    equal(*other, "mixed", 1500, 1)
 
 
 @pytest.mark.parametrize("offset", [1, 3])

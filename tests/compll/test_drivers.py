@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compll_cases import BACKENDS, LABELS, RELATIVES, cross, gradient, same_bits
+from compll_cases import BACKENDS, LABELS, RELATIVES, cross, gradient
 
 import compll
 from compll import catalogue
+from compll.tools import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = tuple(compll.algorithms())
@@ -129,22 +130,10 @@ def test_exactly_those_that_draw_numbers_depend_on_their_seeds(name: str) -> Non
 
 @pytest.mark.parametrize(("name", "backend"), cross("cpp", "numba", "cudasim"))
 def test_every_backend_writes_the_interpreter_s_bits(name: str, backend: str) -> None:
-    meant, made = codec(name), codec(name, backend)
-    for n in (0, 1, 31, 1023, 1025, 4096 * 3 + 5):
-        for label in LABELS if n < 2000 else ("normal", "mixed"):
-            g = gradient(label, n)
-            want = start(meant, n)
-            payload = meant.encode(g, seed=7, state=want or None)
-            for threads in (1, 2, 4) if n > 4096 else (1,):
-                state = start(made, n)
-                assert same_bits(made.encode(g, seed=7, state=state or None, threads=threads), payload)
-                assert all(same_bits(state[k], want[k]) for k in want)
-            outs = [c.decode(payload, n, shared_seed=7) for c in (meant, made)]
-            assert same_bits(*outs)
-            added = [gradient("mixed", n, seed=4) for _ in range(2)]
-            for c, out in zip((meant, made), added, strict=True):
-                c.decode_add(payload, out, -0.7, shared_seed=7)
-            assert same_bits(*added)
+    cases = [compare.case(codec(name), *what) for what in compare.grid((0, 1, 31, 1023, 1025, 4096 * 3 + 5))]
+    found = compare.compare(codec(name, backend), cases)
+    assert not found.differences
+    assert found.results > 5 * len(cases)
 
 
 # --- the table -----------------------------------------------------------------------------------------

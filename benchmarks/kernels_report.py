@@ -1,0 +1,175 @@
+"""What `benchmarks/kernels.py` found, as a page and as a picture."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+OPERATIONS = ("encode", "decode", "decode_add", "hop", "feedback")
+WANTED = 0.7  # of the bound
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def power(n: int) -> str:
+    """Return a number of elements as a power of two."""
+    return f"2^{n.bit_length() - 1}"
+
+
+def markdown(rows: Rows, taken: dict[str, str], against: str) -> str:
+    """Return the page."""
+    kernels = rows["kernel"]
+    lines = [
+        "# Kernels",
+        "",
+        "Written by `python benchmarks/kernels.py`. GB/s count the float32 gradient, 4n bytes a call, in",
+        "units of 10^9; figures are medians. What is compared was called in turns, in the same rounds.",
+        "",
+        "The bound of an operation is the larger of two times. Memory: the least bytes that it moves (inputs",
+        "read once, outputs written once, a vector larger than the last-level cache read once more for",
+        "each statistic of it that is needed first; derived from the program by `compll/tools/bound.py`),",
+        "at the rate of memcpy of the gradient, which moves two bytes for each byte that it copies.",
+        "Generator: the random generator alone for as many numbers. Of one and several threads the faster",
+        "counts.",
+        "`feedback` is the encode of `compile(..., error_feedback=True)`, for codecs without their own.",
+        "Where other work keeps the cores busy, figures for more than one thread say nothing.",
+        "",
+        *(f"- {key}: {value}" for key, value in taken.items()),
+        "",
+        *(
+            [f"`x {against}`: how many times as fast as that backend, in the same rounds.", ""]
+            if against
+            else []
+        ),
+        *_shares(kernels),
+        *_composed(rows),
+        *_overhead(rows["overhead"]),
+        "## Every measurement",
+        "",
+        "| codec | operation | elements | threads | GB/s | of bound | limit | moved bytes / 4n "
+        f"| memcpy, moved GB/s | us |{f' x {against} |' if against else ''}",
+        "|---|---|---|---:|---:|---:|---|---:|---:|---:|" + ("---:|" if against else ""),
+    ]
+    for r in kernels:
+        lines.append(
+            f"| {r['codec']} | {r['operation']} | {power(r['n'])} | {r['threads']} | {r['gigabytes']:.2f} "
+            f"| {r['of_bound']:.0%} | {r['limit']} | {r['moved'] / (4 * r['n']):.2f} | {r['copied']:.1f} "
+            f"| {1e6 * r['seconds']:.0f} |" + (f" {r['of_other']:.2f} |" if against else "")
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _shares(kernels: list[dict[str, Any]]) -> list[str]:
+    """Return the table of what each codec reaches, and the list of what is below what is wanted."""
+    columns = list(dict.fromkeys((r["operation"], r["threads"]) for r in kernels))
+    columns.sort(key=lambda c: (OPERATIONS.index(c[0]), c[1]))
+    largest = max(r["n"] for r in kernels)
+    found = {(r["codec"], r["operation"], r["threads"]): r for r in kernels if r["n"] == largest}
+    lines = [
+        f"## Share of the bound at {power(largest)} elements",
+        "",
+        "| codec |" + "".join(f" {op}, {t} |" for op, t in columns),
+        "|---|" + "---:|" * len(columns),
+    ]
+    for codec in dict.fromkeys(r["codec"] for r in kernels):
+        cells = [found.get((codec, *column)) for column in columns]
+        lines.append(f"| {codec} |" + "".join(f" {r['of_bound']:.0%} |" if r else " - |" for r in cells))
+    below = [r for r in kernels if r["of_bound"] < WANTED]
+    lines += ["", f"Below {WANTED:.0%}: {len(below)} of {len(kernels)} measurements."]
+    for codec in dict.fromkeys(r["codec"] for r in below):
+        told = [
+            f"{r['operation']} {power(r['n'])} x{r['threads']} {r['of_bound']:.0%}"
+            for r in below
+            if r["codec"] == codec
+        ]
+        lines.append(f"- {codec}: {', '.join(told)}")
+    return [*lines, ""]
+
+
+def _composed(rows: Rows) -> list[str]:
+    if not rows["composed"]:
+        return []
+    lines = [
+        "## The same, composed from NumPy and PyTorch",
+        "",
+        "As users write it (`benchmarks/composed.py`); how many times longer than the kernel by as many",
+        "threads it takes. Once with glibc's default allocator, once with its thresholds for mmap and trim",
+        "raised, so that temporaries keep their pages.",
+        "",
+        "| codec | operation | elements | threads | library | ms | times longer | the same, raised |",
+        "|---|---|---|---:|---|---:|---:|---:|",
+    ]
+    keys = ("codec", "operation", "n", "threads", "library")
+    raised = {tuple(r[k] for k in keys): r for r in rows["composed"] if r["allocator"] == "raised"}
+    for r in rows["composed"]:
+        if r["allocator"] == "default":
+            other = raised[tuple(r[k] for k in keys)]
+            lines.append(
+                f"| {r['codec']} | {r['operation']} | {power(r['n'])} | {r['threads']} | {r['library']} "
+                f"| {1e3 * r['seconds']:.2f} | {r['slower']:.1f} | {other['slower']:.1f} |"
+            )
+    return [*lines, ""]
+
+
+def _overhead(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [
+        "## Calls and compiling",
+        "",
+        "A call with no elements, for which the kernel has nothing to do: of the library's C function, and",
+        "of Python's method with `out=`, that C function included. `compll.compile` with an empty cache,",
+        "and with the library in it, in a process that has compiled before.",
+        "",
+        "| codec | C encode, us | decode | decode_add | Python encode, us | decode | decode_add "
+        "| cold, s | cached, ms |",
+        "|---|" + "---:|" * 8,
+    ]
+    for r in rows:
+        calls = [
+            f"{1e6 * r[k][op]:.2f}" for k in ("c", "python") for op in ("encode", "decode", "decode_add")
+        ]
+        lines.append(f"| {r['codec']} | {' | '.join(calls)} | {r['cold']:.2f} | {1e3 * r['cached']:.1f} |")
+    return [*lines, ""]
+
+
+def draw(rows: Rows, path: Path) -> None:
+    """Draw the share of the bound of each codec and operation, by one thread at the middle size."""
+    kernels = [r for r in rows["kernel"] if r["threads"] == 1]
+    n = statistics.median_low(sorted({r["n"] for r in kernels}))
+    found = {(r["codec"], r["operation"]): r for r in kernels if r["n"] == n}
+    codecs = list(dict.fromkeys(codec for codec, _ in found))
+    operations = [op for op in OPERATIONS if any(o == op for _, o in found)]
+    size = (max(7.0, 0.45 * len(codecs) + 2), 2.2 * len(operations))
+    figure, axes = plt.subplots(
+        len(operations), 1, figsize=size, sharex=True, layout="constrained", squeeze=False
+    )
+    for panel, operation in zip(axes[:, 0], operations, strict=True):
+        shares = [
+            found[c, operation]["of_bound"] if (c, operation) in found else float("nan") for c in codecs
+        ]
+        panel.bar(range(len(codecs)), shares, color="tab:blue", width=0.6, label="CompLL")
+        for library, marker in (("PyTorch", "k^"), ("NumPy", "ys")):
+            points = [
+                (codecs.index(r["codec"]), found[r["codec"], operation]["of_bound"] / r["slower"])
+                for r in rows["composed"]
+                if (r["library"], r["operation"], r["n"], r["threads"]) == (library, operation, n, 1)
+                and r["allocator"] == "raised"
+                and (r["codec"], operation) in found
+            ]
+            if points:
+                panel.plot(*zip(*points, strict=True), marker, markersize=5, label=library)
+        panel.axhline(1, color="0.6", linewidth=1)
+        panel.axhline(WANTED, color="0.6", linewidth=1, linestyle=":")
+        panel.set(yscale="log", ylabel=operation, ylim=(1e-3, 3))
+        panel.grid(axis="y", alpha=0.3)
+    axes[0, 0].legend(loc="lower right", ncols=3, fontsize="small")
+    axes[-1, 0].set_xticks(range(len(codecs)), codecs, rotation=60, ha="right")
+    figure.suptitle(f"Share of the bound, {power(n)} elements, 1 thread")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
