@@ -348,12 +348,10 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   field whole: float
 //   field s: uint8[((n + 15) / 16)]
 //   field code: uint<4>[n]
-//   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   whole_1 = get whole: float
 //   pass[n]
-//     store output: float[n] = ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
+//     store output: float[n] = ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
 
-constexpr float decode_value_table[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
 
 struct DecodeFrame {
     int64_t n;
@@ -378,18 +376,24 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_code = load<Int32, true>(in_code + at, live);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_whole_1;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
+            const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = saturate<UInt32>(t8, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_whole_1;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t16), live);
         }
     }
 }
@@ -435,12 +439,10 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   field whole: float
 //   field s: uint8[((n + 15) / 16)]
 //   field code: uint<4>[n]
-//   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   whole_1 = get whole: float
 //   pass[n]
-//     store output: float[n] = (gradient[i] + (scale * ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
+//     store output: float[n] = (gradient[i] + (scale * ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
 
-constexpr float decode_add_value_table[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
 
 struct DecodeAddFrame {
     int64_t n;
@@ -468,20 +470,26 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_code = load<Int32, true>(in_code + at, live);
-            const Int64 t0 = widen<Int64>(v_code);
-            const Float t1 = gather<Float>(decode_add_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_whole_1;
-            const Float t11 = u_scale * t10;
-            const Float t12 = v_gradient + t11;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t12), live);
+            const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = saturate<UInt32>(t8, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_whole_1;
+            const Float t17 = u_scale * t16;
+            const Float t18 = v_gradient + t17;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t18), live);
         }
     }
 }
@@ -530,24 +538,22 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //   received received_whole: float
 //   received received_s: uint8[((n + 15) / 16)]
 //   received received_code: uint<4>[n]
-//   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   received_whole_1 = get received_whole: float
 //   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
 //   pass[n] by 16
-//     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
+//     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
 //       where greater(a, b) = max(a, b)
-//     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
+//     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store vector s_greater_stored: float[((n + 15) / 16)] = s_greater[i]
-//     check[n] (scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
+//     check[n] (scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
 //     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
-constexpr float hop_received_value_table[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
 constexpr float hop_bounds_table[] = { 0x1.0000000000000p-2f, 0x1.7ffffe0000000p-1f, 0x1.4000000000000p+0f, 0x1.bffffe0000000p+0f, 0x1.4000000000000p+1f, 0x1.bffffe0000000p+1f, 0x1.4000000000000p+2f };
 
 struct HopFrame {
@@ -601,23 +607,29 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((first + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = absolute(t12);
-            if (row == 0) a_s_greater[block] = t13;
-            else if (FULL) a_s_greater[block] = HopGreaterOf1{}(a_s_greater[block], t13);
-            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf1{}(a_s_greater[block], t13), a_s_greater[block]);
+            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + ((first + at) / 16) * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = saturate<UInt32>(t8, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_received_whole_1;
+            const Float t17 = v_gradient + t16;
+            const Float t18 = u_scale * t17;
+            const Float t19 = absolute(t18);
+            if (row == 0) a_s_greater[block] = t19;
+            else if (FULL) a_s_greater[block] = HopGreaterOf1{}(a_s_greater[block], t19);
+            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf1{}(a_s_greater[block], t19), a_s_greater[block]);
         }
     }
     if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf1{});
@@ -664,24 +676,30 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = absolute(t12);
-            bad |= FULL ? not_finite(t12) : not_finite(t12) & first_lanes(live);
-            if (row == 0) a_whole_greater[block] = t13;
-            else if (FULL) a_whole_greater[block] = HopGreaterOf0{}(a_whole_greater[block], t13);
-            else a_whole_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_whole_greater[block], t13), a_whole_greater[block]);
+            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = saturate<UInt32>(t8, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_received_whole_1;
+            const Float t17 = v_gradient + t16;
+            const Float t18 = u_scale * t17;
+            const Float t19 = absolute(t18);
+            bad |= FULL ? not_finite(t18) : not_finite(t18) & first_lanes(live);
+            if (row == 0) a_whole_greater[block] = t19;
+            else if (FULL) a_whole_greater[block] = HopGreaterOf0{}(a_whole_greater[block], t19);
+            else a_whole_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_whole_greater[block], t19), a_whole_greater[block]);
         }
     }
     k.whole_greater_tiles[tile] = fold<FULL>(a_whole_greater, count < LANES ? count : LANES, HopGreaterOf0{});
@@ -741,80 +759,86 @@ template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const P
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
-            const Int64 t0 = widen<Int64>(v_received_code);
-            const Float t1 = gather<Float>(hop_received_value_table, INT64_C(16), t0, first_lanes(live), k.outside);
-            const Int32 t2 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
-            const Mask t3 = lt(t2, splat<Int32>(INT64_C(127)));
-            const UInt32 t4 = saturate<UInt32>(t2, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t5 = shift_left(t4, splat<UInt32>(20u));
-            const Float t6 = bits_float(t5);
-            const Float t7 = t6 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t8 = select(t3, t7, splat<Float>(__builtin_nanf("")));
-            const Float t9 = t1 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = divide(t12, u_whole);
-            const Int64 t14 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
-            const Float t15 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t14, first_lanes(live), k.outside);
-            const Float t16 = divide(t15, splat<Float>(0x1.8000000000000p+2f));
-            const Float t17 = divide(t16, u_whole);
-            const Float t18 = smaller(t17, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t19 = float_bits(t18);
-            const UInt32 t20 = shift_right(t19, splat<UInt32>(23u));
-            const Int64 t21 = saturate<Int64>(t20, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t22 = greater(t21, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t23 = t22 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t24 = t23 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t25 = t22 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t26 = saturate<UInt32>(t25, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t27 = shift_left(t26, splat<UInt32>(23u));
-            const Float t28 = bits_float(t27);
-            const Float t29 = divide(t18, t28);
-            const Float t30 = round_(t29);
-            const Int64 t31 = saturate<Int64>(t30, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t32 = t24 + t31;
-            const Int64 t33 = smaller(t32, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t34 = widen<Int32>(saturate<Int64>(t33, INT64_C(0), INT64_C(255)));
-            const Mask t35 = lt(t34, splat<Int32>(INT64_C(127)));
-            const Mask t36 = both(first_lanes(live), t35);
-            const Float t37 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t14, t36, k.outside);
-            const Float t38 = divide(t37, splat<Float>(0x1.8000000000000p+2f));
-            const Float t39 = divide(t38, u_whole);
-            const Float t40 = smaller(t39, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t41 = float_bits(t40);
-            const UInt32 t42 = shift_right(t41, splat<UInt32>(23u));
-            const Int64 t43 = saturate<Int64>(t42, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t44 = greater(t43, widen<Int64>(splat<Int32>(INT64_C(121))));
-            const Int64 t45 = t44 - widen<Int64>(splat<Int32>(INT64_C(121)));
-            const Int64 t46 = t45 * widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int64 t47 = t44 - widen<Int64>(splat<Int32>(INT64_C(3)));
-            const UInt32 t48 = saturate<UInt32>(t47, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t49 = shift_left(t48, splat<UInt32>(23u));
-            const Float t50 = bits_float(t49);
-            const Float t51 = divide(t40, t50);
-            const Float t52 = round_(t51);
-            const Int64 t53 = saturate<Int64>(t52, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t54 = t46 + t53;
-            const Int64 t55 = smaller(t54, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t56 = widen<Int32>(saturate<Int64>(t55, INT64_C(0), INT64_C(255)));
-            const UInt32 t57 = saturate<UInt32>(t56, INT64_C(0), INT64_C(4294967295));
-            const UInt32 t58 = shift_left(t57, splat<UInt32>(20u));
-            const Float t59 = bits_float(t58);
-            const Float t60 = t59 * splat<Float>(0x1.0000000000000p+120f);
-            const Mask t61 = both(first_lanes(live), negation(t35));
-            const Float t62 = select(t35, t60, splat<Float>(__builtin_nanf("")));
-            const Float t63 = divide(t13, t62);
-            const Float t64 = absolute(t63);
-            const Int32 t65 = search<Int32>(hop_bounds_table, 7, t64);
-            const Int64 t66 = widen<Int64>(t65);
-            const UInt32 t67 = float_bits(t12);
-            const UInt32 t68 = shift_right(t67, splat<UInt32>(31u));
-            const Int64 t69 = saturate<Int64>(t68, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t70 = widen<Int64>(splat<Int32>(INT64_C(8))) * t69;
-            const Int64 t71 = t66 + t70;
-            const Int32 t72 = widen<Int32>(saturate<Int64>(t71, INT64_C(0), INT64_C(15)));
-            store<true>(o_code + at, FULL ? t72 : t72 & first_lanes(live), WIDTH);
+            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = saturate<UInt32>(t1, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + ((tile * TILE + at) / 16) * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = saturate<UInt32>(t8, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_received_whole_1;
+            const Float t17 = v_gradient + t16;
+            const Float t18 = u_scale * t17;
+            const Float t19 = divide(t18, u_whole);
+            const Int64 t20 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
+            const Float t21 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t20, first_lanes(live), k.outside);
+            const Float t22 = divide(t21, splat<Float>(0x1.8000000000000p+2f));
+            const Float t23 = divide(t22, u_whole);
+            const Float t24 = smaller(t23, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t25 = float_bits(t24);
+            const UInt32 t26 = shift_right(t25, splat<UInt32>(23u));
+            const Int64 t27 = saturate<Int64>(t26, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t28 = greater(t27, widen<Int64>(splat<Int32>(INT64_C(121))));
+            const Int64 t29 = t28 - widen<Int64>(splat<Int32>(INT64_C(121)));
+            const Int64 t30 = t29 * widen<Int64>(splat<Int32>(INT64_C(8)));
+            const Int64 t31 = t28 - widen<Int64>(splat<Int32>(INT64_C(3)));
+            const UInt32 t32 = saturate<UInt32>(t31, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t33 = shift_left(t32, splat<UInt32>(23u));
+            const Float t34 = bits_float(t33);
+            const Float t35 = divide(t24, t34);
+            const Float t36 = round_(t35);
+            const Int64 t37 = saturate<Int64>(t36, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t38 = t30 + t37;
+            const Int64 t39 = smaller(t38, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t40 = widen<Int32>(saturate<Int64>(t39, INT64_C(0), INT64_C(255)));
+            const Mask t41 = lt(t40, splat<Int32>(INT64_C(127)));
+            const Mask t42 = both(first_lanes(live), t41);
+            const Float t43 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t20, t42, k.outside);
+            const Float t44 = divide(t43, splat<Float>(0x1.8000000000000p+2f));
+            const Float t45 = divide(t44, u_whole);
+            const Float t46 = smaller(t45, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t47 = float_bits(t46);
+            const UInt32 t48 = shift_right(t47, splat<UInt32>(23u));
+            const Int64 t49 = saturate<Int64>(t48, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t50 = greater(t49, widen<Int64>(splat<Int32>(INT64_C(121))));
+            const Int64 t51 = t50 - widen<Int64>(splat<Int32>(INT64_C(121)));
+            const Int64 t52 = t51 * widen<Int64>(splat<Int32>(INT64_C(8)));
+            const Int64 t53 = t50 - widen<Int64>(splat<Int32>(INT64_C(3)));
+            const UInt32 t54 = saturate<UInt32>(t53, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t55 = shift_left(t54, splat<UInt32>(23u));
+            const Float t56 = bits_float(t55);
+            const Float t57 = divide(t46, t56);
+            const Float t58 = round_(t57);
+            const Int64 t59 = saturate<Int64>(t58, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t60 = t52 + t59;
+            const Int64 t61 = smaller(t60, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t62 = widen<Int32>(saturate<Int64>(t61, INT64_C(0), INT64_C(255)));
+            const UInt32 t63 = saturate<UInt32>(t62, INT64_C(0), INT64_C(4294967295));
+            const UInt32 t64 = shift_left(t63, splat<UInt32>(20u));
+            const Float t65 = bits_float(t64);
+            const Float t66 = t65 * splat<Float>(0x1.0000000000000p+120f);
+            const Mask t67 = both(first_lanes(live), negation(t41));
+            const Float t68 = select(t41, t66, splat<Float>(__builtin_nanf("")));
+            const Float t69 = divide(t19, t68);
+            const Float t70 = absolute(t69);
+            const Int32 t71 = search<Int32>(hop_bounds_table, 7, t70);
+            const Int64 t72 = widen<Int64>(t71);
+            const UInt32 t73 = float_bits(t18);
+            const UInt32 t74 = shift_right(t73, splat<UInt32>(31u));
+            const Int64 t75 = saturate<Int64>(t74, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t76 = widen<Int64>(splat<Int32>(INT64_C(8))) * t75;
+            const Int64 t77 = t72 + t76;
+            const Int32 t78 = widen<Int32>(saturate<Int64>(t77, INT64_C(0), INT64_C(15)));
+            store<true>(o_code + at, FULL ? t78 : t78 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);

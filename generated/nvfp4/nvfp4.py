@@ -340,10 +340,9 @@ OPERATIONS["encode"] = Kernels(
 #   field whole: float
 #   field s: uint8[((n + 15) / 16)]
 #   field code: uint<4>[n]
-#   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   whole_1 = get whole: float
 #   pass[n]
-#     store output: float[n] = ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
+#     store output: float[n] = ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
 
 decode_frame = frame_type(
     params=[],
@@ -353,7 +352,6 @@ decode_frame = frame_type(
     received=[],
     scalars=[("whole_1_", "float32")],
 )
-decode_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 
 
 
@@ -366,18 +364,24 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = widen(Int64, v_code)
-            t1 = gather(Float, f32, decode_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_whole_1
-            store(u32, k.gradient, start + at, float_bits(t10), live)
+            t0 = lt(v_code, splat(Int32, 8))
+            t1 = v_code & splat(Int32, 7)
+            t2 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = saturate(UInt32, t8, 0, 4294967295)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_whole_1
+            store(u32, k.gradient, start + at, float_bits(t16), live)
 
 
 @loop(decode_frame)
@@ -434,10 +438,9 @@ OPERATIONS["decode"] = Kernels(
 #   field whole: float
 #   field s: uint8[((n + 15) / 16)]
 #   field code: uint<4>[n]
-#   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   whole_1 = get whole: float
 #   pass[n]
-#     store output: float[n] = (gradient[i] + (scale * ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
+#     store output: float[n] = (gradient[i] + (scale * ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
 
 decode_add_frame = frame_type(
     params=[],
@@ -447,7 +450,6 @@ decode_add_frame = frame_type(
     received=[],
     scalars=[("whole_1_", "float32")],
 )
-decode_add_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 
 
 
@@ -462,20 +464,26 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = widen(Int64, v_code)
-            t1 = gather(Float, f32, decode_add_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_whole_1
-            t11 = u_scale * t10
-            t12 = v_gradient + t11
-            store(u32, k.gradient, start + at, float_bits(t12), live)
+            t0 = lt(v_code, splat(Int32, 8))
+            t1 = v_code & splat(Int32, 7)
+            t2 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = saturate(UInt32, t8, 0, 4294967295)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_whole_1
+            t17 = u_scale * t16
+            t18 = v_gradient + t17
+            store(u32, k.gradient, start + at, float_bits(t18), live)
 
 
 @loop(decode_add_frame)
@@ -535,22 +543,21 @@ OPERATIONS["decode_add"] = Kernels(
 #   received received_whole: float
 #   received received_s: uint8[((n + 15) / 16)]
 #   received received_code: uint<4>[n]
-#   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   received_whole_1 = get received_whole: float
 #   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
 #   pass[n] by 16
-#     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
+#     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
 #       where greater(a, b) = max(a, b)
-#     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
+#     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store vector s_greater_stored: float[((n + 15) / 16)] = s_greater[i]
-#     check[n] (scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
+#     check[n] (scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
 #   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 #   put whole: float = whole
 #   pass[((n + 15) / 16)]
 #     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
 #   pass[n]
-#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
 hop_frame = frame_type(
     params=[],
@@ -560,7 +567,6 @@ hop_frame = frame_type(
     received=["received_whole", "received_s", "received_code", ],
     scalars=[("received_whole_1_", "float32"), ("whole_greater_", "float32"), ("whole_", "float32")],
 )
-hop_received_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
 
 
@@ -584,21 +590,27 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, lanes_s
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, 16)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_received_whole_1
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = absolute(t12)
-            a_s_greater = t13 if row == 0 else keep(live, hop_greater_0(a_s_greater, t13), a_s_greater)
+            t0 = lt(v_received_code, splat(Int32, 8))
+            t1 = v_received_code & splat(Int32, 7)
+            t2 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, 16)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = saturate(UInt32, t8, 0, 4294967295)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_received_whole_1
+            t17 = v_gradient + t16
+            t18 = u_scale * t17
+            t19 = absolute(t18)
+            a_s_greater = t19 if row == 0 else keep(live, hop_greater_0(a_s_greater, t19), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
     store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest), WHOLE)
 
@@ -635,22 +647,28 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_received_whole_1
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = absolute(t12)
-            bad = keep(live, bad | not_finite(t12), bad)
-            a_whole_greater = t13 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t13), a_whole_greater)
+            t0 = lt(v_received_code, splat(Int32, 8))
+            t1 = v_received_code & splat(Int32, 7)
+            t2 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = saturate(UInt32, t8, 0, 4294967295)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_received_whole_1
+            t17 = v_gradient + t16
+            t18 = u_scale * t17
+            t19 = absolute(t18)
+            bad = keep(live, bad | not_finite(t18), bad)
+            a_whole_greater = t19 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t19), a_whole_greater)
         store(f32, lanes_whole_greater, block * WIDTH, a_whole_greater, WHOLE)
     x_whole_greater = hop_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start)
     store(f32, k.whole_greater_tiles, tile, x_whole_greater, WHOLE)
@@ -735,80 +753,86 @@ def hop_pass2_tile(k, tile, count):
             position = positions(start + at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = widen(Int64, v_received_code)
-            t1 = gather(Float, f32, hop_received_value_table.ctypes.data, native(splat(i64, 16)), t0, first_lanes(live), k)
-            t2 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t3 = lt(t2, splat(Int32, 127))
-            t4 = saturate(UInt32, t2, 0, 4294967295)
-            t5 = shift_left(t4, splat(UInt32, 20))
-            t6 = bits_float(t5)
-            t7 = t6 * splat(Float, 1.329227995784916e+36)
-            t8 = select(t3, t7, splat(Float, nan))
-            t9 = t1 * t8
-            t10 = t9 * u_received_whole_1
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = divide(t12, u_whole)
-            t14 = divide(position, widen(Int64, splat(Int32, 16)))
-            t15 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t14, first_lanes(live), k)
-            t16 = divide(t15, splat(Float, 6.0))
-            t17 = divide(t16, u_whole)
-            t18 = smaller(t17, splat(Float, 448.0))
-            t19 = float_bits(t18)
-            t20 = shift_right(t19, splat(UInt32, 23))
-            t21 = saturate(Int64, t20, -9223372036854775808, 9223372036854775807)
-            t22 = greater(t21, widen(Int64, splat(Int32, 121)))
-            t23 = t22 - widen(Int64, splat(Int32, 121))
-            t24 = t23 * widen(Int64, splat(Int32, 8))
-            t25 = t22 - widen(Int64, splat(Int32, 3))
-            t26 = saturate(UInt32, t25, 0, 4294967295)
-            t27 = shift_left(t26, splat(UInt32, 23))
-            t28 = bits_float(t27)
-            t29 = divide(t18, t28)
-            t30 = round_(t29)
-            t31 = saturate(Int64, t30, -9223372036854775808, 9223372036854775807)
-            t32 = t24 + t31
-            t33 = smaller(t32, widen(Int64, splat(Int32, 127)))
-            t34 = widen(Int32, saturate(Int64, t33, 0, 255))
-            t35 = lt(t34, splat(Int32, 127))
-            t36 = both(first_lanes(live), t35)
-            t37 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t14, t36, k)
-            t38 = divide(t37, splat(Float, 6.0))
-            t39 = divide(t38, u_whole)
-            t40 = smaller(t39, splat(Float, 448.0))
-            t41 = float_bits(t40)
-            t42 = shift_right(t41, splat(UInt32, 23))
-            t43 = saturate(Int64, t42, -9223372036854775808, 9223372036854775807)
-            t44 = greater(t43, widen(Int64, splat(Int32, 121)))
-            t45 = t44 - widen(Int64, splat(Int32, 121))
-            t46 = t45 * widen(Int64, splat(Int32, 8))
-            t47 = t44 - widen(Int64, splat(Int32, 3))
-            t48 = saturate(UInt32, t47, 0, 4294967295)
-            t49 = shift_left(t48, splat(UInt32, 23))
-            t50 = bits_float(t49)
-            t51 = divide(t40, t50)
-            t52 = round_(t51)
-            t53 = saturate(Int64, t52, -9223372036854775808, 9223372036854775807)
-            t54 = t46 + t53
-            t55 = smaller(t54, widen(Int64, splat(Int32, 127)))
-            t56 = widen(Int32, saturate(Int64, t55, 0, 255))
-            t57 = saturate(UInt32, t56, 0, 4294967295)
-            t58 = shift_left(t57, splat(UInt32, 20))
-            t59 = bits_float(t58)
-            t60 = t59 * splat(Float, 1.329227995784916e+36)
-            t61 = both(first_lanes(live), negation(t35))
-            t62 = select(t35, t60, splat(Float, nan))
-            t63 = divide(t13, t62)
-            t64 = absolute(t63)
-            t65 = search(Int32, hop_bounds_table, t64)
-            t66 = widen(Int64, t65)
-            t67 = float_bits(t12)
-            t68 = shift_right(t67, splat(UInt32, 31))
-            t69 = saturate(Int64, t68, -9223372036854775808, 9223372036854775807)
-            t70 = widen(Int64, splat(Int32, 8)) * t69
-            t71 = t66 + t70
-            t72 = widen(Int32, saturate(Int64, t71, 0, 15))
-            pack(4, k.f_code, start + at, t72, live)
+            t0 = lt(v_received_code, splat(Int32, 8))
+            t1 = v_received_code & splat(Int32, 7)
+            t2 = saturate(UInt32, t1, 0, 4294967295)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = saturate(UInt32, t8, 0, 4294967295)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_received_whole_1
+            t17 = v_gradient + t16
+            t18 = u_scale * t17
+            t19 = divide(t18, u_whole)
+            t20 = divide(position, widen(Int64, splat(Int32, 16)))
+            t21 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t20, first_lanes(live), k)
+            t22 = divide(t21, splat(Float, 6.0))
+            t23 = divide(t22, u_whole)
+            t24 = smaller(t23, splat(Float, 448.0))
+            t25 = float_bits(t24)
+            t26 = shift_right(t25, splat(UInt32, 23))
+            t27 = saturate(Int64, t26, -9223372036854775808, 9223372036854775807)
+            t28 = greater(t27, widen(Int64, splat(Int32, 121)))
+            t29 = t28 - widen(Int64, splat(Int32, 121))
+            t30 = t29 * widen(Int64, splat(Int32, 8))
+            t31 = t28 - widen(Int64, splat(Int32, 3))
+            t32 = saturate(UInt32, t31, 0, 4294967295)
+            t33 = shift_left(t32, splat(UInt32, 23))
+            t34 = bits_float(t33)
+            t35 = divide(t24, t34)
+            t36 = round_(t35)
+            t37 = saturate(Int64, t36, -9223372036854775808, 9223372036854775807)
+            t38 = t30 + t37
+            t39 = smaller(t38, widen(Int64, splat(Int32, 127)))
+            t40 = widen(Int32, saturate(Int64, t39, 0, 255))
+            t41 = lt(t40, splat(Int32, 127))
+            t42 = both(first_lanes(live), t41)
+            t43 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t20, t42, k)
+            t44 = divide(t43, splat(Float, 6.0))
+            t45 = divide(t44, u_whole)
+            t46 = smaller(t45, splat(Float, 448.0))
+            t47 = float_bits(t46)
+            t48 = shift_right(t47, splat(UInt32, 23))
+            t49 = saturate(Int64, t48, -9223372036854775808, 9223372036854775807)
+            t50 = greater(t49, widen(Int64, splat(Int32, 121)))
+            t51 = t50 - widen(Int64, splat(Int32, 121))
+            t52 = t51 * widen(Int64, splat(Int32, 8))
+            t53 = t50 - widen(Int64, splat(Int32, 3))
+            t54 = saturate(UInt32, t53, 0, 4294967295)
+            t55 = shift_left(t54, splat(UInt32, 23))
+            t56 = bits_float(t55)
+            t57 = divide(t46, t56)
+            t58 = round_(t57)
+            t59 = saturate(Int64, t58, -9223372036854775808, 9223372036854775807)
+            t60 = t52 + t59
+            t61 = smaller(t60, widen(Int64, splat(Int32, 127)))
+            t62 = widen(Int32, saturate(Int64, t61, 0, 255))
+            t63 = saturate(UInt32, t62, 0, 4294967295)
+            t64 = shift_left(t63, splat(UInt32, 20))
+            t65 = bits_float(t64)
+            t66 = t65 * splat(Float, 1.329227995784916e+36)
+            t67 = both(first_lanes(live), negation(t41))
+            t68 = select(t41, t66, splat(Float, nan))
+            t69 = divide(t19, t68)
+            t70 = absolute(t69)
+            t71 = search(Int32, hop_bounds_table, t70)
+            t72 = widen(Int64, t71)
+            t73 = float_bits(t18)
+            t74 = shift_right(t73, splat(UInt32, 31))
+            t75 = saturate(Int64, t74, -9223372036854775808, 9223372036854775807)
+            t76 = widen(Int64, splat(Int32, 8)) * t75
+            t77 = t72 + t76
+            t78 = widen(Int32, saturate(Int64, t77, 0, 15))
+            pack(4, k.f_code, start + at, t78, live)
 
 
 @loop(hop_frame)
