@@ -120,11 +120,12 @@ def row(e: Entry) -> tuple[str, ...]:
 ABSENT = (
     "## What is not among them",
     "",
-    'THC (M. Li et al., "THC: Accelerating Distributed Deep Learning Using Tensor Homomorphic Compression", NSDI',
-    "2024) does not fit into one round. Its payloads are positions in a table whose entries can be summed without",
-    "decoding; for that all workers quantize to one range, which they find by exchanging norms before any of them",
-    "can encode, and the sum comes back with more bits than what was sent. A codec has one payload, made from its",
-    "own gradient alone. What is of use alone is there: `hadamard4` rotates, `qsgd` and `terngrad` round at random.",
+    'THC (M. Li et al., "THC: Accelerating Distributed Deep Learning Using Tensor Homomorphic Compression",',
+    "NSDI 2024) does not fit into one round. Its payloads are positions in a table whose entries can be",
+    "summed without decoding; for that all workers quantize to one range, which they find by exchanging",
+    "norms before any of them can encode, and the sum comes back with more bits than what was sent. A codec",
+    "has one payload, made from its own gradient alone. What is of use alone is there: `hadamard4` rotates,",
+    "`qsgd` and `terngrad` round at random.",
 )
 
 

@@ -64,15 +64,15 @@ template <class T> inline T get(const uint8_t* from) {
 //   field scale: float
 //   field index: uint32[index_filter_count]
 //   field negative: uint<1>[index_filter_count]
-//   pass[n] by 500
-//     top: float[((n + 499) / 500)] = reduce[n] by 500 ((abs((gradient[i] + residual[i])) < inf) ? abs((gradient[i] + residual[i])) : 0x0.0p+0) from 0x0.0p+0
+//   pass[n] by 512
+//     top: float[((n + 511) / 512)] = reduce[n] by 512 ((abs((gradient[i] + residual[i])) < inf) ? abs((gradient[i] + residual[i])) : 0x0.0p+0) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
-//     store vector top_stored: float[((n + 499) / 500)] = top[i]
-//     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 500)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
+//     store vector top_stored: float[((n + 511) / 512)] = top[i]
+//     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
 //     check[n] gradient[i] is finite
 //   index_filter: int[index_filter_count] = positions of index_filter_mask
-//   pass[((n + 499) / 500)]
-//     scale: float = reduce[((n + 499) / 500)] (top_stored[i] / float(max(((n + 499) / 500), 1))) from 0x0.0p+0 by add
+//   pass[((n + 511) / 512)]
+//     scale: float = reduce[((n + 511) / 512)] (top_stored[i] / float(max(((n + 511) / 512), 1))) from 0x0.0p+0 by add
 //       where add(a, b) = (a + b)
 //   pass[index_filter_count]
 //     store field index: uint32[index_filter_count] = uint32(index_filter[i])
@@ -118,9 +118,9 @@ struct EncodeAddOf1 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 500, for the blocks of 128000 elements
+struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
     int64_t first, begin;
-    float r_top[256];
+    float r_top[2];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
@@ -153,9 +153,9 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 500 elements, 128000 elements at a time: reduce each, then store.
+// Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 500, SPAN = 128000;
+    constexpr int64_t BLOCK = 512, SPAN = 1024;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
@@ -163,7 +163,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_top;
-        if (0 > 0 && count == BLOCK) encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_top);
+        if (512 > 0 && count == BLOCK) encode_pass0_stage0<512>(k, p, b, j, first, int(count), r_top);
         else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_top);
         b.r_top[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_top);
         k.v_top_stored[b.first + j] = b.r_top[j];
@@ -192,7 +192,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Float t0 = v_gradient + v_residual;
             const Float t1 = t0 + v_gradient;
             const Float t2 = absolute(t1);
-            const Float t3 = each<Float>([&](int j) { return b.r_top[uint64_t(tile * TILE + at + j) / 500 - b.first]; });
+            const Float t3 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Mask t4 = ge(t2, t3);
             const Float t5 = absolute(t0);
             const Mask t6 = lt(splat<Float>(0x0.0p+0f), t5);
@@ -219,8 +219,8 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_top_stored = load<Float, FULL>(in_top_stored + at, live);
-            const Int64 t0 = u_n_Int64 + widen<Int64>(splat<Int32>(INT64_C(499)));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(500))));
+            const Int64 t0 = u_n_Int64 + widen<Int64>(splat<Int32>(INT64_C(511)));
+            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(512))));
             const Int64 t2 = greater(t1, widen<Int64>(splat<Int32>(INT64_C(1))));
             const Float t3 = widen<Float>(t2);
             const Float t4 = divide(v_top_stored, t3);
@@ -354,13 +354,13 @@ template <bool FULL> inline void encode_pass5(EncodeFrame& k, [[maybe_unused]] c
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_top_stored = arena.take<float>((divide((k.n + INT64_C(499)), INT64_C(500))));
+    k.v_top_stored = arena.take<float>((divide((k.n + INT64_C(511)), INT64_C(512))));
     k.v_index_filter_mask = arena.take<uint8_t>(((divide(((k.n * INT64_C(1)) + INT64_C(63)), INT64_C(64))) * INT64_C(8)));
     k.v_index_filter = arena.take<int64_t>(k.n);
     k.v_gradient_scatter_index = arena.take<int64_t>(k.n);
     k.v_residual_patch = arena.take<float>(k.n);
     k.index_filter_first = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
-    k.scale_tiles = arena.take<float>((divide(((greater((divide((k.n + INT64_C(499)), INT64_C(500))), INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
+    k.scale_tiles = arena.take<float>((divide(((greater((divide((k.n + INT64_C(511)), INT64_C(512))), INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     return arena.used;
 }
 
@@ -381,8 +381,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 128000 - 1) / 128000;
-        for_tiles<1>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 1024 - 1) / 1024;
+        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     k.index_filter_count_ = compact(k.v_index_filter_mask, k.n, INT64_MAX, k.v_index_filter, k.index_filter_first, threads);
     at = layout(item.n, p, Counts{k.index_filter_count_});
@@ -399,7 +399,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     }
     put_count(item.payload, 0, item.n, k.index_filter_count_);
     {
-        const int64_t length = (divide((k.n + INT64_C(499)), INT64_C(500)));
+        const int64_t length = (divide((k.n + INT64_C(511)), INT64_C(512)));
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;

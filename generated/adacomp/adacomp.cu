@@ -56,15 +56,15 @@ constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scr
 //   field scale: float
 //   field index: uint32[index_filter_count]
 //   field negative: uint<1>[index_filter_count]
-//   pass[n] by 500
-//     top: float[((n + 499) / 500)] = reduce[n] by 500 ((abs((gradient[i] + residual[i])) < inf) ? abs((gradient[i] + residual[i])) : 0x0.0p+0) from 0x0.0p+0
+//   pass[n] by 512
+//     top: float[((n + 511) / 512)] = reduce[n] by 512 ((abs((gradient[i] + residual[i])) < inf) ? abs((gradient[i] + residual[i])) : 0x0.0p+0) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
-//     store vector top_stored: float[((n + 499) / 500)] = top[i]
-//     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 500)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
+//     store vector top_stored: float[((n + 511) / 512)] = top[i]
+//     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
 //     check[n] gradient[i] is finite
 //   index_filter: int[index_filter_count] = positions of index_filter_mask
-//   pass[((n + 499) / 500)]
-//     scale: float = reduce[((n + 499) / 500)] (top_stored[i] / float(max(((n + 499) / 500), 1))) from 0x0.0p+0 by add
+//   pass[((n + 511) / 512)]
+//     scale: float = reduce[((n + 511) / 512)] (top_stored[i] / float(max(((n + 511) / 512), 1))) from 0x0.0p+0 by add
 //       where add(a, b) = (a + b)
 //   pass[index_filter_count]
 //     store field index: uint32[index_filter_count] = uint32(index_filter[i])
@@ -113,7 +113,7 @@ struct EncodeAddOf1 {
     template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (a + b); }
 };
 
-struct encode_pass0_blocks {  // one value a block of 500, in the item's scratch, from the span's first block on
+struct encode_pass0_blocks {  // one value a block of 512, in the item's scratch, from the span's first block on
     int64_t first;
     float* r_top;
 };
@@ -149,9 +149,9 @@ template <int N> COMPLL_DEVICE void encode_pass0_stage0([[maybe_unused]] EncodeF
 
 template <bool FULL> COMPLL_DEVICE void encode_pass0(compll_item& item, EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 500 elements, 128000 elements at a time: reduce each, then store.
+// Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
 COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 500, SPAN = 128000;
+    constexpr int64_t BLOCK = 512, SPAN = 1024;
     const int thread = threadIdx.x % WARP;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
@@ -160,7 +160,7 @@ COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Pa
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_top;
-        if (500 > 0 && count == BLOCK && k.wide) encode_pass0_stage0<500>(k, p, b, j, first, int(count), r_top);
+        if (512 > 0 && count == BLOCK && k.wide) encode_pass0_stage0<512>(k, p, b, j, first, int(count), r_top);
         else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_top);
         if (thread == 0) {
             b.r_top[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_top);
@@ -197,7 +197,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Float t0 = v_gradient + v_residual;
             const Float t1 = t0 + v_gradient;
             const Float t2 = absolute(t1);
-            const Float t3 = each<Float>([&](int j) { return b.r_top[uint64_t(tile * TILE + at + j) / 500 - b.first]; });
+            const Float t3 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Mask t4 = ge(t2, t3);
             const Float t5 = absolute(t0);
             const Mask t6 = lt(splat<Float>(0x0.0p+0f), t5);
@@ -226,8 +226,8 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_top_stored = widen<Float>(in_top_stored.row[row].at[block]);
-            const Int64 t0 = wrap_add(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(499))));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(500))));
+            const Int64 t0 = wrap_add(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(511))));
+            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(512))));
             const Int64 t2 = greater(t1, widen<Int64>(splat<Int32>(INT64_C(1))));
             const Float t3 = widen<Float>(t2);
             const Float t4 = divide(v_top_stored, t3);
@@ -377,14 +377,14 @@ template <bool FULL> COMPLL_DEVICE void encode_pass5([[maybe_unused]] compll_ite
 // Give the vectors that live in scratch their places; return the bytes that they take.
 COMPLL_BOTH int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_top_stored = arena.take<float>((divide((wrap_add(k.n, INT64_C(499))), INT64_C(500))));
+    k.v_top_stored = arena.take<float>((divide((wrap_add(k.n, INT64_C(511))), INT64_C(512))));
     k.v_index_filter_mask = arena.take<uint8_t>((wrap_multiply((divide((wrap_add((wrap_multiply(k.n, INT64_C(1))), INT64_C(63))), INT64_C(64))), INT64_C(8))));
     k.v_index_filter = arena.take<int64_t>(k.n);
     k.v_gradient_scatter_index = arena.take<int64_t>(k.n);
     k.v_residual_patch = arena.take<float>(k.n);
-    k.encode_pass0_r_top = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(499))), INT64_C(500))));
+    k.encode_pass0_r_top = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(511))), INT64_C(512))));
     k.index_filter_first = arena.take<int64_t>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))));
-    k.scale_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater((divide((wrap_add(k.n, INT64_C(499))), INT64_C(500))), INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater((divide((wrap_add(k.n, INT64_C(499))), INT64_C(500))), INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
+    k.scale_tiles = arena.take<float>((wrap_add((wrap_multiply((divide((wrap_add((divide((wrap_add((greater((divide((wrap_add(k.n, INT64_C(511))), INT64_C(512))), INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))), (wrap_multiply((divide((wrap_add((divide((wrap_add((divide((wrap_add((greater((divide((wrap_add(k.n, INT64_C(511))), INT64_C(512))), INT64_C(0))), INT64_C(1023))), INT64_C(1024))), INT64_C(1023))), INT64_C(1024))), INT64_C(15))), INT64_C(16))), INT64_C(16))))));
     return arena.used;
 }
 
@@ -689,7 +689,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) adacomp_encode_pas
     EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
     if (stopped(item)) return;
     const int64_t length = k.n;
-    for (int64_t span = part.warp; span * 128000 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
+    for (int64_t span = part.warp; span * 1024 < length; span += part.warps) encode_pass0_span(item, k, p, span, length);
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) adacomp_encode_count_bits0(compll_item* items, int64_t count, const void* params) {
@@ -730,7 +730,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) adacomp_encode_pas
     compll_item& item = items[part.item];
     EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
     if (stopped(item)) return;
-    const int64_t length = (divide((wrap_add(k.n, INT64_C(499))), INT64_C(500)));
+    const int64_t length = (divide((wrap_add(k.n, INT64_C(511))), INT64_C(512)));
     for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
         const int64_t rest = length - tile * TILE;
         if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
@@ -744,7 +744,7 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) adacomp_encode_the
         compll_item& item = items[i];
         EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
         if (!going(item)) continue;
-        const int64_t tiles = tiles_of((divide((wrap_add(k.n, INT64_C(499))), INT64_C(500))));
+        const int64_t tiles = tiles_of((divide((wrap_add(k.n, INT64_C(511))), INT64_C(512))));
         if (tiles > 0) {
             const float t_scale = fold_tiles(k.scale_tiles, tiles, EncodeAddOf1{});
             if (threadIdx.x == 0) k.scale_ = EncodeAddOf1{}(0x0.0p+0f, t_scale);

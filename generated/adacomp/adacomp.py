@@ -18,15 +18,15 @@ OPERATIONS = {}
 #   field scale: float
 #   field index: uint32[index_filter_count]
 #   field negative: uint<1>[index_filter_count]
-#   pass[n] by 500
-#     top: float[((n + 499) / 500)] = reduce[n] by 500 ((abs((gradient[i] + residual[i])) < inf) ? abs((gradient[i] + residual[i])) : 0x0.0p+0) from 0x0.0p+0
+#   pass[n] by 512
+#     top: float[((n + 511) / 512)] = reduce[n] by 512 ((abs((gradient[i] + residual[i])) < inf) ? abs((gradient[i] + residual[i])) : 0x0.0p+0) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
-#     store vector top_stored: float[((n + 499) / 500)] = top[i]
-#     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 500)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
+#     store vector top_stored: float[((n + 511) / 512)] = top[i]
+#     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
 #     check[n] gradient[i] is finite
 #   index_filter: int[index_filter_count] = positions of index_filter_mask
-#   pass[((n + 499) / 500)]
-#     scale: float = reduce[((n + 499) / 500)] (top_stored[i] / float(max(((n + 499) / 500), 1))) from 0x0.0p+0 by add
+#   pass[((n + 511) / 512)]
+#     scale: float = reduce[((n + 511) / 512)] (top_stored[i] / float(max(((n + 511) / 512), 1))) from 0x0.0p+0 by add
 #       where add(a, b) = (a + b)
 #   pass[index_filter_count]
 #     store field index: uint32[index_filter_count] = uint32(index_filter[i])
@@ -90,9 +90,9 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top,
 def encode_pass0_blocks(k, begin, stop, block0, b_r_top):
     lanes_top = buffer_of(f32)
     tiles_top = memory(f32, 1)
-    for j in range((stop - begin + 499) // 500):
-        origin = begin + j * 500
-        length = min(500, stop - origin)
+    for j in range((stop - begin + 511) // 512):
+        origin = begin + j * 512
+        length = min(512, stop - origin)
         for t in range(tiles_of(length)):
             rest = length - t * TILE
             if rest >= TILE or rest % WIDTH == 0:
@@ -117,7 +117,7 @@ def encode_pass0_tile(k, tile, count, block0, b_r_top):
             t0 = v_gradient + v_residual
             t1 = t0 + v_gradient
             t2 = absolute(t1)
-            t3 = per_block(Float, f32, b_r_top, start + at, 500, block0, live, WIDTH)
+            t3 = per_block(Float, f32, b_r_top, start + at, 512, block0, live, WIDTH)
             t4 = ge(t2, t3)
             t5 = absolute(t0)
             t6 = lt(splat(Float, 0.0), t5)
@@ -135,12 +135,12 @@ def encode_pass0_tile(k, tile, count, block0, b_r_top):
 def encode_pass0(frame, begin, end):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_top = memory(f32, 256)
+    b_r_top = memory(f32, 2)
     for span in range(begin, end):
-        block0 = span * 256
-        stop = min((span + 1) * 128000, k.length)
-        encode_pass0_blocks(k, span * 128000, stop, block0, b_r_top)
-        for tile in range(span * 125, tiles_of(stop)):
+        block0 = span * 2
+        stop = min((span + 1) * 1024, k.length)
+        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_top)
+        for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 encode_pass0_tile(k, tile, WHOLE, block0, b_r_top)
@@ -161,8 +161,8 @@ def encode_pass1_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_top_stored = stream(Float, f32, k.v_top_stored, start + at, live)
-            t0 = u_n_Int64 + widen(Int64, splat(Int32, 499))
-            t1 = divide(t0, widen(Int64, splat(Int32, 500)))
+            t0 = u_n_Int64 + widen(Int64, splat(Int32, 511))
+            t1 = divide(t0, widen(Int64, splat(Int32, 512)))
             t2 = greater(t1, widen(Int64, splat(Int32, 1)))
             t3 = widen(Float, t2)
             t4 = divide(v_top_stored, t3)
@@ -364,7 +364,7 @@ def encode_before0(k):
         return BAD_BUFFER
     end = k.scratch
     k.v_top_stored = end
-    end = align(end + max(0, native((divide((one(k.n) + splat(i64, 499)), splat(i64, 500))))) * 4, 64)
+    end = align(end + max(0, native((divide((one(k.n) + splat(i64, 511)), splat(i64, 512))))) * 4, 64)
     k.v_index_filter_mask = end
     end = align(end + max(0, native(((divide(((one(k.n) * splat(i64, 1)) + splat(i64, 63)), splat(i64, 64))) * splat(i64, 8)))) * 1, 64)
     k.v_index_filter = end
@@ -376,12 +376,12 @@ def encode_before0(k):
     k.index_filter_first = end
     end = align(end + max(0, native(((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))) + splat(i64, 1)))) * 8, 64)
     k.scale_tiles = end
-    end = align(end + max(0, native((divide(((greater((divide((one(k.n) + splat(i64, 499)), splat(i64, 500))), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
+    end = align(end + max(0, native((divide(((greater((divide((one(k.n) + splat(i64, 511)), splat(i64, 512))), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
         return NEEDS_MEMORY
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 127999) // 128000
+    return (max(k.length, 0) + 1023) // 1024
 
 
 @step(encode_frame)
@@ -428,7 +428,7 @@ def encode_before2(k):
     clear(k.payload + gap_index, k.f_index)
     clear(k.payload + gap_negative, k.f_negative)
     put_count(k.payload, 0, k.n, k.index_filter_count_)
-    k.length = native((divide((one(k.n) + splat(i64, 499)), splat(i64, 500))))
+    k.length = native((divide((one(k.n) + splat(i64, 511)), splat(i64, 512))))
     return tiles_of(k.length)
 
 
@@ -508,7 +508,7 @@ def encode_step6(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, ],
-    [(encode_pass0, 1), Selection("compact", (("v_index_filter_mask", "u8"), ("v_index_filter", "i8"), ("index_filter_first", "i8")), 0), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), (encode_pass4, 64), (encode_pass5, 64), ],
+    [(encode_pass0, 64), Selection("compact", (("v_index_filter_mask", "u8"), ("v_index_filter", "i8"), ("index_filter_first", "i8")), 0), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), (encode_pass4, 64), (encode_pass5, 64), ],
 )
 
 

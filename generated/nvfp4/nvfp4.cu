@@ -346,17 +346,9 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
 //   field whole: float
 //   field s: uint8[((n + 15) / 16)]
 //   field code: uint<4>[n]
-//   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   whole_1 = get whole: float
 //   pass[n]
-//     store output: float[n] = ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
-
-struct decode_value_table {
-    COMPLL_DEVICE float operator[](int64_t i) const {
-        const float entries[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
-        return entries[i];
-    }
-};
+//     store output: float[n] = ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
 
 struct DecodeFrame {
     int64_t n;
@@ -386,17 +378,24 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Int32 v_code = widen<Int32>(c_code.get(row, block));
-            const Float t0 = lookup<Float>(decode_value_table{}, v_code);
-            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
-            const Float t8 = t0 * t7;
-            const Float t9 = t8 * u_whole_1;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t9));
+            const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = widen<UInt32>(t1);
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = widen<UInt32>(t8);
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_whole_1;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t16));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -441,17 +440,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
 //   field whole: float
 //   field s: uint8[((n + 15) / 16)]
 //   field code: uint<4>[n]
-//   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   whole_1 = get whole: float
 //   pass[n]
-//     store output: float[n] = (gradient[i] + (scale * ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
-
-struct decode_add_value_table {
-    COMPLL_DEVICE float operator[](int64_t i) const {
-        const float entries[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
-        return entries[i];
-    }
-};
+//     store output: float[n] = (gradient[i] + (scale * ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
 
 struct DecodeAddFrame {
     int64_t n;
@@ -484,19 +475,26 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_code = widen<Int32>(c_code.get(row, block));
-            const Float t0 = lookup<Float>(decode_add_value_table{}, v_code);
-            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
-            const Float t8 = t0 * t7;
-            const Float t9 = t8 * u_whole_1;
-            const Float t10 = u_scale * t9;
-            const Float t11 = v_gradient + t10;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t11));
+            const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = widen<UInt32>(t1);
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = widen<UInt32>(t8);
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_whole_1;
+            const Float t17 = u_scale * t16;
+            const Float t18 = v_gradient + t17;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t18));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -544,29 +542,21 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //   received received_whole: float
 //   received received_s: uint8[((n + 15) / 16)]
 //   received received_code: uint<4>[n]
-//   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   received_whole_1 = get received_whole: float
 //   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
 //   pass[n] by 16
-//     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
+//     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
 //       where greater(a, b) = max(a, b)
-//     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
+//     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store vector s_greater_stored: float[((n + 15) / 16)] = s_greater[i]
-//     check[n] (scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
+//     check[n] (scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
 //     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
-
-struct hop_received_value_table {
-    COMPLL_DEVICE float operator[](int64_t i) const {
-        const float entries[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
-        return entries[i];
-    }
-};
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
 struct hop_bounds_table {
     COMPLL_DEVICE float operator[](int64_t i) const {
@@ -632,20 +622,27 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             [[maybe_unused]] constexpr int live = 1;
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Int32 v_received_code = widen<Int32>(in_received_code.at[block]);
-            const Float t0 = lookup<Float>(hop_received_value_table{}, v_received_code);
-            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 16 * sizeof(uint8_t)));
-            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
-            const Float t8 = t0 * t7;
-            const Float t9 = t8 * u_received_whole_1;
-            const Float t10 = v_gradient + t9;
-            const Float t11 = u_scale * t10;
-            const Float t12 = absolute(t11);
-            a_s_greater[block] = row == 0 ? t12 : HopGreaterOf1{}(a_s_greater[block], t12);
+            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = widen<UInt32>(t1);
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 16 * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = widen<UInt32>(t8);
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_received_whole_1;
+            const Float t17 = v_gradient + t16;
+            const Float t18 = u_scale * t17;
+            const Float t19 = absolute(t18);
+            a_s_greater[block] = row == 0 ? t19 : HopGreaterOf1{}(a_s_greater[block], t19);
         }
     }
     r_s_greater = fold(a_s_greater, thread, count < LANES ? count : LANES, HopGreaterOf1{});
@@ -699,21 +696,28 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_received_code = widen<Int32>(c_received_code.get(row, block));
-            const Float t0 = lookup<Float>(hop_received_value_table{}, v_received_code);
-            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
-            const Float t8 = t0 * t7;
-            const Float t9 = t8 * u_received_whole_1;
-            const Float t10 = v_gradient + t9;
-            const Float t11 = u_scale * t10;
-            const Float t12 = absolute(t11);
-            bad = bad || not_finite(t11);
-            a_whole_greater[block] = row == 0 ? t12 : HopGreaterOf0{}(a_whole_greater[block], t12);
+            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = widen<UInt32>(t1);
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = widen<UInt32>(t8);
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_received_whole_1;
+            const Float t17 = v_gradient + t16;
+            const Float t18 = u_scale * t17;
+            const Float t19 = absolute(t18);
+            bad = bad || not_finite(t18);
+            a_whole_greater[block] = row == 0 ? t19 : HopGreaterOf0{}(a_whole_greater[block], t19);
         }
     }
     const int lanes = count < LANES ? count : LANES;
@@ -780,80 +784,87 @@ template <bool FULL> COMPLL_DEVICE void hop_pass2([[maybe_unused]] compll_item& 
             const Int64 position = tile * TILE + at;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_received_code = widen<Int32>(c_received_code.get(row, block));
-            const Float t0 = lookup<Float>(hop_received_value_table{}, v_received_code);
-            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
-            const Float t8 = t0 * t7;
-            const Float t9 = t8 * u_received_whole_1;
-            const Float t10 = v_gradient + t9;
-            const Float t11 = u_scale * t10;
-            const Float t12 = divide(t11, u_whole);
-            const Int64 t13 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
-            const Float t14 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t13, true, k.outside);
-            const Float t15 = divide(t14, splat<Float>(0x1.8000000000000p+2f));
-            const Float t16 = divide(t15, u_whole);
-            const Float t17 = smaller(t16, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t18 = float_bits(t17);
-            const UInt32 t19 = shift_right(t18, splat<UInt32>(23u));
-            const Int32 t20 = widen<Int32>(t19);
-            const Int32 t21 = greater(t20, splat<Int32>(INT64_C(121)));
-            const Int32 t22 = wrap_subtract(t21, splat<Int32>(INT64_C(121)));
-            const Int32 t23 = wrap_multiply(t22, splat<Int32>(INT64_C(8)));
-            const Int64 t24 = widen<Int64>(t23);
-            const Int32 t25 = wrap_subtract(t21, splat<Int32>(INT64_C(3)));
-            const UInt32 t26 = widen<UInt32>(t25);
-            const UInt32 t27 = shift_left(t26, splat<UInt32>(23u));
-            const Float t28 = bits_float(t27);
-            const Float t29 = divide(t17, t28);
-            const Float t30 = round_(t29);
-            const Int64 t31 = saturate<Int64>(t30, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t32 = wrap_add(t24, t31);
-            const Int64 t33 = smaller(t32, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t34 = widen<Int32>(saturate<Int64>(t33, INT64_C(0), INT64_C(255)));
-            const Mask t35 = lt(t34, splat<Int32>(INT64_C(127)));
-            const Mask t36 = both(true, t35);
-            const Float t37 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t13, t36, k.outside);
-            const Float t38 = divide(t37, splat<Float>(0x1.8000000000000p+2f));
-            const Float t39 = divide(t38, u_whole);
-            const Float t40 = smaller(t39, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t41 = float_bits(t40);
-            const UInt32 t42 = shift_right(t41, splat<UInt32>(23u));
-            const Int32 t43 = widen<Int32>(t42);
-            const Int32 t44 = greater(t43, splat<Int32>(INT64_C(121)));
-            const Int32 t45 = wrap_subtract(t44, splat<Int32>(INT64_C(121)));
-            const Int32 t46 = wrap_multiply(t45, splat<Int32>(INT64_C(8)));
-            const Int64 t47 = widen<Int64>(t46);
-            const Int32 t48 = wrap_subtract(t44, splat<Int32>(INT64_C(3)));
-            const UInt32 t49 = widen<UInt32>(t48);
-            const UInt32 t50 = shift_left(t49, splat<UInt32>(23u));
-            const Float t51 = bits_float(t50);
-            const Float t52 = divide(t40, t51);
-            const Float t53 = round_(t52);
-            const Int64 t54 = saturate<Int64>(t53, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t55 = wrap_add(t47, t54);
-            const Int64 t56 = smaller(t55, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t57 = widen<Int32>(saturate<Int64>(t56, INT64_C(0), INT64_C(255)));
-            const UInt32 t58 = widen<UInt32>(t57);
-            const UInt32 t59 = shift_left(t58, splat<UInt32>(20u));
-            const Float t60 = bits_float(t59);
-            const Float t61 = t60 * splat<Float>(0x1.0000000000000p+120f);
-            const Mask t62 = both(true, negation(t35));
-            const Float t63 = select(t35, t61, splat<Float>(__builtin_nanf("")));
-            const Float t64 = divide(t12, t63);
-            const Float t65 = absolute(t64);
-            const Int32 t66 = search<Int32>(hop_bounds_table{}, 7, t65);
-            const UInt32 t67 = float_bits(t11);
-            const UInt32 t68 = shift_right(t67, splat<UInt32>(31u));
-            const Int32 t69 = widen<Int32>(t68);
-            const Int32 t70 = wrap_multiply(splat<Int32>(INT64_C(8)), t69);
-            const Int32 t71 = wrap_add(t66, t70);
-            const Int32 t72 = saturate<Int32>(t71, INT64_C(0), INT64_C(15));
-            o_code.put(row, block, uint32_t(t72));
+            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
+            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
+            const UInt32 t2 = widen<UInt32>(t1);
+            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
+            const Float t4 = bits_float(t3);
+            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
+            const Float t6 = -t5;
+            const Float t7 = select(t0, t5, t6);
+            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
+            const UInt32 t10 = widen<UInt32>(t8);
+            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
+            const Float t12 = bits_float(t11);
+            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
+            const Float t15 = t7 * t14;
+            const Float t16 = t15 * u_received_whole_1;
+            const Float t17 = v_gradient + t16;
+            const Float t18 = u_scale * t17;
+            const Float t19 = divide(t18, u_whole);
+            const Int64 t20 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
+            const Float t21 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t20, true, k.outside);
+            const Float t22 = divide(t21, splat<Float>(0x1.8000000000000p+2f));
+            const Float t23 = divide(t22, u_whole);
+            const Float t24 = smaller(t23, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t25 = float_bits(t24);
+            const UInt32 t26 = shift_right(t25, splat<UInt32>(23u));
+            const Int32 t27 = widen<Int32>(t26);
+            const Int32 t28 = greater(t27, splat<Int32>(INT64_C(121)));
+            const Int32 t29 = wrap_subtract(t28, splat<Int32>(INT64_C(121)));
+            const Int32 t30 = wrap_multiply(t29, splat<Int32>(INT64_C(8)));
+            const Int64 t31 = widen<Int64>(t30);
+            const Int32 t32 = wrap_subtract(t28, splat<Int32>(INT64_C(3)));
+            const UInt32 t33 = widen<UInt32>(t32);
+            const UInt32 t34 = shift_left(t33, splat<UInt32>(23u));
+            const Float t35 = bits_float(t34);
+            const Float t36 = divide(t24, t35);
+            const Float t37 = round_(t36);
+            const Int64 t38 = saturate<Int64>(t37, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t39 = wrap_add(t31, t38);
+            const Int64 t40 = smaller(t39, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t41 = widen<Int32>(saturate<Int64>(t40, INT64_C(0), INT64_C(255)));
+            const Mask t42 = lt(t41, splat<Int32>(INT64_C(127)));
+            const Mask t43 = both(true, t42);
+            const Float t44 = gather<Float>(k.v_s_greater_stored, (divide((wrap_add(k.n, INT64_C(15))), INT64_C(16))), t20, t43, k.outside);
+            const Float t45 = divide(t44, splat<Float>(0x1.8000000000000p+2f));
+            const Float t46 = divide(t45, u_whole);
+            const Float t47 = smaller(t46, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t48 = float_bits(t47);
+            const UInt32 t49 = shift_right(t48, splat<UInt32>(23u));
+            const Int32 t50 = widen<Int32>(t49);
+            const Int32 t51 = greater(t50, splat<Int32>(INT64_C(121)));
+            const Int32 t52 = wrap_subtract(t51, splat<Int32>(INT64_C(121)));
+            const Int32 t53 = wrap_multiply(t52, splat<Int32>(INT64_C(8)));
+            const Int64 t54 = widen<Int64>(t53);
+            const Int32 t55 = wrap_subtract(t51, splat<Int32>(INT64_C(3)));
+            const UInt32 t56 = widen<UInt32>(t55);
+            const UInt32 t57 = shift_left(t56, splat<UInt32>(23u));
+            const Float t58 = bits_float(t57);
+            const Float t59 = divide(t47, t58);
+            const Float t60 = round_(t59);
+            const Int64 t61 = saturate<Int64>(t60, INT64_MIN, INT64_C(9223372036854775807));
+            const Int64 t62 = wrap_add(t54, t61);
+            const Int64 t63 = smaller(t62, widen<Int64>(splat<Int32>(INT64_C(127))));
+            const Int32 t64 = widen<Int32>(saturate<Int64>(t63, INT64_C(0), INT64_C(255)));
+            const UInt32 t65 = widen<UInt32>(t64);
+            const UInt32 t66 = shift_left(t65, splat<UInt32>(20u));
+            const Float t67 = bits_float(t66);
+            const Float t68 = t67 * splat<Float>(0x1.0000000000000p+120f);
+            const Mask t69 = both(true, negation(t42));
+            const Float t70 = select(t42, t68, splat<Float>(__builtin_nanf("")));
+            const Float t71 = divide(t19, t70);
+            const Float t72 = absolute(t71);
+            const Int32 t73 = search<Int32>(hop_bounds_table{}, 7, t72);
+            const UInt32 t74 = float_bits(t18);
+            const UInt32 t75 = shift_right(t74, splat<UInt32>(31u));
+            const Int32 t76 = widen<Int32>(t75);
+            const Int32 t77 = wrap_multiply(splat<Int32>(INT64_C(8)), t76);
+            const Int32 t78 = wrap_add(t73, t77);
+            const Int32 t79 = saturate<Int32>(t78, INT64_C(0), INT64_C(15));
+            o_code.put(row, block, uint32_t(t79));
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, thread, count);

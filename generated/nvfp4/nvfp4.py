@@ -342,10 +342,9 @@ OPERATIONS["encode"] = Kernels(
 #   field whole: float
 #   field s: uint8[((n + 15) / 16)]
 #   field code: uint<4>[n]
-#   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   whole_1 = get whole: float
 #   pass[n]
-#     store output: float[n] = ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
+#     store output: float[n] = ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
 
 decode_frame = frame_type(
     params=[],
@@ -355,7 +354,6 @@ decode_frame = frame_type(
     received=[],
     scalars=[("whole_1_", "float32")],
 )
-decode_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 
 
 
@@ -368,17 +366,24 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = lookup(Float, f32, decode_value_table.ctypes.data, v_code)
-            t1 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t2 = lt(t1, splat(Int32, 127))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 20))
-            t5 = bits_float(t4)
-            t6 = t5 * splat(Float, 1.329227995784916e+36)
-            t7 = select(t2, t6, splat(Float, nan))
-            t8 = t0 * t7
-            t9 = t8 * u_whole_1
-            store(u32, k.gradient, start + at, float_bits(t9), live)
+            t0 = lt(v_code, splat(Int32, 8))
+            t1 = v_code & splat(Int32, 7)
+            t2 = widen(UInt32, t1)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = widen(UInt32, t8)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_whole_1
+            store(u32, k.gradient, start + at, float_bits(t16), live)
 
 
 @loop(decode_frame)
@@ -435,10 +440,9 @@ OPERATIONS["decode"] = Kernels(
 #   field whole: float
 #   field s: uint8[((n + 15) / 16)]
 #   field code: uint<4>[n]
-#   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   whole_1 = get whole: float
 #   pass[n]
-#     store output: float[n] = (gradient[i] + (scale * ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
+#     store output: float[n] = (gradient[i] + (scale * ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
 
 decode_add_frame = frame_type(
     params=[],
@@ -448,7 +452,6 @@ decode_add_frame = frame_type(
     received=[],
     scalars=[("whole_1_", "float32")],
 )
-decode_add_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 
 
 
@@ -463,19 +466,26 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = lookup(Float, f32, decode_add_value_table.ctypes.data, v_code)
-            t1 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t2 = lt(t1, splat(Int32, 127))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 20))
-            t5 = bits_float(t4)
-            t6 = t5 * splat(Float, 1.329227995784916e+36)
-            t7 = select(t2, t6, splat(Float, nan))
-            t8 = t0 * t7
-            t9 = t8 * u_whole_1
-            t10 = u_scale * t9
-            t11 = v_gradient + t10
-            store(u32, k.gradient, start + at, float_bits(t11), live)
+            t0 = lt(v_code, splat(Int32, 8))
+            t1 = v_code & splat(Int32, 7)
+            t2 = widen(UInt32, t1)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = widen(UInt32, t8)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_whole_1
+            t17 = u_scale * t16
+            t18 = v_gradient + t17
+            store(u32, k.gradient, start + at, float_bits(t18), live)
 
 
 @loop(decode_add_frame)
@@ -535,22 +545,21 @@ OPERATIONS["decode_add"] = Kernels(
 #   received received_whole: float
 #   received received_s: uint8[((n + 15) / 16)]
 #   received received_code: uint<4>[n]
-#   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   received_whole_1 = get received_whole: float
 #   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
 #   pass[n] by 16
-#     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
+#     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
 #       where greater(a, b) = max(a, b)
-#     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
+#     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store vector s_greater_stored: float[((n + 15) / 16)] = s_greater[i]
-#     check[n] (scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
+#     check[n] (scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
 #   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 #   put whole: float = whole
 #   pass[((n + 15) / 16)]
 #     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
 #   pass[n]
-#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
 hop_frame = frame_type(
     params=[],
@@ -560,7 +569,6 @@ hop_frame = frame_type(
     received=["received_whole", "received_s", "received_code", ],
     scalars=[("received_whole_1_", "float32"), ("whole_greater_", "float32"), ("whole_", "float32")],
 )
-hop_received_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
 
 
@@ -584,20 +592,27 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, lanes_s
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
-            t1 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, 16)
-            t2 = lt(t1, splat(Int32, 127))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 20))
-            t5 = bits_float(t4)
-            t6 = t5 * splat(Float, 1.329227995784916e+36)
-            t7 = select(t2, t6, splat(Float, nan))
-            t8 = t0 * t7
-            t9 = t8 * u_received_whole_1
-            t10 = v_gradient + t9
-            t11 = u_scale * t10
-            t12 = absolute(t11)
-            a_s_greater = t12 if row == 0 else keep(live, hop_greater_0(a_s_greater, t12, live, k), a_s_greater)
+            t0 = lt(v_received_code, splat(Int32, 8))
+            t1 = v_received_code & splat(Int32, 7)
+            t2 = widen(UInt32, t1)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, 16)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = widen(UInt32, t8)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_received_whole_1
+            t17 = v_gradient + t16
+            t18 = u_scale * t17
+            t19 = absolute(t18)
+            a_s_greater = t19 if row == 0 else keep(live, hop_greater_0(a_s_greater, t19, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
     store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
@@ -634,21 +649,28 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
-            t1 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t2 = lt(t1, splat(Int32, 127))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 20))
-            t5 = bits_float(t4)
-            t6 = t5 * splat(Float, 1.329227995784916e+36)
-            t7 = select(t2, t6, splat(Float, nan))
-            t8 = t0 * t7
-            t9 = t8 * u_received_whole_1
-            t10 = v_gradient + t9
-            t11 = u_scale * t10
-            t12 = absolute(t11)
-            bad = keep(live, bad | not_finite(t11), bad)
-            a_whole_greater = t12 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t12, live, k), a_whole_greater)
+            t0 = lt(v_received_code, splat(Int32, 8))
+            t1 = v_received_code & splat(Int32, 7)
+            t2 = widen(UInt32, t1)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = widen(UInt32, t8)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_received_whole_1
+            t17 = v_gradient + t16
+            t18 = u_scale * t17
+            t19 = absolute(t18)
+            bad = keep(live, bad | not_finite(t18), bad)
+            a_whole_greater = t19 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t19, live, k), a_whole_greater)
         store(f32, lanes_whole_greater, block * WIDTH, a_whole_greater, WHOLE)
     x_whole_greater = hop_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start, k)
     store(f32, k.whole_greater_tiles, tile, x_whole_greater, WHOLE)
@@ -734,80 +756,87 @@ def hop_pass2_tile(k, tile, count):
             position = positions(start + at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
-            t1 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t2 = lt(t1, splat(Int32, 127))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 20))
-            t5 = bits_float(t4)
-            t6 = t5 * splat(Float, 1.329227995784916e+36)
-            t7 = select(t2, t6, splat(Float, nan))
-            t8 = t0 * t7
-            t9 = t8 * u_received_whole_1
-            t10 = v_gradient + t9
-            t11 = u_scale * t10
-            t12 = divide(t11, u_whole)
-            t13 = divide(position, widen(Int64, splat(Int32, 16)))
-            t14 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t13, first_lanes(live), k)
-            t15 = divide(t14, splat(Float, 6.0))
-            t16 = divide(t15, u_whole)
-            t17 = smaller(t16, splat(Float, 448.0))
-            t18 = float_bits(t17)
-            t19 = shift_right(t18, splat(UInt32, 23))
-            t20 = widen(Int32, t19)
-            t21 = greater(t20, splat(Int32, 121))
-            t22 = t21 - splat(Int32, 121)
-            t23 = t22 * splat(Int32, 8)
-            t24 = widen(Int64, t23)
-            t25 = t21 - splat(Int32, 3)
-            t26 = widen(UInt32, t25)
-            t27 = shift_left(t26, splat(UInt32, 23))
-            t28 = bits_float(t27)
-            t29 = divide(t17, t28)
-            t30 = round_(t29)
-            t31 = saturate(Int64, t30, -9223372036854775808, 9223372036854775807)
-            t32 = t24 + t31
-            t33 = smaller(t32, widen(Int64, splat(Int32, 127)))
-            t34 = widen(Int32, saturate(Int64, t33, 0, 255))
-            t35 = lt(t34, splat(Int32, 127))
-            t36 = both(first_lanes(live), t35)
-            t37 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t13, t36, k)
-            t38 = divide(t37, splat(Float, 6.0))
-            t39 = divide(t38, u_whole)
-            t40 = smaller(t39, splat(Float, 448.0))
-            t41 = float_bits(t40)
-            t42 = shift_right(t41, splat(UInt32, 23))
-            t43 = widen(Int32, t42)
-            t44 = greater(t43, splat(Int32, 121))
-            t45 = t44 - splat(Int32, 121)
-            t46 = t45 * splat(Int32, 8)
-            t47 = widen(Int64, t46)
-            t48 = t44 - splat(Int32, 3)
-            t49 = widen(UInt32, t48)
-            t50 = shift_left(t49, splat(UInt32, 23))
-            t51 = bits_float(t50)
-            t52 = divide(t40, t51)
-            t53 = round_(t52)
-            t54 = saturate(Int64, t53, -9223372036854775808, 9223372036854775807)
-            t55 = t47 + t54
-            t56 = smaller(t55, widen(Int64, splat(Int32, 127)))
-            t57 = widen(Int32, saturate(Int64, t56, 0, 255))
-            t58 = widen(UInt32, t57)
-            t59 = shift_left(t58, splat(UInt32, 20))
-            t60 = bits_float(t59)
-            t61 = t60 * splat(Float, 1.329227995784916e+36)
-            t62 = both(first_lanes(live), negation(t35))
-            t63 = select(t35, t61, splat(Float, nan))
-            t64 = divide(t12, t63)
-            t65 = absolute(t64)
-            t66 = search(Int32, hop_bounds_table, t65)
-            t67 = float_bits(t11)
-            t68 = shift_right(t67, splat(UInt32, 31))
-            t69 = widen(Int32, t68)
-            t70 = splat(Int32, 8) * t69
-            t71 = t66 + t70
-            t72 = saturate(Int32, t71, 0, 15)
-            pack(4, k.f_code, start + at, t72, live)
+            t0 = lt(v_received_code, splat(Int32, 8))
+            t1 = v_received_code & splat(Int32, 7)
+            t2 = widen(UInt32, t1)
+            t3 = shift_left(t2, splat(UInt32, 22))
+            t4 = bits_float(t3)
+            t5 = t4 * splat(Float, 8.507059173023462e+37)
+            t6 = -t5
+            t7 = select(t0, t5, t6)
+            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
+            t9 = lt(t8, splat(Int32, 127))
+            t10 = widen(UInt32, t8)
+            t11 = shift_left(t10, splat(UInt32, 20))
+            t12 = bits_float(t11)
+            t13 = t12 * splat(Float, 1.329227995784916e+36)
+            t14 = select(t9, t13, splat(Float, nan))
+            t15 = t7 * t14
+            t16 = t15 * u_received_whole_1
+            t17 = v_gradient + t16
+            t18 = u_scale * t17
+            t19 = divide(t18, u_whole)
+            t20 = divide(position, widen(Int64, splat(Int32, 16)))
+            t21 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t20, first_lanes(live), k)
+            t22 = divide(t21, splat(Float, 6.0))
+            t23 = divide(t22, u_whole)
+            t24 = smaller(t23, splat(Float, 448.0))
+            t25 = float_bits(t24)
+            t26 = shift_right(t25, splat(UInt32, 23))
+            t27 = widen(Int32, t26)
+            t28 = greater(t27, splat(Int32, 121))
+            t29 = t28 - splat(Int32, 121)
+            t30 = t29 * splat(Int32, 8)
+            t31 = widen(Int64, t30)
+            t32 = t28 - splat(Int32, 3)
+            t33 = widen(UInt32, t32)
+            t34 = shift_left(t33, splat(UInt32, 23))
+            t35 = bits_float(t34)
+            t36 = divide(t24, t35)
+            t37 = round_(t36)
+            t38 = saturate(Int64, t37, -9223372036854775808, 9223372036854775807)
+            t39 = t31 + t38
+            t40 = smaller(t39, widen(Int64, splat(Int32, 127)))
+            t41 = widen(Int32, saturate(Int64, t40, 0, 255))
+            t42 = lt(t41, splat(Int32, 127))
+            t43 = both(first_lanes(live), t42)
+            t44 = gather(Float, f32, k.v_s_greater_stored, native((divide((one(k.n) + splat(i64, 15)), splat(i64, 16)))), t20, t43, k)
+            t45 = divide(t44, splat(Float, 6.0))
+            t46 = divide(t45, u_whole)
+            t47 = smaller(t46, splat(Float, 448.0))
+            t48 = float_bits(t47)
+            t49 = shift_right(t48, splat(UInt32, 23))
+            t50 = widen(Int32, t49)
+            t51 = greater(t50, splat(Int32, 121))
+            t52 = t51 - splat(Int32, 121)
+            t53 = t52 * splat(Int32, 8)
+            t54 = widen(Int64, t53)
+            t55 = t51 - splat(Int32, 3)
+            t56 = widen(UInt32, t55)
+            t57 = shift_left(t56, splat(UInt32, 23))
+            t58 = bits_float(t57)
+            t59 = divide(t47, t58)
+            t60 = round_(t59)
+            t61 = saturate(Int64, t60, -9223372036854775808, 9223372036854775807)
+            t62 = t54 + t61
+            t63 = smaller(t62, widen(Int64, splat(Int32, 127)))
+            t64 = widen(Int32, saturate(Int64, t63, 0, 255))
+            t65 = widen(UInt32, t64)
+            t66 = shift_left(t65, splat(UInt32, 20))
+            t67 = bits_float(t66)
+            t68 = t67 * splat(Float, 1.329227995784916e+36)
+            t69 = both(first_lanes(live), negation(t42))
+            t70 = select(t42, t68, splat(Float, nan))
+            t71 = divide(t19, t70)
+            t72 = absolute(t71)
+            t73 = search(Int32, hop_bounds_table, t72)
+            t74 = float_bits(t18)
+            t75 = shift_right(t74, splat(UInt32, 31))
+            t76 = widen(Int32, t75)
+            t77 = splat(Int32, 8) * t76
+            t78 = t73 + t77
+            t79 = saturate(Int32, t78, 0, 15)
+            pack(4, k.f_code, start + at, t79, live)
 
 
 @loop(hop_frame)

@@ -142,7 +142,7 @@ def test_adacomp_is_the_paper_s_over_several_steps(n: int, backend: str) -> None
     for step, label in enumerate(("normal", "normal", *LABELS, "normal")):
         g = gradient(label, n, seed=step)
         payload = codec.encode(g, state=state)
-        scale, index, negative = reference.adacomp(g, residual, 500)
+        scale, index, negative = reference.adacomp(g, residual, 512)
         sent = payload[4:8].view("<f4")[0]
         assert sent == pytest.approx(scale, rel=1e-5, abs=n * 2**-149)
         assert int(payload[:4].view("<u4")[0]) == len(index)
@@ -173,7 +173,7 @@ def test_about_the_wanted_share_is_sent(name: str) -> None:
 
 
 def test_adacomp_s_share_falls_as_residues_grow_and_no_more_is_kept_than_it_will_send() -> None:
-    """Of 500 normal elements some 13 % reach half of the greatest; residues make fewer stand out."""
+    """Of 512 normal elements some 13 % reach half of the greatest; residues make fewer stand out."""
     n, codec = 50_000, CODEC["adacomp"]
     state, shares, total, sent = codec.new_state(n), [], np.zeros(n), np.zeros(n)
     for step in range(30):
