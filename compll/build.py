@@ -24,7 +24,7 @@ from compll import knobs
 from compll.errors import BackendError
 
 FLAGS = shlex.split(
-    "-std=c++17 -O3 -march=native -fopenmp -fPIC -shared -fvisibility=hidden -fwrapv "
+    "-std=c++17 -O2 -march=native -fopenmp -fPIC -shared -fvisibility=hidden -fwrapv "
     "-fno-math-errno -fno-trapping-math -ffp-contract=off -fno-semantic-interposition -Wno-psabi"
 )
 

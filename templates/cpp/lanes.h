@@ -158,17 +158,37 @@ template <class T> inline T absolute(T x) {
     else if constexpr (std::is_same_v<T, Float>) return of_bits(bits_of(x) & 0x7fffffffu);
     else return select(lt(x, splat<T>(0)), T(splat<T>(0) - x), x);
 }
-#define COMPLL_ROUNDING(NAME, BUILTIN)                                                  \
-    template <class T> inline T NAME(T x) {                                             \
-        if constexpr (std::is_same_v<T, float>) return BUILTIN(x);                      \
-        else if constexpr (std::is_same_v<T, Float>) return each<Float>([&](int j) { return BUILTIN(x[j]); }); \
-        else return x;                                                                  \
+// Rounding and square roots are one instruction; of a loop over lanes compilers make it only when they try hard.
+#if defined(__AVX512F__)
+#define COMPLL_ALL_LANES(MODE, BUILTIN) __builtin_ia32_rndscaleps_mask(x, MODE, x, -1, 4)
+inline Float sqrt_(Float x) { return __builtin_ia32_sqrtps512_mask(x, x, -1, 4); }
+#elif defined(__AVX__)
+using EightFloats = float __attribute__((vector_size(32)));
+template <class F> inline Float by_eight(Float x, F f) {
+    EightFloats parts[2];
+    std::memcpy(parts, &x, sizeof x);
+    for (EightFloats& part : parts) part = f(part);
+    std::memcpy(&x, parts, sizeof x);
+    return x;
+}
+#define COMPLL_ALL_LANES(MODE, BUILTIN) by_eight(x, [](EightFloats y) { return __builtin_ia32_roundps256(y, MODE); })
+inline Float sqrt_(Float x) { return by_eight(x, [](EightFloats y) { return __builtin_ia32_sqrtps256(y); }); }
+#else
+#define COMPLL_ALL_LANES(MODE, BUILTIN) each<Float>([&](int j) { return BUILTIN(x[j]); })
+inline Float sqrt_(Float x) { return each<Float>([&](int j) { return __builtin_sqrtf(x[j]); }); }
+#endif
+#define COMPLL_ROUNDING(NAME, MODE, BUILTIN)                            \
+    inline Float NAME(Float x) { return COMPLL_ALL_LANES(MODE, BUILTIN); } \
+    template <class T> inline T NAME(T x) {                             \
+        if constexpr (std::is_same_v<T, float>) return BUILTIN(x);      \
+        else return x;                                                  \
     }
-COMPLL_ROUNDING(floor_, __builtin_floorf)
-COMPLL_ROUNDING(ceil_, __builtin_ceilf)
-COMPLL_ROUNDING(round_, __builtin_rintf)
-COMPLL_ROUNDING(sqrt_, __builtin_sqrtf)
+COMPLL_ROUNDING(round_, 8, __builtin_rintf)
+COMPLL_ROUNDING(floor_, 9, __builtin_floorf)
+COMPLL_ROUNDING(ceil_, 10, __builtin_ceilf)
 #undef COMPLL_ROUNDING
+#undef COMPLL_ALL_LANES
+inline float sqrt_(float x) { return __builtin_sqrtf(x); }
 inline bool isnan_(float x) { return x != x; }
 inline Mask isnan_(Float x) { return ne(x, x); }
 inline int64_t bit(bool b) { return b; }

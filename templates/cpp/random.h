@@ -38,11 +38,14 @@ inline Words multiply(Words a, uint32_t m) {
 }
 inline void philox(UInt32 (&c)[4], uint64_t seed) {
     Words half[2][4];
+#pragma GCC unroll 4
     for (int w = 0; w < 4; ++w) half[0][w] = (Words)c[w], half[1][w] = (Words)c[w] >> 32;
     uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
-        for (Words(&x)[4] : half) {
+#pragma GCC unroll 2
+        for (int which = 0; which < 2; ++which) {
+            Words(&x)[4] = half[which];
             const Words p0 = multiply(x[0], 0xD2511F53u), p1 = multiply(x[2], 0xCD9E8D57u);
             x[0] = (p1 >> 32) ^ x[1] ^ (Words{} + k0);
             x[2] = (p0 >> 32) ^ x[3] ^ (Words{} + k1);
@@ -52,6 +55,7 @@ inline void philox(UInt32 (&c)[4], uint64_t seed) {
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
+#pragma GCC unroll 4
     for (int w = 0; w < 4; ++w) c[w] = (UInt32)((half[0][w] & 0xffffffffull) | (half[1][w] << 32));
 }
 // The 128-lane group of a tile has p = tile*128 + lane; 16 lanes begin at `lane`.
@@ -64,10 +68,12 @@ template <class U> inline void counter(U (&c)[4], int64_t tile, int lane, uint32
     c[3] = splat<U>(part);
 }
 inline void random_words(UInt32 (&rows)[ROWS], uint64_t seed, uint32_t site, int64_t tile, int lane) {
+#pragma GCC unroll 2
     for (uint32_t part = 0; part < 2; ++part) {
         UInt32 c[4];
         counter(c, tile, lane, site, part);
         philox(c, seed);
+#pragma GCC unroll 4
         for (int w = 0; w < 4; ++w) rows[4 * part + w] = c[w];
     }
 }
@@ -75,6 +81,7 @@ inline void random_halves(UInt32 (&rows)[ROWS], uint64_t seed, uint32_t site, in
     UInt32 c[4];
     counter(c, tile, lane, site, 0);
     philox(c, seed);
+#pragma GCC unroll 8
     for (int row = 0; row < ROWS; ++row) rows[row] = (c[row / 2] >> (16 * (row % 2))) & 0xffffu;
 }
 inline uint32_t random_word(uint64_t seed, uint32_t site) {  // of element 0

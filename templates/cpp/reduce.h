@@ -18,8 +18,11 @@ template <class V, class F> inline Element<V> fold_any(V (&a)[BLOCKS], int lanes
     return x[0];
 }
 template <int KNOWN, class V, class F> inline Element<V> fold_known(V (&a)[BLOCKS], F f) {  // a multiple of 16
+#pragma GCC unroll 3
     for (int w = BLOCKS / 2; w; w /= 2)
-        for (int k = 0; k < w && k + w < KNOWN / WIDTH; ++k) a[k] = f(a[k], a[k + w]);
+#pragma GCC unroll 4
+        for (int k = 0; k < w; ++k)
+            if (k + w < KNOWN / WIDTH) a[k] = f(a[k], a[k + w]);
     if constexpr (sizeof(V) == sizeof(Int32)) {  // all lanes at once, of which the first w count
         V x = a[0];
         x = f(x, __builtin_shuffle(x, Int32{8, 9, 10, 11, 12, 13, 14, 15}));

@@ -60,19 +60,33 @@ template <class V, int N, class T> inline V lookup(const T (&table)[N], Int32 at
         const Lanes<T>*const rows = (const Lanes<T>*)entries;
         if constexpr (N <= WIDTH) return (V)__builtin_shuffle(rows[0], at);
         else return (V)__builtin_shuffle(rows[0], rows[1], at);
-    }
+    } else if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4)
+        return (V)__builtin_ia32_gathersiv16sf(Float{}, table, at, -1, 4);
 #endif
     return each<V>([&](int j) { return table[at[j]]; });
 }
-// How many of the `count` ascending entries are below x.
-template <class R, class T, class X> inline R search(const T* table, int count, X x) {
+// How many of the ascending entries are below x: all are compared if they are few, else they are halved.
+template <class R, int N, class T, class X> inline R search(const T (&table)[N], int, X x) {
     if constexpr (std::is_arithmetic_v<X>) {
-        R below{};
-        for (int i = 0; i < count; ++i) below += table[i] < x;
-        return below;
-    } else {
+        int step = 1, below = 0;
+        while (2 * step <= N) step *= 2;
+        for (; step; step /= 2)
+            if (below + step <= N && table[below + step - 1] < x) below += step;
+        return R(below);
+    } else if constexpr (N <= WIDTH) {
         Int32 below{};
-        for (int i = 0; i < count; ++i) below += bit(lt(splat<X>(table[i]), x));
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) below -= lt(splat<X>(table[i]), x);
+        return widen<R>(below);
+    } else {
+        int step = 1;
+        while (2 * step <= N) step *= 2;
+        Int32 below{};
+        for (; step; step /= 2) {
+            const Int32 at = below + (step - 1);  // beyond the end nothing is below
+            const Mask there = at < N;
+            below += there & lt(lookup<X>(table, at & there), x) & step;
+        }
         return widen<R>(below);
     }
 }
