@@ -28,7 +28,7 @@ SIZES = (0, 1, 17, 1023, 3001, 70_001)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-FLAGS = [flag if flag != "-O3" else "-O1" for flag in builder.FLAGS]
+FLAGS = ["-O1" if flag.startswith("-O") else flag for flag in builder.FLAGS]
 
 
 @functools.cache

@@ -138,7 +138,7 @@ def test_a_conversion_inside_an_expression_is_bit_equal(backend: str) -> None:
 def test_cpp_is_bit_equal_with_and_without_the_processor_s_instructions(level: str) -> None:
     meant = compiled(PLAIN, "interp")
     flags = [f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS]
-    with mock.patch.object(build, "FLAGS", [f if f != "-O3" else "-O1" for f in flags]):
+    with mock.patch.object(build, "FLAGS", ["-O1" if f.startswith("-O") else f for f in flags]):
         codec = compll.compile(write(PLAIN), "cpp")
     for number, kind in enumerate(KINDS):
         x = edges(kind)
