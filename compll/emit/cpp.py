@@ -177,13 +177,17 @@ class Emitter(Selections):
             narrow = self.named(s.combine) and writer.ranges.fits(s.body, -most, most)
             lanes = "Int32" if narrow else "Int64"
         value = writer.write(s.body, lanes)
-        functor = self.functor(s.combine)
+        parts = writer.ranges.of(s.body), writer.ranges.of(s.init)
+        functor = self.functor(s.combine, positive=all(p.is_positive() for p in parts))
         if isinstance(s, ir.Reduce):
             self.scalars.append(self.member(s.name, kind))
         return Reduction(s.name, lanes, self.dialect.scalar(kind), functor, self.scalar.text(s.init), value)
 
-    def functor(self, combine: ir.Combine) -> str:
-        """Register what a reduction combines by; return what is called with two values."""
+    def functor(self, combine: ir.Combine, *, positive: bool = False) -> str:
+        """Register what a reduction combines by; return what is called with two values.
+
+        `positive`: neither of them has the sign bit set, unless it is a NaN.
+        """
         name = self.functor_name(combine.name)
         kind, body = combine.type, combine.body
 
@@ -192,6 +196,8 @@ class Emitter(Selections):
 
         scalar = ScalarWriter(place, self.dialect, self.read_at).text(body)
         if self.named(combine):
+            if positive and combine.name == "greater" and kind == FLOAT:
+                scalar = self.dialect.greater_of_positives("a", "b")
             self.combines.append(Combine(name, "", scalar, "", (), "", captures=False))
             return self.functor_object(self.combines[-1])
 

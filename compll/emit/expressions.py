@@ -83,6 +83,10 @@ class Dialect:
         """Return a float as it is stored: every NaN is the same."""
         return f"canonical({x})"
 
+    def greater_of_positives(self, a: str, b: str) -> str:
+        """Return the greater of two floats whose sign bits are not set; of a NaN and another, the NaN."""
+        return f"greater_of_positives({a}, {b})"
+
     def random_row(self, name: str) -> str:
         """Return the random bits of the lanes at work, of those that a tile holds under a name."""
         return f"{name}[block][row]"

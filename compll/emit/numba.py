@@ -87,6 +87,10 @@ class Python(Dialect):
             return f"({b} if native({a}) else {texts[2]})"
         return f"({b} if native({a}) else {a})" if op == "&&" else f"({a} if native({a}) else {b})"
 
+    def greater_of_positives(self, a: str, b: str) -> str:
+        """Return the greater of two floats: LLVM needs no help."""
+        return f"greater({a}, {b})"
+
     def random_row(self, name: str) -> str:
         """Return the random bits of the lanes at work, of those that a tile holds under a name."""
         return f"row_of({name}, row)"
@@ -244,12 +248,12 @@ class NumbaEmitter(NumbaSelections, Emitter):
         place = f"min(start + at, k.length - 1) // {size}"  # lanes that do not exist read what does
         return f"load({self.dialect.scalar(e.type)}, {kind}, k.f_{e.vector}, {place}, WHOLE)"
 
-    def functor(self, combine: ir.Combine) -> str:
+    def functor(self, combine: ir.Combine, *, positive: bool = False) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""
         for have, name in self.functors:
             if have == combine:
                 return name
-        self.functors.append((combine, super().functor(combine)))
+        self.functors.append((combine, super().functor(combine, positive=positive)))
         return self.functors[-1][1]
 
     def functor_object(self, combine: Combine) -> str:

@@ -27,6 +27,10 @@ class Interval:
     high: float
     nan: bool = False
 
+    def is_positive(self) -> bool:
+        """Whether no value is less than 0, and none is -0."""
+        return _key(self.low) >= 0
+
 
 REALS = Interval(-math.inf, math.inf, nan=True)
 

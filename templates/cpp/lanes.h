@@ -148,6 +148,8 @@ template <class T> inline T canonical(T x) {  // the one NaN that is ever writte
     else if constexpr (std::is_same_v<T, Float>) return select(ne(x, x), of_bits(splat<UInt32>(0x7fc00000u)), x);
     else return x;
 }
+// Of floats whose sign bits are not set their bits are ordered as they are, and a NaN's are beyond those of infinity.
+template <class T> inline T greater_of_positives(T a, T b) { return of_bits(over(bits_of(a), bits_of(b))); }
 inline uint32_t float_bits(float x) { return bits_of(canonical(x)); }
 inline UInt32 float_bits(Float x) { return bits_of(canonical(x)); }
 inline float bits_float(uint32_t x) { return of_bits(x); }

@@ -70,6 +70,8 @@ template <class T> COMPLL_BOTH T canonical(T x) {  // the one NaN that is ever w
     if constexpr (is_float<T>) return x != x ? of_bits(0x7fc00000u) : x;
     else return x;
 }
+// Of floats whose sign bits are not set their bits are ordered as they are, and a NaN's are beyond those of infinity.
+COMPLL_BOTH float greater_of_positives(float a, float b) { return bits_of(a) > bits_of(b) ? a : b; }
 COMPLL_BOTH uint32_t float_bits(float x) { return bits_of(canonical(x)); }
 COMPLL_BOTH float bits_float(uint32_t x) { return of_bits(x); }
 

@@ -95,7 +95,7 @@ def write(text: str, name: str = "") -> Path:
 def compiled(
     text: str, backend: str = "cpp", error_feedback: bool = False, level: str = "-O1", **params: Any
 ) -> api.Codec:
-    """Compile a program; -O1 builds in half of the time, and the shipped algorithms are tested as they are built."""
+    """Compile a program; -O1 builds in half of the time, and other tests take what ships as users do."""
     flags = [level if flag.startswith("-O") else flag for flag in build.FLAGS]
     with mock.patch.object(build, "FLAGS", flags):
         return api.compile(write(text), backend, error_feedback=error_feedback, **params)
