@@ -342,8 +342,10 @@ class Emitter(Selections):
     def value_of_field(self, e: ir.Read, size: int, block: int = 0, lane: str = "") -> str:
         """Return one value of such a field."""
         kind = self.dialect.stored(self.vectors[e.vector])
-        first = "first" if block else "tile * TILE"
-        return f"get<{kind}>(k.f_{e.vector} + uint64_t({first} + at{lane}) / {size} * sizeof({kind}))"
+        at = f"uint64_t({'first' if block else 'tile * TILE'} + at{lane}) / {size}"
+        if e.vector in self.places:
+            return f"get<{kind}>(k.f_{e.vector} + {at} * sizeof({kind}))"
+        return f"k.v_{e.vector}[{at}]"
 
     def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:
         """Return the statement that stores codes of a packed field."""

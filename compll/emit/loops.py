@@ -24,6 +24,7 @@ class Emitter(Protocol):
     lengths: dict[str, ir.Expr]
     places: dict[str, str]
     tables: dict[str, ir.Table]
+    stored_vectors: dict[str, Elem]
     scalar: ScalarWriter
 
     def place(self, name: str) -> str:
@@ -75,8 +76,8 @@ class Emitter(Protocol):
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
 
 
-def made_of(e: ir.Expr, may: Callable[[ir.Read], bool]) -> bool:
-    """Whether an expression has only scalars and reads that `may` be, and one of these at least."""
+def made_of(e: ir.Expr, may: Callable[[ir.Read], bool], block: int = 0) -> bool:
+    """Whether an expression has only scalars, i / `block`, and reads that `may` be, one at least."""
     some = False
 
     def fits(x: ir.Expr) -> bool:
@@ -84,7 +85,7 @@ def made_of(e: ir.Expr, may: Callable[[ir.Read], bool]) -> bool:
         if isinstance(x, ir.Read):
             some = True
             return may(x)
-        if isinstance(x, ir.Const | ir.Scalar | ir.Param | ir.Size):
+        if isinstance(x, ir.Const | ir.Scalar | ir.Param | ir.Size) or (block and ir.block_of(x) == block):
             return True
         return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
 
@@ -156,14 +157,18 @@ class Lanes:
         return e.position == ir.Position() and self.emitter.lengths.get(e.vector) == self.b.length
 
     def of_block(self, e: ir.Read) -> bool:
-        """Whether a read at i / B finds what this loop has reduced, or a field of one value a block."""
+        """Whether a read at i / B finds what this loop has reduced, or a vector of one value a block."""
         size = ir.block_of(e.position)
         if self.block and e.vector in self.block.made:
             return size == self.b.block
-        if not size or e.vector not in self.emitter.places:
+        if not size or not self.is_kept(e.vector):
             return False
         whole = not self.emitter.vectors[e.vector].packed
         return whole and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size)
+
+    def is_kept(self, vector: str) -> bool:
+        """Whether a vector is a field of the payload, or numbers in scratch memory."""
+        return vector in self.emitter.places or self.emitter.stored_vectors.get(vector, BOOL) != BOOL
 
     def elsewhere(self, e: ir.Read) -> bool:
         """Whether a read has to look whether its position is in range."""
@@ -202,7 +207,7 @@ class Lanes:
         """Whether a read is of a float field whose one value a block is the same for all lanes at work."""
         size = ir.block_of(e.position)
         one = within_a_block(size, self.stage_block, self.emitter.dialect.width)
-        return e.type == FLOAT and e.vector in self.emitter.places and self.of_block(e) and one
+        return e.type == FLOAT and self.of_block(e) and self.is_kept(e.vector) and one
 
     @property
     def stage_block(self) -> int:
@@ -254,12 +259,14 @@ class Blocks:
             return None
         if e not in self.hoisted:
             name = f"h{len(self.hoisted)}"
-            self.hoisted[e] = self.emitter.dialect.scalar(e.type), name, self.scalar.text(e)
+            by_block = ir.rewrite(e, lambda x: ir.Position() if ir.block_of(x) == self.b.block else None)
+            self.hoisted[e] = self.emitter.dialect.scalar(e.type), name, self.scalar.text(by_block)
         return self.emitter.spread(self.hoisted[e][1], e.type, self.b.block, lanes)
 
     def same_in_block(self, e: ir.Expr) -> bool:
         """Whether an expression has the block's reductions and scalars only, and one reduction at least."""
-        return made_of(e, lambda x: x.vector in self.made and ir.block_of(x.position) == self.b.block)
+        size = self.b.block
+        return made_of(e, lambda x: x.vector in self.made and ir.block_of(x.position) == size, size)
 
     def worth_keeping(self) -> list[ir.Expr]:
         """Return what reductions and stores both need, and what costs more than to keep it in the cache.

@@ -237,7 +237,7 @@ class NumbaEmitter(NumbaSelections, Emitter):
     def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
         elem = self.vectors[e.vector]
-        args = f"{self.dialect.stored(elem)}, k.f_{e.vector}, start + at, {size}, 0, live, {block or 'WIDTH'}"
+        args = f"{self.dialect.stored(elem)}, {self.where(e.vector)}, start + at, {size}, 0, live, {block or 'WIDTH'}"
         if elem == BOOL:
             return f"ne(per_block(Int32, {args}), splat(Int32, 0))"
         return f"per_block({lanes}, {args})"
@@ -246,7 +246,7 @@ class NumbaEmitter(NumbaSelections, Emitter):
         """Return one value of such a field."""
         kind = self.dialect.stored(self.vectors[e.vector])
         place = f"min(start + at, k.length - 1) // {size}"  # lanes that do not exist read what does
-        return f"load({self.dialect.scalar(e.type)}, {kind}, k.f_{e.vector}, {place}, WHOLE)"
+        return f"load({self.dialect.scalar(e.type)}, {kind}, {self.where(e.vector)}, {place}, WHOLE)"
 
     def functor(self, combine: ir.Combine, *, positive: bool = False) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""

@@ -27,12 +27,21 @@ class Interval:
     high: float
     nan: bool = False
 
+    def has_zero(self) -> bool:
+        """Whether 0 or -0 may be among the values."""
+        return self.low <= 0 <= self.high
+
+    def has_infinity(self) -> bool:
+        """Whether an infinity may be among the values."""
+        return math.isinf(self.low) or math.isinf(self.high)
+
     def is_positive(self) -> bool:
         """Whether no value is less than 0, and none is -0."""
         return _key(self.low) >= 0
 
 
 REALS = Interval(-math.inf, math.inf, nan=True)
+NOTHING_BUT_NAN = Interval(math.inf, -math.inf, nan=True)  # an empty interval besides
 
 
 def full(elem: Elem) -> Interval:
@@ -70,7 +79,7 @@ class Ranges:
             case ir.Const(value, kind) if kind != FLOAT:
                 return Interval(int(value), int(value))
             case ir.Const(value, _):
-                return REALS if value != value else Interval(float(value), float(value))
+                return NOTHING_BUT_NAN if value != value else Interval(float(value), float(value))
             case ir.Size() | ir.Position():
                 return Interval(0, MANY)
             case ir.Read(vector, _, kind) if kind != FLOAT:
@@ -129,12 +138,9 @@ def _of_floats(op: str, args: list[Interval], kind: Elem) -> Interval:
             return Interval(0.0 if x.low <= 0 <= x.high else min(abs(x.low), abs(x.high)), most, nan)
         case "sqrt", [x] if x.low < 0:
             return REALS
-        case (("*" | "/"), [x, y]) if any(
-            math.isinf(max(abs(a.low), abs(a.high))) and (op == "/" or b.low <= 0 <= b.high)
-            for a, b in ((x, y), (y, x))
-        ):
-            return REALS  # 0 * inf and inf / inf are NaN
-        case "/", [_, y] if y.low <= 0 <= y.high:
+        case "*", [x, y] if (x.has_infinity() and y.has_zero()) or (x.has_zero() and y.has_infinity()):
+            return REALS  # 0 * inf is NaN
+        case "/", [x, y] if (x.has_infinity() and y.has_infinity()) or y.has_zero():
             return REALS
         case _ if op in MONOTONE:
             corners = np.array(list(itertools.product(*((a.low, a.high) for a in args))), np.float32)
