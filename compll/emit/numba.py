@@ -237,7 +237,8 @@ class NumbaEmitter(NumbaSelections, Emitter):
     def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""
         elem = self.vectors[e.vector]
-        args = f"{self.dialect.stored(elem)}, {self.where(e.vector)}, start + at, {size}, 0, live, {block or 'WIDTH'}"
+        base, within = self.where(e.vector), block or "WIDTH"
+        args = f"{self.dialect.stored(elem)}, {base}, start + at, {size}, 0, live, {within}"
         if elem == BOOL:
             return f"ne(per_block(Int32, {args}), splat(Int32, 0))"
         return f"per_block({lanes}, {args})"

@@ -81,6 +81,8 @@ struct EncodeAddOf0 {
 struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
     int64_t first, begin;
     float r_sum[4];
+    float h0[4];
+    float h1[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
@@ -124,6 +126,8 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
         if (256 > 0 && count == BLOCK) encode_pass0_stage0<256>(k, p, b, j, first, int(count), r_sum);
         else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_sum);
         b.r_sum[j] = EncodeAddOf0{}(float(0x0.0p+0f), r_sum);
+        b.h0[j] = (-(divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256)))))))));
+        b.h1[j] = (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256))))))));
         put<float>(k.f_scale + (b.first + j) * sizeof(float), (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256)))))))));
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
@@ -134,7 +138,6 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
     uint8_t room_negative[LANES] = {};
     uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
@@ -146,29 +149,22 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = v_gradient + v_residual;
             const Mask t1 = lt(t0, splat<Float>(0x0.0p+0f));
             const Int32 t2 = widen<Int32>(bit(t1));
             const Mask t3 = eq(t2, splat<Int32>(INT64_C(1)));
-            const Float t4 = splat<Float>(b.r_sum[uint64_t(tile * TILE + at) / 256 - b.first]);
-            const Int64 t5 = divide(position, widen<Int64>(splat<Int32>(INT64_C(256))));
-            const Int64 t6 = t5 * widen<Int64>(splat<Int32>(INT64_C(256)));
-            const Int64 t7 = u_n_Int64 - t6;
-            const Int64 t8 = smaller(widen<Int64>(splat<Int32>(INT64_C(256))), t7);
-            const Float t9 = widen<Float>(t8);
-            const Float t10 = divide(t4, t9);
-            const Float t11 = -t10;
-            const Float t12 = select(t3, t11, t10);
-            const Float t13 = t0 - t12;
-            const Float t14 = absolute(t13);
-            const Mask t15 = le(t14, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t16 = select(t15, t13, splat<Float>(0x0.0p+0f));
+            const Float t4 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t5 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t6 = select(t3, t4, t5);
+            const Float t7 = t0 - t6;
+            const Float t8 = absolute(t7);
+            const Mask t9 = le(t8, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t10 = select(t9, t7, splat<Float>(0x0.0p+0f));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             put_bits(o_negative + at / 8, FULL ? ne(t2, Int32{}) : ne(t2, Int32{}) & first_lanes(live));
-            store<FULL>(k.new_residual + tile * TILE + at, t16, live);
+            store<FULL>(k.new_residual + tile * TILE + at, t10, live);
         }
     }
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
@@ -410,6 +406,8 @@ struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 e
     alignas(64) uint8_t c_received_negative[1024];
     alignas(64) float kept0[1024 + WIDTH];
     float r_sum[4];
+    float h0[4];
+    float h1[4];
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
@@ -470,6 +468,8 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
         if (256 > 0 && count == BLOCK) hop_pass0_stage0<256>(k, p, b, j, first, int(count), r_sum);
         else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_sum);
         b.r_sum[j] = HopAddOf0{}(float(0x0.0p+0f), r_sum);
+        b.h0[j] = (-(divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256)))))))));
+        b.h1[j] = (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256))))))));
         put<float>(k.f_scale + (b.first + j) * sizeof(float), (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256)))))))));
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
@@ -480,7 +480,6 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
     uint8_t room_negative[LANES] = {};
     uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_residual = k.s_residual + tile * TILE;
@@ -491,29 +490,22 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = t0 + v_residual;
             const Mask t2 = lt(t1, splat<Float>(0x0.0p+0f));
             const Int32 t3 = widen<Int32>(bit(t2));
             const Mask t4 = eq(t3, splat<Int32>(INT64_C(1)));
-            const Float t5 = splat<Float>(b.r_sum[uint64_t(tile * TILE + at) / 256 - b.first]);
-            const Int64 t6 = divide(position, widen<Int64>(splat<Int32>(INT64_C(256))));
-            const Int64 t7 = t6 * widen<Int64>(splat<Int32>(INT64_C(256)));
-            const Int64 t8 = u_n_Int64 - t7;
-            const Int64 t9 = smaller(widen<Int64>(splat<Int32>(INT64_C(256))), t8);
-            const Float t10 = widen<Float>(t9);
-            const Float t11 = divide(t5, t10);
-            const Float t12 = -t11;
-            const Float t13 = select(t4, t12, t11);
-            const Float t14 = t1 - t13;
-            const Float t15 = absolute(t14);
-            const Mask t16 = le(t15, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t17 = select(t16, t14, splat<Float>(0x0.0p+0f));
+            const Float t5 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t6 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t7 = select(t4, t5, t6);
+            const Float t8 = t1 - t7;
+            const Float t9 = absolute(t8);
+            const Mask t10 = le(t9, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t11 = select(t10, t8, splat<Float>(0x0.0p+0f));
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
             put_bits(o_negative + at / 8, FULL ? ne(t3, Int32{}) : ne(t3, Int32{}) & first_lanes(live));
-            store<FULL>(k.new_residual + tile * TILE + at, t17, live);
+            store<FULL>(k.new_residual + tile * TILE + at, t11, live);
         }
     }
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);

@@ -65,6 +65,8 @@ struct EncodeFrame {
     const float* s_residual;
     float* new_residual;
     float* encode_pass0_r_sum;
+    float* encode_pass0_h0;
+    float* encode_pass0_h1;
 };
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
@@ -75,6 +77,8 @@ struct EncodeAddOf0 {
 struct encode_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
     int64_t first;
     float* r_sum;
+    float* h0;
+    float* h1;
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, a multiple of 4 and aligned.  The
@@ -114,6 +118,8 @@ COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Pa
     encode_pass0_blocks b;
     b.first = begin / BLOCK;
     b.r_sum = k.encode_pass0_r_sum + b.first;
+    b.h0 = k.encode_pass0_h0 + b.first;
+    b.h1 = k.encode_pass0_h1 + b.first;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_sum;
@@ -124,6 +130,8 @@ COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Pa
         }
         __syncwarp();
         if (thread == 0) {
+            b.h0[j] = (-(divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (wrap_subtract(k.n, (wrap_multiply((b.first + j), INT64_C(256)))))))))));
+            b.h1[j] = (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (wrap_subtract(k.n, (wrap_multiply((b.first + j), INT64_C(256))))))))));
             put<float>(k.f_scale + (b.first + j) * sizeof(float), (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (wrap_subtract(k.n, (wrap_multiply((b.first + j), INT64_C(256)))))))))));
         }
     }
@@ -137,7 +145,6 @@ COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Pa
 
 template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, [[maybe_unused]] const encode_pass0_blocks& b, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
     Codes<1> o_negative;
@@ -151,29 +158,22 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
-            const Int64 position = tile * TILE + at;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
             const Float t0 = v_gradient + v_residual;
             const Mask t1 = lt(t0, splat<Float>(0x0.0p+0f));
             const Int32 t2 = widen<Int32>(bit(t1));
             const Mask t3 = eq(t2, splat<Int32>(INT64_C(1)));
-            const Float t4 = splat<Float>(b.r_sum[uint64_t(tile * TILE + at) / 256 - b.first]);
-            const Int64 t5 = divide(position, widen<Int64>(splat<Int32>(INT64_C(256))));
-            const Int64 t6 = wrap_multiply(t5, widen<Int64>(splat<Int32>(INT64_C(256))));
-            const Int64 t7 = wrap_subtract(u_n_Int64, t6);
-            const Int64 t8 = smaller(widen<Int64>(splat<Int32>(INT64_C(256))), t7);
-            const Float t9 = widen<Float>(t8);
-            const Float t10 = divide(t4, t9);
-            const Float t11 = -t10;
-            const Float t12 = select(t3, t11, t10);
-            const Float t13 = t0 - t12;
-            const Float t14 = absolute(t13);
-            const Mask t15 = le(t14, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t16 = select(t15, t13, splat<Float>(0x0.0p+0f));
+            const Float t4 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t5 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t6 = select(t3, t4, t5);
+            const Float t7 = t0 - t6;
+            const Float t8 = absolute(t7);
+            const Mask t9 = le(t8, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t10 = select(t9, t7, splat<Float>(0x0.0p+0f));
             bad = bad || not_finite(v_gradient);
             o_negative.put(row, block, uint32_t(t2));
-            o_state_residual.at[block] = static_cast<float>(t16);
+            o_state_residual.at[block] = static_cast<float>(t10);
         }
         store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
     }
@@ -185,6 +185,8 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 COMPLL_BOTH int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
     k.encode_pass0_r_sum = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(255))), INT64_C(256))));
+    k.encode_pass0_h0 = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(255))), INT64_C(256))));
+    k.encode_pass0_h1 = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(255))), INT64_C(256))));
     return arena.used;
 }
 
@@ -409,6 +411,8 @@ struct HopFrame {
     const float* s_residual;
     float* new_residual;
     float* hop_pass0_r_sum;
+    float* hop_pass0_h0;
+    float* hop_pass0_h1;
 };
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
@@ -419,6 +423,8 @@ struct HopAddOf0 {
 struct hop_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
     int64_t first;
     float* r_sum;
+    float* h0;
+    float* h1;
 };
 
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, a multiple of 4 and aligned.  The
@@ -467,6 +473,8 @@ COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& 
     hop_pass0_blocks b;
     b.first = begin / BLOCK;
     b.r_sum = k.hop_pass0_r_sum + b.first;
+    b.h0 = k.hop_pass0_h0 + b.first;
+    b.h1 = k.hop_pass0_h1 + b.first;
     for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
         const int64_t count = first + BLOCK < end ? BLOCK : end - first;
         float r_sum;
@@ -477,6 +485,8 @@ COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& 
         }
         __syncwarp();
         if (thread == 0) {
+            b.h0[j] = (-(divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (wrap_subtract(k.n, (wrap_multiply((b.first + j), INT64_C(256)))))))))));
+            b.h1[j] = (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (wrap_subtract(k.n, (wrap_multiply((b.first + j), INT64_C(256))))))))));
             put<float>(k.f_scale + (b.first + j) * sizeof(float), (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (wrap_subtract(k.n, (wrap_multiply((b.first + j), INT64_C(256)))))))))));
         }
     }
@@ -491,7 +501,6 @@ COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& 
 template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, [[maybe_unused]] const hop_pass0_blocks& b, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
     const auto c_received_negative = unpack<1, FULL>(k.f_received_negative + tile * (LANES * 1), thread, count);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
@@ -506,7 +515,6 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
-            const Int64 position = tile * TILE + at;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_received_negative = widen<Int32>(c_received_negative.get(row, block));
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
@@ -520,22 +528,16 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Mask t7 = lt(t6, splat<Float>(0x0.0p+0f));
             const Int32 t8 = widen<Int32>(bit(t7));
             const Mask t9 = eq(t8, splat<Int32>(INT64_C(1)));
-            const Float t10 = splat<Float>(b.r_sum[uint64_t(tile * TILE + at) / 256 - b.first]);
-            const Int64 t11 = divide(position, widen<Int64>(splat<Int32>(INT64_C(256))));
-            const Int64 t12 = wrap_multiply(t11, widen<Int64>(splat<Int32>(INT64_C(256))));
-            const Int64 t13 = wrap_subtract(u_n_Int64, t12);
-            const Int64 t14 = smaller(widen<Int64>(splat<Int32>(INT64_C(256))), t13);
-            const Float t15 = widen<Float>(t14);
-            const Float t16 = divide(t10, t15);
-            const Float t17 = -t16;
-            const Float t18 = select(t9, t17, t16);
-            const Float t19 = t6 - t18;
-            const Float t20 = absolute(t19);
-            const Mask t21 = le(t20, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t22 = select(t21, t19, splat<Float>(0x0.0p+0f));
+            const Float t10 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t11 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t12 = select(t9, t10, t11);
+            const Float t13 = t6 - t12;
+            const Float t14 = absolute(t13);
+            const Mask t15 = le(t14, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t16 = select(t15, t13, splat<Float>(0x0.0p+0f));
             bad = bad || not_finite(t5);
             o_negative.put(row, block, uint32_t(t8));
-            o_state_residual.at[block] = static_cast<float>(t22);
+            o_state_residual.at[block] = static_cast<float>(t16);
         }
         store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
     }
@@ -547,6 +549,8 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
 COMPLL_BOTH int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
     k.hop_pass0_r_sum = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(255))), INT64_C(256))));
+    k.hop_pass0_h0 = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(255))), INT64_C(256))));
+    k.hop_pass0_h1 = arena.take<float>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(255))), INT64_C(256))));
     return arena.used;
 }
 

@@ -43,7 +43,7 @@ encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, lanes_sum, tiles_sum):
+def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum):
     for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
         a_sum = splat(Float, 0)
         for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
@@ -59,7 +59,7 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, lanes_sum,
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_sum):
+def encode_pass0_blocks(k, begin, stop, block0, b_r_sum, b_h0, b_h1):
     lanes_sum = buffer_of(f32)
     tiles_sum = memory(f32, 1)
     for j in range((stop - begin + 255) // 256):
@@ -68,46 +68,40 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_sum):
         for t in range(tiles_of(length)):
             rest = length - t * TILE
             if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_sum, lanes_sum, tiles_sum)
+                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_sum, lanes_sum, tiles_sum)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum)
         x_sum = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_add_0_tiles(Float, f32, tiles_sum, tiles_of(length), k)), 1, k)
         store(f32, b_r_sum, j, first(x_sum), WHOLE)
+        store(f32, b_h0, j, (-(divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
+        store(f32, b_h1, j, (divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256)))))))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_sum):
+def encode_pass0_tile(k, tile, count, block0, b_r_sum, b_h0, b_h1):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
     bad = splat(Mask, False)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = v_gradient + v_residual
             t1 = lt(t0, splat(Float, 0.0))
             t2 = widen(Int32, bit(t1))
             t3 = eq(t2, splat(Int32, 1))
-            t4 = per_block(Float, f32, b_r_sum, start + at, 256, block0, live, WIDTH)
-            t5 = divide(position, widen(Int64, splat(Int32, 256)))
-            t6 = t5 * widen(Int64, splat(Int32, 256))
-            t7 = u_n_Int64 - t6
-            t8 = smaller(widen(Int64, splat(Int32, 256)), t7)
-            t9 = widen(Float, t8)
-            t10 = divide(t4, t9)
-            t11 = -t10
-            t12 = select(t3, t11, t10)
-            t13 = t0 - t12
-            t14 = absolute(t13)
-            t15 = le(t14, splat(Float, 3.4028234663852886e+38))
-            t16 = select(t15, t13, splat(Float, 0.0))
+            t4 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
+            t5 = per_block(Float, f32, b_h1, start + at, 256, block0, live, WIDTH)
+            t6 = select(t3, t4, t5)
+            t7 = t0 - t6
+            t8 = absolute(t7)
+            t9 = le(t8, splat(Float, 3.4028234663852886e+38))
+            t10 = select(t9, t7, splat(Float, 0.0))
             bad = keep(live, bad | not_finite(v_gradient), bad)
             pack(1, k.f_negative, start + at, t2, live)
-            store(f32, k.new_residual, start + at, t16, live)
+            store(f32, k.new_residual, start + at, t10, live)
     if any_(bad):
         k.bad = 1
 
@@ -117,16 +111,18 @@ def encode_pass0(frame, begin, end):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_sum = memory(f32, 4)
+    b_h0 = memory(f32, 4)
+    b_h1 = memory(f32, 4)
     for span in range(begin, end):
         block0 = span * 4
         stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_sum)
+        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_sum, b_h0, b_h1)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_sum)
+                encode_pass0_tile(k, tile, WHOLE, block0, b_r_sum, b_h0, b_h1)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_sum)
+                encode_pass0_tile(k, tile, count, block0, b_r_sum, b_h0, b_h1)
     set_flags(flags)
 
 
@@ -366,7 +362,7 @@ hop_add_0_fold, hop_add_0_tiles = reduction(hop_add_0)
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, lanes_sum, tiles_sum):
+def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum):
     u_scale = splat(Float, one(k.scale))
     for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
         a_sum = splat(Float, 0)
@@ -390,7 +386,7 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, lanes_sum, ti
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_sum):
+def hop_pass0_blocks(k, begin, stop, block0, b_r_sum, b_h0, b_h1):
     lanes_sum = buffer_of(f32)
     tiles_sum = memory(f32, 1)
     for j in range((stop - begin + 255) // 256):
@@ -399,25 +395,25 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_sum):
         for t in range(tiles_of(length)):
             rest = length - t * TILE
             if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_sum, lanes_sum, tiles_sum)
+                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_sum, lanes_sum, tiles_sum)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum)
         x_sum = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_add_0_tiles(Float, f32, tiles_sum, tiles_of(length), k)), 1, k)
         store(f32, b_r_sum, j, first(x_sum), WHOLE)
+        store(f32, b_h0, j, (-(divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
+        store(f32, b_h1, j, (divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256)))))))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_sum):
+def hop_pass0_tile(k, tile, count, block0, b_r_sum, b_h0, b_h1):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
-    u_n_Int64 = splat(Int64, one(k.n))
     bad = splat(Mask, False)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_negative = unpack(1, k.f_received_negative, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
@@ -431,22 +427,16 @@ def hop_pass0_tile(k, tile, count, block0, b_r_sum):
             t7 = lt(t6, splat(Float, 0.0))
             t8 = widen(Int32, bit(t7))
             t9 = eq(t8, splat(Int32, 1))
-            t10 = per_block(Float, f32, b_r_sum, start + at, 256, block0, live, WIDTH)
-            t11 = divide(position, widen(Int64, splat(Int32, 256)))
-            t12 = t11 * widen(Int64, splat(Int32, 256))
-            t13 = u_n_Int64 - t12
-            t14 = smaller(widen(Int64, splat(Int32, 256)), t13)
-            t15 = widen(Float, t14)
-            t16 = divide(t10, t15)
-            t17 = -t16
-            t18 = select(t9, t17, t16)
-            t19 = t6 - t18
-            t20 = absolute(t19)
-            t21 = le(t20, splat(Float, 3.4028234663852886e+38))
-            t22 = select(t21, t19, splat(Float, 0.0))
+            t10 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
+            t11 = per_block(Float, f32, b_h1, start + at, 256, block0, live, WIDTH)
+            t12 = select(t9, t10, t11)
+            t13 = t6 - t12
+            t14 = absolute(t13)
+            t15 = le(t14, splat(Float, 3.4028234663852886e+38))
+            t16 = select(t15, t13, splat(Float, 0.0))
             bad = keep(live, bad | not_finite(t5), bad)
             pack(1, k.f_negative, start + at, t8, live)
-            store(f32, k.new_residual, start + at, t22, live)
+            store(f32, k.new_residual, start + at, t16, live)
     if any_(bad):
         k.bad = 1
 
@@ -456,16 +446,18 @@ def hop_pass0(frame, begin, end):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_sum = memory(f32, 4)
+    b_h0 = memory(f32, 4)
+    b_h1 = memory(f32, 4)
     for span in range(begin, end):
         block0 = span * 4
         stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_sum)
+        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_sum, b_h0, b_h1)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_sum)
+                hop_pass0_tile(k, tile, WHOLE, block0, b_r_sum, b_h0, b_h1)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_sum)
+                hop_pass0_tile(k, tile, count, block0, b_r_sum, b_h0, b_h1)
     set_flags(flags)
 
 

@@ -35,7 +35,7 @@ encode_border = np.array([-0.9859374761581421, -0.971875011920929, -0.9578124880
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return (greater(a, b))
+    return greater(a, b)
 
 
 encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
@@ -413,7 +413,7 @@ hop_border = np.array([-0.9859374761581421, -0.971875011920929, -0.9578124880790
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return (greater(a, b))
+    return greater(a, b)
 
 
 hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)

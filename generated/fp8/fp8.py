@@ -33,7 +33,7 @@ encode_frame = frame_type(
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return (greater(a, b))
+    return greater(a, b)
 
 
 encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
@@ -372,7 +372,7 @@ hop_frame = frame_type(
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return (greater(a, b))
+    return greater(a, b)
 
 
 hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)

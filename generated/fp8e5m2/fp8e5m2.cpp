@@ -55,7 +55,7 @@ template <class T> inline T get(const uint8_t* from) {
 //     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+15), 0x1.0000000000000p-149)
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
 //     check[n] gradient[i] is finite
 
 
@@ -70,7 +70,7 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 
@@ -148,25 +148,23 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t7 = greater(t6, splat<Int32>(INT64_C(113)));
             const Int32 t8 = t7 - splat<Int32>(INT64_C(113));
             const Int32 t9 = t8 * splat<Int32>(INT64_C(4));
-            const Int64 t10 = widen<Int64>(t9);
-            const Int32 t11 = t7 - splat<Int32>(INT64_C(2));
-            const UInt32 t12 = widen<UInt32>(t11);
-            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
-            const Float t14 = bits_float(t13);
-            const Float t15 = divide(t3, t14);
-            const Float t16 = round_(t15);
-            const Int64 t17 = saturate<Int64>(t16, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t18 = t10 + t17;
-            const Int64 t19 = smaller(t18, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t20 = widen<Int32>(t19);
-            const UInt32 t21 = float_bits(t1);
-            const UInt32 t22 = shift_right(t21, splat<UInt32>(31u));
-            const Int32 t23 = widen<Int32>(t22);
-            const Int32 t24 = splat<Int32>(INT64_C(128)) * t23;
-            const Int32 t25 = t20 + t24;
-            const Int32 t26 = widen<Int32>(t25);
+            const Int32 t10 = t7 - splat<Int32>(INT64_C(2));
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t3, t13);
+            const Float t15 = round_(t14);
+            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(32767));
+            const Int32 t17 = t9 + t16;
+            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
+            const UInt32 t19 = float_bits(t1);
+            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
+            const Int32 t21 = widen<Int32>(t20);
+            const Int32 t22 = splat<Int32>(INT64_C(128)) * t21;
+            const Int32 t23 = t18 + t22;
+            const Int32 t24 = widen<Int32>(t23);
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t26, live);
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t24, live);
         }
     }
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
@@ -390,7 +388,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan))))))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+15), 0x1.0000000000000p-149)
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
 //     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) is finite
 
 
@@ -407,7 +405,7 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 
@@ -505,25 +503,23 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 t8 = greater(t7, splat<Int32>(INT64_C(113)));
             const Int32 t9 = t8 - splat<Int32>(INT64_C(113));
             const Int32 t10 = t9 * splat<Int32>(INT64_C(4));
-            const Int64 t11 = widen<Int64>(t10);
-            const Int32 t12 = t8 - splat<Int32>(INT64_C(2));
-            const UInt32 t13 = widen<UInt32>(t12);
-            const UInt32 t14 = shift_left(t13, splat<UInt32>(23u));
-            const Float t15 = bits_float(t14);
-            const Float t16 = divide(t4, t15);
-            const Float t17 = round_(t16);
-            const Int64 t18 = saturate<Int64>(t17, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t19 = t11 + t18;
-            const Int64 t20 = smaller(t19, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t21 = widen<Int32>(t20);
-            const UInt32 t22 = float_bits(t2);
-            const UInt32 t23 = shift_right(t22, splat<UInt32>(31u));
-            const Int32 t24 = widen<Int32>(t23);
-            const Int32 t25 = splat<Int32>(INT64_C(128)) * t24;
-            const Int32 t26 = t21 + t25;
-            const Int32 t27 = widen<Int32>(t26);
+            const Int32 t11 = t8 - splat<Int32>(INT64_C(2));
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = divide(t4, t14);
+            const Float t16 = round_(t15);
+            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(32767));
+            const Int32 t18 = t10 + t17;
+            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
+            const UInt32 t20 = float_bits(t2);
+            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
+            const Int32 t22 = widen<Int32>(t21);
+            const Int32 t23 = splat<Int32>(INT64_C(128)) * t22;
+            const Int32 t24 = t19 + t23;
+            const Int32 t25 = widen<Int32>(t24);
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t27, live);
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t25, live);
         }
     }
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);

@@ -47,7 +47,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+15), 0x1.0000000000000p-149)
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
 //     check[n] gradient[i] is finite
 
 struct EncodeFrame {
@@ -66,7 +66,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return greater_of_positives(a, b); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -155,25 +155,23 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Int32 t7 = greater(t6, splat<Int32>(INT64_C(113)));
             const Int32 t8 = wrap_subtract(t7, splat<Int32>(INT64_C(113)));
             const Int32 t9 = wrap_multiply(t8, splat<Int32>(INT64_C(4)));
-            const Int64 t10 = widen<Int64>(t9);
-            const Int32 t11 = wrap_subtract(t7, splat<Int32>(INT64_C(2)));
-            const UInt32 t12 = widen<UInt32>(t11);
-            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
-            const Float t14 = bits_float(t13);
-            const Float t15 = divide(t3, t14);
-            const Float t16 = round_(t15);
-            const Int64 t17 = saturate<Int64>(t16, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t18 = wrap_add(t10, t17);
-            const Int64 t19 = smaller(t18, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t20 = widen<Int32>(t19);
-            const UInt32 t21 = float_bits(t1);
-            const UInt32 t22 = shift_right(t21, splat<UInt32>(31u));
-            const Int32 t23 = widen<Int32>(t22);
-            const Int32 t24 = wrap_multiply(splat<Int32>(INT64_C(128)), t23);
-            const Int32 t25 = wrap_add(t20, t24);
-            const Int32 t26 = widen<Int32>(t25);
+            const Int32 t10 = wrap_subtract(t7, splat<Int32>(INT64_C(2)));
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t3, t13);
+            const Float t15 = round_(t14);
+            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(32767));
+            const Int32 t17 = wrap_add(t9, t16);
+            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
+            const UInt32 t19 = float_bits(t1);
+            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
+            const Int32 t21 = widen<Int32>(t20);
+            const Int32 t22 = wrap_multiply(splat<Int32>(INT64_C(128)), t21);
+            const Int32 t23 = wrap_add(t18, t22);
+            const Int32 t24 = widen<Int32>(t23);
             bad = bad || not_finite(v_gradient);
-            o_field_code.at[block] = static_cast<uint8_t>(t26);
+            o_field_code.at[block] = static_cast<uint8_t>(t24);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }
@@ -406,7 +404,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan))))))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+15), 0x1.0000000000000p-149)
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
 //     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) is finite
 
 struct HopFrame {
@@ -427,7 +425,7 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopGreaterOf0 {
-    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return greater_of_positives(a, b); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 256, in the item's scratch, from the span's first block on
@@ -554,25 +552,23 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 t23 = greater(t22, splat<Int32>(INT64_C(113)));
             const Int32 t24 = wrap_subtract(t23, splat<Int32>(INT64_C(113)));
             const Int32 t25 = wrap_multiply(t24, splat<Int32>(INT64_C(4)));
-            const Int64 t26 = widen<Int64>(t25);
-            const Int32 t27 = wrap_subtract(t23, splat<Int32>(INT64_C(2)));
-            const UInt32 t28 = widen<UInt32>(t27);
-            const UInt32 t29 = shift_left(t28, splat<UInt32>(23u));
-            const Float t30 = bits_float(t29);
-            const Float t31 = divide(t19, t30);
-            const Float t32 = round_(t31);
-            const Int64 t33 = saturate<Int64>(t32, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t34 = wrap_add(t26, t33);
-            const Int64 t35 = smaller(t34, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t36 = widen<Int32>(t35);
-            const UInt32 t37 = float_bits(t17);
-            const UInt32 t38 = shift_right(t37, splat<UInt32>(31u));
-            const Int32 t39 = widen<Int32>(t38);
-            const Int32 t40 = wrap_multiply(splat<Int32>(INT64_C(128)), t39);
-            const Int32 t41 = wrap_add(t36, t40);
-            const Int32 t42 = widen<Int32>(t41);
+            const Int32 t26 = wrap_subtract(t23, splat<Int32>(INT64_C(2)));
+            const UInt32 t27 = widen<UInt32>(t26);
+            const UInt32 t28 = shift_left(t27, splat<UInt32>(23u));
+            const Float t29 = bits_float(t28);
+            const Float t30 = divide(t19, t29);
+            const Float t31 = round_(t30);
+            const Int32 t32 = saturate<Int32>(t31, INT64_C(0), INT64_C(32767));
+            const Int32 t33 = wrap_add(t25, t32);
+            const Int32 t34 = smaller(t33, splat<Int32>(INT64_C(127)));
+            const UInt32 t35 = float_bits(t17);
+            const UInt32 t36 = shift_right(t35, splat<UInt32>(31u));
+            const Int32 t37 = widen<Int32>(t36);
+            const Int32 t38 = wrap_multiply(splat<Int32>(INT64_C(128)), t37);
+            const Int32 t39 = wrap_add(t34, t38);
+            const Int32 t40 = widen<Int32>(t39);
             bad = bad || not_finite(t15);
-            o_field_code.at[block] = static_cast<uint8_t>(t42);
+            o_field_code.at[block] = static_cast<uint8_t>(t40);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }

@@ -66,7 +66,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return greater_of_positives(a, b); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 128, in the item's scratch, from the span's first block on
@@ -389,7 +389,7 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopGreaterOf0 {
-    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return greater_of_positives(a, b); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 128, in the item's scratch, from the span's first block on

@@ -70,7 +70,7 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 
@@ -362,7 +362,7 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 

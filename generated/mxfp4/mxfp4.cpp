@@ -71,7 +71,7 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 
@@ -119,7 +119,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
         if (32 > 0 && count == BLOCK) encode_pass0_stage0<32>(k, p, b, j, first, int(count), r_s_greater);
         else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
         b.r_s_greater[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
-        b.h0[j] = ((lt(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(255))) ? (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)) : __builtin_nanf(""));
+        b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
         put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)));
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
@@ -393,7 +393,7 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 
@@ -465,7 +465,7 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
         if (32 > 0 && count == BLOCK) hop_pass0_stage0<32>(k, p, b, j, first, int(count), r_s_greater);
         else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
         b.r_s_greater[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
-        b.h0[j] = ((lt(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(255))) ? (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)) : __builtin_nanf(""));
+        b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
         put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)));
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {

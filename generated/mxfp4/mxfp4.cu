@@ -73,7 +73,7 @@ struct EncodeFrame {
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct EncodeGreaterOf0 {
-    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return greater_of_positives(a, b); }
 };
 
 struct encode_pass0_blocks {  // one value a block of 32, in the item's scratch, from the span's first block on
@@ -127,7 +127,7 @@ COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Pa
         }
         __syncwarp();
         if (thread == 0) {
-            b.h0[j] = ((lt(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(255))) ? (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)) : __builtin_nanf(""));
+            b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
             put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))), INT64_C(255))), INT64_C(0), INT64_C(255)));
         }
     }
@@ -437,7 +437,7 @@ struct HopFrame {
 static_assert(sizeof(HopFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
 
 struct HopGreaterOf0 {
-    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return greater_of_positives(a, b); }
 };
 
 struct hop_pass0_blocks {  // one value a block of 32, in the item's scratch, from the span's first block on
@@ -505,7 +505,7 @@ COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& 
         }
         __syncwarp();
         if (thread == 0) {
-            b.h0[j] = ((lt(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(255))) ? (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)) : __builtin_nanf(""));
+            b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
             put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(2))), INT64_C(255))), INT64_C(0), INT64_C(255)));
         }
     }

@@ -34,7 +34,7 @@ encode_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.74999988079071
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return (greater(a, b))
+    return greater(a, b)
 
 
 encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
@@ -70,7 +70,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
         x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
-        store(f32, b_h0, j, ((greater((bits_float((shift_left(saturate(u32, saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))) if native((lt(saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), splat(i64, 255)))) else splat(f32, nan)), WHOLE)
+        store(f32, b_h0, j, (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), WHOLE)
 
 
@@ -357,7 +357,7 @@ hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104,
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return (greater(a, b))
+    return greater(a, b)
 
 
 hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
@@ -406,7 +406,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
         x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
-        store(f32, b_h0, j, ((greater((bits_float((shift_left(saturate(u32, saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))) if native((lt(saturate(i64, ((saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)) if native((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255)))) else splat(i64, 255)), 0, 255), splat(i64, 255)))) else splat(f32, nan)), WHOLE)
+        store(f32, b_h0, j, (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), WHOLE)
 
 

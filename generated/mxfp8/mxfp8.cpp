@@ -54,7 +54,7 @@ template <class T> inline T get(const uint8_t* from) {
 //     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 8) : 255))
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min((abs(gradient[i]) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min((abs(gradient[i]) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min((abs(gradient[i]) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits(gradient[i]) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits(gradient[i]) >> 31)))))
 //     check[n] gradient[i] is finite
 
 
@@ -69,7 +69,7 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 
@@ -117,7 +117,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
         if (32 > 0 && count == BLOCK) encode_pass0_stage0<32>(k, p, b, j, first, int(count), r_s_greater);
         else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
         b.r_s_greater[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
-        b.h0[j] = ((lt(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(255))) ? (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)) : __builtin_nanf(""));
+        b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
         put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)));
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
@@ -137,9 +137,9 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
-            const Float t2 = divide(t0, t1);
+            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
+            const Float t1 = divide(v_gradient, t0);
+            const Float t2 = absolute(t1);
             const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t4 = float_bits(t3);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
@@ -147,25 +147,23 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
             const Int32 t8 = t7 - splat<Int32>(INT64_C(121));
             const Int32 t9 = t8 * splat<Int32>(INT64_C(8));
-            const Int64 t10 = widen<Int64>(t9);
-            const Int32 t11 = t7 - splat<Int32>(INT64_C(3));
-            const UInt32 t12 = widen<UInt32>(t11);
-            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
-            const Float t14 = bits_float(t13);
-            const Float t15 = divide(t3, t14);
-            const Float t16 = round_(t15);
-            const Int64 t17 = saturate<Int64>(t16, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t18 = t10 + t17;
-            const Int64 t19 = smaller(t18, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const UInt32 t20 = float_bits(v_gradient);
-            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
-            const Int32 t22 = widen<Int32>(t21);
-            const Int32 t23 = splat<Int32>(INT64_C(128)) * t22;
-            const Int64 t24 = widen<Int64>(t23);
-            const Int64 t25 = t19 + t24;
-            const Int32 t26 = widen<Int32>(saturate<Int64>(t25, INT64_C(0), INT64_C(255)));
+            const Int32 t10 = t7 - splat<Int32>(INT64_C(3));
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t3, t13);
+            const Float t15 = round_(t14);
+            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
+            const Int32 t17 = t9 + t16;
+            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
+            const UInt32 t19 = float_bits(v_gradient);
+            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
+            const Int32 t21 = widen<Int32>(t20);
+            const Int32 t22 = splat<Int32>(INT64_C(128)) * t21;
+            const Int32 t23 = t18 + t22;
+            const Int32 t24 = widen<Int32>(t23);
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t26, live);
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t24, live);
         }
     }
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
@@ -402,7 +400,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //     where %5 = uint8(((%4 < 255) ? (%4 - 8) : 255))
 //     where %6 = ((%2 == 127) ? nan : ((bits_float((uint32(%2) << 20)) * 0x1.0000000000000p+120) * ((%3 < 255) ? max(bits_float((uint32(%3) << 23)), 0x1.0000000000000p-127) : nan)))
 //     where %7 = (scale * (gradient[i] + ((%0 < 128) ? %6 : neg(%6))))
-//     where %8 = min((abs(%7) / ((%5 < 255) ? max(bits_float((uint32(%5) << 23)), 0x1.0000000000000p-127) : nan)), 0x1.c000000000000p+8)
+//     where %8 = min(abs((%7 / ((%5 < 255) ? max(bits_float((uint32(%5) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)
 //     where %9 = max(int((float_bits(%8) >> 23)), 121)
 //     store field code: uint8[n] = uint8((min((((%9 - 121) * 8) + int(round((%8 / bits_float((uint32((%9 - 3)) << 23)))))), 127) + (128 * int((float_bits(%7) >> 31)))))
 //     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))))) is finite
@@ -421,7 +419,7 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 
@@ -494,7 +492,7 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
         if (32 > 0 && count == BLOCK) hop_pass0_stage0<32>(k, p, b, j, first, int(count), r_s_greater);
         else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
         b.r_s_greater[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
-        b.h0[j] = ((lt(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(255))) ? (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>(((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))) ? (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)) : INT64_C(255)), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)) : __builtin_nanf(""));
+        b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
         put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)));
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
@@ -513,9 +511,9 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
-            const Float t1 = absolute(t0);
-            const Float t2 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
-            const Float t3 = divide(t1, t2);
+            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
+            const Float t2 = divide(t0, t1);
+            const Float t3 = absolute(t2);
             const Float t4 = smaller(t3, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t5 = float_bits(t4);
             const UInt32 t6 = shift_right(t5, splat<UInt32>(23u));
@@ -523,25 +521,23 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 t8 = greater(t7, splat<Int32>(INT64_C(121)));
             const Int32 t9 = t8 - splat<Int32>(INT64_C(121));
             const Int32 t10 = t9 * splat<Int32>(INT64_C(8));
-            const Int64 t11 = widen<Int64>(t10);
-            const Int32 t12 = t8 - splat<Int32>(INT64_C(3));
-            const UInt32 t13 = widen<UInt32>(t12);
-            const UInt32 t14 = shift_left(t13, splat<UInt32>(23u));
-            const Float t15 = bits_float(t14);
-            const Float t16 = divide(t4, t15);
-            const Float t17 = round_(t16);
-            const Int64 t18 = saturate<Int64>(t17, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t19 = t11 + t18;
-            const Int64 t20 = smaller(t19, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const UInt32 t21 = float_bits(t0);
-            const UInt32 t22 = shift_right(t21, splat<UInt32>(31u));
-            const Int32 t23 = widen<Int32>(t22);
-            const Int32 t24 = splat<Int32>(INT64_C(128)) * t23;
-            const Int64 t25 = widen<Int64>(t24);
-            const Int64 t26 = t20 + t25;
-            const Int32 t27 = widen<Int32>(saturate<Int64>(t26, INT64_C(0), INT64_C(255)));
+            const Int32 t11 = t8 - splat<Int32>(INT64_C(3));
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = divide(t4, t14);
+            const Float t16 = round_(t15);
+            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(229376));
+            const Int32 t18 = t10 + t17;
+            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
+            const UInt32 t20 = float_bits(t0);
+            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
+            const Int32 t22 = widen<Int32>(t21);
+            const Int32 t23 = splat<Int32>(INT64_C(128)) * t22;
+            const Int32 t24 = t19 + t23;
+            const Int32 t25 = widen<Int32>(t24);
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t27, live);
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t25, live);
         }
     }
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);

@@ -64,9 +64,9 @@ template <class T> inline T get(const uint8_t* from) {
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
-//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
 
 constexpr float encode_bounds_table[] = { 0x1.0000000000000p-2f, 0x1.7ffffe0000000p-1f, 0x1.4000000000000p+0f, 0x1.bffffe0000000p+0f, 0x1.4000000000000p+1f, 0x1.bffffe0000000p+1f, 0x1.4000000000000p+2f };
 
@@ -85,11 +85,11 @@ struct EncodeFrame {
 };
 
 struct EncodeGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 
@@ -179,24 +179,24 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Float v_s_greater_stored = load<Float, FULL>(in_s_greater_stored + at, live);
             const Float t0 = divide(v_s_greater_stored, splat<Float>(0x1.8000000000000p+2f));
             const Float t1 = divide(t0, u_whole);
-            const Float t2 = smaller(t1, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t3 = float_bits(t2);
-            const UInt32 t4 = shift_right(t3, splat<UInt32>(23u));
-            const Int32 t5 = widen<Int32>(t4);
-            const Int32 t6 = greater(t5, splat<Int32>(INT64_C(121)));
-            const Int32 t7 = t6 - splat<Int32>(INT64_C(121));
-            const Int32 t8 = t7 * splat<Int32>(INT64_C(8));
-            const Int64 t9 = widen<Int64>(t8);
-            const Int32 t10 = t6 - splat<Int32>(INT64_C(3));
+            const Float t2 = absolute(t1);
+            const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t4 = float_bits(t3);
+            const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
+            const Int32 t6 = widen<Int32>(t5);
+            const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
+            const Int32 t8 = t7 - splat<Int32>(INT64_C(121));
+            const Int32 t9 = t8 * splat<Int32>(INT64_C(8));
+            const Int32 t10 = t7 - splat<Int32>(INT64_C(3));
             const UInt32 t11 = widen<UInt32>(t10);
             const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
             const Float t13 = bits_float(t12);
-            const Float t14 = divide(t2, t13);
+            const Float t14 = divide(t3, t13);
             const Float t15 = round_(t14);
-            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t17 = t9 + t16;
-            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t19 = widen<Int32>(saturate<Int64>(t18, INT64_C(0), INT64_C(255)));
+            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
+            const Int32 t17 = t9 + t16;
+            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
+            const Int32 t19 = widen<Int32>(t18);
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t19, live);
         }
     }
@@ -213,70 +213,19 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = divide(v_gradient, u_whole);
-            const Int64 t1 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
-            const Float t2 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t1, first_lanes(live), k.outside);
-            const Float t3 = divide(t2, splat<Float>(0x1.8000000000000p+2f));
-            const Float t4 = divide(t3, u_whole);
-            const Float t5 = smaller(t4, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t6 = float_bits(t5);
-            const UInt32 t7 = shift_right(t6, splat<UInt32>(23u));
-            const Int32 t8 = widen<Int32>(t7);
-            const Int32 t9 = greater(t8, splat<Int32>(INT64_C(121)));
-            const Int32 t10 = t9 - splat<Int32>(INT64_C(121));
-            const Int32 t11 = t10 * splat<Int32>(INT64_C(8));
-            const Int64 t12 = widen<Int64>(t11);
-            const Int32 t13 = t9 - splat<Int32>(INT64_C(3));
-            const UInt32 t14 = widen<UInt32>(t13);
-            const UInt32 t15 = shift_left(t14, splat<UInt32>(23u));
-            const Float t16 = bits_float(t15);
-            const Float t17 = divide(t5, t16);
-            const Float t18 = round_(t17);
-            const Int64 t19 = saturate<Int64>(t18, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t20 = t12 + t19;
-            const Int64 t21 = smaller(t20, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t22 = widen<Int32>(saturate<Int64>(t21, INT64_C(0), INT64_C(255)));
-            const Mask t23 = lt(t22, splat<Int32>(INT64_C(127)));
-            const Mask t24 = both(first_lanes(live), t23);
-            const Float t25 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t1, t24, k.outside);
-            const Float t26 = divide(t25, splat<Float>(0x1.8000000000000p+2f));
-            const Float t27 = divide(t26, u_whole);
-            const Float t28 = smaller(t27, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t29 = float_bits(t28);
-            const UInt32 t30 = shift_right(t29, splat<UInt32>(23u));
-            const Int32 t31 = widen<Int32>(t30);
-            const Int32 t32 = greater(t31, splat<Int32>(INT64_C(121)));
-            const Int32 t33 = t32 - splat<Int32>(INT64_C(121));
-            const Int32 t34 = t33 * splat<Int32>(INT64_C(8));
-            const Int64 t35 = widen<Int64>(t34);
-            const Int32 t36 = t32 - splat<Int32>(INT64_C(3));
-            const UInt32 t37 = widen<UInt32>(t36);
-            const UInt32 t38 = shift_left(t37, splat<UInt32>(23u));
-            const Float t39 = bits_float(t38);
-            const Float t40 = divide(t28, t39);
-            const Float t41 = round_(t40);
-            const Int64 t42 = saturate<Int64>(t41, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t43 = t35 + t42;
-            const Int64 t44 = smaller(t43, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t45 = widen<Int32>(saturate<Int64>(t44, INT64_C(0), INT64_C(255)));
-            const UInt32 t46 = widen<UInt32>(t45);
-            const UInt32 t47 = shift_left(t46, splat<UInt32>(20u));
-            const Float t48 = bits_float(t47);
-            const Float t49 = t48 * splat<Float>(0x1.0000000000000p+120f);
-            const Mask t50 = both(first_lanes(live), negation(t23));
-            const Float t51 = select(t23, t49, splat<Float>(__builtin_nanf("")));
-            const Float t52 = divide(t0, t51);
-            const Float t53 = absolute(t52);
-            const Int32 t54 = search<Int32>(encode_bounds_table, 7, t53);
-            const UInt32 t55 = float_bits(v_gradient);
-            const UInt32 t56 = shift_right(t55, splat<UInt32>(31u));
-            const Int32 t57 = widen<Int32>(t56);
-            const Int32 t58 = splat<Int32>(INT64_C(8)) * t57;
-            const Int32 t59 = t54 + t58;
-            const Int32 t60 = saturate<Int32>(t59, INT64_C(0), INT64_C(15));
-            store<true>(o_code + at, FULL ? t60 : t60 & first_lanes(live), WIDTH);
+            const Float t1 = splat<Float>(((lt(saturate_one<int64_t>((smaller(((((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(121)) * INT64_C(8)) + saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>(((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(3)), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller(((((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(121)) * INT64_C(8)) + saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>(((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(3)), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
+            const Float t2 = divide(t0, t1);
+            const Float t3 = absolute(t2);
+            const Int32 t4 = search<Int32>(encode_bounds_table, 7, t3);
+            const UInt32 t5 = float_bits(v_gradient);
+            const UInt32 t6 = shift_right(t5, splat<UInt32>(31u));
+            const Int32 t7 = widen<Int32>(t6);
+            const Int32 t8 = splat<Int32>(INT64_C(8)) * t7;
+            const Int32 t9 = t4 + t8;
+            const Int32 t10 = saturate<Int32>(t9, INT64_C(0), INT64_C(15));
+            store<true>(o_code + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
@@ -553,9 +502,9 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
-//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
 constexpr float hop_bounds_table[] = { 0x1.0000000000000p-2f, 0x1.7ffffe0000000p-1f, 0x1.4000000000000p+0f, 0x1.bffffe0000000p+0f, 0x1.4000000000000p+1f, 0x1.bffffe0000000p+1f, 0x1.4000000000000p+2f };
 
@@ -578,11 +527,11 @@ struct HopFrame {
 };
 
 struct HopGreaterOf0 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 struct HopGreaterOf1 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 
@@ -704,24 +653,24 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
             const Float v_s_greater_stored = load<Float, FULL>(in_s_greater_stored + at, live);
             const Float t0 = divide(v_s_greater_stored, splat<Float>(0x1.8000000000000p+2f));
             const Float t1 = divide(t0, u_whole);
-            const Float t2 = smaller(t1, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t3 = float_bits(t2);
-            const UInt32 t4 = shift_right(t3, splat<UInt32>(23u));
-            const Int32 t5 = widen<Int32>(t4);
-            const Int32 t6 = greater(t5, splat<Int32>(INT64_C(121)));
-            const Int32 t7 = t6 - splat<Int32>(INT64_C(121));
-            const Int32 t8 = t7 * splat<Int32>(INT64_C(8));
-            const Int64 t9 = widen<Int64>(t8);
-            const Int32 t10 = t6 - splat<Int32>(INT64_C(3));
+            const Float t2 = absolute(t1);
+            const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
+            const UInt32 t4 = float_bits(t3);
+            const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
+            const Int32 t6 = widen<Int32>(t5);
+            const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
+            const Int32 t8 = t7 - splat<Int32>(INT64_C(121));
+            const Int32 t9 = t8 * splat<Int32>(INT64_C(8));
+            const Int32 t10 = t7 - splat<Int32>(INT64_C(3));
             const UInt32 t11 = widen<UInt32>(t10);
             const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
             const Float t13 = bits_float(t12);
-            const Float t14 = divide(t2, t13);
+            const Float t14 = divide(t3, t13);
             const Float t15 = round_(t14);
-            const Int64 t16 = saturate<Int64>(t15, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t17 = t9 + t16;
-            const Int64 t18 = smaller(t17, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t19 = widen<Int32>(saturate<Int64>(t18, INT64_C(0), INT64_C(255)));
+            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
+            const Int32 t17 = t9 + t16;
+            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
+            const Int32 t19 = widen<Int32>(t18);
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t19, live);
         }
     }
@@ -743,7 +692,6 @@ template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const P
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
@@ -766,67 +714,17 @@ template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const P
             const Float t17 = v_gradient + t16;
             const Float t18 = u_scale * t17;
             const Float t19 = divide(t18, u_whole);
-            const Int64 t20 = divide(position, widen<Int64>(splat<Int32>(INT64_C(16))));
-            const Float t21 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t20, first_lanes(live), k.outside);
-            const Float t22 = divide(t21, splat<Float>(0x1.8000000000000p+2f));
-            const Float t23 = divide(t22, u_whole);
-            const Float t24 = smaller(t23, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t25 = float_bits(t24);
-            const UInt32 t26 = shift_right(t25, splat<UInt32>(23u));
-            const Int32 t27 = widen<Int32>(t26);
-            const Int32 t28 = greater(t27, splat<Int32>(INT64_C(121)));
-            const Int32 t29 = t28 - splat<Int32>(INT64_C(121));
-            const Int32 t30 = t29 * splat<Int32>(INT64_C(8));
-            const Int64 t31 = widen<Int64>(t30);
-            const Int32 t32 = t28 - splat<Int32>(INT64_C(3));
-            const UInt32 t33 = widen<UInt32>(t32);
-            const UInt32 t34 = shift_left(t33, splat<UInt32>(23u));
-            const Float t35 = bits_float(t34);
-            const Float t36 = divide(t24, t35);
-            const Float t37 = round_(t36);
-            const Int64 t38 = saturate<Int64>(t37, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t39 = t31 + t38;
-            const Int64 t40 = smaller(t39, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t41 = widen<Int32>(saturate<Int64>(t40, INT64_C(0), INT64_C(255)));
-            const Mask t42 = lt(t41, splat<Int32>(INT64_C(127)));
-            const Mask t43 = both(first_lanes(live), t42);
-            const Float t44 = gather<Float>(k.v_s_greater_stored, (divide((k.n + INT64_C(15)), INT64_C(16))), t20, t43, k.outside);
-            const Float t45 = divide(t44, splat<Float>(0x1.8000000000000p+2f));
-            const Float t46 = divide(t45, u_whole);
-            const Float t47 = smaller(t46, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t48 = float_bits(t47);
-            const UInt32 t49 = shift_right(t48, splat<UInt32>(23u));
-            const Int32 t50 = widen<Int32>(t49);
-            const Int32 t51 = greater(t50, splat<Int32>(INT64_C(121)));
-            const Int32 t52 = t51 - splat<Int32>(INT64_C(121));
-            const Int32 t53 = t52 * splat<Int32>(INT64_C(8));
-            const Int64 t54 = widen<Int64>(t53);
-            const Int32 t55 = t51 - splat<Int32>(INT64_C(3));
-            const UInt32 t56 = widen<UInt32>(t55);
-            const UInt32 t57 = shift_left(t56, splat<UInt32>(23u));
-            const Float t58 = bits_float(t57);
-            const Float t59 = divide(t47, t58);
-            const Float t60 = round_(t59);
-            const Int64 t61 = saturate<Int64>(t60, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t62 = t54 + t61;
-            const Int64 t63 = smaller(t62, widen<Int64>(splat<Int32>(INT64_C(127))));
-            const Int32 t64 = widen<Int32>(saturate<Int64>(t63, INT64_C(0), INT64_C(255)));
-            const UInt32 t65 = widen<UInt32>(t64);
-            const UInt32 t66 = shift_left(t65, splat<UInt32>(20u));
-            const Float t67 = bits_float(t66);
-            const Float t68 = t67 * splat<Float>(0x1.0000000000000p+120f);
-            const Mask t69 = both(first_lanes(live), negation(t42));
-            const Float t70 = select(t42, t68, splat<Float>(__builtin_nanf("")));
-            const Float t71 = divide(t19, t70);
-            const Float t72 = absolute(t71);
-            const Int32 t73 = search<Int32>(hop_bounds_table, 7, t72);
-            const UInt32 t74 = float_bits(t18);
-            const UInt32 t75 = shift_right(t74, splat<UInt32>(31u));
-            const Int32 t76 = widen<Int32>(t75);
-            const Int32 t77 = splat<Int32>(INT64_C(8)) * t76;
-            const Int32 t78 = t73 + t77;
-            const Int32 t79 = saturate<Int32>(t78, INT64_C(0), INT64_C(15));
-            store<true>(o_code + at, FULL ? t79 : t79 & first_lanes(live), WIDTH);
+            const Float t20 = splat<Float>(((lt(saturate_one<int64_t>((smaller(((((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(121)) * INT64_C(8)) + saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>(((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(3)), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller(((((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(121)) * INT64_C(8)) + saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>(((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(3)), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
+            const Float t21 = divide(t19, t20);
+            const Float t22 = absolute(t21);
+            const Int32 t23 = search<Int32>(hop_bounds_table, 7, t22);
+            const UInt32 t24 = float_bits(t18);
+            const UInt32 t25 = shift_right(t24, splat<UInt32>(31u));
+            const Int32 t26 = widen<Int32>(t25);
+            const Int32 t27 = splat<Int32>(INT64_C(8)) * t26;
+            const Int32 t28 = t23 + t27;
+            const Int32 t29 = saturate<Int32>(t28, INT64_C(0), INT64_C(15));
+            store<true>(o_code + at, FULL ? t29 : t29 & first_lanes(live), WIDTH);
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);

@@ -116,7 +116,7 @@ struct EncodeAddOf0 {
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
+    template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
 struct EncodeAddOf2 {

@@ -110,7 +110,7 @@ struct EncodeAddOf0 {
 };
 
 struct EncodeGreaterOf1 {
-    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return (greater(a, b)); }
+    template <class T> COMPLL_DEVICE T operator()(T a, T b) const { return greater_of_positives(a, b); }
 };
 
 struct EncodeAddOf2 {

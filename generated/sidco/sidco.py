@@ -59,7 +59,7 @@ encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
 
 @inner
 def encode_greater_1(a, b, live, k):
-    return (greater(a, b))
+    return greater(a, b)
 
 
 encode_greater_1_fold, encode_greater_1_tiles = reduction(encode_greater_1)

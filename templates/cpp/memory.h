@@ -172,16 +172,20 @@ template <int W> inline uint64_t spread(uint64_t x) {  // the inverse
     return (x & one) | ((x << (8 - W)) & (one << 8));
 #endif
 }
-inline void put_bits(uint8_t* to, Mask m) {  // one bit a lane
-    using Signs = char __attribute__((vector_size(16)));
+inline uint16_t mask_bits(Mask m) {  // one bit a lane
 #if defined(__AVX512DQ__)
-    const uint16_t bits = __builtin_ia32_cvtd2mask512(m);
+    return uint16_t(__builtin_ia32_cvtd2mask512(m));
 #elif defined(__SSE2__)
-    const uint16_t bits = __builtin_ia32_pmovmskb128(__builtin_convertvector(m, Signs));
+    using Signs = char __attribute__((vector_size(16)));
+    return uint16_t(__builtin_ia32_pmovmskb128(__builtin_convertvector(m, Signs)));
 #else
     uint16_t bits = 0;
     for (int j = 0; j < WIDTH; ++j) bits |= (m[j] & 1) << j;
+    return bits;
 #endif
+}
+inline void put_bits(uint8_t* to, Mask m) {
+    const uint16_t bits = mask_bits(m);
     std::memcpy(to, &bits, 2);
 }
 template <int W> inline void pack_tile(uint8_t* out, const uint8_t* codes) {

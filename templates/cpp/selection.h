@@ -139,6 +139,16 @@ template <class K> inline std::make_unsigned_t<K> unsigned_key(K key) {
     using U = std::make_unsigned_t<K>;
     return std::is_signed_v<K> ? U(U(key) ^ (U(1) << (sizeof(U) * 8 - 1))) : U(key);
 }
+// Visit the keys from `at` to `end` that `match`, sixteen at a time: where only few do, most are passed over.
+template <class K, class M, class F> inline void for_matching(const K* keys, int64_t at, int64_t end, M match, F visit) {
+    if constexpr (std::is_same_v<K, uint32_t>) {
+        for (; at + WIDTH <= end; at += WIDTH)
+            for (uint32_t bits = mask_bits(match(load<UInt32, true>(keys + at, WIDTH))); bits; bits &= bits - 1)
+                visit(at + __builtin_ctz(bits));
+    }
+    for (; at < end; ++at)
+        if (match(unsigned_key(keys[at]))) visit(at);
+}
 constexpr int BINS = 2048, PARTS = 16;  // digits of 11 bits are counted in so many parts at once
 // The key of `rank` in ascending order, and how many keys are below it; 0 <= rank < length.  `bins` are
 // BINS for each of the parts.
@@ -154,9 +164,24 @@ template <class K> inline Ranked<K> key_of_rank(const K* keys, int64_t length, i
             int64_t* own = bins + part * BINS;
             std::memset(own, 0, sizeof(int64_t) * BINS);
             const int64_t end = length * (part + 1) / parts;
-            for (int64_t i = length * part / parts; i < end; ++i) {
-                const U key = unsigned_key(keys[i]);
-                if (left == WHOLE || key >> left == prefix) ++own[(key >> shift) & ((U(1) << width) - 1)];
+            const auto digit = [&](int64_t i) { return (unsigned_key(keys[i]) >> shift) & ((U(1) << width) - 1); };
+            int64_t i = length * part / parts;
+            if (left < WHOLE) {
+                const auto match = [&](auto key) { return eq(shift_right(key, splat<decltype(key)>(left)), splat<decltype(key)>(prefix)); };
+                for_matching(keys, i, end, match, [&](int64_t at) { ++own[digit(at)]; });
+                return;
+            }
+            uint32_t counts[4][BINS] = {};  // in turns: to count into the place of the key before takes time
+            for (int64_t most = i; i < end;) {
+                most = end - i < 1 << 30 ? end : i + (1 << 30);
+                for (; i + 4 <= most; i += 4)
+                    for (int turn = 0; turn < 4; ++turn) ++counts[turn][digit(i + turn)];
+                for (; i < most; ++i) ++counts[0][digit(i)];
+                for (int b = 0; b < BINS; ++b)
+                    for (uint32_t(&count)[BINS] : counts) {
+                        own[b] += count[b];
+                        count[b] = 0;
+                    }
             }
         });
         for (int64_t part = 1; part < parts; ++part)
@@ -200,9 +225,10 @@ template <class K> inline void select_least(const K* keys, int64_t length, int64
     const Ranked<K> last = key_of_rank(keys, length, k - 1, work, length < 64 * TILE ? 1 : PARTS, threads);
     const int64_t tiles = (length + TILE - 1) / TILE;
     int64_t *below = work + PARTS * BINS, *equal = below + tiles;
-    const auto for_keys = [&](int64_t tile, auto visit) {
+    const auto for_keys = [&](int64_t tile, auto visit) {  // those that are no greater than the last
         const int64_t end = length - tile * TILE < TILE ? length : (tile + 1) * TILE;
-        for (int64_t i = tile * TILE; i < end; ++i) visit(i, unsigned_key(keys[i]));
+        const auto match = [&](auto key) { return le(key, splat<decltype(key)>(last.key)); };
+        for_matching(keys, tile * TILE, end, match, [&](int64_t i) { visit(i, unsigned_key(keys[i])); });
     };
     for_tiles(tiles, threads, [&](int64_t tile) {
         int64_t less = 0, same = 0;
