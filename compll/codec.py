@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 from compll import arrays, driver
 from compll import backends as b
@@ -14,7 +14,7 @@ from compll.errors import BackendError, CompileError, CompileWarning, ParameterE
 from compll.items import Item, Result, integer, length
 from compll.knobs import threads as default_threads
 from compll.properties import Info
-from compll.runner import Operation, Runner
+from compll.runner import OPERATIONS, Operation, Runner
 from compll.types import written
 
 __all__ = [
@@ -254,8 +254,8 @@ class Codec:
 
         """
         threads = default_threads() if threads is None else integer(threads, "threads", 1, 2**15)
-        if op not in get_args(Operation):
-            raise ParameterError(f"there is no operation {op!r}: {', '.join(get_args(Operation))}")
+        if op not in OPERATIONS:
+            raise ParameterError(f"there is no operation {op!r}: {', '.join(OPERATIONS)}")
         if op == "hop" and not self.info.hop:
             raise ParameterError(f"{self.info.name} has no hop: {self.info.why['hop']}")
         return self._runner.batch(op, items, threads, wait=wait)

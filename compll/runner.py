@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from compll.pending import Entry
 
 Operation = Literal["encode", "decode", "decode_add", "hop"]
+OPERATIONS = get_args(Operation)
 
 
 class Runner:

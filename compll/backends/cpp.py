@@ -75,15 +75,16 @@ class CppLibrary:
                 *(items + place, items + place + states // 2, call.seed, call.shared_seed, call.scale, 0),
                 *((0, 0) if call.source is None else (address(call.source), call.source.nbytes)),
             )
-        params = self.parameters.pack(values)
-        need = self.scratch_bytes(items, len(calls), params.ctypes.data, threads)
-        scratch = self._scratch(int(need))
-        self.operations[op](items, len(calls), params.ctypes.data, scratch.ctypes.data, threads, None)
+        params = address(self.parameters.pack(values))
+        need = self.scratch_bytes(items, len(calls), params, threads)
+        self.operations[op](items, len(calls), params, self._scratch(need), threads, None)
         done = (ITEM.unpack_from(table, at * ITEM.size) for at in range(len(calls)))
         return [Outcome(item[STATUS], item[LENGTH]) for item in done]
 
-    def _scratch(self, size: int) -> Array:
-        held: Array | None = getattr(self.local, "scratch", None)
-        if held is None or held.nbytes < size:
-            held = self.local.scratch = aligned_empty(size)
-        return held
+    def _scratch(self, size: int) -> int:
+        """Return the address of so many bytes; asking NumPy for it takes as long as a small kernel."""
+        held: tuple[Array, int] | None = getattr(self.local, "scratch", None)
+        if held is None or held[0].nbytes < size:
+            memory = aligned_empty(size)
+            held = self.local.scratch = memory, address(memory)
+        return held[1]
