@@ -27,6 +27,25 @@ __attribute__((noinline)) V gather_each(int64_t n, Int64 at, Mask asked, int32_t
     return lanes;
 }
 template <class V, class T> inline V gather(const T* p, int64_t n, Int64 at, Mask asked, int32_t& outside) {
+#if defined(__AVX512DQ__)
+    if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4) {
+        using Places = long long __attribute__((vector_size(64)));
+        using Eight = float __attribute__((vector_size(32)));
+        Places place[2];
+        Eight found[2];
+        uint32_t there = 0;
+        std::memcpy(place, &at, sizeof at);
+        for (int half = 0; half < 2; ++half) {
+            const uint8_t inside = __builtin_ia32_ucmpq512_mask(place[half], Places{} + (n > 0 ? n : 0), 1, 0xff);
+            found[half] = __builtin_ia32_gatherdiv16sf(Eight{}, p, place[half], inside, 4);
+            there |= uint32_t(inside) << 8 * half;
+        }
+        if (mask_bits(asked) & ~there) note(outside);
+        V lanes;
+        std::memcpy(&lanes, found, sizeof lanes);
+        return lanes;
+    }
+#endif
     return gather_each<V>(n, at, asked, outside, [&](int64_t i) { return p[i]; });
 }
 template <int W> inline int64_t bits_at(const uint8_t* p, int64_t i) {  // element i of a packed vector
