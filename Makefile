@@ -23,7 +23,7 @@ test: setup ## run all tests; ARGS="-k ring -x" passes options to pytest
 test-all: setup ## also run what takes long: two minutes of fuzzing, gradients past 2^31 elements (12 GB of memory)
 	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
-demo: setup ## train real digits by every algorithm and topology under horovodrun; table and plot
+demo: setup ## train real digits under horovodrun, compressed and not, over both topologies; table and plot
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
 lint: setup ## format, lint and type-check
