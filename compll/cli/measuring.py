@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, track
+from rich.markup import escape
 from rich.table import Table
 
 from compll import codec as api
@@ -75,12 +76,12 @@ def _report(found: trial.Trial, console: Console) -> None:
         threads = ", ".join(map(str, c.threads))
         table.add_row(c.backend, str(c.gradients), str(c.results), threads, answer)
     for a in found.absent:
-        table.add_row(a.backend, "-", "-", "-", f"[dim]not here: {a.reason}[/]")
+        table.add_row(a.backend, "-", "-", "-", f"[dim]not here: {escape(a.reason)}[/]")
     if table.rows:
         console.print(table)
     table = _table("check", "", "found")
     for check in found.checks:
-        table.add_row(check.claim, _mark(check.passed), check.found)
+        table.add_row(check.claim, _mark(check.passed), escape(check.found))
     for f in found.fuzzes:
         told = f.wrong or f"{f.decoded:,} decoded, {f.refused:,} refused, nothing else"
         table.add_row(f"damaged payloads on {f.backend}", _mark(not f.wrong), told)
@@ -96,7 +97,7 @@ def _report(found: trial.Trial, console: Console) -> None:
         where = f"{first.backend}, 1 thread, {first.n:,} elements"
         console.print(f"{where}: {', '.join(speeds)}", highlight=False)
     for failure in found.failures:
-        console.print(f"[red]FAILED[/] {failure}", highlight=False)
+        console.print(f"[red]FAILED[/] {escape(failure)}", highlight=False)
     if not found.failures:
         console.print("[green]everything that it claims holds[/]")
 

@@ -42,8 +42,8 @@ def rounds(b: ir.Binding) -> int:
 def made_by(b: ir.Binding) -> set[str]:
     """Return the names of what is known only when a binding has gone over its elements."""
     match b:
-        case ir.Pass(_, sinks, block):
-            return {s.name for s in sinks if isinstance(s, ir.Reduce)} if not block else set()
+        case ir.Pass(_, sinks, _):
+            return {s.name for s in sinks if isinstance(s, ir.Reduce)}
         case ir.Compact(name, count):
             return {name, count}
         case ir.Select() | ir.Nth() | ir.Arrange():

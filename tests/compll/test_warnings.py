@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "warnings"
 ROOT = Path(__file__).parents[2]
 ODD = """
 void OddEncode(float* gradient, uint8* compressed) {
-    float top = reduce(gradient, 0, [&](float a, float b) -> float { return max(a, abs(b)); });
+    float top = reduce(gradient, 0, [&](float a, float b) -> float { return a + abs(b); });
     compressed = concat(top);
 }
 void OddDecode(uint8* compressed, float* gradient) {
