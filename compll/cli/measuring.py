@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, track
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, track
 from rich.table import Table
 
 from compll import codec as api
