@@ -79,7 +79,7 @@ def _shift_right(a: Array, count: Array) -> Array:
 
 
 def _same_if_integer(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda x: f(x) if x.dtype.kind == "f" else x
+    return _wrap(lambda x: f(x) if x.dtype.kind == "f" else x)
 
 
 def _sign(x: Array) -> Array:
