@@ -165,13 +165,21 @@ def own_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def conditions(backend: str) -> dict[str, str]:
+def conditions(given: argparse.Namespace) -> dict[str, str]:
+    shown = {
+        "backend": given.backend,
+        "against": given.against,
+        "codecs": given.codecs,
+        "seconds": given.seconds,
+    }
+    options = [f"--{name} {value}" for name, value in shown.items() if value] + ["--quick"] * given.quick
     models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
     return {
+        "command": " ".join(["python benchmarks/kernels.py", *options]),
         "processor": models[0].split(":")[1].strip() if models else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
         "last-level cache": f"{bound.cache_bytes() / 2**20:.0f} MiB",
-        "backend": backend,
+        "backend": given.backend,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "torch": torch.__version__,
@@ -191,7 +199,7 @@ def main() -> None:
     name = "kernels" if given.backend == "cpp" else f"kernels-{given.backend}"
     given.output.mkdir(parents=True, exist_ok=True)
     journal = Journal(given.output / f"{name}.partial.jsonl", resume=given.resume)
-    taken = conditions(given.backend)
+    taken = conditions(given)
     machine, own, start = machine_seconds(), own_seconds(), time.perf_counter()
     measure_kernels(given, journal)
     if given.backend == "cpp":

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from compll_cases import gradient, write
+from compll_cases import both, gradient, same_bits, write
 
 from compll import codec as api
 from compll import driver, rng
@@ -336,3 +336,33 @@ def test_positions_of_a_shorter_vector_may_be_kept_in_a_narrow_type() -> None:
         ", shared uint64 key",
     )
     assert len(codec.encode(gradient("normal", 5000), seed=1)) == 16 + 12
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 31, 33, 64, 255, 300])
+@pytest.mark.parametrize("kind", ["float", "int"])
+def test_tables_of_every_size_are_searched_and_read_alike(kind: str, size: int) -> None:
+    entries = ", ".join(f"{k - size // 2}{'.5' if kind == 'float' else ''}" for k in range(size))
+    text = f"""
+void TableEncode(float* gradient, uint8* compressed) {{
+    {kind}* table = {{{entries}}};
+    int32* below = map(range(gradient.size), [&](int i) -> int32 {{
+        return search(table, {kind}(gradient[i]));
+    }});
+    float* entry = map(range(gradient.size), [&](int i) -> float {{
+        return table[clamp(int(gradient[i]), 0, {size - 1})];
+    }});
+    compressed = concat(below, entry);
+}}
+void TableDecode(uint8* compressed, float* gradient) {{
+    int32* below;
+    float* entry;
+    extract(compressed, below, entry);
+    gradient = map(range(gradient.size), [&](int i) -> float {{ return below[i] + entry[i]; }});
+}}
+"""
+    meant, made = both(text)
+    around = np.arange(-200, 200, 0.25, dtype=np.float32)
+    for g in (around, gradient("mixed", 1100), around[:3]):
+        payload = meant.encode(g)
+        assert np.array_equal(made.encode(g), payload)
+        assert same_bits(made.decode(payload, len(g)), meant.decode(payload, len(g)))
