@@ -14,11 +14,12 @@ from compll.codec import Codec
 from compll.driver import Program
 from compll.tools import samples
 from compll.tools.compare import SCALE, SEED, Case
-from compll.types import Array, from_bytes, to_bytes
+from compll.types import BFLOAT16, HALF, Array, from_bytes, to_bytes
 
 FALSE_ALARM = 1e-6  # of the test for bias: how often a codec without bias fails it
 DRAWS = 400  # encodes for it, with seeds of their own
 BIASED = 4096  # elements of its gradient
+ROUNDING = {HALF: 2.0**-11, BFLOAT16: 2.0**-8}  # of a sum that a payload holds, relative; of others 2^-22
 STEPS = 10  # of the check that feedback loses nothing
 
 
@@ -195,15 +196,16 @@ def _summable(codec: Codec, program: Program) -> Check:
     if not codec.info.summable:
         return Check(claim, None, f"not claimed: {codec.info.why['summable']}")
     parts = [passed_through(codec, samples.gradient("normal", n, seed), seed=1) for seed in (1, 2)]
-    total = np.zeros(len(parts[0][0]), np.uint8)
+    total, rounding = np.zeros(len(parts[0][0]), np.uint8), 0.0
     for place in payload.extents(program.encode.layout, n, program.checked.values):
         count, inside = place.count or 0, slice(place.offset, place.offset + place.size)
         one, two = (from_bytes(made[inside], place.elem, count) for made, _ in parts)
         total[inside] = to_bytes(one + two, place.elem)
+        rounding = max(rounding, ROUNDING.get(place.elem, 2.0**-22))
     want = parts[0][1] + parts[1][1]
     off = float(np.abs(codec.decode(total, n, shared_seed=1) - want).max(initial=0))
     scale = float(np.abs(want).max(initial=0))
-    return Check(claim, off <= 1e-2 * scale, f"greatest difference {off:.2g} of {scale:.2g}")
+    return Check(claim, off <= rounding * scale, f"greatest difference {off:.2g} of {scale:.2g}")
 
 
 def _feedback(codec: Codec) -> Check:
