@@ -2,6 +2,9 @@
 
 The bound of an operation is the larger of two times: its least moved bytes (`bound`) at the rate of memcpy
 of the gradient's 4n bytes, which moves 8n; and the generator alone for as many numbers as it draws.
+
+Why an operation takes longer is measured too: what a call costs, what the arithmetic takes where memory costs
+nothing, and what writing alone takes, since memcpy reads and writes at once and a decoder mostly writes.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from compll.types import Array
 
 OPERATIONS = ("encode", "decode", "decode_add", "hop", "feedback")
 SEED = 7
+NEAR = 2**16  # elements of which a few vectors lie in a core's own cache
 GENERATORS = {  # nothing but draws, and the reduction that keeps them
     "words": "random<float>(0, 1)",
     "halves": "stochastic_round(0.5)",
@@ -63,7 +67,9 @@ class Row:
 
     `gigabytes`: 10^9 bytes of float32 gradient (4n) a second.  `moved`: the least bytes that it moves.
     `copied`: the rate of memcpy in moved bytes (8n a copy), 10^9 a second.  `limit`: which of the two times
-    is the bound: "memory" or "generator".
+    is the bound: "memory" or "generator".  `call`: seconds of a call on one element.  `arithmetic`: seconds
+    at the rate of NEAR elements, by as many threads.  `writing`: seconds of memset for what it writes, 0
+    where it reads more.  `cause`: which of the three takes most of `seconds`; "memory" if none takes half.
     """
 
     codec: str
@@ -80,6 +86,10 @@ class Row:
     bound_seconds: float
     of_bound: float
     limit: str
+    call: float
+    arithmetic: float
+    writing: float
+    cause: str
 
 
 def make(
@@ -108,9 +118,9 @@ def size(text: str) -> int:
     return int(value)
 
 
-@functools.lru_cache(1)
+@functools.lru_cache(3)  # of the size in hand, of NEAR and of one element: many codecs are measured with them
 def gradient(n: int) -> Array:
-    """Return n normal elements; the last is kept, for many codecs are measured with it."""
+    """Return n normal elements."""
     return np.random.default_rng(1).standard_normal(n, dtype=np.float32)
 
 
@@ -197,10 +207,12 @@ def measure(
 
     """
     run, raw = calls(made.codec, n, threads, operations)
+    near, one = calls(made.codec, NEAR, 1, operations)[0], calls(made.codec, 1, threads, operations)[0]
     target = np.zeros(n, np.float32)
     draws = functools.cache(functools.partial(_drawing, made.codec.backend, n))
     with ThreadPoolExecutor(threads) as pool:
         ways = timing.copies(gradient(n), target, threads, pool)
+        filling = timing.fill(target, threads, pool)
         for operation in operations:
             least = traffic(made, operation, n, raw)
             drawing = {
@@ -209,8 +221,12 @@ def measure(
                 if 16 * drawn >= n  # what draws less is limited by memory
                 for count in {1, threads}
             }
-            other = {"other": others[operation]} if others else {}
-            taken = timing.rounds({"kernel": run[operation], **ways, **drawing, **other}, budget)
+            beside = {"near": near[operation], "call": one[operation]}
+            if least.written > least.read:
+                beside["fill"] = filling
+            if others:
+                beside["other"] = others[operation]
+            taken = timing.rounds({"kernel": run[operation], **ways, **drawing, **beside}, budget)
             for what in ("words", "halves"):
                 if names := [name for name in drawing if name.startswith(what)]:
                     taken = taken.with_least(what, *names)
@@ -246,6 +262,7 @@ def _row(
         limits.append("memory" if memory >= noise else "generator")
     seconds = taken.median("kernel")
     of_bound = float(np.median(bounds))
+    parts = causes(taken, n, threads, least)
     return Row(
         codec=made.name,
         operation=operation,
@@ -261,4 +278,22 @@ def _row(
         bound_seconds=of_bound * seconds,
         of_bound=of_bound,
         limit=max(set(limits), key=limits.count),
+        **parts,
+        cause=greatest(parts, seconds),
     )
+
+
+def causes(taken: timing.Rounds, n: int, threads: int, least: bound.Traffic) -> dict[str, float]:
+    """Return the seconds that each cause of `Row` would take alone."""
+    call = taken.median("call")
+    return {
+        "call": call,
+        "arithmetic": max(0.0, taken.median("near") - call) * n / NEAR / threads,
+        "writing": taken.median("fill") * least.written / (4 * n) if "fill" in taken.seconds else 0.0,
+    }
+
+
+def greatest(causes: Mapping[str, float], seconds: float) -> str:
+    """Return the cause that takes the longest; "memory" if none takes half of an operation's seconds."""
+    most = max(causes, key=lambda cause: causes[cause])
+    return most if causes[most] >= seconds / 2 else "memory"

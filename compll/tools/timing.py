@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -72,3 +73,14 @@ def copies(
 
     ways: dict[str, Callable[[], object]] = {"memcpy": lambda: np.copyto(target, source)}
     return ways if threads == 1 else {**ways, f"memcpy by {threads}": together}
+
+
+def fill(target: Array, threads: int, pool: ThreadPoolExecutor) -> Callable[[], object]:
+    """Return a way to write a vector and read nothing: memset by so many threads.
+
+    With a byte other than 0: some processors clear memory many times faster than they write to it.
+    """
+    parts = [(part.ctypes.data, part.nbytes) for part in np.array_split(target, threads)]
+    if threads == 1:
+        return lambda: ctypes.memset(parts[0][0], 1, parts[0][1])
+    return lambda: list(pool.map(lambda part: ctypes.memset(part[0], 1, part[1]), parts))

@@ -111,6 +111,18 @@ def test_a_measurement_is_what_its_rounds_say() -> None:
     assert row.bound_seconds == pytest.approx(row.of_bound * row.seconds)
 
 
+def test_a_measurement_says_what_takes_its_time() -> None:
+    seconds = {"kernel": [8.0], "near": [1.5], "call": [0.5], "fill": [4.0]}
+    least = bound.Traffic(read=2**17, written=2**20, words=0, halves=0)
+    causes = bench.causes(timing.Rounds(seconds), 2**19, 2, least)
+    assert causes == {"call": 0.5, "arithmetic": (1.5 - 0.5) * 8 / 2, "writing": 4.0 / 2}
+    assert bench.greatest(causes, 8.0) == "arithmetic"
+    assert bench.greatest(causes, 8.1) == "memory"
+    made = bench.make("onebit", "cpp")
+    for row, taken in bench.measure(made, 2**14, 1, ["encode", "decode"], 0):
+        assert ("fill" in taken.seconds) == (row.operation == "decode") == (row.writing > 0)
+
+
 @pytest.mark.parametrize(("text", "n"), [("2^20", 2**20), ("1000", 1000), ("1e6", 10**6)])
 def test_sizes_are_read_as_people_write_them(text: str, n: int) -> None:
     assert bench.size(text) == n
