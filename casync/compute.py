@@ -6,7 +6,7 @@ no body: nobody decodes it, and its partition ends as NaN on every rank. Uncompr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -267,10 +267,10 @@ class Compute:
         if codec.info.random or codec.info.keyed:
             shared = shared_seed(self._run_seed, step, segment.gradient, segment.part)
             private = private_seed(shared, self.rank, task.role, task.hop)
-            item = replace(item, seed=private, shared_seed=shared)
+            item = item._replace(seed=private, shared_seed=shared)
         if codec.info.stateful:
             old = self.feedback.current(segment, task.role)
-            item = replace(item, state=old, new_state=self.feedback.following(segment, task.role))
+            item = item._replace(state=old, new_state=self.feedback.following(segment, task.role))
         return item
 
     def _shared(self, codec: BatchCodec, segment: Segment, step: int) -> int | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -26,20 +27,21 @@ from compll.types import BFLOAT16, FLOAT, HALF, Array, Elem, dtype
 ALIGNMENT = 64
 HOST, GPU = "cpu", "cuda"
 GRADIENT = ("float32", "float16", "bfloat16")  # what a gradient may be
-NAMES: dict[Any, str] = {np.dtype(name): name for name in ("float32", "float16", "uint8")}  # found at once
+STATE, PAYLOAD = ("float32",), ("uint8",)
+KEPT = 64  # types of arrays and of elements that are remembered: asking their names anew takes microseconds
 
 
 def view(
-    x: Any, what: str, *kinds: str, writes: bool = False, device: str = HOST
+    x: Any, what: str, kinds: tuple[str, ...], device: str = HOST, *, writes: bool = False
 ) -> tuple[Array, Callable[[Array], Any]]:
     """Return a one-dimensional view of `x`, and the function that gives results the caller's type.
 
     Args:
         x: NumPy array or CPU tensor; on a GPU, CuPy array or a tensor that knows DLPack.
         what: its name, for messages.
-        kinds: the element types that it may have: "float32", "uint8", or those of `GRADIENT`.
-        writes: whether it is written to.
+        kinds: the element types that it may have: `GRADIENT`, `STATE` or `PAYLOAD`.
         device: where the backend wants it.
+        writes: whether it is written to.
 
     Returns:
         A NumPy array, or on a GPU a CuPy array, which has the same methods as far as we use them; of
@@ -58,7 +60,7 @@ def view(
     if kind and kind not in kinds:
         hint = f"; give {what}.astype('float32')" if "float32" in kinds else ""
         raise ParameterError(f"{what} has elements of type {kind}; this takes {' or '.join(kinds)}{hint}")
-    x, wrap = (x, _wrap_array) if plain else _as_own(x, what, device)
+    x, wrap = (x, _wrap_array) if plain else _as_own(x, what, kind, device)
     if device == GPU and x.device.id != (current := _cupy().cuda.runtime.getDevice()):
         raise BackendError(
             f"{what} lies on GPU {x.device.id}, and this call works on GPU {current}, where its first array "
@@ -76,20 +78,25 @@ def view(
     return x, wrap
 
 
-def _as_own(x: Any, what: str, device: str) -> tuple[Any, Callable[[Array], Any]]:
+def _as_own(x: Any, what: str, kind: str, device: str) -> tuple[Any, Callable[[Array], Any]]:
     """Return an array as the one kind that a device works on."""
     if device == GPU:
-        return (x, _wrap_array) if _is_cupy(x) else _from_dlpack(x, what)
-    return (x, _wrap_array) if isinstance(x, np.ndarray) else _from_tensor(x, what)
+        return (x, _wrap_array) if _is_cupy(x) else _from_dlpack(x, what, kind)
+    return (x, _wrap_array) if isinstance(x, np.ndarray) else _from_tensor(x, what, kind)
 
 
 def _kind(x: Any) -> str:
     """Return the name of an array's element type; of what has none, nothing."""
     have = getattr(x, "dtype", "")
     try:
-        return NAMES[have]
-    except (KeyError, TypeError):
-        return str(have).rpartition(".")[2]  # of "torch.float32" too; ">f4" is none of the names
+        return _name(have)
+    except TypeError:  # of something else than an array: it cannot be hashed
+        return str(have)
+
+
+@functools.lru_cache(KEPT)
+def _name(kind: Any) -> str:
+    return str(kind).rpartition(".")[2]  # of "torch.float32" too; ">f4" is none of the names
 
 
 def element(kind: Any) -> Elem:
@@ -123,7 +130,12 @@ def _wrap_array(x: Array) -> Array:
 
 
 def _is_cupy(x: Any) -> bool:
-    return type(x).__module__.partition(".")[0] == "cupy"
+    return _library(x.__class__) == "cupy"
+
+
+@functools.lru_cache(KEPT)
+def _library(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
 
 
 def place(x: Any) -> str:
@@ -147,10 +159,10 @@ def _misplaced(what: str, have: str, want: str) -> str:
 
 def _framework(x: Any) -> Any:
     """Return the loaded library that `x` comes from."""
-    return sys.modules.get(type(x).__module__.partition(".")[0])
+    return sys.modules.get(_library(x.__class__))
 
 
-def _from_tensor(x: Any, what: str) -> tuple[Array, Callable[[Array], Any]]:
+def _from_tensor(x: Any, what: str, kind: str) -> tuple[Array, Callable[[Array], Any]]:
     framework = _framework(x)
     from_numpy = getattr(framework, "from_numpy", None)
     if from_numpy is None or not hasattr(x, "detach"):
@@ -160,23 +172,24 @@ def _from_tensor(x: Any, what: str) -> tuple[Array, Callable[[Array], Any]]:
         raise ParameterError(f"{what} is a {type(x).__name__}; give a NumPy array or a CPU tensor{raw}")
     if not x.is_contiguous():
         raise ParameterError(f"{what} is not contiguous; give {what}.contiguous()")
-    return _bits(x.detach(), framework).numpy(), _wrap_tensor(from_numpy, framework)
+    return _bits(x, kind, framework).numpy(), _wrap_tensor(from_numpy, framework)
 
 
-def _from_dlpack(x: Any, what: str) -> tuple[Array, Callable[[Array], Any]]:
+def _from_dlpack(x: Any, what: str, kind: str) -> tuple[Array, Callable[[Array], Any]]:
     framework = _framework(x)
     wrap = getattr(framework, "from_dlpack", None)
     if wrap is None or not hasattr(x, "__dlpack__"):
         raise ParameterError(
             f"{what} is a {type(x).__name__}; give a CuPy array or a tensor that knows DLPack"
         )
-    x = _bits(x.detach() if hasattr(x, "detach") else x, framework)
-    return _cupy().from_dlpack(x), _wrap_tensor(wrap, framework)
+    return _cupy().from_dlpack(_bits(x, kind, framework)), _wrap_tensor(wrap, framework)
 
 
-def _bits(x: Any, framework: Any) -> Any:
-    """Return a tensor as an element type that every library has: of bfloat16 the bits."""
-    return x.view(framework.int16) if str(x.dtype).endswith("bfloat16") else x
+def _bits(x: Any, kind: str, framework: Any) -> Any:
+    """Return the values of a tensor as an element type that every library has: of bfloat16 the bits."""
+    if getattr(x, "requires_grad", False):
+        x = x.detach()
+    return x.view(framework.int16) if kind == "bfloat16" else x
 
 
 def _wrap_tensor(make: Callable[[Array], Any], framework: Any) -> Callable[[Array], Any]:
@@ -238,10 +251,13 @@ def is_capturing() -> bool:
     return stream.ptr > 1 and bool(stream.is_capturing())
 
 
+_addressof, _from_buffer = ctypes.addressof, ctypes.c_char.from_buffer
+
+
 def address(x: Array) -> int:
     """Return where an array begins, in the memory that it lies in."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(x.data))  # a quarter of the time of `x.ctypes`
+        return _addressof(_from_buffer(x))  # type: ignore[arg-type]  # a quarter of the time of `x.ctypes`
     except (TypeError, ValueError):  # read-only, empty, or no memory of this processor
         return int(x.data.ptr) if _is_cupy(x) else int(x.ctypes.data)  # type: ignore[attr-defined]
 

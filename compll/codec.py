@@ -104,7 +104,7 @@ class Codec:
             zeros = {name: arrays.zeros(n, prepare.device) for name in self._program.encode.states}
             if like is None:
                 return dict(zeros)
-            wrap = prepare.view(like, "like", *arrays.GRADIENT)[1]
+            wrap = arrays.view(like, "like", arrays.GRADIENT, prepare.device)[1]
             return {name: wrap(z) for name, z in zeros.items()}
 
     def with_params(self, /, **params: float | bool) -> Codec:
@@ -193,7 +193,7 @@ class Codec:
             )
             with arrays.beside(payload):
                 made = arrays.empty(length(n), prepare.device, kind)
-                out = prepare.view(payload, "payload", "uint8")[1](made)
+                out = arrays.view(payload, "payload", arrays.PAYLOAD, prepare.device)[1](made)
         elif dtype is not None:
             raise ParameterError("dtype is that of out where out is given: leave one of them away")
         elif len(out) != n:
@@ -249,8 +249,8 @@ class Codec:
         All items lie in one place; `wait` is as for decode.
 
         Raises:
-            ParameterError, PayloadError, IndexError: as the single operations do.  With several items,
-            those before the one that failed may have been written.
+            ParameterError, PayloadError, IndexError: as the single operations do, of the first item that
+            failed.  After a PayloadError or an IndexError the outputs of all others may have been written.
 
         """
         threads = default_threads() if threads is None else integer(threads, "threads", 1, 2**15)

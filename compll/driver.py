@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from compll import build as builder
 from compll import derive, ir, knobs
@@ -30,7 +32,7 @@ from compll.errors import (
 from compll.parse import parse
 from compll.pending import Pending
 from compll.properties import Info, infer, why_no_hop
-from compll.types import FLOAT, Elem
+from compll.types import FLOAT, GRADIENTS, Elem, dtype
 
 if TYPE_CHECKING:
     from compll.backends.launches import LaunchLibrary, Started
@@ -49,6 +51,8 @@ __all__ = [
 ]
 
 Source = str | Path | tuple[str | Path, str | Path]
+FLOAT32 = dtype(FLOAT)
+STORED = {dtype(elem): elem for elem in GRADIENTS}  # what holds a gradient -> its element type
 BACKENDS = ("cpp", "numba", "cuda", "cudasim", "interp")
 
 
@@ -254,30 +258,29 @@ class Libraries:
     def __init__(self, checked: Checked, backends: Mapping[str, str]) -> None:
         """Build the library for float32."""
         self.checked, self.backends = checked, backends
-        self.built: dict[tuple[str, Elem, int], Library] = {}
+        self.built: dict[tuple[str, np.dtype[Any], int], Library] = {}
         self.pending = Pending()
         self.place = next(iter(backends))
-        self.launches = self.of(FLOAT).launches
+        self.launches = self.of().launches
 
     @property
     def backend(self) -> str:
         """The backend that was built first."""
         return self.backends[self.place]
 
-    def of(self, element: Elem, width: int = 0, place: str | None = None) -> Library:
-        """Return the library for gradients of an element type, and for payloads of another width."""
-        key = place or self.place, element, width
-        if key not in self.built:
+    def of(self, stored: np.dtype[Any] = FLOAT32, width: int = 0, place: str | None = None) -> Library:
+        """Return the library for gradients that are stored so, and for payloads of another width."""
+        key = place or self.place, stored, width
+        library = self.built.get(key)
+        if library is None:
             module = importlib.import_module(f"compll.backends.{self.backends[key[0]]}")
             checked = self.checked.width.others[width] if self.checked.width and width else self.checked
-            self.built[key] = module.build(unit_of(checked, element))
-        return self.built[key]
+            library = self.built[key] = module.build(unit_of(checked, STORED[stored]))
+        return library
 
     def parts(self, calls: Sequence[Call], place: str | None = None) -> list[tuple[Library, Sequence[int]]]:
         """Return the libraries that calls need, each with the numbers of its calls."""
-        kinds = [(call.element, call.width) for call in calls]
-        if len(set(kinds)) <= 1:
-            return [(self.of(*kinds[0], place), range(len(calls)))] if kinds else []
+        kinds = [(call.gradient.dtype, call.width) for call in calls]
         return [
             (self.of(*kind, place), [number for number, k in enumerate(kinds) if k == kind])
             for kind in dict.fromkeys(kinds)
@@ -287,11 +290,11 @@ class Libraries:
         self, op: str, calls: Sequence[Call], values: Values, threads: int, place: str | None = None
     ) -> list[Outcome]:
         """Run one operation on every item, those of one library together."""
-        parts = self.parts(calls, place)
-        if len(parts) == 1:
-            return parts[0][0].run(op, calls, values, threads)
+        kinds = {(call.gradient.dtype, call.width) for call in calls}
+        if len(kinds) == 1:
+            return self.of(*kinds.pop(), place).run(op, calls, values, threads)
         outcomes: dict[int, Outcome] = {}
-        for library, numbers in parts:
+        for library, numbers in self.parts(calls, place):
             done = library.run(op, [calls[number] for number in numbers], values, threads)
             outcomes.update(zip(numbers, done, strict=True))
         return [outcomes[number] for number in range(len(calls))]

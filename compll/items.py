@@ -9,8 +9,7 @@ from __future__ import annotations
 import ctypes
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from compll import arrays, payload
 from compll.backends import Call, Values
@@ -23,8 +22,7 @@ MOST_SEED = 2**64 - 1
 Finish = Callable[[int], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One gradient of a batch; which fields an operation uses: see `Codec.batch`."""
 
     grad: Any = None
@@ -37,8 +35,7 @@ class Item:
     scale: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What became of an item: the payload (encode, hop) or the output, and whether the input was finite.
 
     `finite` is None if the call did not wait for a GPU: `Codec.result` waits.
@@ -57,12 +54,11 @@ class Preparer:
     def __init__(self, program: Program, values: Values, device: str, pending: Pending) -> None:
         """Begin with no sizes known."""
         self.program, self.values, self.device, self.pending = program, values, device, pending
-        self.info, self.states = program.info, program.encode.states
+        self.widths = program.checked.width is not None
+        self.info, self.states = program.info, frozenset(program.encode.states)
         self._places: dict[int, tuple[payload.Extent, ...]] = {}
-
-    def view(self, x: Any, what: str, *kinds: str, writes: bool = False) -> tuple[Array, Any]:
-        """Return a view of a caller's array, and what gives results the caller's type (`arrays.view`)."""
-        return arrays.view(x, what, *kinds, writes=writes, device=self.device)
+        self._most: dict[int, int] = {}
+        self.of = {"encode": self.encode, "decode": self.decode, "decode_add": self.decode, "hop": self.hop}
 
     # --- sizes ------------------------------------------------------------------------------------
 
@@ -73,7 +69,10 @@ class Preparer:
             ParameterError: Encode or Decode keeps positions in a type that is too small for n elements.
 
         """
-        return payload.total_bytes(self.extents(n))
+        most = self._most.get(n)
+        if most is None:
+            most = self._most[n] = payload.total_bytes(self.extents(n))
+        return most
 
     def extents(self, n: int) -> tuple[payload.Extent, ...]:
         """Return where the fields of the largest payload of n elements lie."""
@@ -90,8 +89,6 @@ class Preparer:
 
         On a GPU it is not read, which would wait, where the length tells that it is the codec's own.
         """
-        if self.program.checked.width is None:
-            return 0
         return (
             0 if self.device == arrays.GPU and self._is_own_length(len(raw), n) else self.read_width(raw, n)
         )
@@ -141,25 +138,23 @@ class Preparer:
 
     def encode(self, item: Item) -> tuple[Call, Finish]:
         """Prepare an encode."""
-        grad, wrap = self.view(item.grad, "grad", *arrays.GRADIENT)
+        grad, wrap = arrays.view(item.grad, "grad", arrays.GRADIENT, self.device)
         shared = item.seed if item.shared_seed is None else item.shared_seed
         return self._encode(item, grad, wrap, shared)
 
     def hop(self, item: Item) -> tuple[Call, Finish]:
         """Prepare an encode that reads a payload besides."""
-        grad, wrap = self.view(item.grad, "grad", *arrays.GRADIENT)
+        grad, wrap = arrays.view(item.grad, "grad", arrays.GRADIENT, self.device)
         source = self._received(item.payload, len(grad))[0]
         return self._encode(item, grad, wrap, item.shared_seed, source, as_scale(item.scale))
 
     def decode(self, item: Item) -> tuple[Call, Finish]:
         """Prepare a decode or a decode_add."""
-        out, wrap = self.view(item.out, "out", *arrays.GRADIENT, writes=True)
+        out = arrays.view(item.out, "out", arrays.GRADIENT, self.device, writes=True)[0]
         raw, width, padded = self._received(item.payload, len(out))
         shared = self._seed(item.shared_seed, "shared_seed", required=self.info.keyed)
         call = Call(len(out), out, raw, 0, shared, as_scale(item.scale), width=width, padded=padded)
-        if self.device == arrays.GPU:
-            return call, lambda _: item.out
-        return call, lambda _: wrap(out)
+        return call, lambda _: item.out
 
     def _encode(
         self,
@@ -173,14 +168,15 @@ class Preparer:
         n = len(grad)
         seed = self._seed(item.seed, "seed", required=self.info.random)
         shared = self._seed(shared, "shared_seed", required=self.info.keyed)
-        old = self._state(item.state, "state", n)
-        kept, what = (item.state, "state") if item.new_state is None else (item.new_state, "new_state")
-        new = self._state(kept, what, n, writes=True)
+        updated = item.new_state is None
+        old = new = self._state(item.state, "state", n, writes=updated)
+        if not updated:
+            new = self._state(item.new_state, "new_state", n, writes=True)
         need = self.max_bytes(n)
         if item.out is None:
             out = buffer = arrays.aligned_empty(need, self.device)
         else:
-            buffer, wrap = self.view(item.out, "out", "uint8", writes=True)
+            buffer, wrap = arrays.view(item.out, "out", arrays.PAYLOAD, self.device, writes=True)
             if len(buffer) < need:
                 raise ParameterError(
                     f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}"
@@ -206,13 +202,14 @@ class Preparer:
         """Return a payload where kernels can read it, its width, and whether it may end before its buffer.
 
         What a call without wait has written on a GPU is taken as it lies in its buffer.  A length that counts
-        on a GPU tell is left to the kernels, which refuse a wrong one.
+        in the payload tell is left to the kernels, which refuse a wrong one: reading them here takes longer
+        than a small kernel does, and on a GPU it would wait.
         """
-        raw, padded = self.view(given, "payload", "uint8")[0], given in self.pending
+        raw, padded = arrays.view(given, "payload", arrays.PAYLOAD, self.device)[0], given in self.pending
         if padded and self.info.exact_size and len(raw) >= self.max_bytes(n):
             raw, padded = raw[: self.max_bytes(n)], False
-        width = self.width_of(raw, n)
-        if self.device != arrays.GPU or self.info.exact_size:
+        width = self.width_of(raw, n) if self.widths else 0
+        if self.info.exact_size and (width or len(raw) != self.max_bytes(n)):
             self.check(raw, n, width)
         if _is_aligned(raw):
             return raw, width, padded
@@ -236,14 +233,15 @@ class Preparer:
             return {}
         if state is None:
             raise ParameterError(f"{self.info.name} keeps a state: give state=codec.new_state({n})")
-        if state.keys() != set(self.states):
+        if state.keys() != self.states:
             have, want = sorted(state), sorted(self.states)
             raise ParameterError(
                 f"{what} has {have}, and {self.info.name} keeps {want}: see codec.new_state(n)"
             )
         vectors = {}
         for name, value in state.items():
-            vectors[name] = self.view(value, f"{what}['{name}']", "float32", writes=writes)[0]
+            view = arrays.view(value, f"{what}['{name}']", arrays.STATE, self.device, writes=writes)
+            vectors[name] = view[0]
             if len(vectors[name]) != n:
                 raise ParameterError(
                     f"{what}['{name}'] has {len(vectors[name])} elements, and the gradient {n}"

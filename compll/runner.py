@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
@@ -13,7 +12,7 @@ from compll import backends as b
 from compll.driver import Libraries, Program
 from compll.errors import BackendError, ParameterError, PayloadError
 from compll.items import Finish, Item, Preparer, Result, as_scale
-from compll.types import FLOAT, widened
+from compll.types import widened
 
 if TYPE_CHECKING:
     from typing import Any
@@ -36,9 +35,11 @@ class Runner:
 
     def preparer(self, x: Any) -> Preparer:
         """Return what prepares calls where an array lies; that of the first backend, which refuses others."""
-        place = arrays.place(x) if len(self.places) > 1 else self.library.place
+        if len(self.places) == 1:
+            return self.first
+        place = arrays.place(x)
         if place == arrays.GPU and place in self.places:
-            self.library.of(FLOAT, place=place)  # imports CuPy, by which all arrays there are viewed
+            self.library.of(place=place)  # imports CuPy, by which all arrays there are viewed
         return self.places.get(place, self.first)
 
     def batch(self, op: Operation, items: Sequence[Item], threads: int, *, wait: bool) -> list[Result]:
@@ -54,18 +55,12 @@ class Runner:
 
     def _ready(self, prepare: Preparer, op: Operation, items: Sequence[Item]) -> list[tuple[b.Call, Finish]]:
         """Check and prepare every item."""
-        make = {
-            "encode": prepare.encode,
-            "decode": prepare.decode,
-            "decode_add": prepare.decode,
-            "hop": prepare.hop,
-        }[op]
-        ready = []
-        for at, item in enumerate(items):
-            try:
+        make, ready = prepare.of[op], []
+        try:
+            for item in items:
                 ready.append(make(item))
-            except (ParameterError, PayloadError, BackendError) as e:
-                raise _of_item(e, at, len(items)) from None
+        except (ParameterError, PayloadError, BackendError) as e:
+            raise _of_item(e, len(ready), len(items)) from None
         return ready
 
     def _run(self, prepare: Preparer, op: Operation, items: Sequence[Item], threads: int) -> list[Result]:
@@ -83,10 +78,10 @@ class Runner:
         ready: Sequence[tuple[b.Call, Finish]],
         outcomes: Sequence[b.Outcome],
     ) -> list[Result]:
-        results = []
-        for at, ((call, finish), outcome) in enumerate(zip(ready, outcomes, strict=True)):
+        results: list[Result] = []
+        for (call, finish), outcome in zip(ready, outcomes, strict=True):
             if outcome.status < 0:
-                raise _of_item(self._failure(prepare, op, call, outcome), at, len(ready))
+                raise _of_item(self._failure(prepare, op, call, outcome), len(results), len(ready))
             results.append(Result(finish(outcome.length), outcome.status == b.OK))
         return results
 
@@ -118,7 +113,7 @@ class Runner:
 
     def _is_unsure(self, op: Operation) -> bool:
         """Whether the length of a payload, or an error, depends on what is encoded."""
-        library = cast("LaunchLibrary", self.library.of(FLOAT, place=arrays.GPU))
+        library = cast("LaunchLibrary", self.library.of(place=arrays.GPU))
         return not self.info.exact_size or op in library.fallible
 
     def wait_for(self, out: Any) -> tuple[Entry, b.Outcome]:
@@ -139,9 +134,9 @@ class Runner:
         """Do what a hop is defined to be, one operation after the other."""
         totals, encodes = [], []
         for item in items:
-            grad, wrap = prepare.view(item.grad, "grad", *arrays.GRADIENT)
+            grad, wrap = arrays.view(item.grad, "grad", arrays.GRADIENT, prepare.device)
             totals.append(arrays.empty(len(grad), prepare.device))
-            encodes.append(replace(item, grad=wrap(totals[-1]), payload=None, scale=1.0))
+            encodes.append(item._replace(grad=wrap(totals[-1]), payload=None, scale=1.0))
         decodes = [
             Item(payload=item.payload, out=encode.grad, shared_seed=item.shared_seed)
             for item, encode in zip(items, encodes, strict=True)
@@ -149,7 +144,7 @@ class Runner:
         self.batch("decode", decodes, threads, wait=True)
         with np.errstate(all="ignore"):
             for item, total in zip(items, totals, strict=True):
-                grad = prepare.view(item.grad, "grad", *arrays.GRADIENT)[0]
+                grad = arrays.view(item.grad, "grad", arrays.GRADIENT, prepare.device)[0]
                 np.add(widened(grad), total, out=total)
                 np.multiply(total, as_scale(item.scale), out=total)
         return self.batch("encode", encodes, threads, wait=True)
@@ -170,9 +165,12 @@ class Runner:
         if op in ("encode", "hop"):
             return self._out_of_range(call.n)
         raw, n = call.payload, call.n
-        width = prepare.read_width(raw, n)  # this and the length may have been left to the kernels
-        if not call.padded:
-            prepare.check(raw, n, width)
+        try:
+            width = prepare.read_width(raw, n)  # this and the length may have been left to the kernels
+            if not call.padded:
+                prepare.check(raw, n, width)
+        except PayloadError as e:
+            return e
         if outcome.status == b.REFUSED:
             return payload.explain_refusal(
                 name,

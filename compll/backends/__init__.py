@@ -17,7 +17,6 @@ OK, NOT_FINITE, OUT_OF_RANGE, REFUSED = 0, 1, -1, -2
 Values = Mapping[str, float | int | bool]
 NO_STATE: Mapping[str, Array] = MappingProxyType({})
 NO_LAUNCHES: Mapping[str, tuple[int, int]] = MappingProxyType({})
-STORED = {dtype(elem): elem for elem in GRADIENTS}  # what holds a gradient -> its element type
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,6 @@ class Call(NamedTuple):
     source: Array | None = None
     width: int = 0
     padded: bool = False
-
-    @property
-    def element(self) -> Elem:
-        """The element type of the gradient."""
-        return STORED[self.gradient.dtype]
 
 
 class Outcome(NamedTuple):

@@ -6,6 +6,7 @@ import ctypes
 import struct
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from compll import build as builder
 from compll.arrays import address, aligned_empty
@@ -26,6 +27,15 @@ def build(unit: Unit) -> CppLibrary:
 
     """
     return CppLibrary(unit, builder.library(unit.codec, cpp.source(unit), cpp.runtime()))
+
+
+class _Given(NamedTuple):
+    """Values of the run-time parameters, their record and its place; n -> the scratch that they ask for."""
+
+    values: Values
+    record: Array
+    place: int
+    needs: dict[int, int]
 
 
 class CppLibrary:
@@ -54,32 +64,60 @@ class CppLibrary:
         self.scratch_bytes.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32)
         self.scratch_bytes.restype = ctypes.c_int64
         self.parameters = Packer(unit.params)
+        self.given: _Given | None = None
+        self.pointers = struct.Struct(f"@{len(self.states)}P")
         self.local = threading.local()
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item; the GIL is released."""
-        states = 2 * len(self.states) * POINTER  # of one item: the pointers to old and new vectors
-        table = ctypes.create_string_buffer(max(1, len(calls) * (ITEM.size + states)))
-        items, pointers = ctypes.addressof(table), len(calls) * ITEM.size
-        for at, call in enumerate(calls):
-            place = pointers + at * states
-            for number, name in enumerate(self.states if call.state else ()):
-                for vectors, behind in ((call.state, 0), (call.new_state, states // 2)):
-                    where = place + behind + number * POINTER
-                    ctypes.c_void_p.from_buffer(table, where).value = address(vectors[name])
-            size = call.payload.nbytes
+        count, states = len(calls), len(self.states) * POINTER  # bytes of the pointers to an item's vectors
+        table = ctypes.create_string_buffer(count * (ITEM.size + 2 * states))
+        items = ctypes.addressof(table)
+        at, old = 0, count * ITEM.size
+        for call in calls:
+            new = old + states
+            if call.state:
+                self.pointers.pack_into(table, old, *[address(call.state[name]) for name in self.states])
+                self.pointers.pack_into(table, new, *[address(call.new_state[name]) for name in self.states])
+            size, source = call.payload.nbytes, call.source
             ITEM.pack_into(
                 table,
-                at * ITEM.size,
-                *(address(call.gradient), address(call.payload), call.n, size, size),
-                *(items + place, items + place + states // 2, call.seed, call.shared_seed, call.scale, 0),
-                *((0, 0) if call.source is None else (address(call.source), call.source.nbytes)),
+                at,
+                address(call.gradient),
+                address(call.payload),
+                call.n,
+                size,
+                size,
+                items + old,
+                items + new,
+                call.seed,
+                call.shared_seed,
+                call.scale,
+                0,
+                0 if source is None else address(source),
+                0 if source is None else source.nbytes,
             )
-        params = address(self.parameters.pack(values))
-        need = self.scratch_bytes(items, len(calls), params, threads)
-        self.operations[op](items, len(calls), params, self._scratch(need), threads, None)
-        done = (ITEM.unpack_from(table, at * ITEM.size) for at in range(len(calls)))
-        return [Outcome(item[STATUS], item[LENGTH]) for item in done]
+            at, old = at + ITEM.size, new + states
+        given = self._given(values)  # held here: another thread may replace the one that is kept
+        need = given.needs.get(calls[0].n) if count == 1 else None
+        if need is None:
+            need = self.scratch_bytes(items, count, given.place, threads)
+            if count == 1:  # of one item it is the same for any number of threads
+                given.needs[calls[0].n] = need
+        self.operations[op](items, count, given.place, self._scratch(need), threads, None)
+        outcomes = []
+        for at in range(0, count * ITEM.size, ITEM.size):
+            done = ITEM.unpack_from(table, at)
+            outcomes.append(Outcome(done[STATUS], done[LENGTH]))
+        return outcomes
+
+    def _given(self, values: Values) -> _Given:
+        """Return what is kept of the values that were used last."""
+        given = self.given
+        if given is None or given.values is not values:
+            record = self.parameters.pack(values)
+            given = self.given = _Given(values, record, address(record), {})
+        return given
 
     def _scratch(self, size: int) -> int:
         """Return the address of so many bytes; asking NumPy for it takes as long as a small kernel."""

@@ -12,6 +12,7 @@ import numpy as np
 from compll import ir
 from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, REFUSED, Call, Outcome, Unit, Values
 from compll.backends.selection import Refused, elements, lowered, patch, select
+from compll.errors import PayloadError
 from compll.evaluate import Environment, evaluate
 from compll.passes import drop_unused
 from compll.payload import count_bytes, extents, read_counts, total_bytes
@@ -47,9 +48,15 @@ def interpret(f: ir.Function, call: Call, values: Values) -> Outcome:
     raw: dict[str, Array] = {}  # the fields of payloads, as bytes
     if f.fields_read:
         source = call.payload if call.source is None else call.source
-        counts = read_counts(f, source, call.n, values)
+        try:
+            counts = read_counts(f, source, call.n, values)
+        except PayloadError:
+            return Outcome(REFUSED, 0)
         env.scalars = {name: np.asarray(count, np.int64) for name, count in counts.items()}
-        for place in extents(f.fields_read, call.n, values, counts):
+        places = extents(f.fields_read, call.n, values, counts)
+        if len(source) != total_bytes(places):
+            return Outcome(REFUSED, 0)
+        for place in places:
             raw[place.name] = source[place.offset : place.offset + place.size]
             if place.count is not None:
                 env.vectors[place.name] = from_bytes(raw[place.name], place.elem, place.count)

@@ -140,7 +140,7 @@ def calls(
         "encode": encode,
         "decode": Item(payload=made, out=out, shared_seed=SEED),
         "decode_add": Item(payload=made, out=out, scale=0.5, shared_seed=SEED),
-        "hop": replace(encode, payload=made, scale=0.5),
+        "hop": encode._replace(payload=made, scale=0.5),
     }
 
     def call(op: Any) -> Callable[[], object]:

@@ -13,7 +13,6 @@ from compll_cases import gradient, same_bits
 import compll
 from compll import codec as api
 from compll.errors import ParameterError, PayloadError
-from compll.types import FLOAT
 
 BACKENDS = ("interp", "cpp", "numba", "cudasim")
 OPERATIONS = get_args(api.Operation)
@@ -85,10 +84,6 @@ def test_after_the_first_call_nothing_is_allocated_that_grows_with_the_gradients
         tracemalloc.stop()
 
 
-def wrong(item: api.Item, **changes: Any) -> api.Item:
-    return api.Item(**{f: changes.get(f, getattr(item, f)) for f in api.Item.__slots__})
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_item_that_is_wrong_is_named(backend: str) -> None:
     codec, three = compll.compile("terngrad", backend), compll.compile("terngrad", "cpp")
@@ -103,8 +98,8 @@ def test_the_item_that_is_wrong_is_named(backend: str) -> None:
             else api.Item(payload=payload, out=g.copy())
         )
         for bad, words in (
-            (wrong(good, payload=payload[:-1]), "terngrad: the payload is truncated"),
-            (wrong(good, payload=width), "terngrad: the payload was made with bitwidth = 7"),
+            (good._replace(payload=payload[:-1]), "terngrad: the payload is truncated"),
+            (good._replace(payload=width), "terngrad: the payload was made with bitwidth = 7"),
         ):
             with pytest.raises(PayloadError, match=f"item 2 of 4: {words}"):
                 codec.batch(op, [good, good, bad, good])  # type: ignore[arg-type]
@@ -131,7 +126,7 @@ def test_items_that_select_do_so_in_scratch_of_their_own(name: str) -> None:
 
 def test_every_thread_of_a_batch_has_scratch_of_its_own() -> None:
     """One item needs what it needs alone; items that are spread need as much for each thread."""
-    library: Any = onebit("cpp")._library.of(FLOAT)
+    library: Any = onebit("cpp")._library.of()
     asked: list[int] = []
     scratch = library._scratch
     library._scratch = lambda size: asked.append(size) or scratch(size)

@@ -163,7 +163,7 @@ def test_an_array_that_lies_elsewhere_is_an_error_that_names_both_places() -> No
         compll.compile("onebit", "cpp").encode(x, state={"residual": np.zeros(3, np.float32)})
     for host in (np.zeros(3, np.float32), torch.zeros(3)):
         with pytest.raises(compll.BackendError, match=r"grad lies in the memory of 'cpu'.*grad\.cuda\(\)"):
-            arrays.view(host, "grad", "float32", device=arrays.GPU)
+            arrays.view(host, "grad", arrays.GRADIENT, arrays.GPU)
 
 
 # --- what Python does around the kernels, with a stand-in for CuPy -----------------------------------------
