@@ -144,7 +144,12 @@ def place(x: Any) -> str:
         return HOST
     if _is_cupy(x):
         return GPU
-    return HOST if isinstance(x, np.ndarray) else str(getattr(getattr(x, "device", None), "type", HOST))
+    return HOST if isinstance(x, np.ndarray) else _type_of(getattr(x, "device", None))
+
+
+@functools.lru_cache(KEPT)
+def _type_of(device: Any) -> str:
+    return str(getattr(device, "type", HOST))
 
 
 def _misplaced(what: str, have: str, want: str) -> str:

@@ -205,7 +205,8 @@ class Preparer:
         in the payload tell is left to the kernels, which refuse a wrong one: reading them here takes longer
         than a small kernel does, and on a GPU it would wait.
         """
-        raw, padded = arrays.view(given, "payload", arrays.PAYLOAD, self.device)[0], given in self.pending
+        raw = arrays.view(given, "payload", arrays.PAYLOAD, self.device)[0]
+        padded = self.device == arrays.GPU and given in self.pending
         if padded and self.info.exact_size and len(raw) >= self.max_bytes(n):
             raw, padded = raw[: self.max_bytes(n)], False
         width = self.width_of(raw, n) if self.widths else 0

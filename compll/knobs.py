@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -24,16 +25,24 @@ def compiler() -> str:
 def threads() -> int:
     """`COMPLL_THREADS`: threads of one call when the caller names none; by default the usable cores.
 
+    As OpenMP does, a process counts its cores once: counting takes longer than a small kernel.
+
     Raises:
         BackendError: the variable is no positive integer.
 
     """
     value = os.environ.get("COMPLL_THREADS", "")
     if not value:
-        return len(os.sched_getaffinity(0))
+        return _usable_cores(os.getpid())
     if not value.isdecimal() or int(value) < 1:
         raise BackendError(f"COMPLL_THREADS is '{value}'; it must be a positive integer, such as 2")
     return int(value)
+
+
+@functools.lru_cache(1)
+def _usable_cores(process: int) -> int:
+    """Return the cores that a process, which is this one, may run on."""
+    return len(os.sched_getaffinity(process))
 
 
 def backend() -> str:

@@ -53,35 +53,43 @@ class Runner:
         with arrays.beside(first):
             return self._start(prepare, op, items, wait=wait)
 
-    def _ready(self, prepare: Preparer, op: Operation, items: Sequence[Item]) -> list[tuple[b.Call, Finish]]:
+    def _ready(
+        self, prepare: Preparer, op: Operation, items: Sequence[Item]
+    ) -> tuple[list[b.Call], list[Finish]]:
         """Check and prepare every item."""
-        make, ready = prepare.of[op], []
+        make = prepare.of[op]
+        calls: list[b.Call] = []
+        ends: list[Finish] = []
         try:
             for item in items:
-                ready.append(make(item))
+                call, finish = make(item)
+                calls.append(call)
+                ends.append(finish)
         except (ParameterError, PayloadError, BackendError) as e:
-            raise _of_item(e, len(ready), len(items)) from None
-        return ready
+            raise _of_item(e, len(calls), len(items)) from None
+        return calls, ends
 
     def _run(self, prepare: Preparer, op: Operation, items: Sequence[Item], threads: int) -> list[Result]:
         """Run an operation in host memory."""
         if op == "hop" and not self.program.fuses_hop:
             return self._composed_hop(prepare, items, threads)
-        ready = self._ready(prepare, op, items)
-        outcomes = self.library.run(op, [call for call, _ in ready], self.values, threads, prepare.device)
-        return self._results(prepare, op, ready, outcomes)
+        calls, ends = self._ready(prepare, op, items)
+        outcomes = self.library.run(op, calls, self.values, threads, prepare.device)
+        return self._results(prepare, op, calls, ends, outcomes)
 
     def _results(
         self,
         prepare: Preparer,
         op: Operation,
-        ready: Sequence[tuple[b.Call, Finish]],
+        calls: Sequence[b.Call],
+        ends: Sequence[Finish],
         outcomes: Sequence[b.Outcome],
     ) -> list[Result]:
         results: list[Result] = []
-        for (call, finish), outcome in zip(ready, outcomes, strict=True):
+        for finish, outcome in zip(ends, outcomes, strict=True):
             if outcome.status < 0:
-                raise _of_item(self._failure(prepare, op, call, outcome), len(results), len(ready))
+                at = len(results)
+                raise _of_item(self._failure(prepare, op, calls[at], outcome), at, len(calls))
             results.append(Result(finish(outcome.length), outcome.status == b.OK))
         return results
 
@@ -99,14 +107,15 @@ class Runner:
                 f"the length of a payload of {self.info.name} depends on the data, and while a graph is "
                 "captured nothing can wait for it: give out="
             )
-        ready = self._ready(prepare, op, items)
-        started = self.library.start(op, [call for call, _ in ready], self.values, keep=capturing)
+        calls, ends = self._ready(prepare, op, items)
+        started = self.library.start(op, calls, self.values, keep=capturing)
         if wait and not capturing:
             runs = {id(run): run.outcomes() for run, _ in started}
-            results = self._results(prepare, op, ready, [runs[id(run)][at] for run, at in started])
+            results = self._results(prepare, op, calls, ends, [runs[id(run)][at] for run, at in started])
         else:
-            results = [Result(finish(call.payload.nbytes), None) for call, finish in ready]
-        for item, result, (call, _), (run, at) in zip(items, results, ready, started, strict=True):
+            sized = zip(calls, ends, strict=True)
+            results = [Result(finish(call.payload.nbytes), None) for call, finish in sized]
+        for item, result, call, (run, at) in zip(items, results, calls, started, strict=True):
             if item.out is not None or result.finite is None:
                 self.library.pending.enter(result.value, op, call.n, run, at, captured=capturing)
         return results
