@@ -15,7 +15,6 @@ import numpy as np
 
 import compll
 from compll import build as builder
-from compll.types import FLOAT
 
 CALLER = """
 #include <chrono>
@@ -56,7 +55,7 @@ def caller() -> Any:
 
 def in_c(codec: compll.Codec, operation: str, call: Any, run: Any) -> float:
     """Return the seconds that the C function takes, with the arguments that `call` gives it."""
-    library = codec._library.of(FLOAT)
+    library = codec._library.of()
     entry, taken = library.operations[operation], []
 
     def again(items: int, count: int, params: int, scratch: int, threads: int, stream: None) -> None:

@@ -130,12 +130,12 @@ def _wrap_array(x: Array) -> Array:
 
 
 def _is_cupy(x: Any) -> bool:
-    return _library(x.__class__) == "cupy"
+    return _library(x.__class__.__module__) == "cupy"
 
 
 @functools.lru_cache(KEPT)
-def _library(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
+def _library(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def place(x: Any) -> str:
@@ -144,12 +144,7 @@ def place(x: Any) -> str:
         return HOST
     if _is_cupy(x):
         return GPU
-    return HOST if isinstance(x, np.ndarray) else _type_of(getattr(x, "device", None))
-
-
-@functools.lru_cache(KEPT)
-def _type_of(device: Any) -> str:
-    return str(getattr(device, "type", HOST))
+    return HOST if isinstance(x, np.ndarray) else str(getattr(getattr(x, "device", None), "type", HOST))
 
 
 def _misplaced(what: str, have: str, want: str) -> str:
@@ -164,7 +159,7 @@ def _misplaced(what: str, have: str, want: str) -> str:
 
 def _framework(x: Any) -> Any:
     """Return the loaded library that `x` comes from."""
-    return sys.modules.get(_library(x.__class__))
+    return sys.modules.get(_library(x.__class__.__module__))
 
 
 def _from_tensor(x: Any, what: str, kind: str) -> tuple[Array, Callable[[Array], Any]]:

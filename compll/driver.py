@@ -8,14 +8,14 @@ import importlib.resources
 import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from compll import build as builder
-from compll import derive, ir, knobs
+from compll import cache, derive, ir, knobs
 from compll import syntax as s
 from compll.arrays import GPU, HOST
 from compll.backends import Call, Library, Outcome, Unit, Values
@@ -123,23 +123,39 @@ def parse_files(paths: Sequence[Path]) -> tuple[list[s.Program], dict[str, str]]
         ParameterError: a file cannot be read as text.
 
     """
+    sources = read_files(paths)
+    return _parse(paths, sources), sources
+
+
+def read_files(paths: Sequence[Path]) -> dict[str, str]:
+    """Return the texts of files by name.
+
+    Raises:
+        ParameterError: a file cannot be read as text.
+
+    """
     sources: dict[str, str] = {}
-    programs: list[s.Program] = []
-    errors: list[Diagnostic] = []
     for path in paths:
         try:
             sources[str(path)] = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise ParameterError(f"cannot read '{path}': {e}") from e
+    return sources
+
+
+def _parse(paths: Sequence[Path], sources: Mapping[str, str]) -> list[s.Program]:
+    programs: list[s.Program] = []
+    errors: list[Diagnostic] = []
+    for name in map(str, paths):
         try:
-            programs.append(parse(sources[str(path)], str(path)))
+            programs.append(parse(sources[name], name))
         except RecursionError:
-            errors.append(_too_deep(str(path)))
+            errors.append(_too_deep(name))
         except CompileError as e:
             errors.extend(e.diagnostics)
     if errors:
         raise CompileError(errors, sources)
-    return programs, sources
+    return programs
 
 
 def _too_deep(file: str) -> Diagnostic:
@@ -176,16 +192,35 @@ def _check(
             checked = check(programs, sources, given, error_feedback=True)
     except RecursionError:
         raise CompileError([_too_deep(file) for file in sources], sources) from None
-    if checked.warnings:  # told at the line that called `compile`: compile, load, _check
-        warnings.warn(CompileWarning(checked.warnings, sources), stacklevel=4)
     return checked
 
 
+def _warn(checked: Checked, sources: Mapping[str, str]) -> None:
+    if checked.warnings:  # told at the line that called `compile`: compile, load, _warn
+        warnings.warn(CompileWarning(checked.warnings, sources), stacklevel=4)
+
+
 def load(paths: Sequence[Path], params: Values, *, error_feedback: bool = False) -> Program:
-    """Parse, check and describe a codec that has both functions."""
-    programs, sources = parse_files(paths)
-    checked = _check(programs, sources, params, error_feedback=error_feedback)
-    return program_of(checked, error_feedback=error_feedback)
+    """Parse, check and describe a codec that has both functions; what was loaded before is remembered."""
+    sources = read_files(paths)
+    given = [(name, type(value), value) for name, value in sorted(params.items())]
+    key = cache.key(list(map(str, paths)), sources, given, error_feedback)
+
+    def make() -> Program:
+        checked = _check(_parse(paths, sources), sources, params, error_feedback=error_feedback)
+        return program_of(_known(checked, key), error_feedback=error_feedback)
+
+    program = cache.remembered("programs", key, make)
+    _warn(program.checked, sources)
+    return program
+
+
+def _known(checked: Checked, key: str) -> Checked:
+    """Return a codec with its key, and those for its other widths with theirs."""
+    if checked.width is None:
+        return replace(checked, key=key)
+    others = {w: replace(other, key=cache.key(key, w)) for w, other in checked.width.others.items()}
+    return replace(checked, key=key, width=replace(checked.width, others=others))
 
 
 def variants(head: Header, given: Values) -> list[Values]:
@@ -207,7 +242,10 @@ def check_files(paths: Sequence[Path], given: Values, *, error_feedback: bool = 
     """Parse and check files for every variant of their parameters; one function alone is enough."""
     programs, sources = parse_files(paths)
     head = _header(programs, sources)
-    return [_check(programs, sources, v, error_feedback=error_feedback) for v in variants(head, given)]
+    made = [_check(programs, sources, v, error_feedback=error_feedback) for v in variants(head, given)]
+    for checked in made:
+        _warn(checked, sources)
+    return made
 
 
 def program_of(checked: Checked, *, error_feedback: bool = False) -> Program:
@@ -244,7 +282,11 @@ def unit_of(checked: Checked, element: Elem = FLOAT) -> Unit:
         hop = None if why_no_hop(checked) else derive.hop(encode, decode)
         functions += [hop] if hop else []
     functions = [derive.for_gradients_of(f, element) for f in functions]
-    return Unit(checked.codec, tuple(functions), checked.params, element)
+    return Unit(checked.codec, tuple(functions), checked.params, element, _key_of(checked, element))
+
+
+def _key_of(checked: Checked, element: Elem) -> str:
+    return checked.key and cache.key(checked.key, element.name)
 
 
 class Libraries:
@@ -275,7 +317,9 @@ class Libraries:
         if library is None:
             module = importlib.import_module(f"compll.backends.{self.backends[key[0]]}")
             checked = self.checked.width.others[width] if self.checked.width and width else self.checked
-            library = self.built[key] = module.build(unit_of(checked, STORED[stored]))
+            element = STORED[stored]
+            unit = cache.remembered("units", _key_of(checked, element), lambda: unit_of(checked, element))
+            library = self.built[key] = module.build(unit)
         return library
 
     def parts(self, calls: Sequence[Call], place: str | None = None) -> list[tuple[Library, Sequence[int]]]:

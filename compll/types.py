@@ -32,6 +32,10 @@ class Elem:
         """Return the name under which a program writes this type."""
         return self.name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Unpickle a named type as the one that there is of it: some code asks by `is`."""
+        return _named, (self.name, self.kind, self.bits)
+
 
 BOOL = Elem("bool", "bool", 8)
 INT8, INT16, INT32 = (Elem(f"int{b}", "int", b) for b in (8, 16, 32))
@@ -48,6 +52,10 @@ NAMED: dict[str, Elem] = (
 )
 ARITHMETIC = (INT, UINT32, UINT64, FLOAT)
 GRADIENTS = {FLOAT: "f32", HALF: "f16", BFLOAT16: "bf16"}  # what gradients may be; how symbols of C end
+
+
+def _named(name: str, kind: str, bits: int) -> Elem:
+    return NAMED.get(name) or Elem(name, kind, bits)
 
 
 def uint(width: int) -> Elem:

@@ -23,13 +23,14 @@ NO_LAUNCHES: Mapping[str, tuple[int, int]] = MappingProxyType({})
 class Unit:
     """What a backend compiles: the typed functions of one codec for given static parameters.
 
-    They read and write gradients whose elements are stored as `element`.
+    They read and write gradients whose elements are stored as `element`.  `key`: as that of `Checked`.
     """
 
     codec: str
     functions: tuple[ir.Function, ...]
     params: tuple[ir.Parameter, ...]
     element: Elem = FLOAT
+    key: str = ""
 
     @property
     def suffix(self) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from compll import build as builder
+from compll import cache
 from compll.arrays import address, aligned_empty
 from compll.backends import NO_LAUNCHES, Call, Outcome, Packer, Unit, Values
 from compll.emit import cpp
@@ -26,7 +27,8 @@ def build(unit: Unit) -> CppLibrary:
         BackendError: there is no compiler.
 
     """
-    return CppLibrary(unit, builder.library(unit.codec, cpp.source(unit), cpp.runtime()))
+    source = cache.remembered("cpp", unit.key, lambda: cpp.source(unit))
+    return CppLibrary(unit, builder.library(unit.codec, source, cpp.runtime()))
 
 
 class _Given(NamedTuple):

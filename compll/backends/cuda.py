@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from compll import cache
 from compll.arrays import GPU, address, aligned_empty, on_host
 from compll.backends import Unit
 from compll.backends.launches import ITEM_THREADS, Grid, LaunchLibrary
@@ -28,7 +29,7 @@ def build(unit: Unit) -> LaunchLibrary:
         BackendError: CuPy or a GPU is missing.
 
     """
-    generated = cuda.generate(unit)
+    generated = cache.remembered("cuda", unit.key, lambda: cuda.generate(unit))
     device = Gpu(_cupy(), cuda.self_contained(generated.source))
     return LaunchLibrary(unit, generated, device)
 

@@ -12,6 +12,7 @@ import shlex
 import numpy as np
 
 from compll import build as builder
+from compll import cache
 from compll.arrays import aligned_empty
 from compll.backends import Unit
 from compll.backends.launches import Grid, LaunchLibrary
@@ -35,7 +36,7 @@ def build(unit: Unit, order: str = "ascending", flags: tuple[str, ...] = ()) -> 
         BackendError: there is no compiler.
 
     """
-    generated = cuda.generate(unit)
+    generated = cache.remembered("cuda", unit.key, lambda: cuda.generate(unit))
     name = f"{unit.codec}-sim"
     library = builder.library(name, generated.source, cuda.runtime(), (*FLAGS, *flags))
     return LaunchLibrary(unit, generated, Simulator(library, order))

@@ -20,7 +20,7 @@ import filelock
 import numpy as np
 
 from compll import build as builder
-from compll import knobs
+from compll import cache, knobs
 from compll.arrays import address
 from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, Call, Outcome, Unit, Values
 from compll.emit import numba as emit
@@ -43,7 +43,8 @@ def build(unit: Unit) -> NumbaLibrary:
         BackendError: Numba is not installed.
 
     """
-    return NumbaLibrary(unit, module(unit.codec, emit.source(unit)))
+    source = cache.remembered("numba", unit.key, lambda: emit.source(unit))
+    return NumbaLibrary(unit, module(unit.codec, source))
 
 
 @functools.cache

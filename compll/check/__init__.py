@@ -20,7 +20,10 @@ __all__ = ["Checked", "Header", "Width", "check", "header"]
 
 @dataclass(frozen=True)
 class Checked:
-    """A codec's typed functions; one of them is None when the files have only the other."""
+    """A codec's typed functions; one of them is None when the files have only the other.
+
+    `key` tells it from all others (`cache.key`); of one that nothing is remembered of it is empty.
+    """
 
     codec: str
     encode: ir.Function | None
@@ -31,6 +34,7 @@ class Checked:
     keyed: bool
     warnings: tuple[Diagnostic, ...]
     width: Width | None = None
+    key: str = ""
 
     @property
     def label(self) -> str:

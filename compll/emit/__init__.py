@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
+if TYPE_CHECKING:
+    import jinja2
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
+    import jinja2  # takes long to import, and is not needed for what is remembered
+
     return jinja2.Environment(
         loader=jinja2.PackageLoader("compll._templates", ""),
         undefined=jinja2.StrictUndefined,

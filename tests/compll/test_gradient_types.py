@@ -6,6 +6,7 @@ import ctypes
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -37,7 +38,7 @@ def codec(name: str, backend: str) -> api.Codec:
     with mock.patch.object(builder, "FLAGS", FLAGS):
         c = compll.compile(name, backend)
         for element in types.GRADIENTS if backend == "cpp" else ():
-            c._library.of(element)  # type: ignore[attr-defined]
+            c._library.of(types.dtype(element))  # type: ignore[attr-defined]
     return c
 
 
@@ -179,7 +180,10 @@ def test_a_batch_may_mix_types_and_keeps_its_order(backend: str) -> None:
         assert same_bits(r.value.numpy(), c.encode(wide(g), state=c.new_state(len(g))))
 
 
-def test_libraries_for_16_bits_are_built_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_for_16_bits_are_built_when_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COMPLL_CACHE", str(tmp_path))
     built: list[types.Elem] = []
     real = driver.unit_of
 
@@ -274,10 +278,10 @@ def test_arrays_and_tensors_on_a_gpu_keep_their_types(monkeypatch: pytest.Monkey
     with pytest.raises(ParameterError, match="CuPy has no bfloat16: give out=, a tensor"):
         gpu.decode(payload, 1500, dtype="bfloat16")
     x = short("bfloat16", 30)
-    bits_, wrap = arrays._from_dlpack(x, "x")
+    bits_, wrap = arrays._from_dlpack(x, "x", "bfloat16")
     assert same_bits(np.asarray(bits_), bits(x))
     monkeypatch.setattr(torch, "from_dlpack", lambda a: torch.from_numpy(np.array(a)))
-    _, wrap = arrays._from_dlpack(x, "x")
+    _, wrap = arrays._from_dlpack(x, "x", "bfloat16")
     assert torch.equal(wrap(bits_.view(np.uint16)), x)
 
 
