@@ -18,6 +18,19 @@ inline UInt32 magnitude(Float x) { return bits_of(x) & 0x7fffffffu; }  // greate
 inline Mask not_finite(UInt32 magnitude) { return ge(magnitude, splat<UInt32>(0x7f800000u)); }
 inline int64_t align(int64_t at, int64_t to) { return (at + to - 1) / to * to; }
 
+// Do `body(row, block)` for each vector of a tile of `count` elements; a last tile's loop is not unrolled, since it
+// runs once and would take as long to compile as the one for all others.
+template <bool FULL, class F> __attribute__((always_inline)) inline void each_block([[maybe_unused]] int count, F body) {
+    if constexpr (FULL) {
+        for (int row = 0; row < ROWS; ++row)
+#pragma GCC unroll 8
+            for (int block = 0; block < BLOCKS; ++block) body(row, block);
+    } else {
+        for (int row = 0; row < ROWS; ++row)
+            for (int block = 0; block < BLOCKS && row * LANES + block * WIDTH < count; ++block) body(row, block);
+    }
+}
+
 // Memory of the caller, given out piece by piece; without any, it counts what would be given.
 struct Arena {
     char* base;
