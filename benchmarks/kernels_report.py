@@ -151,9 +151,9 @@ def _overhead(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Calls and compiling",
         "",
-        "A call with no elements, for which the kernel has nothing to do: of the library's C function, and",
+        "A call for 64 elements, whose kernel takes next to nothing: of the library's C function, and",
         "of Python's method with `out=`, that C function included. `compll.compile` with an empty cache,",
-        "and with the library in it, in a process that has compiled before.",
+        "and with the codec in it, in a process that has compiled before.",
         "",
         "| codec | C encode, us | decode | decode_add | Python encode, us | decode | decode_add "
         "| cold, s | cached, ms |",

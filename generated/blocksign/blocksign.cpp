@@ -143,11 +143,8 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
@@ -165,8 +162,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             put_bits(o_negative + at / 8, FULL ? ne(t2, Int32{}) : ne(t2, Int32{}) & first_lanes(live));
             store<FULL>(k.new_residual + tile * TILE + at, t10, live);
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
@@ -231,15 +227,12 @@ struct DecodeFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_negative = c_negative;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
@@ -247,8 +240,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -305,17 +297,14 @@ struct DecodeAddFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_negative = c_negative;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
@@ -326,8 +315,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t4 = u_scale * t3;
             const Float t5 = v_gradient + t4;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t5), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -484,11 +472,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
@@ -506,8 +491,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
             put_bits(o_negative + at / 8, FULL ? ne(t3, Int32{}) : ne(t3, Int32{}) & first_lanes(live));
             store<FULL>(k.new_residual + tile * TILE + at, t11, live);
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }

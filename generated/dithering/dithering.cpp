@@ -141,11 +141,8 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
@@ -165,8 +162,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<true>(o_level + at, FULL ? t11 : t11 & first_lanes(live), WIDTH);
             put_bits(o_negative + at / 8, FULL ? ne(t13, Int32{}) : ne(t13, Int32{}) & first_lanes(live));
-        }
-    }
+    });
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
@@ -235,18 +231,15 @@ struct DecodeFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     alignas(64) uint8_t c_level[TILE];
     unpack<3, FULL>(c_level, k.f_level + tile * (LANES * 3), count);
     const auto* in_negative = c_negative;
     const auto* in_level = c_level;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
             const Int32 v_level = load<Int32, true>(in_level + at, live);
@@ -262,8 +255,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Float t9 = splat<Float>(get<float>(k.f_top + uint64_t(tile * TILE + at) / 512 * sizeof(float)));
             const Float t10 = t8 * t9;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -324,7 +316,7 @@ struct DecodeAddFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
@@ -333,11 +325,8 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_negative = c_negative;
     const auto* in_level = c_level;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
@@ -356,8 +345,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t11 = u_scale * t10;
             const Float t12 = v_gradient + t11;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t12), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -530,11 +518,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = absolute(t0);
@@ -554,8 +539,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
             store<true>(o_level + at, FULL ? t12 : t12 & first_lanes(live), WIDTH);
             put_bits(o_negative + at / 8, FULL ? ne(t14, Int32{}) : ne(t14, Int32{}) & first_lanes(live));
-        }
-    }
+    });
     pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);

@@ -80,18 +80,15 @@ struct EncodeAddOf0 {
     template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     uint8_t room_negative[LANES] = {};
     uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     Float a_scale_add[BLOCKS];
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
@@ -104,22 +101,18 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (row == 0) a_scale_add[block] = t1;
             else if (FULL) a_scale_add[block] = EncodeAddOf0{}(a_scale_add[block], t1);
             else a_scale_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_scale_add[block], t1, live), a_scale_add[block]);
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     k.scale_add_tiles[tile] = fold<FULL>(a_scale_add, count < LANES ? count : LANES, EncodeAddOf0{});
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale_);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
@@ -132,8 +125,7 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Mask t6 = le(t5, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t7 = select(t6, t4, splat<Float>(0x0.0p+0f));
             store<FULL>(k.new_residual + tile * TILE + at, t7, live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -212,24 +204,20 @@ struct DecodeFrame {
     float scale_1_;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_negative = c_negative;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
             const Float t1 = -u_scale_1;
             const Float t2 = select(t0, t1, u_scale_1);
             store<FULL>(k.gradient + tile * TILE + at, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -286,18 +274,15 @@ struct DecodeAddFrame {
     float scale_1_;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_negative = c_negative;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
@@ -307,8 +292,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t3 = u_scale * t2;
             const Float t4 = v_gradient + t3;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t4), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -386,7 +370,7 @@ struct HopAddOf0 {
     template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
-template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_scale_1 = splat<Float>(k.received_scale_1_);
     alignas(64) uint8_t c_received_negative[TILE];
@@ -398,11 +382,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const auto* in_residual = k.s_residual + tile * TILE;
     Float a_scale_add[BLOCKS];
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_negative = load<Int32, true>(in_received_negative + at, live);
@@ -421,14 +402,13 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             if (row == 0) a_scale_add[block] = t6;
             else if (FULL) a_scale_add[block] = HopAddOf0{}(a_scale_add[block], t6);
             else a_scale_add[block] = select(first_lanes(live), HopAddOf0{}(a_scale_add[block], t6, live), a_scale_add[block]);
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     k.scale_add_tiles[tile] = fold<FULL>(a_scale_add, count < LANES ? count : LANES, HopAddOf0{});
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_scale_1 = splat<Float>(k.received_scale_1_);
     const Float u_scale_2 = splat<Float>(k.scale_);
@@ -437,11 +417,8 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_negative = c_received_negative;
     const auto* in_residual = k.s_residual + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_negative = load<Int32, true>(in_received_negative + at, live);
@@ -460,8 +437,7 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
             const Mask t11 = le(t10, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t12 = select(t11, t9, splat<Float>(0x0.0p+0f));
             store<FULL>(k.new_residual + tile * TILE + at, t12, live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

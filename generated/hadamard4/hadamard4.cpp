@@ -89,13 +89,10 @@ struct EncodeGreaterOf0 {
     template <class T> T operator()(T a, T b, int = WIDTH) const { return greater_of_positives(a, b); }
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Mask t0 = lt(position, u_n_Int64);
@@ -105,32 +102,24 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Mask t4 = both(first_lanes(live), negation(t0));
             const Float t5 = select(t0, t3, splat<Float>(0x0.0p+0f));
             store<FULL>(k.v_g + tile * TILE + at, t5, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-        }
-    }
+    });
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-2)));
@@ -145,16 +134,12 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_a_1 + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-3)));
@@ -169,16 +154,12 @@ template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] c
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_b_1 + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void encode_pass4(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void encode_pass4(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-5)));
@@ -193,16 +174,12 @@ template <bool FULL> inline void encode_pass4(EncodeFrame& k, [[maybe_unused]] c
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_c + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void encode_pass5(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void encode_pass5(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-9)));
@@ -217,8 +194,7 @@ template <bool FULL> inline void encode_pass5(EncodeFrame& k, [[maybe_unused]] c
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_d + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
 
@@ -289,11 +265,8 @@ inline void encode_pass6_span(EncodeFrame& k, const Params& p, int64_t span, int
 template <bool FULL> inline void encode_pass6(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass6_blocks& b, int64_t tile, int count) {
     alignas(64) uint8_t o_q[TILE];
     if (!FULL) std::memset(o_q, 0, TILE);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
@@ -316,8 +289,7 @@ template <bool FULL> inline void encode_pass6(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t17 = t16 + splat<Int32>(INT64_C(8));
             const Int32 t18 = widen<Int32>(t17);
             store<true>(o_q + at, FULL ? t18 : t18 & first_lanes(live), WIDTH);
-        }
-    }
+    });
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);
 }
 
@@ -449,13 +421,10 @@ struct DecodeFrame {
     float* v_d;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = u_n_Int64 + widen<Int64>(splat<Int32>(INT64_C(31)));
@@ -492,16 +461,12 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Float t31 = t19 * t30;
             const Float t32 = t14 + t31;
             store<FULL>(k.v_a_1 + tile * TILE + at, t32, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-3)));
@@ -516,16 +481,12 @@ template <bool FULL> inline void decode_pass1(DecodeFrame& k, [[maybe_unused]] c
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_b_1 + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-5)));
@@ -540,16 +501,12 @@ template <bool FULL> inline void decode_pass2(DecodeFrame& k, [[maybe_unused]] c
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_c + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass3(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_pass3(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-9)));
@@ -564,16 +521,12 @@ template <bool FULL> inline void decode_pass3(DecodeFrame& k, [[maybe_unused]] c
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_d + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass4(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_pass4(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
@@ -588,8 +541,7 @@ template <bool FULL> inline void decode_pass4(DecodeFrame& k, [[maybe_unused]] c
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -698,13 +650,10 @@ struct DecodeAddFrame {
     float* v_d;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = u_n_Int64 + widen<Int64>(splat<Int32>(INT64_C(31)));
@@ -741,16 +690,12 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t31 = t19 * t30;
             const Float t32 = t14 + t31;
             store<FULL>(k.v_a_1 + tile * TILE + at, t32, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-3)));
@@ -765,16 +710,12 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_b_1 + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_add_pass2(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass2(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-5)));
@@ -789,16 +730,12 @@ template <bool FULL> inline void decode_add_pass2(DecodeAddFrame& k, [[maybe_unu
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_c + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_add_pass3(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass3(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-9)));
@@ -813,18 +750,14 @@ template <bool FULL> inline void decode_add_pass3(DecodeAddFrame& k, [[maybe_unu
             const Float t9 = t6 * t8;
             const Float t10 = t1 + t9;
             store<FULL>(k.v_d + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_add_pass4(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass4(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
@@ -842,8 +775,7 @@ template <bool FULL> inline void decode_add_pass4(DecodeAddFrame& k, [[maybe_unu
             const Float t11 = u_scale * t10;
             const Float t12 = v_gradient + t11;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t12), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

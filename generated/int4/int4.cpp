@@ -133,11 +133,8 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     if (!FULL) std::memset(o_q, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
@@ -150,8 +147,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t7 = widen<Int32>(t6);
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<true>(o_q + at, FULL ? t7 : t7 & first_lanes(live), WIDTH);
-        }
-    }
+    });
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
@@ -213,15 +209,12 @@ struct DecodeFrame {
     uint8_t* f_q;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     alignas(64) uint8_t c_q[TILE];
     unpack<4, FULL>(c_q, k.f_q + tile * (LANES * 4), count);
     const auto* in_q = c_q;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_q = load<Int32, true>(in_q + at, live);
             const Int32 t0 = v_q - splat<Int32>(INT64_C(8));
@@ -229,8 +222,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
             const Float t3 = t1 * t2;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -287,17 +279,14 @@ struct DecodeAddFrame {
     uint8_t* f_q;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     alignas(64) uint8_t c_q[TILE];
     unpack<4, FULL>(c_q, k.f_q + tile * (LANES * 4), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_q = c_q;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_q = load<Int32, true>(in_q + at, live);
@@ -308,8 +297,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t4 = u_scale * t3;
             const Float t5 = v_gradient + t4;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t5), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -456,11 +444,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     alignas(64) uint8_t o_q[TILE];
     if (!FULL) std::memset(o_q, 0, TILE);
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
@@ -473,8 +458,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 t8 = widen<Int32>(t7);
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
             store<true>(o_q + at, FULL ? t8 : t8 & first_lanes(live), WIDTH);
-        }
-    }
+    });
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }

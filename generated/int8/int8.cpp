@@ -131,11 +131,8 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
@@ -144,8 +141,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t3 = saturate<Int32>(t2, INT64_C(-128), INT64_C(127));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t3, live);
-        }
-    }
+    });
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -206,21 +202,17 @@ struct DecodeFrame {
     uint8_t* f_q;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_q = reinterpret_cast<const int8_t*>(k.f_q) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_q = load<Int32, FULL>(in_q + at, live);
             const Float t0 = widen<Float>(v_q);
             const Float t1 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t2 = t0 * t1;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -277,15 +269,12 @@ struct DecodeAddFrame {
     uint8_t* f_q;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_q = reinterpret_cast<const int8_t*>(k.f_q) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_q = load<Int32, FULL>(in_q + at, live);
@@ -295,8 +284,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t3 = u_scale * t2;
             const Float t4 = v_gradient + t3;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t4), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -432,11 +420,8 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
@@ -445,8 +430,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 t4 = saturate<Int32>(t3, INT64_C(-128), INT64_C(127));
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t4, live);
-        }
-    }
+    });
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 

@@ -134,11 +134,8 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     if (!FULL) std::memset(o_code, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
@@ -153,8 +150,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t9 = saturate<Int32>(t8, INT64_C(0), INT64_C(15));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<true>(o_code + at, FULL ? t9 : t9 & first_lanes(live), WIDTH);
-        }
-    }
+    });
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
@@ -217,15 +213,12 @@ struct DecodeFrame {
     uint8_t* f_code;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     alignas(64) uint8_t c_code[TILE];
     unpack<4, FULL>(c_code, k.f_code + tile * (LANES * 4), count);
     const auto* in_code = c_code;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_code = load<Int32, true>(in_code + at, live);
             const Float t0 = lookup<Float>(decode_value_table, v_code);
@@ -238,8 +231,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
             const Float t8 = t0 * t7;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t8), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -297,17 +289,14 @@ struct DecodeAddFrame {
     uint8_t* f_code;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     alignas(64) uint8_t c_code[TILE];
     unpack<4, FULL>(c_code, k.f_code + tile * (LANES * 4), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_code = c_code;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_code = load<Int32, true>(in_code + at, live);
@@ -323,8 +312,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t9 = u_scale * t8;
             const Float t10 = v_gradient + t9;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -479,11 +467,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     alignas(64) uint8_t o_code[TILE];
     if (!FULL) std::memset(o_code, 0, TILE);
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = absolute(t0);
@@ -498,8 +483,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Int32 t10 = saturate<Int32>(t9, INT64_C(0), INT64_C(15));
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
             store<true>(o_code + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
-        }
-    }
+    });
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }

@@ -66,18 +66,15 @@ struct EncodeFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     uint8_t room_negative[LANES] = {};
     uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
@@ -94,8 +91,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_exponent) + tile * TILE + at, t8, live);
             put_bits(o_negative + at / 8, FULL ? ne(t10, Int32{}) : ne(t10, Int32{}) & first_lanes(live));
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
@@ -159,16 +155,13 @@ struct DecodeFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_negative = c_negative;
     const auto* in_exponent = reinterpret_cast<const uint8_t*>(k.f_exponent) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
             const Int32 v_exponent = load<Int32, FULL>(in_exponent + at, live);
@@ -181,8 +174,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Float t6 = -t5;
             const Float t7 = select(t0, t6, t5);
             store<FULL>(k.gradient + tile * TILE + at, canonical(t7), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -238,18 +230,15 @@ struct DecodeAddFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_negative = c_negative;
     const auto* in_exponent = reinterpret_cast<const uint8_t*>(k.f_exponent) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_negative = load<Int32, true>(in_negative + at, live);
@@ -265,8 +254,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t8 = u_scale * t7;
             const Float t9 = v_gradient + t8;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t9), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -328,7 +316,7 @@ struct HopFrame {
     const uint8_t* f_received_negative;
 };
 
-template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     alignas(64) uint8_t c_received_negative[TILE];
     unpack<1, FULL>(c_received_negative, k.f_received_negative + tile * (LANES * 1), count);
@@ -340,11 +328,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_negative = load<Int32, true>(in_received_negative + at, live);
@@ -373,8 +358,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             widest = over(widest, FULL ? magnitude(t9) : magnitude(t9) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_exponent) + tile * TILE + at, t18, live);
             put_bits(o_negative + at / 8, FULL ? ne(t20, Int32{}) : ne(t20, Int32{}) & first_lanes(live));
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }

@@ -149,11 +149,8 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_whole_greater[BLOCKS];
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
@@ -161,20 +158,16 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (row == 0) a_whole_greater[block] = t0;
             else if (FULL) a_whole_greater[block] = EncodeGreaterOf0{}(a_whole_greater[block], t0);
             else a_whole_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_whole_greater[block], t0, live), a_whole_greater[block]);
-        }
-    }
+    });
     k.whole_greater_tiles[tile] = fold<FULL>(a_whole_greater, count < LANES ? count : LANES, EncodeGreaterOf0{});
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_whole = splat<Float>(k.whole_);
     const auto* in_s_greater_stored = k.v_s_greater_stored + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_s_greater_stored = load<Float, FULL>(in_s_greater_stored + at, live);
             const Float t0 = divide(v_s_greater_stored, splat<Float>(0x1.8000000000000p+2f));
@@ -198,20 +191,16 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
             const Int32 t19 = widen<Int32>(t18);
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t19, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_whole = splat<Float>(k.whole_);
     alignas(64) uint8_t o_code[TILE];
     if (!FULL) std::memset(o_code, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = divide(v_gradient, u_whole);
@@ -226,8 +215,7 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t9 = t4 + t8;
             const Int32 t10 = saturate<Int32>(t9, INT64_C(0), INT64_C(15));
             store<true>(o_code + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
-        }
-    }
+    });
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
 }
 
@@ -316,16 +304,13 @@ struct DecodeFrame {
     float whole_1_;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_whole_1 = splat<Float>(k.whole_1_);
     alignas(64) uint8_t c_code[TILE];
     unpack<4, FULL>(c_code, k.f_code + tile * (LANES * 4), count);
     const auto* in_code = c_code;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_code = load<Int32, true>(in_code + at, live);
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
@@ -346,8 +331,7 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Float t15 = t7 * t14;
             const Float t16 = t15 * u_whole_1;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t16), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -407,18 +391,15 @@ struct DecodeAddFrame {
     float whole_1_;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_whole_1 = splat<Float>(k.whole_1_);
     alignas(64) uint8_t c_code[TILE];
     unpack<4, FULL>(c_code, k.f_code + tile * (LANES * 4), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_code = c_code;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_code = load<Int32, true>(in_code + at, live);
@@ -442,8 +423,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t17 = u_scale * t16;
             const Float t18 = v_gradient + t17;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t18), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -623,11 +603,8 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
     Float a_whole_greater[BLOCKS];
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = absolute(t0);
@@ -635,20 +612,16 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             if (row == 0) a_whole_greater[block] = t1;
             else if (FULL) a_whole_greater[block] = HopGreaterOf0{}(a_whole_greater[block], t1);
             else a_whole_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_whole_greater[block], t1, live), a_whole_greater[block]);
-        }
-    }
+    });
     k.whole_greater_tiles[tile] = fold<FULL>(a_whole_greater, count < LANES ? count : LANES, HopGreaterOf0{});
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_whole = splat<Float>(k.whole_);
     const auto* in_s_greater_stored = k.v_s_greater_stored + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_s_greater_stored = load<Float, FULL>(in_s_greater_stored + at, live);
             const Float t0 = divide(v_s_greater_stored, splat<Float>(0x1.8000000000000p+2f));
@@ -672,11 +645,10 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
             const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
             const Int32 t19 = widen<Int32>(t18);
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t19, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass2(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_whole_1 = splat<Float>(k.received_whole_1_);
     const Float u_whole = splat<Float>(k.whole_);
@@ -686,11 +658,8 @@ template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const P
     if (!FULL) std::memset(o_code, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_code = c_received_code;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
@@ -725,8 +694,7 @@ template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const P
             const Int32 t28 = t23 + t27;
             const Int32 t29 = saturate<Int32>(t28, INT64_C(0), INT64_C(15));
             store<true>(o_code + at, FULL ? t29 : t29 & first_lanes(live), WIDTH);
-        }
-    }
+    });
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
 }
 

@@ -102,7 +102,7 @@ struct EncodeAddOf2 {
     template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     uint8_t room_bit[LANES] = {};
     uint8_t* const o_bit = FULL ? k.f_bit + tile * LANES : room_bit;
     const auto* in_gradient = k.gradient + tile * TILE;
@@ -111,11 +111,8 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     Float a_up_add[BLOCKS];
     Float a_down_add[BLOCKS];
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
@@ -135,8 +132,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (row == 0) a_down_add[block] = t4;
             else if (FULL) a_down_add[block] = EncodeAddOf2{}(a_down_add[block], t4);
             else a_down_add[block] = select(first_lanes(live), EncodeAddOf2{}(a_down_add[block], t4, live), a_down_add[block]);
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.f_bit + tile * LANES, room_bit, (count + 7) / 8);
     k.ups_tiles[tile] = fold<FULL>(a_ups, count < LANES ? count : LANES, EncodeAddOf0{});
     k.up_add_tiles[tile] = fold<FULL>(a_up_add, count < LANES ? count : LANES, EncodeAddOf1{});
@@ -144,16 +140,13 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_up = splat<Float>(k.up_);
     const Float u_down = splat<Float>(k.down_);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
@@ -165,8 +158,7 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Mask t5 = le(t4, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t6 = select(t5, t3, splat<Float>(0x0.0p+0f));
             store<FULL>(k.new_residual + tile * TILE + at, t6, live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -258,24 +250,20 @@ struct DecodeFrame {
     float down_1_;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_up_1 = splat<Float>(k.up_1_);
     const Float u_down_1 = splat<Float>(k.down_1_);
     alignas(64) uint8_t c_bit[TILE];
     unpack<1, FULL>(c_bit, k.f_bit + tile * (LANES * 1), count);
     const auto* in_bit = c_bit;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_bit = load<Int32, true>(in_bit + at, live);
             const Mask t0 = ne(v_bit, splat<Int32>(INT64_C(0)));
             const Float t1 = select(t0, u_up_1, u_down_1);
             store<FULL>(k.gradient + tile * TILE + at, canonical(t1), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -336,7 +324,7 @@ struct DecodeAddFrame {
     float down_1_;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_up_1 = splat<Float>(k.up_1_);
     const Float u_down_1 = splat<Float>(k.down_1_);
@@ -344,11 +332,8 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     unpack<1, FULL>(c_bit, k.f_bit + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_bit = c_bit;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_bit = load<Int32, true>(in_bit + at, live);
@@ -357,8 +342,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t2 = u_scale * t1;
             const Float t3 = v_gradient + t2;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -461,7 +445,7 @@ struct HopAddOf2 {
     template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
-template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_up_1 = splat<Float>(k.received_up_1_);
     const Float u_received_down_1 = splat<Float>(k.received_down_1_);
@@ -476,11 +460,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     Float a_up_add[BLOCKS];
     Float a_down_add[BLOCKS];
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_bit = load<Int32, true>(in_received_bit + at, live);
@@ -505,8 +486,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             if (row == 0) a_down_add[block] = t8;
             else if (FULL) a_down_add[block] = HopAddOf2{}(a_down_add[block], t8);
             else a_down_add[block] = select(first_lanes(live), HopAddOf2{}(a_down_add[block], t8, live), a_down_add[block]);
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.f_bit + tile * LANES, room_bit, (count + 7) / 8);
     k.ups_tiles[tile] = fold<FULL>(a_ups, count < LANES ? count : LANES, HopAddOf0{});
     k.up_add_tiles[tile] = fold<FULL>(a_up_add, count < LANES ? count : LANES, HopAddOf1{});
@@ -514,7 +494,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_up_1 = splat<Float>(k.received_up_1_);
     const Float u_received_down_1 = splat<Float>(k.received_down_1_);
@@ -525,11 +505,8 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_received_bit = c_received_bit;
     const auto* in_residual = k.s_residual + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_bit = load<Int32, true>(in_received_bit + at, live);
@@ -546,8 +523,7 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
             const Mask t9 = le(t8, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t10 = select(t9, t7, splat<Float>(0x0.0p+0f));
             store<FULL>(k.new_residual + tile * TILE + at, t10, live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -64,16 +64,13 @@ struct EncodeFrame {
     uint8_t* f_value;
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
     const Float u_ratio = splat<Float>(p.ratio_);
     UInt32 r_key0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_words(r_key0[block], k.shared_seed, 0, tile, block * WIDTH);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position * u_n_Int64;
@@ -90,23 +87,18 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int64 t11 = random_int(r_key0[block][row], t7, t10);
             const Float t12 = gather<Float>(k.gradient, k.n, t11, first_lanes(live), k.outside);
             store<FULL>(reinterpret_cast<float*>(k.f_value) + tile * TILE + at, canonical(t12), live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-        }
-    }
+    });
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -180,16 +172,13 @@ struct DecodeFrame {
     int64_t* v_gradient_scatter_index;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
     const Float u_ratio = splat<Float>(p.ratio_);
     UInt32 r_key0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_words(r_key0[block], k.shared_seed, 0, tile, block * WIDTH);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position * u_n_Int64;
@@ -205,36 +194,27 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const Int64 t10 = divide(t9, t6);
             const Int64 t11 = random_int(r_key0[block][row], t7, t10);
             store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t11, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             store<FULL>(k.gradient + tile * TILE + at, canonical(splat<Float>(0x0.0p+0f)), live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_value = reinterpret_cast<const float*>(k.f_value) + tile * TILE;
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_value = load<Float, FULL>(in_value + at, live);
             const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
             scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(v_value), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -312,16 +292,13 @@ struct DecodeAddFrame {
     int64_t* v_gradient_index;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
     const Float u_ratio = splat<Float>(p.ratio_);
     UInt32 r_key0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_words(r_key0[block], k.shared_seed, 0, tile, block * WIDTH);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position * u_n_Int64;
@@ -337,19 +314,15 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Int64 t10 = divide(t9, t6);
             const Int64 t11 = random_int(r_key0[block][row], t7, t10);
             store<FULL>(k.v_gradient_index + tile * TILE + at, t11, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_value = reinterpret_cast<const float*>(k.f_value) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Float v_value = load<Float, FULL>(in_value + at, live);
@@ -357,8 +330,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
             const Float t1 = u_scale * v_value;
             const Float t2 = t0 + t1;
             scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

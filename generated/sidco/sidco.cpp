@@ -127,16 +127,13 @@ struct EncodeAddOf3 {
     template <class T> T operator()(T a, T b, int = WIDTH) const { return (a + b); }
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_threshold_add[BLOCKS];
     Float a_threshold_greater[BLOCKS];
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
@@ -147,23 +144,19 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (row == 0) a_threshold_greater[block] = t0;
             else if (FULL) a_threshold_greater[block] = EncodeGreaterOf1{}(a_threshold_greater[block], t0);
             else a_threshold_greater[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_threshold_greater[block], t0, live), a_threshold_greater[block]);
-        }
-    }
+    });
     k.threshold_add_tiles[tile] = fold<FULL>(a_threshold_add, count < LANES ? count : LANES, EncodeAddOf0{});
     k.threshold_greater_tiles[tile] = fold<FULL>(a_threshold_greater, count < LANES ? count : LANES, EncodeGreaterOf1{});
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold = splat<Float>(k.threshold_);
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_over_add[BLOCKS];
     Int32 a_over_add_1[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
@@ -177,22 +170,18 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             if (row == 0) a_over_add_1[block] = t4;
             else if (FULL) a_over_add_1[block] = EncodeAddOf3{}(a_over_add_1[block], t4);
             else a_over_add_1[block] = select(first_lanes(live), EncodeAddOf3{}(a_over_add_1[block], t4, live), a_over_add_1[block]);
-        }
-    }
+    });
     k.over_add_tiles[tile] = fold<FULL>(a_over_add, count < LANES ? count : LANES, EncodeAddOf2{});
     k.over_add_1_tiles[tile] = fold<FULL>(a_over_add_1, count < LANES ? count : LANES, EncodeAddOf3{});
 }
 
-template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold_2 = splat<Float>(k.threshold_2_);
     uint8_t room_index_filter_mask[LANES] = {};
     uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
     const auto* in_gradient = k.gradient + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
@@ -203,18 +192,14 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Mask t5 = both(t3, t4);
             const Int32 t6 = widen<Int32>(bit(t5));
             put_bits(o_index_filter_mask + at / 8, FULL ? ne(t6, Int32{}) : ne(t6, Int32{}) & first_lanes(live));
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
 }
 
-template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_index_filter = load<Int64, FULL>(in_index_filter + at, live);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
@@ -222,8 +207,7 @@ template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] c
             const Float t2 = gather<Float>(k.gradient, k.n, t1, first_lanes(live), k.outside);
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
             store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -344,47 +328,35 @@ struct DecodeFrame {
     int64_t* v_gradient_scatter_index;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
             const Int64 t0 = widen<Int64>(v_index);
             store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             store<FULL>(k.gradient + tile * TILE + at, canonical(splat<Float>(0x0.0p+0f)), live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
             const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
             scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(v_field1), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -469,30 +441,23 @@ struct DecodeAddFrame {
     int64_t* v_gradient_index;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
             const Int64 t0 = widen<Int64>(v_index);
             store<FULL>(k.v_gradient_index + tile * TILE + at, t0, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
@@ -500,8 +465,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
             const Float t1 = u_scale * v_field1;
             const Float t2 = t0 + t1;
             scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

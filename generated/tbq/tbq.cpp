@@ -67,18 +67,15 @@ struct EncodeFrame {
     float* new_residual;
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold = splat<Float>(p.threshold_);
     alignas(64) uint8_t o_code[TILE];
     if (!FULL) std::memset(o_code, 0, TILE);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
@@ -99,8 +96,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<true>(o_code + at, FULL ? t6 : t6 & first_lanes(live), WIDTH);
             store<FULL>(k.new_residual + tile * TILE + at, t13, live);
-        }
-    }
+    });
     pack<2, FULL>(k.f_code + tile * (LANES * 2), o_code, count);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
@@ -163,24 +159,20 @@ struct DecodeFrame {
     uint8_t* f_code;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold = splat<Float>(p.threshold_);
     alignas(64) uint8_t c_code[TILE];
     unpack<2, FULL>(c_code, k.f_code + tile * (LANES * 2), count);
     const auto* in_code = c_code;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_code = load<Int32, true>(in_code + at, live);
             const Int32 t0 = v_code - splat<Int32>(INT64_C(1));
             const Float t1 = widen<Float>(t0);
             const Float t2 = t1 * u_threshold;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -234,18 +226,15 @@ struct DecodeAddFrame {
     uint8_t* f_code;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_threshold = splat<Float>(p.threshold_);
     alignas(64) uint8_t c_code[TILE];
     unpack<2, FULL>(c_code, k.f_code + tile * (LANES * 2), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_code = c_code;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_code = load<Int32, true>(in_code + at, live);
@@ -255,8 +244,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t3 = u_scale * t2;
             const Float t4 = v_gradient + t3;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t4), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -317,7 +305,7 @@ struct HopFrame {
     float* new_residual;
 };
 
-template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_threshold = splat<Float>(p.threshold_);
     alignas(64) uint8_t c_received_code[TILE];
@@ -328,11 +316,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const auto* in_received_code = c_received_code;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
@@ -359,8 +344,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             widest = over(widest, FULL ? magnitude(t4) : magnitude(t4) & (UInt32)first_lanes(live));
             store<true>(o_code + at, FULL ? t11 : t11 & first_lanes(live), WIDTH);
             store<FULL>(k.new_residual + tile * TILE + at, t18, live);
-        }
-    }
+    });
     pack<2, FULL>(k.f_code + tile * (LANES * 2), o_code, count);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }

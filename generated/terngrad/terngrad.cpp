@@ -93,16 +93,13 @@ struct EncodeGreaterOf1 {
     template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_low[BLOCKS];
     Float a_high[BLOCKS];
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
@@ -112,14 +109,13 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (row == 0) a_high[block] = v_gradient;
             else if (FULL) a_high[block] = EncodeGreaterOf1{}(a_high[block], v_gradient);
             else a_high[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_high[block], v_gradient, live), a_high[block]);
-        }
-    }
+    });
     k.low_tiles[tile] = fold<FULL>(a_low, count < LANES ? count : LANES, EncodeSmallerOf0{});
     k.high_tiles[tile] = fold<FULL>(a_high, count < LANES ? count : LANES, EncodeGreaterOf1{});
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_low = splat<Float>(k.low_);
     const Float u_gap = splat<Float>(k.gap_);
     alignas(64) uint8_t o_level[TILE];
@@ -127,11 +123,8 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = v_gradient - u_low;
@@ -139,8 +132,7 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Float t2 = stochastic_round(r0[block][row], t1);
             const Int32 t3 = saturate<Int32>(t2, INT64_C(0), INT64_C(3));
             store<true>(o_level + at, FULL ? t3 : t3 & first_lanes(live), WIDTH);
-        }
-    }
+    });
     pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, count);
 }
 
@@ -234,25 +226,21 @@ struct DecodeFrame {
     float gap_1_;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_gap_1 = splat<Float>(k.gap_1_);
     const Float u_low_1 = splat<Float>(k.low_1_);
     alignas(64) uint8_t c_level[TILE];
     unpack<2, FULL>(c_level, k.f_level + tile * (LANES * 2), count);
     const auto* in_level = c_level;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_level = load<Int32, true>(in_level + at, live);
             const Float t0 = widen<Float>(v_level);
             const Float t1 = t0 * u_gap_1;
             const Float t2 = t1 + u_low_1;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -320,7 +308,7 @@ struct DecodeAddFrame {
     float gap_1_;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_gap_1 = splat<Float>(k.gap_1_);
     const Float u_low_1 = splat<Float>(k.low_1_);
@@ -328,11 +316,8 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     unpack<2, FULL>(c_level, k.f_level + tile * (LANES * 2), count);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_level = c_level;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_level = load<Int32, true>(in_level + at, live);
@@ -342,8 +327,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             const Float t3 = u_scale * t2;
             const Float t4 = v_gradient + t3;
             store<FULL>(k.gradient + tile * TILE + at, canonical(t4), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -442,7 +426,7 @@ struct HopGreaterOf1 {
     template <class T> T operator()(T a, T b, int = WIDTH) const { return (greater(a, b)); }
 };
 
-template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_gap_1 = splat<Float>(k.received_gap_1_);
     const Float u_received_low_1 = splat<Float>(k.received_low_1_);
@@ -453,11 +437,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     Float a_low[BLOCKS];
     Float a_high[BLOCKS];
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_level = load<Int32, true>(in_received_level + at, live);
@@ -473,14 +454,13 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             if (row == 0) a_high[block] = t4;
             else if (FULL) a_high[block] = HopGreaterOf1{}(a_high[block], t4);
             else a_high[block] = select(first_lanes(live), HopGreaterOf1{}(a_high[block], t4, live), a_high[block]);
-        }
-    }
+    });
     k.low_tiles[tile] = fold<FULL>(a_low, count < LANES ? count : LANES, HopSmallerOf0{});
     k.high_tiles[tile] = fold<FULL>(a_high, count < LANES ? count : LANES, HopGreaterOf1{});
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_gap_1 = splat<Float>(k.received_gap_1_);
     const Float u_received_low_1 = splat<Float>(k.received_low_1_);
@@ -494,11 +474,8 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
     const auto* in_received_level = c_received_level;
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_level = load<Int32, true>(in_received_level + at, live);
@@ -512,8 +489,7 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
             const Float t7 = stochastic_round(r0[block][row], t6);
             const Int32 t8 = saturate<Int32>(t7, INT64_C(0), INT64_C(3));
             store<true>(o_level + at, FULL ? t8 : t8 & first_lanes(live), WIDTH);
-        }
-    }
+    });
     pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, count);
 }
 

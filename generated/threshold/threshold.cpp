@@ -97,18 +97,15 @@ struct EncodeFrame {
     int64_t* index_filter_first;
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold = splat<Float>(p.threshold_);
     uint8_t room_index_filter_mask[LANES] = {};
     uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
@@ -120,20 +117,16 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Int32 t5 = widen<Int32>(bit(t4));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             put_bits(o_index_filter_mask + at / 8, FULL ? ne(t5, Int32{}) : ne(t5, Int32{}) & first_lanes(live));
-        }
-    }
+    });
     if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_index_filter = load<Int64, FULL>(in_index_filter + at, live);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
@@ -148,19 +141,15 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
             store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t8), live);
             store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t3, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
             const Int64 v_index_filter = load<Int64, FULL>(in_index_filter + at, live);
@@ -193,18 +182,14 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Mask t26 = both(first_lanes(live), negation(t14));
             const Float t27 = select(t14, t25, splat<Float>(0x0.0p+0f));
             store<FULL>(k.v_residual_patch + tile * TILE + at, t27, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
@@ -214,24 +199,19 @@ template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] c
             const Mask t3 = le(t2, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t4 = select(t3, t1, splat<Float>(0x0.0p+0f));
             store<FULL>(k.new_residual + tile * TILE + at, t4, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void encode_pass4(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass4(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_residual_patch = k.v_residual_patch + tile * TILE;
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_residual_patch = load<Float, FULL>(in_residual_patch + at, live);
             const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
             scatter<FULL>(k.new_residual, v_gradient_scatter_index, v_residual_patch, live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -350,47 +330,35 @@ struct DecodeFrame {
     int64_t* v_gradient_scatter_index;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
             const Int64 t0 = widen<Int64>(v_index);
             store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             store<FULL>(k.gradient + tile * TILE + at, canonical(splat<Float>(0x0.0p+0f)), live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
             const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
             scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(v_field1), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -474,30 +442,23 @@ struct DecodeAddFrame {
     int64_t* v_gradient_index;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
             const Int64 t0 = widen<Int64>(v_index);
             store<FULL>(k.v_gradient_index + tile * TILE + at, t0, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
@@ -505,8 +466,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
             const Float t1 = u_scale * v_field1;
             const Float t2 = t0 + t1;
             scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -75,14 +75,11 @@ struct EncodeFrame {
     int64_t* index_topk_work;
 };
 
-template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
@@ -93,18 +90,14 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const UInt32 t5 = t4 ^ splat<UInt32>(4294967295u);
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(k.v_index_topk_keys + tile * TILE + at, t5, live);
-        }
-    }
+    });
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_index_topk = k.v_index_topk + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_index_topk = load<Int64, FULL>(in_index_topk + at, live);
             const UInt32 t0 = saturate<UInt32>(v_index_topk, INT64_C(0), INT64_C(4294967295));
@@ -112,8 +105,7 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Float t2 = gather<Float>(k.gradient, k.n, t1, first_lanes(live), k.outside);
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
             store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -195,47 +187,35 @@ struct DecodeFrame {
     int64_t* v_gradient_scatter_index;
 };
 
-template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
             const Int64 t0 = widen<Int64>(v_index);
             store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t0, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             store<FULL>(k.gradient + tile * TILE + at, canonical(splat<Float>(0x0.0p+0f)), live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
             const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
             scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(v_field1), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -316,30 +296,23 @@ struct DecodeAddFrame {
     int64_t* v_gradient_index;
 };
 
-template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_index = reinterpret_cast<const uint32_t*>(k.f_index) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const UInt32 v_index = load<UInt32, FULL>(in_index + at, live);
             const Int64 t0 = widen<Int64>(v_index);
             store<FULL>(k.v_gradient_index + tile * TILE + at, t0, live);
-        }
-    }
+    });
 }
 
-template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
-    for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 8
-        for (int block = 0; block < BLOCKS; ++block) {
+    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
-            if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
             const Float v_field1 = load<Float, FULL>(in_field1 + at, live);
@@ -347,8 +320,7 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
             const Float t1 = u_scale * v_field1;
             const Float t2 = t0 + t1;
             scatter<FULL>(k.gradient, v_gradient_index, canonical(t2), live);
-        }
-    }
+    });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
