@@ -1,4 +1,4 @@
-"""Scratch memory: at most n / 64 bytes and the payload's bound, but for vectors that a program has to keep."""
+"""Scratch memory: at most n / 64 bytes and the bound of the payload, but for vectors that have to be kept."""
 
 from __future__ import annotations
 
