@@ -9,7 +9,18 @@ from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter
 from compll.emit.loops import Blocks, Lanes, read_lanes, within_a_block
-from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
+from compll.emit.pieces import (
+    TILE,
+    Combine,
+    FieldText,
+    Kept,
+    Load,
+    Operation,
+    Packed,
+    PassText,
+    Reduction,
+    Step,
+)
 from compll.emit.ranges import Ranges, scalar_type
 from compll.emit.selections import Selections
 from compll.ir_text import function_text
@@ -58,7 +69,7 @@ class Emitter(Selections):
     dialect: Dialect = CPP
 
     def __init__(self, typed: ir.Function) -> None:
-        self.f = fuse(typed)
+        self.f = fuse(typed, carries=self.dialect.carries)
         self.vectors = dict(self.f.vectors) | dict.fromkeys(self.f.states, FLOAT)
         fields = (*self.f.layout, *self.f.received)
         self.lengths = {field.name: field.length for field in fields if field.length is not None}
@@ -132,6 +143,7 @@ class Emitter(Selections):
         finite = [lanes.writer.write(s.body) for s in b.sinks if isinstance(s, ir.Finite)]
         reductions = [self.reduction(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Reduce)]
         packs: list[Packed] = []
+        keeps = tuple(self.keep(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Keep))
         stores = [
             self.store(s, lanes.writer, packs) if isinstance(s, ir.Store) else self.patch(s, lanes.writer)
             for s in b.sinks
@@ -144,6 +156,7 @@ class Emitter(Selections):
             uniforms=lanes.declarations(),
             unpacks=lanes.unpacks(),
             packs=tuple(packs),
+            keeps=keeps,
             random=tuple(draw for _, draw in sorted(lanes.writer.draws.items())),
             reductions=tuple(reductions),
             loads=tuple(lanes.loads.values()),
@@ -236,6 +249,11 @@ class Emitter(Selections):
         if s.elem == FLOAT and s.target.kind in ("field", "output"):
             value = self.dialect.canonical(value)
         return self.store_plain(s, value)
+
+    def keep(self, s: ir.Keep, writer: LaneWriter) -> Kept:
+        """Return what a loop keeps of the elements where something holds."""
+        values = tuple((name, writer.write(e)) for name, e in s.carried)
+        return Kept(s.name, self.granules[s.name], writer.write(s.body), values)
 
     def bits_place(self, target: ir.Target) -> str:
         """Return where packed codes are stored; a field and a vector in scratch may have the same name."""

@@ -35,6 +35,7 @@ class CudaDialect(Dialect):
     """CUDA C++: sums of signed integers must wrap, which its compilers do not promise."""
 
     backend = "cuda"
+    carries = False
     keeps = False
 
     def live(self) -> str:

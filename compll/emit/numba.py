@@ -26,6 +26,7 @@ class Python(Dialect):
     """How the functions of `compll.backends.numba_runtime` are called."""
 
     backend = "numba"
+    carries = False
     keeps = False
     width = 32
 

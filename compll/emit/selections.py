@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from compll import ir
 from compll.emit.expressions import Dialect, ScalarWriter
-from compll.emit.pieces import TILE, Buffer, Step
+from compll.emit.pieces import CHUNK, TILE, Buffer, Step
 from compll.emit.ranges import scalar_type
 from compll.types import BOOL, INT, UINT8, Elem, arithmetic
 
@@ -35,15 +36,19 @@ class Selections(ABC):
         self.lets = {b.name: b.value for b in self.f.body if isinstance(b, ir.Let)}
         self.most = {c.name: c.most for c in self.f.counts}
         self.buffers: list[Buffer] = []
+        self.granules: dict[str, int] = {}  # what a loop keeps -> tiles of one part of it
         for b in self.f.body:
             match b:
-                case ir.Pass(_, sinks, _):
+                case ir.Pass(_, sinks, block):
                     for s in sinks:
                         if isinstance(s, ir.Store) and s.target.kind == "vector":
                             self.enter(s.target.name, s.elem, s.length)
-                case ir.Compact(name, count, _, length, limit):
+                        elif isinstance(s, ir.Keep):
+                            self.enter_kept(s, block)
+                case ir.Compact(name, count, _, length, limit, carried):
                     self.most[count] = length if limit is None else _clamped(limit, length)
-                    self.enter(name, INT, ir.Scalar(count, INT))
+                    for vector, elem in ((name, INT), *((v, read.type) for v, read in carried)):
+                        self.enter(vector, elem, ir.Scalar(count, INT))
                 case ir.Select(name, _, _, _, count, _):
                     self.enter(name, INT, count)
                 case ir.Arrange(name, _, values, length, _):
@@ -62,6 +67,18 @@ class Selections(ABC):
             words = ir.blocks(ir.apply("*", size, ir.const(elem.bits, INT)), 64)
             size, kind = ir.apply("*", words, ir.const(8, INT)), self.dialect.stored(UINT8)
         self.reserve(f"v_{name}", kind, size)
+
+    def enter_kept(self, s: ir.Keep, block: int) -> None:
+        """Reserve memory for what a loop keeps: a part for each stretch that one thread goes through."""
+        span = math.lcm(block or TILE, TILE)
+        granule = self.granules[s.name] = max(CHUNK * TILE // span, 1) * span // TILE
+        most = self.most_of(s.length)
+        parts = ir.blocks(most, granule * TILE)
+        room = ir.apply("+", most, ir.apply("*", parts, ir.const(self.dialect.width, INT)))
+        self.reserve(f"{s.name}_found", "int64_t", parts)
+        self.reserve(f"{s.name}_at", "uint32_t", room)
+        for name, e in s.carried:
+            self.reserve(f"{name}_kept", self.dialect.scalar(e.type), room)
 
     def reserve(self, member: str, kind: str, most: ir.Expr) -> None:
         """Reserve scratch memory for so many elements under a member of the frame."""
@@ -112,12 +129,13 @@ class Selections(ABC):
     def lowered(self, b: ir.Lowered) -> Iterator[Step]:
         """Yield the statements of what a selection became."""
         match b:
-            case ir.Compact(name, count, mask, length, limit):
-                first = self.work(f"{name}_first", "int64_t", self.tiles_of(length))
+            case ir.Compact(name, count, kept, length, limit, carried):
                 most = "INT64_MAX" if limit is None else self.scalar.text(limit)
-                args = f"k.v_{mask.vector}, {self.scalar.text(length)}, {most}, k.v_{name}, {first}, threads"
+                args = f"{self.scalar.text(length)}, {most}, k.{kept.vector}_found, threads"
+                args += f", k.v_{name}, k.{kept.vector}_at"
+                args += "".join(f", k.v_{vector}, k.{read.vector}_kept" for vector, read in carried)
                 self.scalars.append(self.member(count, INT))
-                yield Step("line", f"k.{count}_ = compact({args});")
+                yield Step("line", f"k.{count}_ = join<{self.granules[kept.vector]}>({args});")
                 yield from self.counted(count)
             case ir.Select(name, keys, length, k, _, block):
                 tiles = ir.apply("*", self.tiles_of(length), ir.const(2, INT))

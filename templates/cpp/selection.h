@@ -115,13 +115,25 @@ inline bool ascends(const int64_t* index, int64_t count, int64_t below) {
     return fits;
 }
 
-// --- filter: the positions of the bits that are set, the first `limit` of them ----------------------------
-struct TileBits {
-    uint64_t words[TILE / 64] = {};
-    TileBits(const uint8_t* bits, int64_t tile, int64_t length) {
-        const int64_t rest = length - tile * TILE;
-        std::memcpy(words, bits + tile * (TILE / 8), rest < TILE ? (rest + 7) / 8 : TILE / 8);
+// --- filter: passes keep what they select, in a part of memory for each `granule` of tiles -----------------
+// Those tiles one thread goes through in order.  A part has room for WIDTH elements more than can be kept.
+struct Kept {
+    int64_t& found;
+    int64_t from, count;
+    Int32 places;  // of a tile's first lanes, from the part's begin on
+    Kept(int64_t* all, int64_t tile, int64_t granule)
+        : found(all[tile / granule]), from(tile / granule * (granule * TILE + WIDTH)), count(tile % granule ? found : 0),
+          places(Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + int32_t(tile % granule * TILE)) {}
+    template <class T, class V> void put(T* parts, uint32_t bits, V x) const {
+        T* to = parts + from + count;
+#if defined(__AVX512DQ__)
+        const auto kept = __builtin_ia32_compresssi512_mask((Int32)x, Int32{}, bits);
+        std::memcpy(to, &kept, sizeof kept);
+#else
+        for (; bits; bits &= bits - 1) *to++ = x[__builtin_ctz(bits)];
+#endif
     }
+    void end() const { found = count; }
 };
 // Make of counts the sums of those before; return the sum of all.
 inline int64_t sums_before(int64_t* counts, int64_t size) {
@@ -133,24 +145,25 @@ inline int64_t sums_before(int64_t* counts, int64_t size) {
     }
     return sum;
 }
-inline int64_t compact(const uint8_t* bits, int64_t length, int64_t limit, int64_t* out, int64_t* first, int threads) {
-    const int64_t tiles = length > 0 ? (length + TILE - 1) / TILE : 0;
+inline void copy(int64_t, int64_t, int64_t) {}
+template <class T, class... Others> inline void copy(int64_t at, int64_t from, int64_t count, T* out, const T* parts, Others... others) {
+    std::memcpy(out + at, parts + from, sizeof(T) * count);
+    copy(at, from, count, others...);
+}
+// Put the parts together: the positions, and the elements of other vectors there; the first `limit` of them.
+template <int64_t GRANULE, class... Vectors>
+inline int64_t join(int64_t length, int64_t limit, int64_t* found, int threads, int64_t* out, const uint32_t* places, Vectors... vectors) {
+    constexpr int64_t PART = GRANULE * TILE;
+    const int64_t parts = length > 0 ? (length + PART - 1) / PART : 0;
     limit = limit < 0 ? 0 : limit > length ? length : limit;
-    for_tiles(tiles, threads, [&](int64_t tile) {
-        int64_t count = 0;
-        for (uint64_t word : TileBits(bits, tile, length).words) count += __builtin_popcountll(word);
-        first[tile] = count;
+    const int64_t all = sums_before(found, parts);
+    for_tiles<1>(parts, threads, [&](int64_t part) {
+        const int64_t at = found[part], end = part + 1 < parts ? found[part + 1] : all, from = part * (PART + WIDTH);
+        const int64_t count = (end < limit ? end : limit) - at;
+        for (int64_t j = 0; j < count; ++j) out[at + j] = part * PART + places[from + j];
+        if (count > 0) copy(at, from, count, vectors...);
     });
-    const int64_t found = sums_before(first, tiles);
-    for_tiles(tiles, threads, [&](int64_t tile) {
-        int64_t at = first[tile], base = tile * TILE;
-        if (at >= limit || (tile + 1 < tiles ? first[tile + 1] : found) == at) return;
-        for (uint64_t word : TileBits(bits, tile, length).words) {
-            for (; word && at < limit; word &= word - 1) out[at++] = base + __builtin_ctzll(word);
-            base += 64;
-        }
-    });
-    return found < limit ? found : limit;
+    return all < limit ? all : limit;
 }
 
 // --- keys: integers whose order is that of the elements ---------------------------------------------------
