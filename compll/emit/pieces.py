@@ -68,7 +68,7 @@ class Packed:
 class Kept:
     """What a pass keeps of the elements where `holds`: positions, and the `values` of vectors.
 
-    They lie in parts of scratch memory, one for each `granule` of tiles that one thread goes through in order.
+    They lie in parts of scratch memory, one for each `granule` of tiles: one thread goes through it in order.
     """
 
     name: str

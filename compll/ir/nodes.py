@@ -182,7 +182,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Keep the positions where `body` holds, and the elements of the `carried` vectors there: for a Compact."""
+    """Keep the positions where `body` holds, and the `carried` vectors' elements there: for a Compact."""
 
     name: str
     length: Expr
