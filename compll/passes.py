@@ -9,6 +9,7 @@ from compll import ir
 from compll.carry import carry_selected
 from compll.ir_verify import verify
 from compll.lower import GRADIENT, is_random, lower_selections, sure
+from compll.tabulate import tabulate
 from compll.types import FLOAT, INT, INT32, limits
 
 NAMED = (
@@ -331,6 +332,7 @@ PASSES: tuple[Callable[[ir.Function], ir.Function], ...] = (
     drop_unused,
     fuse_maps,
     narrow_conversions,
+    tabulate,
     lower_selections,
     carry_selected,
     store_blocks,
@@ -338,11 +340,11 @@ PASSES: tuple[Callable[[ir.Function], ir.Function], ...] = (
 )
 
 
-def fuse(f: ir.Function, *, carries: bool = False) -> ir.Function:
-    """Run all passes, verifying the function after each; `carries`: also the one that makes Keeps."""
+def fuse(f: ir.Function, *, without: Sequence[str] = ()) -> ir.Function:
+    """Run all passes but those that a backend does without, verifying the function after each."""
     verify(f, "check")
     for run in PASSES:
-        if run is not carry_selected or carries:
+        if run.__name__ not in without:
             f = verify(run(f), run.__name__)
     return f
 

@@ -69,7 +69,7 @@ class Emitter(Selections):
     dialect: Dialect = CPP
 
     def __init__(self, typed: ir.Function) -> None:
-        self.f = fuse(typed, carries=self.dialect.carries)
+        self.f = fuse(typed, without=self.dialect.without)
         self.vectors = dict(self.f.vectors) | dict.fromkeys(self.f.states, FLOAT)
         fields = (*self.f.layout, *self.f.received)
         self.lengths = {field.name: field.length for field in fields if field.length is not None}

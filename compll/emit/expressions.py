@@ -22,7 +22,7 @@ class Dialect:
 
     backend = "cpp"
     width = 16  # lanes
-    carries = True  # whether what is selected is kept as it is found, together with its values
+    without: tuple[str, ...] = ()  # passes of the compiler that its backend does without
     keeps = True  # whether values wait in a cache between the reductions of blocks and their stores
 
     def number(self, e: ir.Const) -> str:

@@ -26,7 +26,7 @@ class Python(Dialect):
     """How the functions of `compll.backends.numba_runtime` are called."""
 
     backend = "numba"
-    carries = False
+    without = ("carry_selected",)
     keeps = False
     width = 32
 

@@ -211,7 +211,7 @@ class Selections(ABC):
 
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""
-        return f"lookup<{lanes}>({self.where(e.vector)}, {position})"
+        return f"lookup<{lanes}, {self.where(e.vector)}>({position})"
 
     def read_at(self, e: ir.Read | ir.Search, operand: str) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
@@ -230,7 +230,7 @@ class Selections(ABC):
 
     def search(self, e: ir.Search, kind: str, arg: str) -> str:
         """Return how many entries of a table are below, in scalars or lanes."""
-        return f"search<{kind}>({self.where(e.table)}, {len(self.tables[e.table].values)}, {arg})"
+        return f"search<{kind}, {self.where(e.table)}>({arg})"
 
     def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
         """Return type, name and entries of the tables."""
