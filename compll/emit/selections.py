@@ -72,9 +72,7 @@ class Selections(ABC):
         """Reserve memory for what a loop keeps: a part for each stretch that one thread goes through."""
         span = math.lcm(block or TILE, TILE)
         granule = self.granules[s.name] = max(CHUNK * TILE // span, 1) * span // TILE
-        most = self.most_of(s.length)
-        parts = ir.blocks(most, granule * TILE)
-        room = ir.apply("+", most, ir.apply("*", parts, ir.const(self.dialect.width, INT)))
+        parts, room = self.parts_of(s.length, granule)
         self.reserve(f"{s.name}_found", "int64_t", parts)
         self.reserve(f"{s.name}_at", "uint32_t", room)
         for name, e in s.carried:
@@ -138,11 +136,15 @@ class Selections(ABC):
                 yield Step("line", f"k.{count}_ = join<{self.granules[kept.vector]}>({args});")
                 yield from self.counted(count)
             case ir.Select(name, keys, length, k, _, block):
+                args = f"k.v_{keys.vector}, {self.scalar.text(length)}, {self.scalar.text(k)}"
+                if block:
+                    yield Step("line", f"select_in_blocks({args}, {block}, k.v_{name}, threads);")
+                    return
                 tiles = ir.apply("*", self.tiles_of(length), ir.const(2, INT))
                 size = ir.apply("+", tiles, ir.const(PARTS * BINS, INT))
                 work = self.work(f"{name}_work", "int64_t", size)
-                args = f"k.v_{keys.vector}, {self.scalar.text(length)}, {self.scalar.text(k)}, {block}"
-                yield Step("line", f"select_least({args}, k.v_{name}, {work}, threads);")
+                args += f", k.v_{name}, {work}, {self.near(name, keys, length)}, threads"
+                yield Step("line", f"select_least({args});")
             case ir.Arrange(name, keys, values, length, block):
                 key, value = scalar_type(keys.type), scalar_type(values.type)
                 spare_keys = self.work(f"{name}_spare_keys", key, self.most_of(length))
@@ -157,6 +159,21 @@ class Selections(ABC):
             case ir.Ascends(ir.Read(index), count, length, checked):
                 args = f"k.v_{index}, {self.scalar.text(count)}, {self.scalar.text(length)}"
                 yield Step("refusal", f"!ascends({args})", status="REFUSED" if checked else "OUT_OF_RANGE")
+
+    def near(self, name: str, keys: ir.Read, length: ir.Expr) -> str:
+        """Reserve memory for those keys that may be among the least: parts to keep them in, and a quarter."""
+        key, parts, room = scalar_type(keys.type), *self.parts_of(length, CHUNK)
+        quarter = ir.apply("/", self.most_of(length), ir.const(4, INT))
+        kept = ("found", "int64_t", parts), ("places", "uint32_t", room), ("kept", key, room)
+        joined = ("at", "int64_t", quarter), ("keys", key, quarter)
+        members = [self.work(f"{name}_near_{what}", kind, most) for what, kind, most in (*kept, *joined)]
+        return f"Near<{key}>{{{', '.join(members)}}}"
+
+    def parts_of(self, length: ir.Expr, granule: int) -> tuple[ir.Expr, ir.Expr]:
+        """Return how many parts of so many tiles there are, and the room for what is kept in them."""
+        most = self.most_of(length)
+        parts = ir.blocks(most, granule * TILE)
+        return parts, ir.apply("+", most, ir.apply("*", parts, ir.const(self.dialect.width, INT)))
 
     def counted(self, name: str) -> Iterator[Step]:
         """Lay the payload out when the last of its counts is known."""

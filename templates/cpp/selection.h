@@ -292,17 +292,15 @@ template <class K> inline void select_few(const K* keys, int64_t count, int64_t 
         if (own < key || (own == key && ties-- > 0)) *out++ = base + i;
     }
 }
-template <class K> inline void select_least(const K* keys, int64_t length, int64_t k, int64_t block, int64_t* out, int64_t* work, int threads) {
-    k = k < 0 ? 0 : k > length ? length : k;
-    if (k <= 0) return;
-    if (block > 0) {
-        const int64_t each = k < block ? k : block, blocks = (length + block - 1) / block;
-        for_tiles<4>(blocks, threads, [&](int64_t b) {
-            const int64_t count = length - b * block < block ? length - b * block : block;
-            select_few(keys + b * block, count, each < count ? each : count, b * block, out + b * each);
-        });
-        return;
-    }
+template <class K> inline void select_in_blocks(const K* keys, int64_t length, int64_t k, int64_t block, int64_t* out, int threads) {
+    const int64_t each = k < block ? k : block, blocks = length > 0 ? (length + block - 1) / block : 0;
+    for_tiles<4>(blocks, threads, [&](int64_t b) {
+        const int64_t count = length - b * block < block ? length - b * block : block;
+        select_few(keys + b * block, count, each < count ? each : count, b * block, out + b * each);
+    });
+}
+// The same of many, by digits; 0 < k <= length.
+template <class K> inline void select_many(const K* keys, int64_t length, int64_t k, int64_t* out, int64_t* work, int threads) {
     const Ranked<K> last = key_of_rank(keys, length, k - 1, work, length < 64 * TILE ? 1 : PARTS, threads);
     const int64_t tiles = (length + TILE - 1) / TILE;
     int64_t *below = work + PARTS * BINS, *equal = below + tiles;
@@ -324,6 +322,47 @@ template <class K> inline void select_least(const K* keys, int64_t length, int64
         int64_t tie = equal[tile];
         int64_t* to = out + below[tile] + (tie < ties ? tie : ties);
         for_keys(tile, [&](int64_t i, auto key) { if (key < last.key || (key == last.key && tie++ < ties)) *to++ = i; });
+    });
+}
+
+// Those that a sample tells to be among the least, with room for a quarter of all; `places` and `kept` have parts
+// as filters have them.
+template <class K> struct Near {
+    int64_t* found;
+    uint32_t* places;
+    K* kept;
+    int64_t* at;
+    K* keys;
+};
+constexpr int64_t SAMPLE = 16384;
+template <class K> inline int64_t find_near(const K* keys, int64_t length, int64_t k, int64_t* work, const Near<K>& near, int threads) {
+    constexpr int64_t PART = CHUNK * TILE;
+    const int64_t size = length / TILE < SAMPLE ? length / TILE : SAMPLE;
+    const float share = float(k) / float(length) * float(size);
+    const int64_t rank = int64_t(share + 5 * sqrt_(share)) + 8;  // so many of the sample are least that k of all are
+    if (rank >= size) return 0;
+    for (int64_t j = 0; j < size; ++j) near.kept[j] = keys[length / size * j];
+    const auto most = key_of_rank(near.kept, size, rank, work, 1, 1).key;
+    for_tiles<1>((length + PART - 1) / PART, threads, [&](int64_t part) {
+        const int64_t begin = part * PART, end = begin + PART < length ? begin + PART : length;
+        int64_t to = part * (PART + WIDTH);
+        const auto match = [&](auto key) { return le(key, splat<decltype(key)>(most)); };
+        for_matching(keys, begin, end, match, [&](int64_t i) {
+            near.places[to] = uint32_t(i - begin);
+            near.kept[to++] = keys[i];
+        });
+        near.found[part] = to - part * (PART + WIDTH);
+    });
+    return join<CHUNK>(length, length / 4, near.found, threads, near.at, near.places, near.keys, near.kept);
+}
+template <class K> inline void select_least(const K* keys, int64_t length, int64_t k, int64_t* out, int64_t* work, const Near<K>& near, int threads) {
+    k = k < 0 ? 0 : k > length ? length : k;
+    if (k <= 0) return;
+    const int64_t found = k < length / 16 ? find_near(keys, length, k, work, near, threads) : 0;
+    if (found < k || found >= length / 4) return select_many(keys, length, k, out, work, threads);
+    select_many(near.keys, found, k, out, work, threads);
+    for_tiles<1>((k + TILE - 1) / TILE, threads, [&](int64_t tile) {
+        for (int64_t j = tile * TILE; j < k && j < (tile + 1) * TILE; ++j) out[j] = near.at[out[j]];
     });
 }
 
