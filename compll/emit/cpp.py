@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from compll import ir
@@ -130,9 +131,16 @@ class Emitter(Selections):
                 return Step("line", self.assign(name, elem, self.get(source_field, elem)))
             case ir.Guard(_, read, expected):
                 return Step("guard", self.unequal(self.scalar.text(read), self.scalar.text(expected)))
+            case ir.Pass(length, (ir.Store(body=ir.Const() as body) as s,)) if self.clears(s, body):
+                return Step("line", f"clear({self.target(s)}, {self.scalar.text(length)}, threads);")
             case ir.Pass():
                 return Step("pass", loop=self.loop(b))
         raise AssertionError(b)
+
+    def clears(self, s: ir.Store, body: ir.Const) -> bool:
+        """Whether a store does nothing but set memory to 0, where nothing can stop it."""
+        zero = body.value == 0 and math.copysign(1, body.value) > 0
+        return self.dialect.clears and zero and not s.elem.packed and s.target.kind in ("output", "vector")
 
     # --- passes ---------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class CudaDialect(Dialect):
 
     backend = "cuda"
     without = ("carry_selected",)
+    clears = False
     keeps = False
 
     def live(self) -> str:

@@ -27,6 +27,7 @@ class Python(Dialect):
 
     backend = "numba"
     without = ("carry_selected",)
+    clears = False
     keeps = False
     width = 32
 

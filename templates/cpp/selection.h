@@ -70,6 +70,13 @@ template <int W> inline int64_t read_bits(const uint8_t* p, int64_t n, int64_t a
 template <bool FULL, class T, class V> inline void scatter(T* p, Int64 at, V x, int live) {
     for (int j = 0; j < (FULL ? WIDTH : live); ++j) p[at[j]] = T(x[j]);
 }
+// Set elements to 0: the system's way does not read what it overwrites.
+template <class T> inline void clear(T* p, int64_t length, int threads) {
+    constexpr int64_t PART = CHUNK * TILE;
+    for_tiles<1>(length > 0 ? (length + PART - 1) / PART : 0, threads, [&](int64_t part) {
+        std::memset((void*)(p + part * PART), 0, sizeof(T) * (length - part * PART < PART ? length - part * PART : PART));
+    });
+}
 // --- tables of constants: `TABLE` is an array ---------------------------------------------------------------
 template <const auto& TABLE> constexpr int ENTRIES = sizeof(TABLE) / sizeof(TABLE[0]);
 template <const auto& TABLE> using Entry = Element<decltype(TABLE)>;
