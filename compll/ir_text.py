@@ -63,9 +63,15 @@ def binding_lines(b: ir.Binding) -> Iterator[str]:
         case ir.Scatter(name, elem, length, base, count, index, value, checked):
             yield f"{name}: {elem}{_over(length)} = {text(base)}"
             yield f"  with{' checked' if checked else ''} [{text(index)}] = {text(value)} over{_over(count)}"
-        case ir.Compact(name, count, mask, _, limit):
+        case ir.Keep(name, length, body, carried):
+            yield f"keep {name}{_over(length)} where {text(body)}"
+            for vector, e in carried:
+                yield f"  and {vector}: {e.type} = {text(e)}"
+        case ir.Compact(name, count, mask, _, limit, kept):
             first = f", the first {text(limit)}" if limit is not None else ""
             yield f"{name}: int[{count}] = positions of {mask.vector}{first}"
+            for vector, read in kept:
+                yield f"  {vector}: {read.type}[{count}] = {read.vector} there"
         case ir.Select(name, keys, length, k, count, block):
             yield f"{name}: int{_over(count)} = least{_over(length)}{_by(block)} {text(k)} of {keys.vector}"
         case ir.Arrange(name, keys, values, length, block):

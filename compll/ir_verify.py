@@ -97,10 +97,18 @@ class _Verifier:
                 self.need(body.type == arithmetic(elem), f"patch {target.name} has type {body.type}")
                 self.need(index.type == INT, f"patch {target.name} at {index.type}")
                 self.target(target)
-            case ir.Compact(name, count):
+            case ir.Keep(name, _, body, carried):
+                self.all(b)
+                self.need(body.type == BOOL, f"keep {name} by a {body.type}")
+                self.vector(name, BOOL)
+                for vector, e in carried:
+                    self.vector(vector, e.type)
+            case ir.Compact(name, count, _, _, _, kept):
                 self.all(b)
                 self.vector(name, INT)
                 self.define(count, INT)
+                for vector, read in kept:
+                    self.vector(vector, read.type)
             case ir.Select(name):
                 self.all(b)
                 self.vector(name, INT)

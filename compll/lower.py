@@ -54,6 +54,24 @@ def is_random(e: ir.Expr) -> bool:
     return any(isinstance(x, ir.Random | ir.StochasticRound) for x in ir.walk(e))
 
 
+def at_index(e: ir.Expr, index: ir.Expr) -> ir.Expr | None:
+    """Return what an element that belongs to `index` is at the position that this names.
+
+    None if it depends on its own place besides.
+    """
+    there = ir.Scalar("@there", INT)
+    marked = ir.rewrite(e, lambda x: there if x == index else None)
+    if is_random(marked) or any(x == ir.Position() for x in ir.walk(marked)):
+        return None
+    return ir.rewrite(marked, lambda x: ir.Position() if x == there else None)
+
+
+def along(e: ir.Expr) -> bool:
+    """Whether every read is at the own position, or at its block, so that none can be out of range."""
+    reads = (x.position for x in ir.walk(e) if isinstance(x, ir.Read))
+    return all(p == ir.Position() or ir.block_of(p) for p in reads)
+
+
 def reads_of(e: ir.Expr, vector: str) -> Iterator[ir.Read]:
     """Yield where an expression reads a vector."""
     return (x for x in ir.walk(e) if isinstance(x, ir.Read) and x.vector == vector)
@@ -64,6 +82,7 @@ class _Lowering:
         self.f = f
         self.body: list[ir.Binding] = []
         self.below: dict[str, ir.Expr] = {}  # vector of ascending positions -> below what they are
+        self.holds: dict[str, ir.Expr] = {}  # vector of all positions where something holds -> that
         self.patched: dict[str, tuple[ir.Scatter, ir.Read]] = {}  # scatter that is never made -> its index
         self.checked: dict[ir.Expr, ir.Read] = {}  # index of a patch -> where it lies
         self.sorts: dict[str, ir.Arrange] = {}  # sort of which single elements are asked
@@ -82,7 +101,18 @@ class _Lowering:
         self.body.append(ir.Store(ir.Target("vector", name), elem, length, body))
         return own(name, arithmetic(elem))
 
+    def unconverted(self, e: ir.Expr) -> ir.Expr | None:
+        """Return positions themselves where they went through a type that holds them."""
+        if not isinstance(e, ir.Convert) or e.type != INT:
+            return None
+        read = e.arg.arg if isinstance(e.arg, ir.Convert) and e.to == INT else e.arg
+        narrow = e.arg.to if isinstance(e.arg, ir.Convert) else e.to
+        if not isinstance(read, ir.Read) or read != own(read.vector, INT) or read.vector not in self.below:
+            return None
+        return read if ir.Narrow(self.below[read.vector], narrow) in self.f.narrow else None
+
     def binding(self, b: ir.Binding, later: tuple[ir.Binding, ...]) -> None:
+        b = ir.rewrite_binding(b, self.unconverted) if self.below else b
         match b:
             case ir.Map(name, _, length, body):
                 self.vector(name, body.type, length, body)
@@ -90,6 +120,8 @@ class _Lowering:
                 mask = self.vector(self.fresh(name + "_mask"), uint(1), length, ir.as_elem(body, uint(1)))
                 self.body.append(ir.Compact(name, count, mask, length, limit))
                 self.below[name] = length
+                if limit is None and not is_random(body):
+                    self.holds[name] = body
             case ir.TopK(name, length, body, k, block):
                 keys = self.keys(name, length, order_key(body, descending=True))
                 self.body.append(ir.Select(name, keys, length, k, selected(length, k, block), block))
@@ -106,7 +138,7 @@ class _Lowering:
                 self.body.append(replace(b, index=at, body=body))
             case ir.Store() if any(list(reads_of(b.body, name)) for name in self.patched):
                 self.patch(b)
-            case ir.Store(target, _, length, body) if target.kind == "state" and not _along(body):
+            case ir.Store(target, _, length, body) if target.kind == "state" and not along(body):
                 value = self.vector(self.fresh(target.name + "_new"), body.type, length, body)
                 self.body.append(replace(b, body=value))
             case ir.BlockReduce(name, _, _, _, length, body) if is_random(body):  # they belong to a tile
@@ -174,10 +206,17 @@ class _Lowering:
     def patch(self, store: ir.Store) -> None:
         """Store the base of a scatter, and patch it: what the store makes of the scattered values.
 
-        Those are worked out before, since a new state may take the place of the old one.
+        Those are worked out before, since a new state may take the place of the old one.  There is nothing
+        to patch if each position tells by itself whether it is in the index, and its value.
         """
         name = next(name for name in self.patched if name in _vectors(store))
         scatter, at = self.patched[name]
+        own_value = at_index(scatter.value, at) if at.vector in self.holds else None
+        if own_value is not None:
+            new = ir.apply("select", self.holds[at.vector], own_value, scatter.base)
+            body = ir.rewrite(store.body, lambda x: new if x == own(name, x.type) else None)
+            self.body.append(replace(store, body=body))
+            return
         dense = ir.rewrite(store.body, lambda x: scatter.base if x == own(name, x.type) else None)
 
         def there(x: ir.Expr) -> ir.Expr | None:
@@ -208,12 +247,6 @@ def selected(length: ir.Expr, k: ir.Expr, block: int) -> ir.Expr:
     size = ir.const(block, INT)
     whole, rest = (ir.apply(op, length, size) for op in "/%")
     return ir.apply("+", ir.apply("*", whole, most(size)), most(rest))
-
-
-def _along(e: ir.Expr) -> bool:
-    """Whether every read is at the own position, or at its block, so that none can be out of range."""
-    reads = (x.position for x in ir.walk(e) if isinstance(x, ir.Read))
-    return all(p == ir.Position() or ir.block_of(p) for p in reads)
 
 
 def _reads(e: ir.Expr) -> set[str]:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from compll import ir
+from compll.carry import carry_selected
 from compll.ir_verify import verify
 from compll.lower import GRADIENT, is_random, lower_selections, sure
+from compll.tabulate import tabulate
 from compll.types import FLOAT, INT, INT32, limits
 
 NAMED = (
@@ -44,6 +46,7 @@ def fuse_maps(f: ir.Function) -> ir.Function:
     maps: dict[str, ir.Map] = {}
     lengths = {field.name: field.length for field in f.fields_read if field.length is not None}
     lengths |= dict.fromkeys((GRADIENT, *f.states), ir.Size())
+    filtered: dict[ir.Expr, ir.Expr] = {}  # how many a filter finds -> among how many
 
     def fused(e: ir.Expr, length: ir.Expr | None) -> ir.Expr:
         def inline(node: ir.Expr) -> ir.Expr | None:
@@ -60,6 +63,8 @@ def fuse_maps(f: ir.Function) -> ir.Function:
                 return body
             if m.body.size > LARGE or not any(lengths.get(v) == m.length for v in _read_for_sure(m.body)):
                 return None
+            if length is not None and filtered.get(length) == m.length:
+                return body
             some = ir.apply(">", m.length, ir.const(0, INT))  # an empty vector reads 0
             return ir.apply("select", some, body, ir.const(0, body.type))
 
@@ -76,7 +81,8 @@ def fuse_maps(f: ir.Function) -> ir.Function:
                 body.append(replace(b, combine=combine, body=fused(b.body, b.length)))
             case ir.Store() | ir.Finite() | ir.Sort():
                 body.append(replace(b, body=fused(b.body, b.length)))
-            case ir.Filter(_, _, length, holds, limit):
+            case ir.Filter(_, count, length, holds, limit):
+                filtered[ir.Scalar(count, INT)] = length
                 limit = None if limit is None else fused(limit, None)
                 body.append(replace(b, body=fused(holds, length), limit=limit))
             case ir.TopK(_, length, x, k):
@@ -215,6 +221,9 @@ def _places(f: ir.Function) -> tuple[dict[int, int], dict[int, int]]:
             vectors[b.name] = level
             if isinstance(b, ir.Compact):
                 known[b.count] = level
+                vectors |= {name: level for name, _ in b.carried}
+        elif isinstance(b, ir.Keep):
+            vectors |= dict.fromkeys((b.name, *(name for name, _ in b.carried)), level + 1)
         elif isinstance(b, ir.Store) and b.target.kind == "vector":
             vectors[b.target.name] = level + 1
         elif isinstance(b, ir.Patch) and b.target.kind == "vector":
@@ -223,6 +232,7 @@ def _places(f: ir.Function) -> tuple[dict[int, int], dict[int, int]]:
     for at, b in enumerate(f.body):
         if isinstance(b, ir.Put) or (isinstance(b, ir.Store) and b.target.kind == "field"):
             place[at] = max(place[at], laid_out)
+    _write_last(f, place, by_block)
     for at, b in enumerate(f.body):
         if isinstance(b, ir.Finite):
             others = [
@@ -231,7 +241,6 @@ def _places(f: ir.Function) -> tuple[dict[int, int], dict[int, int]]:
                 if isinstance(s, SINKS) and s != b and s.length == b.length and place[other] >= place[at]
             ]
             place[at] = min(others, default=place[at])
-    _write_last(f, place, by_block)
     return place, by_block
 
 
@@ -268,7 +277,7 @@ def _elsewhere(e: ir.Expr) -> bool:
     return isinstance(e, ir.Read) and e.position != ir.Position() and not ir.block_of(e.position)
 
 
-SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch, ir.Finite)
+SINKS = (ir.Store, ir.Reduce, ir.BlockReduce, ir.Patch, ir.Finite, ir.Keep)
 
 
 def _goes_with(b: ir.Binding, source: ir.BlockReduce) -> bool:
@@ -323,17 +332,20 @@ PASSES: tuple[Callable[[ir.Function], ir.Function], ...] = (
     drop_unused,
     fuse_maps,
     narrow_conversions,
+    tabulate,
     lower_selections,
+    carry_selected,
     store_blocks,
     form_passes,
 )
 
 
-def fuse(f: ir.Function) -> ir.Function:
-    """Run all passes, verifying the function after each."""
+def fuse(f: ir.Function, *, without: Sequence[str] = ()) -> ir.Function:
+    """Run all passes but those that a backend does without, verifying the function after each."""
     verify(f, "check")
     for run in PASSES:
-        f = verify(run(f), run.__name__)
+        if run.__name__ not in without:
+            f = verify(run(f), run.__name__)
     return f
 
 

@@ -21,7 +21,7 @@ MOST_LINES = 420
 COMPLL = (
     {"errors", "knobs", "cache", "types", "rng", "elementary", "arrays"},
     {"ops", "syntax", "syntax_text", "parse", "ir", "ir_text", "ir_verify"},
-    {"check", "lower", "passes", "derive", "properties", "evaluate", "payload"},
+    {"check", "lower", "carry", "tabulate", "passes", "derive", "properties", "evaluate", "payload"},
     {"emit", "backends", "build"},
     {"pending", "driver", "items", "runner", "codec"},
     {"", "algorithms", "generate", "catalogue", "pictures"},

@@ -120,6 +120,9 @@ def _run(
                     writes[name] = patch(b, writes.get(name, _memory(name, call)), env)
             case ir.Table(name, elem, values):
                 env.vectors[name] = np.array([evaluate(v, env) for v in values], dtype(arithmetic(elem)))
+            case ir.Keep(name, length, value, carried):
+                env.vectors[name] = elements(value, length, env)
+                env.vectors |= {vector: elements(e, length, env) for vector, e in carried}
             case ir.Finite(length, value):
                 env.finite = env.finite and bool(np.isfinite(elements(value, length, env)).all())
             case ir.Put(field, elem, value):

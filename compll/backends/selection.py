@@ -45,8 +45,10 @@ def select(b: ir.Selection, env: Environment) -> None:
 def lowered(b: ir.Lowered, env: Environment) -> None:
     """Run what a selection became on the vectors that were stored for it."""
     match b:
-        case ir.Compact(name, count, mask, length, limit):
+        case ir.Compact(name, count, mask, length, limit, carried):
             _filter(name, count, elements(mask, length, env), limit, env)
+            for vector, read in carried:
+                env.vectors[vector] = env.vectors[read.vector][env.vectors[name]]
         case ir.Select(name, keys, length, k, _, block):
             first = np.argsort(elements(keys, length, env), kind="stable")
             env.vectors[name] = _first(first, k, block, env)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from compll import ir
@@ -9,7 +10,18 @@ from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter
 from compll.emit.loops import Blocks, Lanes, read_lanes, within_a_block
-from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
+from compll.emit.pieces import (
+    TILE,
+    Combine,
+    FieldText,
+    Kept,
+    Load,
+    Operation,
+    Packed,
+    PassText,
+    Reduction,
+    Step,
+)
 from compll.emit.ranges import Ranges, scalar_type
 from compll.emit.selections import Selections
 from compll.ir_text import function_text
@@ -58,7 +70,7 @@ class Emitter(Selections):
     dialect: Dialect = CPP
 
     def __init__(self, typed: ir.Function) -> None:
-        self.f = fuse(typed)
+        self.f = fuse(typed, without=self.dialect.without)
         self.vectors = dict(self.f.vectors) | dict.fromkeys(self.f.states, FLOAT)
         fields = (*self.f.layout, *self.f.received)
         self.lengths = {field.name: field.length for field in fields if field.length is not None}
@@ -119,9 +131,16 @@ class Emitter(Selections):
                 return Step("line", self.assign(name, elem, self.get(source_field, elem)))
             case ir.Guard(_, read, expected):
                 return Step("guard", self.unequal(self.scalar.text(read), self.scalar.text(expected)))
+            case ir.Pass(length, (ir.Store(body=ir.Const() as body) as s,)) if self.clears(s, body):
+                return Step("line", f"clear({self.target(s)}, {self.scalar.text(length)}, threads);")
             case ir.Pass():
                 return Step("pass", loop=self.loop(b))
         raise AssertionError(b)
+
+    def clears(self, s: ir.Store, body: ir.Const) -> bool:
+        """Whether a store does nothing but set memory to 0, where nothing can stop it."""
+        zero = body.value == 0 and math.copysign(1, body.value) > 0
+        return self.dialect.clears and zero and not s.elem.packed and s.target.kind in ("output", "vector")
 
     # --- passes ---------------------------------------------------------------------------------
 
@@ -132,6 +151,7 @@ class Emitter(Selections):
         finite = [lanes.writer.write(s.body) for s in b.sinks if isinstance(s, ir.Finite)]
         reductions = [self.reduction(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Reduce)]
         packs: list[Packed] = []
+        keeps = tuple(self.keep(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Keep))
         stores = [
             self.store(s, lanes.writer, packs) if isinstance(s, ir.Store) else self.patch(s, lanes.writer)
             for s in b.sinks
@@ -144,6 +164,7 @@ class Emitter(Selections):
             uniforms=lanes.declarations(),
             unpacks=lanes.unpacks(),
             packs=tuple(packs),
+            keeps=keeps,
             random=tuple(draw for _, draw in sorted(lanes.writer.draws.items())),
             reductions=tuple(reductions),
             loads=tuple(lanes.loads.values()),
@@ -236,6 +257,11 @@ class Emitter(Selections):
         if s.elem == FLOAT and s.target.kind in ("field", "output"):
             value = self.dialect.canonical(value)
         return self.store_plain(s, value)
+
+    def keep(self, s: ir.Keep, writer: LaneWriter) -> Kept:
+        """Return what a loop keeps of the elements where something holds."""
+        values = tuple((name, writer.write(e)) for name, e in s.carried)
+        return Kept(s.name, self.granules[s.name], writer.write(s.body), values)
 
     def bits_place(self, target: ir.Target) -> str:
         """Return where packed codes are stored; a field and a vector in scratch may have the same name."""

@@ -35,6 +35,8 @@ class CudaDialect(Dialect):
     """CUDA C++: sums of signed integers must wrap, which its compilers do not promise."""
 
     backend = "cuda"
+    without = ("carry_selected",)
+    clears = False
     keeps = False
 
     def live(self) -> str:
@@ -277,6 +279,14 @@ class CudaEmitter(CudaSelections, Emitter):
         """Return an element at a computed position."""
         self.gathers = self.fallible = True
         return super().gather(e, lanes, position, asked)
+
+    def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
+        """Return an entry of a table at a position that is in range."""
+        return f"lookup<{lanes}>({self.where(e.vector)}, {position})"
+
+    def search(self, e: ir.Search, kind: str, arg: str) -> str:
+        """Return how many entries of a table are below."""
+        return f"search<{kind}>({self.where(e.table)}, {len(self.tables[e.table].values)}, {arg})"
 
     def read_at(self, e: ir.Read | ir.Search, operand: str) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""

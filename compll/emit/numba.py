@@ -26,6 +26,8 @@ class Python(Dialect):
     """How the functions of `compll.backends.numba_runtime` are called."""
 
     backend = "numba"
+    without = ("carry_selected",)
+    clears = False
     keeps = False
     width = 32
 

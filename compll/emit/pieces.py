@@ -9,6 +9,8 @@ from compll import ir
 MOST_KEPT = 4096
 """Elements that are kept between the reductions of blocks and their stores: what the first cache holds."""
 TILE = 1024
+CHUNK = 64
+"""Tiles that a thread takes at once."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ class Packed:
     name: str
     width: int
     place: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a pass keeps of the elements where `holds`: positions, and the `values` of vectors.
+
+    They lie in parts of scratch memory, one for each `granule` of tiles: one thread goes through it in order.
+    """
+
+    name: str
+    granule: int
+    holds: str
+    values: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ class BlockText:
     @property
     def chunk(self) -> int:
         """How many spans a thread takes at once."""
-        return max(1, 64 * TILE // self.span)
+        return max(1, CHUNK * TILE // self.span)
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,7 @@ class PassText:
     uniforms: tuple[str, ...]
     unpacks: tuple[Packed, ...]
     packs: tuple[Packed, ...]
+    keeps: tuple[Kept, ...]
     random: tuple[Draw, ...]
     reductions: tuple[Reduction, ...]
     loads: tuple[Load, ...]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from compll import ir
 from compll.emit.expressions import Dialect, ScalarWriter
-from compll.emit.pieces import TILE, Buffer, Step
+from compll.emit.pieces import CHUNK, TILE, Buffer, Step
 from compll.emit.ranges import scalar_type
 from compll.types import BOOL, INT, UINT8, Elem, arithmetic
 
@@ -35,15 +36,19 @@ class Selections(ABC):
         self.lets = {b.name: b.value for b in self.f.body if isinstance(b, ir.Let)}
         self.most = {c.name: c.most for c in self.f.counts}
         self.buffers: list[Buffer] = []
+        self.granules: dict[str, int] = {}  # what a loop keeps -> tiles of one part of it
         for b in self.f.body:
             match b:
-                case ir.Pass(_, sinks, _):
+                case ir.Pass(_, sinks, block):
                     for s in sinks:
                         if isinstance(s, ir.Store) and s.target.kind == "vector":
                             self.enter(s.target.name, s.elem, s.length)
-                case ir.Compact(name, count, _, length, limit):
+                        elif isinstance(s, ir.Keep):
+                            self.enter_kept(s, block)
+                case ir.Compact(name, count, _, length, limit, carried):
                     self.most[count] = length if limit is None else _clamped(limit, length)
-                    self.enter(name, INT, ir.Scalar(count, INT))
+                    for vector, elem in ((name, INT), *((v, read.type) for v, read in carried)):
+                        self.enter(vector, elem, ir.Scalar(count, INT))
                 case ir.Select(name, _, _, _, count, _):
                     self.enter(name, INT, count)
                 case ir.Arrange(name, _, values, length, _):
@@ -62,6 +67,16 @@ class Selections(ABC):
             words = ir.blocks(ir.apply("*", size, ir.const(elem.bits, INT)), 64)
             size, kind = ir.apply("*", words, ir.const(8, INT)), self.dialect.stored(UINT8)
         self.reserve(f"v_{name}", kind, size)
+
+    def enter_kept(self, s: ir.Keep, block: int) -> None:
+        """Reserve memory for what a loop keeps: a part for each stretch that one thread goes through."""
+        span = math.lcm(block or TILE, TILE)
+        granule = self.granules[s.name] = max(CHUNK * TILE // span, 1) * span // TILE
+        parts, room = self.parts_of(s.length, granule)
+        self.reserve(f"{s.name}_found", "int64_t", parts)
+        self.reserve(f"{s.name}_at", "uint32_t", room)
+        for name, e in s.carried:
+            self.reserve(f"{name}_kept", self.dialect.scalar(e.type), room)
 
     def reserve(self, member: str, kind: str, most: ir.Expr) -> None:
         """Reserve scratch memory for so many elements under a member of the frame."""
@@ -112,19 +127,24 @@ class Selections(ABC):
     def lowered(self, b: ir.Lowered) -> Iterator[Step]:
         """Yield the statements of what a selection became."""
         match b:
-            case ir.Compact(name, count, mask, length, limit):
-                first = self.work(f"{name}_first", "int64_t", self.tiles_of(length))
+            case ir.Compact(name, count, kept, length, limit, carried):
                 most = "INT64_MAX" if limit is None else self.scalar.text(limit)
-                args = f"k.v_{mask.vector}, {self.scalar.text(length)}, {most}, k.v_{name}, {first}, threads"
+                args = f"{self.scalar.text(length)}, {most}, k.{kept.vector}_found, threads"
+                args += f", k.v_{name}, k.{kept.vector}_at"
+                args += "".join(f", k.v_{vector}, k.{read.vector}_kept" for vector, read in carried)
                 self.scalars.append(self.member(count, INT))
-                yield Step("line", f"k.{count}_ = compact({args});")
+                yield Step("line", f"k.{count}_ = join<{self.granules[kept.vector]}>({args});")
                 yield from self.counted(count)
             case ir.Select(name, keys, length, k, _, block):
+                args = f"k.v_{keys.vector}, {self.scalar.text(length)}, {self.scalar.text(k)}"
+                if block:
+                    yield Step("line", f"select_in_blocks({args}, {block}, k.v_{name}, threads);")
+                    return
                 tiles = ir.apply("*", self.tiles_of(length), ir.const(2, INT))
                 size = ir.apply("+", tiles, ir.const(PARTS * BINS, INT))
                 work = self.work(f"{name}_work", "int64_t", size)
-                args = f"k.v_{keys.vector}, {self.scalar.text(length)}, {self.scalar.text(k)}, {block}"
-                yield Step("line", f"select_least({args}, k.v_{name}, {work}, threads);")
+                args += f", k.v_{name}, {work}, {self.near(name, keys, length)}, threads"
+                yield Step("line", f"select_least({args});")
             case ir.Arrange(name, keys, values, length, block):
                 key, value = scalar_type(keys.type), scalar_type(values.type)
                 spare_keys = self.work(f"{name}_spare_keys", key, self.most_of(length))
@@ -139,6 +159,21 @@ class Selections(ABC):
             case ir.Ascends(ir.Read(index), count, length, checked):
                 args = f"k.v_{index}, {self.scalar.text(count)}, {self.scalar.text(length)}"
                 yield Step("refusal", f"!ascends({args})", status="REFUSED" if checked else "OUT_OF_RANGE")
+
+    def near(self, name: str, keys: ir.Read, length: ir.Expr) -> str:
+        """Reserve memory for those keys that may be among the least: parts to keep them in, and a quarter."""
+        key, parts, room = scalar_type(keys.type), *self.parts_of(length, CHUNK)
+        quarter = ir.apply("/", self.most_of(length), ir.const(4, INT))
+        kept = ("found", "int64_t", parts), ("places", "uint32_t", room), ("kept", key, room)
+        joined = ("at", "int64_t", quarter), ("keys", key, quarter)
+        members = [self.work(f"{name}_near_{what}", kind, most) for what, kind, most in (*kept, *joined)]
+        return f"Near<{key}>{{{', '.join(members)}}}"
+
+    def parts_of(self, length: ir.Expr, granule: int) -> tuple[ir.Expr, ir.Expr]:
+        """Return how many parts of so many tiles there are, and the room for what is kept in them."""
+        most = self.most_of(length)
+        parts = ir.blocks(most, granule * TILE)
+        return parts, ir.apply("+", most, ir.apply("*", parts, ir.const(self.dialect.width, INT)))
 
     def counted(self, name: str) -> Iterator[Step]:
         """Lay the payload out when the last of its counts is known."""
@@ -193,7 +228,7 @@ class Selections(ABC):
 
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""
-        return f"lookup<{lanes}>({self.where(e.vector)}, {position})"
+        return f"lookup<{lanes}, {self.where(e.vector)}>({position})"
 
     def read_at(self, e: ir.Read | ir.Search, operand: str) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""
@@ -212,7 +247,7 @@ class Selections(ABC):
 
     def search(self, e: ir.Search, kind: str, arg: str) -> str:
         """Return how many entries of a table are below, in scalars or lanes."""
-        return f"search<{kind}>({self.where(e.table)}, {len(self.tables[e.table].values)}, {arg})"
+        return f"search<{kind}, {self.where(e.table)}>({arg})"
 
     def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
         """Return type, name and entries of the tables."""

@@ -181,10 +181,21 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep the positions where `body` holds, and the `carried` vectors' elements there: for a Compact."""
+
+    name: str
+    length: Expr
+    body: Expr
+    carried: tuple[tuple[str, Expr], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Compact:
     """What a filter becomes: the ascending positions of set bits, the first `limit` of them; their count.
 
-    `mask` is a vector of `length` bits that a pass has stored.
+    `mask` is a vector of `length` bits that a pass has stored, or a Keep; `carried` are vectors of the kept
+    elements of vectors that the same Keep has carried.
     """
 
     name: str
@@ -192,6 +203,7 @@ class Compact:
     mask: Read
     length: Expr
     limit: Expr | None
+    carried: tuple[tuple[str, Read], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +268,7 @@ class Patch:
     body: Expr
 
 
-Sink = Reduce | BlockReduce | Store | Patch | Finite
+Sink = Reduce | BlockReduce | Store | Patch | Finite | Keep
 Selection = Filter | TopK | Sort | Scatter
 Lowered = Compact | Select | Arrange | Nth | Ascends
 
@@ -352,6 +364,8 @@ def rewrite_binding(b: Binding, change: Callable[[Expr], Expr | None]) -> Bindin
     changed: dict[str, Any] = {name: rewrite(e, change) for name, e in new.items() if isinstance(e, Expr)}
     if isinstance(b, Reduce | BlockReduce):
         changed["combine"] = replace(b.combine, body=rewrite(b.combine.body, change))
+    if isinstance(b, Keep):
+        changed["carried"] = tuple((name, rewrite(e, change)) for name, e in b.carried)
     return replace(b, **changed)
 
 
@@ -376,8 +390,11 @@ def expressions(b: Binding) -> tuple[Expr, ...]:
             return (length, base, count, index, value)
         case Table(_, _, values):
             return values
-        case Compact(_, _, mask, length, limit):
-            return (mask, length) if limit is None else (mask, length, limit)
+        case Keep(_, length, body, carried):
+            return (length, body, *(e for _, e in carried))
+        case Compact(_, _, mask, length, limit, carried):
+            whole = mask, length, *(e for _, e in carried)
+            return whole if limit is None else (*whole, limit)
         case Select(_, keys, length, k, count, _):
             return (keys, length, k, count)
         case Arrange(_, keys, values, length, _):

@@ -204,8 +204,12 @@ def _chain(model: _Model, vector: str) -> _Chain:
                     keep(name, r)
                 case ir.Store(ir.Target("vector", name)) | ir.Patch(ir.Target("vector", name)):
                     keep(name, r)
-                case ir.Compact(name, count):
-                    keep(name, r)
+                case ir.Keep(_, _, _, carried):
+                    for name in (b.name, *(name for name, _ in carried)):
+                        keep(name, r)
+                case ir.Compact(_, count, _, _, _, carried):
+                    for name in (b.name, *(name for name, _ in carried)):
+                        keep(name, r)
                     whole[count] = r.total
                 case ir.Select(name) | ir.Arrange(name):  # all of the keys first
                     keep(name, _Reading(r.total, 0))
@@ -221,8 +225,10 @@ def _values(b: ir.Binding) -> tuple[ir.Expr, ...]:
             return (init, body)
         case ir.Patch(_, _, _, index, body):
             return (index, body)
-        case ir.Compact(_, _, mask, _, _):
-            return (mask,)
+        case ir.Compact(_, _, mask, _, _, carried):
+            return (mask, *(e for _, e in carried))
+        case ir.Keep(_, _, body, carried):
+            return (body, *(e for _, e in carried))
         case ir.Ascends() | ir.Guard():  # nothing is made of what they check
             return ()
         case ir.Select(_, keys, _, _, _, _):

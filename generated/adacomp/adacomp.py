@@ -30,22 +30,16 @@ OPERATIONS = {}
 #       where add(a, b) = (a + b)
 #   pass[index_filter_count]
 #     store field index: uint32[index_filter_count] = uint32(index_filter[i])
-#     store field negative: uint<1>[index_filter_count] = uint<1>((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0))
-#     store vector gradient_scatter_index: int[index_filter_count] = int(uint32(index_filter[i]))
+#     store field negative: uint<1>[index_filter_count] = uint<1>(((gradient[index_filter[i]] + residual[index_filter[i]]) < 0x0.0p+0))
 #   put scale: float = scale
-#   own gradient_scatter_index[i][index_filter_count] ascends below n
-#   pass[index_filter_count]
-#     store vector residual_patch: float[index_filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale)) : 0x0.0p+0)
 #   pass[n]
-#     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - 0x0.0p+0)) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - 0x0.0p+0) : 0x0.0p+0)
-#   pass[index_filter_count]
-#     patch state residual: float[index_filter_count] at gradient_scatter_index[i] = residual_patch[i]
+#     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - ((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top_stored[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)) ? (((gradient[i] + residual[i]) < 0x0.0p+0) ? neg(scale) : scale) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - ((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top_stored[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)) ? (((gradient[i] + residual[i]) < 0x0.0p+0) ? neg(scale) : scale) : 0x0.0p+0)) : 0x0.0p+0)
 
 encode_frame = frame_type(
     params=[],
     states=['residual'],
     fields=["scale", "index", "negative", ],
-    vectors=["v_top_stored", "v_index_filter_mask", "v_index_filter", "v_gradient_scatter_index", "v_residual_patch", "index_filter_first", "scale_tiles", ],
+    vectors=["v_top_stored", "v_index_filter_mask", "v_index_filter", "index_filter_first", "scale_tiles", ],
     received=[],
     scalars=[("index_filter_count_", "int64"), ("scale_", "float32")],
 )
@@ -189,26 +183,19 @@ def encode_pass1(frame, begin, end):
 @inner
 def encode_pass2_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index_filter = stream(Int64, i64, k.v_index_filter, start + at, live)
             t0 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t1 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t2 = both(first_lanes(live), t1)
-            t3 = widen(Int64, t0)
-            t4 = gather(Float, f32, k.gradient, native(one(k.n)), t3, t2, k)
-            t5 = gather(Float, f32, k.s_residual, native(one(k.n)), t3, t2, k)
-            t6 = t4 + t5
-            t7 = both(first_lanes(live), negation(t1))
-            t8 = select(t1, t6, splat(Float, 0.0))
-            t9 = lt(t8, splat(Float, 0.0))
-            t10 = widen(Int32, bit(t9))
+            t1 = gather(Float, f32, k.gradient, native(one(k.n)), v_index_filter, first_lanes(live), k)
+            t2 = gather(Float, f32, k.s_residual, native(one(k.n)), v_index_filter, first_lanes(live), k)
+            t3 = t1 + t2
+            t4 = lt(t3, splat(Float, 0.0))
+            t5 = widen(Int32, bit(t4))
             store(u32, k.f_index, start + at, t0, live)
-            pack(1, k.f_negative, start + at, t10, live)
-            store(i64, k.v_gradient_scatter_index, start + at, t3, live)
+            pack(1, k.f_negative, start + at, t5, live)
 
 
 @loop(encode_frame)
@@ -228,48 +215,32 @@ def encode_pass2(frame, begin, end):
 @inner
 def encode_pass3_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
     u_scale = splat(Float, one(k.scale_))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            v_index_filter = stream(Int64, i64, k.v_index_filter, start + at, live)
-            t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
-            t1 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
-            t2 = t0 + t1
-            t3 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t4 = both(first_lanes(live), t3)
-            t5 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t6 = widen(Int64, t5)
-            t7 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t4, k)
-            t8 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t4, k)
-            t9 = t7 + t8
-            t10 = both(first_lanes(live), negation(t3))
-            t11 = select(t3, t9, splat(Float, 0.0))
-            t12 = lt(t11, splat(Float, 0.0))
-            t13 = -u_scale
-            t14 = select(t12, t13, u_scale)
-            t15 = t2 - t14
-            t16 = absolute(t15)
-            t17 = le(t16, splat(Float, 3.4028234663852886e+38))
-            t18 = both(first_lanes(live), t17)
-            t19 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, t18, k)
-            t20 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, t18, k)
-            t21 = t19 + t20
-            t22 = both(t18, t3)
-            t23 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t22, k)
-            t24 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t22, k)
-            t25 = t23 + t24
-            t26 = both(t18, negation(t3))
-            t27 = select(t3, t25, splat(Float, 0.0))
-            t28 = lt(t27, splat(Float, 0.0))
-            t29 = select(t28, t13, u_scale)
-            t30 = t21 - t29
-            t31 = both(first_lanes(live), negation(t17))
-            t32 = select(t17, t30, splat(Float, 0.0))
-            store(f32, k.v_residual_patch, start + at, t32, live)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
+            t0 = v_gradient + v_residual
+            t1 = t0 + v_gradient
+            t2 = absolute(t1)
+            t3 = per_block(Float, f32, k.v_top_stored, start + at, 512, 0, live, WIDTH)
+            t4 = ge(t2, t3)
+            t5 = absolute(t0)
+            t6 = lt(splat(Float, 0.0), t5)
+            t7 = both(t4, t6)
+            t8 = lt(t5, splat(Float, inf))
+            t9 = both(t7, t8)
+            t10 = lt(t0, splat(Float, 0.0))
+            t11 = -u_scale
+            t12 = select(t10, t11, u_scale)
+            t13 = select(t9, t12, splat(Float, 0.0))
+            t14 = t0 - t13
+            t15 = absolute(t14)
+            t16 = le(t15, splat(Float, 3.4028234663852886e+38))
+            t17 = select(t16, t14, splat(Float, 0.0))
+            store(f32, k.new_residual, start + at, t17, live)
 
 
 @loop(encode_frame)
@@ -282,63 +253,6 @@ def encode_pass3(frame, begin, end):
             encode_pass3_tile(k, tile, WHOLE)
         else:
             encode_pass3_tile(k, tile, count)
-    set_flags(flags)
-
-
-
-@inner
-def encode_pass4_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            t0 = v_gradient + v_residual
-            t1 = t0 - splat(Float, 0.0)
-            t2 = absolute(t1)
-            t3 = le(t2, splat(Float, 3.4028234663852886e+38))
-            t4 = select(t3, t1, splat(Float, 0.0))
-            store(f32, k.new_residual, start + at, t4, live)
-
-
-@loop(encode_frame)
-def encode_pass4(frame, begin, end):
-    k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass4_tile(k, tile, WHOLE)
-        else:
-            encode_pass4_tile(k, tile, count)
-    set_flags(flags)
-
-
-
-@inner
-def encode_pass5_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            v_residual_patch = stream(Float, f32, k.v_residual_patch, start + at, live)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            scatter(f32, k.new_residual, v_gradient_scatter_index, v_residual_patch, live)
-
-
-@loop(encode_frame)
-def encode_pass5(frame, begin, end):
-    k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass5_tile(k, tile, WHOLE)
-        else:
-            encode_pass5_tile(k, tile, count)
     set_flags(flags)
 
 
@@ -369,10 +283,6 @@ def encode_before0(k):
     end = align(end + max(0, native(((divide(((one(k.n) * splat(i64, 1)) + splat(i64, 63)), splat(i64, 64))) * splat(i64, 8)))) * 1, 64)
     k.v_index_filter = end
     end = align(end + max(0, native(one(k.n))) * 8, 64)
-    k.v_gradient_scatter_index = end
-    end = align(end + max(0, native(one(k.n))) * 8, 64)
-    k.v_residual_patch = end
-    end = align(end + max(0, native(one(k.n))) * 4, 64)
     k.index_filter_first = end
     end = align(end + max(0, native(((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))) + splat(i64, 1)))) * 8, 64)
     k.scale_tiles = end
@@ -461,9 +371,9 @@ def encode_step3(frame):
 @inner
 def encode_before4(k):
     store(u32, k.payload + k.at_scale, 0, float_bits(one(k.scale_)), WHOLE)
-    if not ascends(k.v_gradient_scatter_index, native(one(k.index_filter_count_)), native(one(k.n))):
+    if k.outside != 0 and k.n > 0:
         return OUT_OF_RANGE
-    k.length = native(one(k.index_filter_count_))
+    k.length = native(one(k.n))
     return tiles_of(k.length)
 
 
@@ -475,40 +385,10 @@ def encode_step4(frame):
     return status
 
 
-@inner
-def encode_before5(k):
-    if k.outside != 0 and k.n > 0:
-        return OUT_OF_RANGE
-    k.length = native(one(k.n))
-    return tiles_of(k.length)
-
-
-@step(encode_frame)
-def encode_step5(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before5(frame[0])
-    set_flags(flags)
-    return status
-
-
-@inner
-def encode_before6(k):
-    k.length = native(one(k.index_filter_count_))
-    return tiles_of(k.length)
-
-
-@step(encode_frame)
-def encode_step6(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before6(frame[0])
-    set_flags(flags)
-    return status
-
-
 OPERATIONS["encode"] = Kernels(
     encode_frame,
-    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, ],
-    [(encode_pass0, 64), Selection("compact", (("v_index_filter_mask", "u8"), ("v_index_filter", "i8"), ("index_filter_first", "i8")), 0), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), (encode_pass4, 64), (encode_pass5, 64), ],
+    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, ],
+    [(encode_pass0, 64), Selection("compact", (("v_index_filter_mask", "u8"), ("v_index_filter", "i8"), ("index_filter_first", "i8")), 0), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), ],
 )
 
 

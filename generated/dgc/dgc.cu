@@ -62,26 +62,21 @@ constexpr int64_t FRAME_BYTES = 256;  // the greatest frame below; an item's scr
 //   pass[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)]
 //     store vector s_sort_keys: uint32[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)] = ((float_bits(abs(((n > 0) ? (v[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))] + ((momentum * u[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))]) + gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))])) : 0x0.0p+0))) ^ ((float_bits(abs(((n > 0) ? (v[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))] + ((momentum * u[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))]) + gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))])) : 0x0.0p+0))) >= 2147483648) ? 4294967295 : 2147483648)) ^ 4294967295)
 //     store vector s_sort_values: float[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)] = abs(((n > 0) ? (v[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))] + ((momentum * u[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))]) + gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))])) : 0x0.0p+0))
-//   pass[n]
-//     check[n] gradient[i] is finite
 //   s_sort_nth: float = element (min(int(ceil((ratio * float(min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n))))), min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)) - 1) of s_sort_values in the order of s_sort_keys[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)]
 //   threshold: float = s_sort_nth
 //   pass[n]
 //     store vector filter_mask: uint<1>[n] = uint<1>((((abs((v[i] + ((momentum * u[i]) + gradient[i]))) >= threshold) && (0x0.0p+0 < abs((v[i] + ((momentum * u[i]) + gradient[i]))))) && (abs((v[i] + ((momentum * u[i]) + gradient[i]))) < inf)))
+//     check[n] gradient[i] is finite
 //   filter: int[filter_count] = positions of filter_mask, the first int((0x1.0000000000000p+1 * ceil((ratio * float(n)))))
 //   pass[filter_count]
 //     store field index: uint32[filter_count] = uint32(filter[i])
-//     store field field1: float[filter_count] = ((n > 0) ? (v[int(uint32(filter[i]))] + ((momentum * u[int(uint32(filter[i]))]) + gradient[int(uint32(filter[i]))])) : 0x0.0p+0)
-//     store vector u_scatter_index: int[filter_count] = int(uint32(filter[i]))
-//     store vector v_scatter_index: int[filter_count] = int(uint32(filter[i]))
-//   own u_scatter_index[i][filter_count] ascends below n
-//   own v_scatter_index[i][filter_count] ascends below n
+//     store field field1: float[filter_count] = (v[filter[i]] + ((momentum * u[filter[i]]) + gradient[filter[i]]))
 //   pass[n]
 //     store state u: float[n] = ((abs(((momentum * u[i]) + gradient[i])) <= 0x1.fffffe0000000p+127) ? ((momentum * u[i]) + gradient[i]) : 0x0.0p+0)
 //     store state v: float[n] = ((abs((v[i] + ((momentum * u[i]) + gradient[i]))) <= 0x1.fffffe0000000p+127) ? (v[i] + ((momentum * u[i]) + gradient[i])) : 0x0.0p+0)
 //   pass[filter_count]
-//     patch state u: float[filter_count] at u_scatter_index[i] = 0x0.0p+0
-//     patch state v: float[filter_count] at v_scatter_index[i] = 0x0.0p+0
+//     patch state u: float[filter_count] at filter[i] = 0x0.0p+0
+//     patch state v: float[filter_count] at filter[i] = 0x0.0p+0
 
 struct EncodeFrame {
     int64_t n;
@@ -104,8 +99,6 @@ struct EncodeFrame {
     float* v_s_sort_values;
     uint8_t* v_filter_mask;
     int64_t* v_filter;
-    int64_t* v_u_scatter_index;
-    int64_t* v_v_scatter_index;
     Rank* s_sort_nth_rank;
     uint64_t* s_sort_nth_bins;
     int64_t* s_sort_nth_below;
@@ -174,7 +167,13 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
+    const Float u_momentum = splat<Float>(p.momentum_);
+    const Float u_threshold = splat<Float>(k.threshold_);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
+    const auto in_v = load<FULL>(k.s_v + tile * TILE, thread, count);
+    const auto in_u = load<FULL>(k.s_u + tile * TILE, thread, count);
+    Codes<1> o_filter_mask;
+    o_filter_mask.clear();
     bool bad = false;
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
@@ -184,31 +183,8 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
-        }
-    }
-    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
-}
-
-template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const int thread = threadIdx.x % WARP;
-    const Float u_momentum = splat<Float>(p.momentum_);
-    const Float u_threshold = splat<Float>(k.threshold_);
-    const auto in_v = load<FULL>(k.s_v + tile * TILE, thread, count);
-    const auto in_u = load<FULL>(k.s_u + tile * TILE, thread, count);
-    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
-    Codes<1> o_filter_mask;
-    o_filter_mask.clear();
-#pragma unroll
-    for (int row = 0; row < ROWS; ++row) {
-#pragma unroll
-        for (int block = 0; block < QUAD; ++block) {
-            const int at = row * LANES + QUAD * thread + block;
-            [[maybe_unused]] constexpr int live = 1;
-            if (!FULL && at >= count) break;
             const Float v_v = widen<Float>(in_v.row[row].at[block]);
             const Float v_u = widen<Float>(in_u.row[row].at[block]);
-            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float t0 = u_momentum * v_u;
             const Float t1 = t0 + v_gradient;
             const Float t2 = v_v + t1;
@@ -219,23 +195,22 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
             const Mask t7 = lt(t3, splat<Float>(__builtin_inff()));
             const Mask t8 = both(t6, t7);
             const Int32 t9 = widen<Int32>(bit(t8));
+            bad = bad || not_finite(v_gradient);
             o_filter_mask.put(row, block, uint32_t(t9));
         }
     }
     pack<1, FULL>(k.v_filter_mask + tile * (LANES * 1), o_filter_mask, thread, count);
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
     const Float u_momentum = splat<Float>(p.momentum_);
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
         const auto in_filter = load_row<FULL>(k.v_filter + tile * TILE, row, thread, count);
         Quad<uint32_t> o_field_index = {};
         Quad<float> o_field_field1 = {};
-        Quad<int64_t> o_vector_u_scatter_index = {};
-        Quad<int64_t> o_vector_v_scatter_index = {};
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
@@ -243,30 +218,21 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 v_filter = widen<Int64>(in_filter.at[block]);
             const UInt32 t0 = saturate<UInt32>(v_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(true, t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.s_v, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_u, k.n, t3, t2, k.outside);
-            const Float t6 = u_momentum * t5;
-            const Float t7 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t8 = t6 + t7;
-            const Float t9 = t4 + t8;
-            const Mask t10 = both(true, negation(t1));
-            const Float t11 = select(t1, t9, splat<Float>(0x0.0p+0f));
+            const Float t1 = gather<Float>(k.s_v, k.n, v_filter, true, k.outside);
+            const Float t2 = gather<Float>(k.s_u, k.n, v_filter, true, k.outside);
+            const Float t3 = u_momentum * t2;
+            const Float t4 = gather<Float>(k.gradient, k.n, v_filter, true, k.outside);
+            const Float t5 = t3 + t4;
+            const Float t6 = t1 + t5;
             o_field_index.at[block] = static_cast<uint32_t>(t0);
-            o_field_field1.at[block] = static_cast<float>(canonical(t11));
-            o_vector_u_scatter_index.at[block] = static_cast<int64_t>(t3);
-            o_vector_v_scatter_index.at[block] = static_cast<int64_t>(t3);
+            o_field_field1.at[block] = static_cast<float>(canonical(t6));
         }
         store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE, o_field_index, row, thread, count);
         store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE, o_field_field1, row, thread, count);
-        store<FULL>(k.v_u_scatter_index + tile * TILE, o_vector_u_scatter_index, row, thread, count);
-        store<FULL>(k.v_v_scatter_index + tile * TILE, o_vector_v_scatter_index, row, thread, count);
     }
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_momentum = splat<Float>(p.momentum_);
     const auto in_u = load<FULL>(k.s_u + tile * TILE, thread, count);
@@ -301,10 +267,9 @@ template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_ite
     }
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass5([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const auto in_u_scatter_index = load<FULL>(k.v_u_scatter_index + tile * TILE, thread, count);
-    const auto in_v_scatter_index = load<FULL>(k.v_v_scatter_index + tile * TILE, thread, count);
+    const auto in_filter = load<FULL>(k.v_filter + tile * TILE, thread, count);
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
 #pragma unroll
@@ -312,10 +277,9 @@ template <bool FULL> COMPLL_DEVICE void encode_pass5([[maybe_unused]] compll_ite
             const int at = row * LANES + QUAD * thread + block;
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
-            const Int64 v_u_scatter_index = widen<Int64>(in_u_scatter_index.row[row].at[block]);
-            const Int64 v_v_scatter_index = widen<Int64>(in_v_scatter_index.row[row].at[block]);
-            scatter<FULL>(k.new_u, v_u_scatter_index, splat<Float>(0x0.0p+0f), live);
-            scatter<FULL>(k.new_v, v_v_scatter_index, splat<Float>(0x0.0p+0f), live);
+            const Int64 v_filter = widen<Int64>(in_filter.row[row].at[block]);
+            scatter<FULL>(k.new_u, v_filter, splat<Float>(0x0.0p+0f), live);
+            scatter<FULL>(k.new_v, v_filter, splat<Float>(0x0.0p+0f), live);
         }
     }
 }
@@ -327,8 +291,6 @@ COMPLL_BOTH int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unus
     k.v_s_sort_values = arena.take<float>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, p.ratio_)))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.v_filter_mask = arena.take<uint8_t>((wrap_multiply((divide((wrap_add((wrap_multiply(k.n, INT64_C(1))), INT64_C(63))), INT64_C(64))), INT64_C(8))));
     k.v_filter = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.v_u_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.v_v_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.s_sort_nth_rank = arena.take<Rank>(INT64_C(1));
     k.s_sort_nth_bins = arena.take<uint64_t>(INT64_C(2048));
     k.s_sort_nth_below = arena.take<int64_t>((divide((wrap_add((greater((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, p.ratio_)))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), INT64_C(0))), INT64_C(1023))), INT64_C(1024))));
@@ -604,7 +566,7 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) dgc_write_table(CO
     write_piece(piece, to, words);
 }
 
-// ---- kernels: 29, each with the arguments (items, count, params) ----
+// ---- kernels: 27, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) dgc_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -631,21 +593,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass0(c
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass1(compll_item* items, int64_t count, const void* params) {
-    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    const Part part = part_of(items, count);
-    compll_item& item = items[part.item];
-    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-    if (stopped(item)) return;
-    const int64_t length = k.n;
-    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-        const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
-        else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) dgc_encode_then1(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) dgc_encode_then0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
@@ -735,7 +683,7 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) dgc_encode_after_c
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass2(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Part part = part_of(items, count);
     compll_item& item = items[part.item];
@@ -744,8 +692,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass2(c
     const int64_t length = k.n;
     for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
         const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
-        else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
+        else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -781,7 +729,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_write_b
     write_bits(part, k.v_filter_mask, k.n, k.filter_first, k.filter_count_, k.v_filter);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass3(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass2(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Part part = part_of(items, count);
     compll_item& item = items[part.item];
@@ -790,22 +738,12 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass3(c
     const int64_t length = k.filter_count_;
     for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
         const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass3<true>(item, k, p, tile, TILE);
-        else encode_pass3<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+        if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
+        else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_ascends6(compll_item* items, int64_t count, const void* params) {
-    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    const Part part = part_of(items, count);
-    compll_item& item = items[part.item];
-    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-    if (stopped(item)) return;
-    ascends(part, k.v_u_scatter_index, k.filter_count_, k.n, item.status, OUT_OF_RANGE);
-    ascends(part, k.v_v_scatter_index, k.filter_count_, k.n, item.status, OUT_OF_RANGE);
-}
-
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass4(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass3(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Part part = part_of(items, count);
     compll_item& item = items[part.item];
@@ -814,12 +752,12 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass4(c
     const int64_t length = k.n;
     for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
         const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass4<true>(item, k, p, tile, TILE);
-        else encode_pass4<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+        if (rest >= TILE && k.wide) encode_pass3<true>(item, k, p, tile, TILE);
+        else encode_pass3<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass5(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass4(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Part part = part_of(items, count);
     compll_item& item = items[part.item];
@@ -828,8 +766,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) dgc_encode_pass5(c
     const int64_t length = k.filter_count_;
     for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
         const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass5<true>(item, k, p, tile, TILE);
-        else encode_pass5<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+        if (rest >= TILE && k.wide) encode_pass4<true>(item, k, p, tile, TILE);
+        else encode_pass4<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -978,8 +916,7 @@ COMPLL_EXPORT int32_t dgc_encode_f32(compll_item* items, int64_t count, [[maybe_
     if (count <= 0) return OK;
     COMPLL_LAUNCH(dgc_encode_begin, over_items(count), items, count, params);
     COMPLL_LAUNCH(dgc_encode_pass0, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(dgc_encode_pass1, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(dgc_encode_then1, over_items(count), items, count, params);
+    COMPLL_LAUNCH(dgc_encode_then0, over_items(count), items, count, params);
     COMPLL_LAUNCH(dgc_encode_count_digits0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(dgc_encode_after_count_digits0, over_items(count), items, count, params);
     COMPLL_LAUNCH(dgc_encode_count_digits1, over_tiles(blocks), items, count, params);
@@ -988,14 +925,13 @@ COMPLL_EXPORT int32_t dgc_encode_f32(compll_item* items, int64_t count, [[maybe_
     COMPLL_LAUNCH(dgc_encode_after_count_digits2, over_items(count), items, count, params);
     COMPLL_LAUNCH(dgc_encode_count_ranked3, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(dgc_encode_after_count_ranked3, over_items(count), items, count, params);
-    COMPLL_LAUNCH(dgc_encode_pass2, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(dgc_encode_pass1, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(dgc_encode_count_bits4, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(dgc_encode_after_count_bits4, over_items(count), items, count, params);
     COMPLL_LAUNCH(dgc_encode_write_bits5, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(dgc_encode_pass2, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(dgc_encode_pass3, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(dgc_encode_ascends6, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(dgc_encode_pass4, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(dgc_encode_pass5, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 

@@ -23,32 +23,27 @@ OPERATIONS = {}
 #   pass[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)]
 #     store vector s_sort_keys: uint32[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)] = ((float_bits(abs(((n > 0) ? (v[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))] + ((momentum * u[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))]) + gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))])) : 0x0.0p+0))) ^ ((float_bits(abs(((n > 0) ? (v[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))] + ((momentum * u[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))]) + gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))])) : 0x0.0p+0))) >= 2147483648) ? 4294967295 : 2147483648)) ^ 4294967295)
 #     store vector s_sort_values: float[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)] = abs(((n > 0) ? (v[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))] + ((momentum * u[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))]) + gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)))])) : 0x0.0p+0))
-#   pass[n]
-#     check[n] gradient[i] is finite
 #   s_sort_nth: float = element (min(int(ceil((ratio * float(min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n))))), min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)) - 1) of s_sort_values in the order of s_sort_keys[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / ratio)))), 0), n)]
 #   threshold: float = s_sort_nth
 #   pass[n]
 #     store vector filter_mask: uint<1>[n] = uint<1>((((abs((v[i] + ((momentum * u[i]) + gradient[i]))) >= threshold) && (0x0.0p+0 < abs((v[i] + ((momentum * u[i]) + gradient[i]))))) && (abs((v[i] + ((momentum * u[i]) + gradient[i]))) < inf)))
+#     check[n] gradient[i] is finite
 #   filter: int[filter_count] = positions of filter_mask, the first int((0x1.0000000000000p+1 * ceil((ratio * float(n)))))
 #   pass[filter_count]
 #     store field index: uint32[filter_count] = uint32(filter[i])
-#     store field field1: float[filter_count] = ((n > 0) ? (v[int(uint32(filter[i]))] + ((momentum * u[int(uint32(filter[i]))]) + gradient[int(uint32(filter[i]))])) : 0x0.0p+0)
-#     store vector u_scatter_index: int[filter_count] = int(uint32(filter[i]))
-#     store vector v_scatter_index: int[filter_count] = int(uint32(filter[i]))
-#   own u_scatter_index[i][filter_count] ascends below n
-#   own v_scatter_index[i][filter_count] ascends below n
+#     store field field1: float[filter_count] = (v[filter[i]] + ((momentum * u[filter[i]]) + gradient[filter[i]]))
 #   pass[n]
 #     store state u: float[n] = ((abs(((momentum * u[i]) + gradient[i])) <= 0x1.fffffe0000000p+127) ? ((momentum * u[i]) + gradient[i]) : 0x0.0p+0)
 #     store state v: float[n] = ((abs((v[i] + ((momentum * u[i]) + gradient[i]))) <= 0x1.fffffe0000000p+127) ? (v[i] + ((momentum * u[i]) + gradient[i])) : 0x0.0p+0)
 #   pass[filter_count]
-#     patch state u: float[filter_count] at u_scatter_index[i] = 0x0.0p+0
-#     patch state v: float[filter_count] at v_scatter_index[i] = 0x0.0p+0
+#     patch state u: float[filter_count] at filter[i] = 0x0.0p+0
+#     patch state v: float[filter_count] at filter[i] = 0x0.0p+0
 
 encode_frame = frame_type(
     params=[("p_ratio", "float32"), ("p_momentum", "float32"), ("p_sampling", "float32"), ],
     states=['u', 'v'],
     fields=["index", "field1", ],
-    vectors=["v_s_sort_keys", "v_s_sort_values", "v_filter_mask", "v_filter", "v_u_scatter_index", "v_v_scatter_index", "s_sort_nth_bins", "filter_first", ],
+    vectors=["v_s_sort_keys", "v_s_sort_values", "v_filter_mask", "v_filter", "s_sort_nth_bins", "filter_first", ],
     received=[],
     scalars=[("s_sort_nth_", "float32"), ("threshold_", "float32"), ("filter_count_", "int64")],
 )
@@ -121,13 +116,28 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
+    u_momentum = splat(Float, one(k.p_momentum))
+    u_threshold = splat(Float, one(k.threshold_))
     bad = splat(Mask, False)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_v = stream(Float, f32, k.s_v, start + at, live)
+            v_u = stream(Float, f32, k.s_u, start + at, live)
+            t0 = u_momentum * v_u
+            t1 = t0 + v_gradient
+            t2 = v_v + t1
+            t3 = absolute(t2)
+            t4 = ge(t3, u_threshold)
+            t5 = lt(splat(Float, 0.0), t3)
+            t6 = both(t4, t5)
+            t7 = lt(t3, splat(Float, inf))
+            t8 = both(t6, t7)
+            t9 = widen(Int32, bit(t8))
             bad = keep(live, bad | not_finite(v_gradient), bad)
+            pack(1, k.v_filter_mask, start + at, t9, live)
     if any_(bad):
         k.bad = 1
 
@@ -150,25 +160,20 @@ def encode_pass1(frame, begin, end):
 def encode_pass2_tile(k, tile, count):
     start = tile * TILE
     u_momentum = splat(Float, one(k.p_momentum))
-    u_threshold = splat(Float, one(k.threshold_))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_v = stream(Float, f32, k.s_v, start + at, live)
-            v_u = stream(Float, f32, k.s_u, start + at, live)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            t0 = u_momentum * v_u
-            t1 = t0 + v_gradient
-            t2 = v_v + t1
-            t3 = absolute(t2)
-            t4 = ge(t3, u_threshold)
-            t5 = lt(splat(Float, 0.0), t3)
-            t6 = both(t4, t5)
-            t7 = lt(t3, splat(Float, inf))
-            t8 = both(t6, t7)
-            t9 = widen(Int32, bit(t8))
-            pack(1, k.v_filter_mask, start + at, t9, live)
+            v_filter = stream(Int64, i64, k.v_filter, start + at, live)
+            t0 = saturate(UInt32, v_filter, 0, 4294967295)
+            t1 = gather(Float, f32, k.s_v, native(one(k.n)), v_filter, first_lanes(live), k)
+            t2 = gather(Float, f32, k.s_u, native(one(k.n)), v_filter, first_lanes(live), k)
+            t3 = u_momentum * t2
+            t4 = gather(Float, f32, k.gradient, native(one(k.n)), v_filter, first_lanes(live), k)
+            t5 = t3 + t4
+            t6 = t1 + t5
+            store(u32, k.f_index, start + at, t0, live)
+            store(u32, k.f_field1, start + at, float_bits(t6), live)
 
 
 @loop(encode_frame)
@@ -187,48 +192,6 @@ def encode_pass2(frame, begin, end):
 
 @inner
 def encode_pass3_tile(k, tile, count):
-    start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
-    u_momentum = splat(Float, one(k.p_momentum))
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            v_filter = stream(Int64, i64, k.v_filter, start + at, live)
-            t0 = saturate(UInt32, v_filter, 0, 4294967295)
-            t1 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t2 = both(first_lanes(live), t1)
-            t3 = widen(Int64, t0)
-            t4 = gather(Float, f32, k.s_v, native(one(k.n)), t3, t2, k)
-            t5 = gather(Float, f32, k.s_u, native(one(k.n)), t3, t2, k)
-            t6 = u_momentum * t5
-            t7 = gather(Float, f32, k.gradient, native(one(k.n)), t3, t2, k)
-            t8 = t6 + t7
-            t9 = t4 + t8
-            t10 = both(first_lanes(live), negation(t1))
-            t11 = select(t1, t9, splat(Float, 0.0))
-            store(u32, k.f_index, start + at, t0, live)
-            store(u32, k.f_field1, start + at, float_bits(t11), live)
-            store(i64, k.v_u_scatter_index, start + at, t3, live)
-            store(i64, k.v_v_scatter_index, start + at, t3, live)
-
-
-@loop(encode_frame)
-def encode_pass3(frame, begin, end):
-    k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass3_tile(k, tile, WHOLE)
-        else:
-            encode_pass3_tile(k, tile, count)
-    set_flags(flags)
-
-
-
-@inner
-def encode_pass4_tile(k, tile, count):
     start = tile * TILE
     u_momentum = splat(Float, one(k.p_momentum))
     for block in range(1):
@@ -252,6 +215,32 @@ def encode_pass4_tile(k, tile, count):
 
 
 @loop(encode_frame)
+def encode_pass3(frame, begin, end):
+    k = frame[0]
+    flags = set_flags(KEEPS_DENORMALS)
+    for tile in range(begin, end):
+        count = k.length - tile * TILE
+        if count >= TILE:
+            encode_pass3_tile(k, tile, WHOLE)
+        else:
+            encode_pass3_tile(k, tile, count)
+    set_flags(flags)
+
+
+
+@inner
+def encode_pass4_tile(k, tile, count):
+    start = tile * TILE
+    for block in range(1):
+        for row in range(TILE // WIDTH):
+            at = row * WIDTH + block * WIDTH
+            live = left(count, at)
+            v_filter = stream(Int64, i64, k.v_filter, start + at, live)
+            scatter(f32, k.new_u, v_filter, splat(Float, 0.0), live)
+            scatter(f32, k.new_v, v_filter, splat(Float, 0.0), live)
+
+
+@loop(encode_frame)
 def encode_pass4(frame, begin, end):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
@@ -261,33 +250,6 @@ def encode_pass4(frame, begin, end):
             encode_pass4_tile(k, tile, WHOLE)
         else:
             encode_pass4_tile(k, tile, count)
-    set_flags(flags)
-
-
-
-@inner
-def encode_pass5_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            v_u_scatter_index = stream(Int64, i64, k.v_u_scatter_index, start + at, live)
-            v_v_scatter_index = stream(Int64, i64, k.v_v_scatter_index, start + at, live)
-            scatter(f32, k.new_u, v_u_scatter_index, splat(Float, 0.0), live)
-            scatter(f32, k.new_v, v_v_scatter_index, splat(Float, 0.0), live)
-
-
-@loop(encode_frame)
-def encode_pass5(frame, begin, end):
-    k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass5_tile(k, tile, WHOLE)
-        else:
-            encode_pass5_tile(k, tile, count)
     set_flags(flags)
 
 
@@ -316,10 +278,6 @@ def encode_before0(k):
     end = align(end + max(0, native(((divide(((one(k.n) * splat(i64, 1)) + splat(i64, 63)), splat(i64, 64))) * splat(i64, 8)))) * 1, 64)
     k.v_filter = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_((one(k.p_ratio) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
-    k.v_u_scatter_index = end
-    end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_((one(k.p_ratio) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
-    k.v_v_scatter_index = end
-    end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_((one(k.p_ratio) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
     k.s_sort_nth_bins = end
     end = align(end + max(0, native(splat(i64, 2048))) * 8, 64)
     k.filter_first = end
@@ -341,8 +299,9 @@ def encode_step0(frame):
 
 @inner
 def encode_before1(k):
-    k.length = native(one(k.n))
-    return tiles_of(k.length)
+    k.length = native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), one(k.p_ratio))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
+    k.rank = native(((smaller(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), one(k.p_ratio))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))))), -9223372036854775808, 9223372036854775807), (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), one(k.p_ratio))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) - splat(i64, 1)))
+    return OK
 
 
 @step(encode_frame)
@@ -355,9 +314,10 @@ def encode_step1(frame):
 
 @inner
 def encode_before2(k):
-    k.length = native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), one(k.p_ratio))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
-    k.rank = native(((smaller(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), one(k.p_ratio))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))))), -9223372036854775808, 9223372036854775807), (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), one(k.p_ratio))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) - splat(i64, 1)))
-    return OK
+    k.s_sort_nth_ = native(read_at(f32, f32, k.v_s_sort_values, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), one(k.p_ratio))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), one(k.result), k))
+    k.threshold_ = native(one(k.s_sort_nth_))
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
 
 
 @step(encode_frame)
@@ -370,10 +330,9 @@ def encode_step2(frame):
 
 @inner
 def encode_before3(k):
-    k.s_sort_nth_ = native(read_at(f32, f32, k.v_s_sort_values, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), one(k.p_ratio))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), one(k.result), k))
-    k.threshold_ = native(one(k.s_sort_nth_))
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    k.rank = native(saturate(i64, (splat(f32, 2.0) * (ceil_((one(k.p_ratio) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807))
+    return OK
 
 
 @step(encode_frame)
@@ -386,21 +345,6 @@ def encode_step3(frame):
 
 @inner
 def encode_before4(k):
-    k.length = native(one(k.n))
-    k.rank = native(saturate(i64, (splat(f32, 2.0) * (ceil_((one(k.p_ratio) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807))
-    return OK
-
-
-@step(encode_frame)
-def encode_step4(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before4(frame[0])
-    set_flags(flags)
-    return status
-
-
-@inner
-def encode_before5(k):
     k.filter_count_ = k.result
     end = 1 * count_bytes(k.n)
     k.at_index = align(end, 16)
@@ -420,6 +364,22 @@ def encode_before5(k):
 
 
 @step(encode_frame)
+def encode_step4(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = encode_before4(frame[0])
+    set_flags(flags)
+    return status
+
+
+@inner
+def encode_before5(k):
+    if k.outside != 0 and k.n > 0:
+        return OUT_OF_RANGE
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
+
+
+@step(encode_frame)
 def encode_step5(frame):
     flags = set_flags(KEEPS_DENORMALS)
     status = encode_before5(frame[0])
@@ -429,13 +389,7 @@ def encode_step5(frame):
 
 @inner
 def encode_before6(k):
-    if not ascends(k.v_u_scatter_index, native(one(k.filter_count_)), native(one(k.n))):
-        return OUT_OF_RANGE
-    if not ascends(k.v_v_scatter_index, native(one(k.filter_count_)), native(one(k.n))):
-        return OUT_OF_RANGE
-    if k.outside != 0 and k.n > 0:
-        return OUT_OF_RANGE
-    k.length = native(one(k.n))
+    k.length = native(one(k.filter_count_))
     return tiles_of(k.length)
 
 
@@ -447,24 +401,10 @@ def encode_step6(frame):
     return status
 
 
-@inner
-def encode_before7(k):
-    k.length = native(one(k.filter_count_))
-    return tiles_of(k.length)
-
-
-@step(encode_frame)
-def encode_step7(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before7(frame[0])
-    set_flags(flags)
-    return status
-
-
 OPERATIONS["encode"] = Kernels(
     encode_frame,
-    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, encode_step7, ],
-    [(encode_pass0, 64), (encode_pass1, 64), Selection("nth", (("v_s_sort_keys", "u4"), ("s_sort_nth_bins", "i8")), 0), (encode_pass2, 64), Selection("compact", (("v_filter_mask", "u8"), ("v_filter", "i8"), ("filter_first", "i8")), 0), (encode_pass3, 64), (encode_pass4, 64), (encode_pass5, 64), ],
+    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, ],
+    [(encode_pass0, 64), Selection("nth", (("v_s_sort_keys", "u4"), ("s_sort_nth_bins", "i8")), 0), (encode_pass1, 64), Selection("compact", (("v_filter_mask", "u8"), ("v_filter", "i8"), ("filter_first", "i8")), 0), (encode_pass2, 64), (encode_pass3, 64), (encode_pass4, 64), ],
 )
 
 

@@ -45,7 +45,7 @@ COMPLL_DEVICE bool read_counts([[maybe_unused]] const compll_item& item, [[maybe
     return true;
 }
 
-constexpr int64_t FRAME_BYTES = 256;  // the greatest frame below; an item's scratch begins with it
+constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scratch begins with it
 
 // ---- encode ----
 // encode graddrop
@@ -59,24 +59,20 @@ constexpr int64_t FRAME_BYTES = 256;  // the greatest frame below; an item's scr
 //   pass[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 //     store vector s_sort_keys: uint32[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = (float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) ^ ((float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) >= 2147483648) ? 4294967295 : 2147483648))
 //     store vector s_sort_values: float[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))
-//   pass[n]
-//     check[n] gradient[i] is finite
 //   s_sort_nth: float = element int((drop * float(min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))) of s_sort_values in the order of s_sort_keys[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 //   threshold: float = s_sort_nth
 //   pass[n]
 //     store vector filter_mask: uint<1>[n] = uint<1>((((abs((gradient[i] + residual[i])) >= threshold) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
+//     check[n] gradient[i] is finite
 //   filter: int[filter_count] = positions of filter_mask, the first int((0x1.0000000000000p+1 * ceil(((0x1.0000000000000p+0 - drop) * float(n)))))
 //   pass[filter_count]
 //     store field index: uint32[filter_count] = uint32(filter[i])
-//     store field field1: float[filter_count] = ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0)
-//     store vector gradient_scatter_index: int[filter_count] = int(uint32(filter[i]))
-//   own gradient_scatter_index[i][filter_count] ascends below n
-//   pass[filter_count]
-//     store vector residual_patch: float[filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0)) : 0x0.0p+0)
+//     store field field1: float[filter_count] = (gradient[filter[i]] + residual[filter[i]])
+//     store vector residual_patch: float[filter_count] = ((abs(((gradient[filter[i]] + residual[filter[i]]) - (gradient[filter[i]] + residual[filter[i]]))) <= 0x1.fffffe0000000p+127) ? ((gradient[filter[i]] + residual[filter[i]]) - (gradient[filter[i]] + residual[filter[i]])) : 0x0.0p+0)
 //   pass[n]
 //     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - 0x0.0p+0)) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - 0x0.0p+0) : 0x0.0p+0)
 //   pass[filter_count]
-//     patch state residual: float[filter_count] at gradient_scatter_index[i] = residual_patch[i]
+//     patch state residual: float[filter_count] at filter[i] = residual_patch[i]
 
 struct EncodeFrame {
     int64_t n;
@@ -97,7 +93,6 @@ struct EncodeFrame {
     float* v_s_sort_values;
     uint8_t* v_filter_mask;
     int64_t* v_filter;
-    int64_t* v_gradient_scatter_index;
     float* v_residual_patch;
     Rank* s_sort_nth_rank;
     uint64_t* s_sort_nth_bins;
@@ -163,29 +158,12 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
-    bool bad = false;
-#pragma unroll
-    for (int row = 0; row < ROWS; ++row) {
-#pragma unroll
-        for (int block = 0; block < QUAD; ++block) {
-            const int at = row * LANES + QUAD * thread + block;
-            [[maybe_unused]] constexpr int live = 1;
-            if (!FULL && at >= count) break;
-            const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
-            bad = bad || not_finite(v_gradient);
-        }
-    }
-    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
-}
-
-template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const int thread = threadIdx.x % WARP;
     const Float u_threshold = splat<Float>(k.threshold_);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
     Codes<1> o_filter_mask;
     o_filter_mask.clear();
+    bool bad = false;
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
 #pragma unroll
@@ -203,21 +181,22 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
             const Mask t5 = lt(t1, splat<Float>(__builtin_inff()));
             const Mask t6 = both(t4, t5);
             const Int32 t7 = widen<Int32>(bit(t6));
+            bad = bad || not_finite(v_gradient);
             o_filter_mask.put(row, block, uint32_t(t7));
         }
     }
     pack<1, FULL>(k.v_filter_mask + tile * (LANES * 1), o_filter_mask, thread, count);
+    if (bad) atomicCAS(&item.status, int32_t(OK), int32_t(NOT_FINITE));
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
         const auto in_filter = load_row<FULL>(k.v_filter + tile * TILE, row, thread, count);
         Quad<uint32_t> o_field_index = {};
         Quad<float> o_field_field1 = {};
-        Quad<int64_t> o_vector_gradient_scatter_index = {};
+        Quad<float> o_vector_residual_patch = {};
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
@@ -225,74 +204,30 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 v_filter = widen<Int64>(in_filter.at[block]);
             const UInt32 t0 = saturate<UInt32>(v_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(true, t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
-            const Float t6 = t4 + t5;
-            const Mask t7 = both(true, negation(t1));
-            const Float t8 = select(t1, t6, splat<Float>(0x0.0p+0f));
+            const Float t1 = gather<Float>(k.gradient, k.n, v_filter, true, k.outside);
+            const Float t2 = gather<Float>(k.s_residual, k.n, v_filter, true, k.outside);
+            const Float t3 = t1 + t2;
+            const Float t4 = t3 - t3;
+            const Float t5 = absolute(t4);
+            const Mask t6 = le(t5, splat<Float>(0x1.fffffe0000000p+127f));
+            const Mask t7 = both(true, t6);
+            const Float t8 = gather<Float>(k.gradient, k.n, v_filter, t7, k.outside);
+            const Float t9 = gather<Float>(k.s_residual, k.n, v_filter, t7, k.outside);
+            const Float t10 = t8 + t9;
+            const Float t11 = t10 - t10;
+            const Mask t12 = both(true, negation(t6));
+            const Float t13 = select(t6, t11, splat<Float>(0x0.0p+0f));
             o_field_index.at[block] = static_cast<uint32_t>(t0);
-            o_field_field1.at[block] = static_cast<float>(canonical(t8));
-            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t3);
+            o_field_field1.at[block] = static_cast<float>(canonical(t3));
+            o_vector_residual_patch.at[block] = static_cast<float>(t13);
         }
         store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE, o_field_index, row, thread, count);
         store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE, o_field_field1, row, thread, count);
-        store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
-    }
-}
-
-template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
-#pragma unroll 1
-    for (int row = 0; row < ROWS; ++row) {
-        const auto in_gradient_scatter_index = load_row<FULL>(k.v_gradient_scatter_index + tile * TILE, row, thread, count);
-        const auto in_filter = load_row<FULL>(k.v_filter + tile * TILE, row, thread, count);
-        Quad<float> o_vector_residual_patch = {};
-#pragma unroll
-        for (int block = 0; block < QUAD; ++block) {
-            const int at = row * LANES + QUAD * thread + block;
-            [[maybe_unused]] constexpr int live = 1;
-            if (!FULL && at >= count) break;
-            const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.at[block]);
-            const Int64 v_filter = widen<Int64>(in_filter.at[block]);
-            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, true, k.outside);
-            const Float t1 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, true, k.outside);
-            const Float t2 = t0 + t1;
-            const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(true, t3);
-            const UInt32 t5 = saturate<UInt32>(v_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = widen<Int64>(t5);
-            const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
-            const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
-            const Float t9 = t7 + t8;
-            const Mask t10 = both(true, negation(t3));
-            const Float t11 = select(t3, t9, splat<Float>(0x0.0p+0f));
-            const Float t12 = t2 - t11;
-            const Float t13 = absolute(t12);
-            const Mask t14 = le(t13, splat<Float>(0x1.fffffe0000000p+127f));
-            const Mask t15 = both(true, t14);
-            const Float t16 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t17 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t18 = t16 + t17;
-            const Mask t19 = both(t15, t3);
-            const Float t20 = gather<Float>(k.gradient, k.n, t6, t19, k.outside);
-            const Float t21 = gather<Float>(k.s_residual, k.n, t6, t19, k.outside);
-            const Float t22 = t20 + t21;
-            const Mask t23 = both(t15, negation(t3));
-            const Float t24 = select(t3, t22, splat<Float>(0x0.0p+0f));
-            const Float t25 = t18 - t24;
-            const Mask t26 = both(true, negation(t14));
-            const Float t27 = select(t14, t25, splat<Float>(0x0.0p+0f));
-            o_vector_residual_patch.at[block] = static_cast<float>(t27);
-        }
         store<FULL>(k.v_residual_patch + tile * TILE, o_vector_residual_patch, row, thread, count);
     }
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass5([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
@@ -317,10 +252,10 @@ template <bool FULL> COMPLL_DEVICE void encode_pass5([[maybe_unused]] compll_ite
     }
 }
 
-template <bool FULL> COMPLL_DEVICE void encode_pass6([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const auto in_residual_patch = load<FULL>(k.v_residual_patch + tile * TILE, thread, count);
-    const auto in_gradient_scatter_index = load<FULL>(k.v_gradient_scatter_index + tile * TILE, thread, count);
+    const auto in_filter = load<FULL>(k.v_filter + tile * TILE, thread, count);
 #pragma unroll
     for (int row = 0; row < ROWS; ++row) {
 #pragma unroll
@@ -329,8 +264,8 @@ template <bool FULL> COMPLL_DEVICE void encode_pass6([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_residual_patch = widen<Float>(in_residual_patch.row[row].at[block]);
-            const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.row[row].at[block]);
-            scatter<FULL>(k.new_residual, v_gradient_scatter_index, v_residual_patch, live);
+            const Int64 v_filter = widen<Int64>(in_filter.row[row].at[block]);
+            scatter<FULL>(k.new_residual, v_filter, v_residual_patch, live);
         }
     }
 }
@@ -342,7 +277,6 @@ COMPLL_BOTH int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unus
     k.v_s_sort_values = arena.take<float>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.v_filter_mask = arena.take<uint8_t>((wrap_multiply((divide((wrap_add((wrap_multiply(k.n, INT64_C(1))), INT64_C(63))), INT64_C(64))), INT64_C(8))));
     k.v_filter = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.v_gradient_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.v_residual_patch = arena.take<float>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.s_sort_nth_rank = arena.take<Rank>(INT64_C(1));
     k.s_sort_nth_bins = arena.take<uint64_t>(INT64_C(2048));
@@ -614,7 +548,7 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_write_tab
     write_piece(piece, to, words);
 }
 
-// ---- kernels: 30, each with the arguments (items, count, params) ----
+// ---- kernels: 27, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -641,21 +575,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pa
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass1(compll_item* items, int64_t count, const void* params) {
-    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    const Part part = part_of(items, count);
-    compll_item& item = items[part.item];
-    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-    if (stopped(item)) return;
-    const int64_t length = k.n;
-    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-        const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
-        else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_then1(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_then0(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
         compll_item& item = items[i];
@@ -745,7 +665,7 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) graddrop_encode_af
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass2(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass1(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Part part = part_of(items, count);
     compll_item& item = items[part.item];
@@ -754,8 +674,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pa
     const int64_t length = k.n;
     for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
         const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
-        else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+        if (rest >= TILE && k.wide) encode_pass1<true>(item, k, p, tile, TILE);
+        else encode_pass1<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -791,7 +711,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_wr
     write_bits(part, k.v_filter_mask, k.n, k.filter_first, k.filter_count_, k.v_filter);
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass3(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass2(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Part part = part_of(items, count);
     compll_item& item = items[part.item];
@@ -800,18 +720,23 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pa
     const int64_t length = k.filter_count_;
     for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
         const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass3<true>(item, k, p, tile, TILE);
-        else encode_pass3<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+        if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
+        else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_ascends6(compll_item* items, int64_t count, const void* params) {
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass3(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Part part = part_of(items, count);
     compll_item& item = items[part.item];
     EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
     if (stopped(item)) return;
-    ascends(part, k.v_gradient_scatter_index, k.filter_count_, k.n, item.status, OUT_OF_RANGE);
+    const int64_t length = k.n;
+    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE && k.wide) encode_pass3<true>(item, k, p, tile, TILE);
+        else encode_pass3<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass4(compll_item* items, int64_t count, const void* params) {
@@ -825,34 +750,6 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pa
         const int64_t rest = length - tile * TILE;
         if (rest >= TILE && k.wide) encode_pass4<true>(item, k, p, tile, TILE);
         else encode_pass4<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass5(compll_item* items, int64_t count, const void* params) {
-    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    const Part part = part_of(items, count);
-    compll_item& item = items[part.item];
-    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-    if (stopped(item)) return;
-    const int64_t length = k.n;
-    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-        const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass5<true>(item, k, p, tile, TILE);
-        else encode_pass5<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) graddrop_encode_pass6(compll_item* items, int64_t count, const void* params) {
-    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    const Part part = part_of(items, count);
-    compll_item& item = items[part.item];
-    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-    if (stopped(item)) return;
-    const int64_t length = k.filter_count_;
-    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-        const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass6<true>(item, k, p, tile, TILE);
-        else encode_pass6<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -1001,8 +898,7 @@ COMPLL_EXPORT int32_t graddrop_encode_f32(compll_item* items, int64_t count, [[m
     if (count <= 0) return OK;
     COMPLL_LAUNCH(graddrop_encode_begin, over_items(count), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_pass0, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass1, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_then1, over_items(count), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_then0, over_items(count), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_count_digits0, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_after_count_digits0, over_items(count), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_count_digits1, over_tiles(blocks), items, count, params);
@@ -1011,15 +907,13 @@ COMPLL_EXPORT int32_t graddrop_encode_f32(compll_item* items, int64_t count, [[m
     COMPLL_LAUNCH(graddrop_encode_after_count_digits2, over_items(count), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_count_ranked3, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_after_count_ranked3, over_items(count), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass2, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_pass1, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_count_bits4, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_after_count_bits4, over_items(count), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_write_bits5, over_tiles(blocks), items, count, params);
+    COMPLL_LAUNCH(graddrop_encode_pass2, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_pass3, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_ascends6, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(graddrop_encode_pass4, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass5, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(graddrop_encode_pass6, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 

@@ -21,30 +21,26 @@ OPERATIONS = {}
 #   pass[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 #     store vector s_sort_keys: uint32[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = (float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) ^ ((float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) >= 2147483648) ? 4294967295 : 2147483648))
 #     store vector s_sort_values: float[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))
-#   pass[n]
-#     check[n] gradient[i] is finite
 #   s_sort_nth: float = element int((drop * float(min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))) of s_sort_values in the order of s_sort_keys[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 #   threshold: float = s_sort_nth
 #   pass[n]
 #     store vector filter_mask: uint<1>[n] = uint<1>((((abs((gradient[i] + residual[i])) >= threshold) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
+#     check[n] gradient[i] is finite
 #   filter: int[filter_count] = positions of filter_mask, the first int((0x1.0000000000000p+1 * ceil(((0x1.0000000000000p+0 - drop) * float(n)))))
 #   pass[filter_count]
 #     store field index: uint32[filter_count] = uint32(filter[i])
-#     store field field1: float[filter_count] = ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0)
-#     store vector gradient_scatter_index: int[filter_count] = int(uint32(filter[i]))
-#   own gradient_scatter_index[i][filter_count] ascends below n
-#   pass[filter_count]
-#     store vector residual_patch: float[filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0)) : 0x0.0p+0)
+#     store field field1: float[filter_count] = (gradient[filter[i]] + residual[filter[i]])
+#     store vector residual_patch: float[filter_count] = ((abs(((gradient[filter[i]] + residual[filter[i]]) - (gradient[filter[i]] + residual[filter[i]]))) <= 0x1.fffffe0000000p+127) ? ((gradient[filter[i]] + residual[filter[i]]) - (gradient[filter[i]] + residual[filter[i]])) : 0x0.0p+0)
 #   pass[n]
 #     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - 0x0.0p+0)) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - 0x0.0p+0) : 0x0.0p+0)
 #   pass[filter_count]
-#     patch state residual: float[filter_count] at gradient_scatter_index[i] = residual_patch[i]
+#     patch state residual: float[filter_count] at filter[i] = residual_patch[i]
 
 encode_frame = frame_type(
     params=[("p_drop", "float32"), ("p_sampling", "float32"), ],
     states=['residual'],
     fields=["index", "field1", ],
-    vectors=["v_s_sort_keys", "v_s_sort_values", "v_filter_mask", "v_filter", "v_gradient_scatter_index", "v_residual_patch", "s_sort_nth_bins", "filter_first", ],
+    vectors=["v_s_sort_keys", "v_s_sort_values", "v_filter_mask", "v_filter", "v_residual_patch", "s_sort_nth_bins", "filter_first", ],
     received=[],
     scalars=[("s_sort_nth_", "float32"), ("threshold_", "float32"), ("filter_count_", "int64")],
 )
@@ -113,13 +109,24 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
+    u_threshold = splat(Float, one(k.threshold_))
     bad = splat(Mask, False)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
+            t0 = v_gradient + v_residual
+            t1 = absolute(t0)
+            t2 = ge(t1, u_threshold)
+            t3 = lt(splat(Float, 0.0), t1)
+            t4 = both(t2, t3)
+            t5 = lt(t1, splat(Float, inf))
+            t6 = both(t4, t5)
+            t7 = widen(Int32, bit(t6))
             bad = keep(live, bad | not_finite(v_gradient), bad)
+            pack(1, k.v_filter_mask, start + at, t7, live)
     if any_(bad):
         k.bad = 1
 
@@ -141,22 +148,28 @@ def encode_pass1(frame, begin, end):
 @inner
 def encode_pass2_tile(k, tile, count):
     start = tile * TILE
-    u_threshold = splat(Float, one(k.threshold_))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            t0 = v_gradient + v_residual
-            t1 = absolute(t0)
-            t2 = ge(t1, u_threshold)
-            t3 = lt(splat(Float, 0.0), t1)
-            t4 = both(t2, t3)
-            t5 = lt(t1, splat(Float, inf))
-            t6 = both(t4, t5)
-            t7 = widen(Int32, bit(t6))
-            pack(1, k.v_filter_mask, start + at, t7, live)
+            v_filter = stream(Int64, i64, k.v_filter, start + at, live)
+            t0 = saturate(UInt32, v_filter, 0, 4294967295)
+            t1 = gather(Float, f32, k.gradient, native(one(k.n)), v_filter, first_lanes(live), k)
+            t2 = gather(Float, f32, k.s_residual, native(one(k.n)), v_filter, first_lanes(live), k)
+            t3 = t1 + t2
+            t4 = t3 - t3
+            t5 = absolute(t4)
+            t6 = le(t5, splat(Float, 3.4028234663852886e+38))
+            t7 = both(first_lanes(live), t6)
+            t8 = gather(Float, f32, k.gradient, native(one(k.n)), v_filter, t7, k)
+            t9 = gather(Float, f32, k.s_residual, native(one(k.n)), v_filter, t7, k)
+            t10 = t8 + t9
+            t11 = t10 - t10
+            t12 = both(first_lanes(live), negation(t6))
+            t13 = select(t6, t11, splat(Float, 0.0))
+            store(u32, k.f_index, start + at, t0, live)
+            store(u32, k.f_field1, start + at, float_bits(t3), live)
+            store(f32, k.v_residual_patch, start + at, t13, live)
 
 
 @loop(encode_frame)
@@ -176,24 +189,18 @@ def encode_pass2(frame, begin, end):
 @inner
 def encode_pass3_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_filter = stream(Int64, i64, k.v_filter, start + at, live)
-            t0 = saturate(UInt32, v_filter, 0, 4294967295)
-            t1 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t2 = both(first_lanes(live), t1)
-            t3 = widen(Int64, t0)
-            t4 = gather(Float, f32, k.gradient, native(one(k.n)), t3, t2, k)
-            t5 = gather(Float, f32, k.s_residual, native(one(k.n)), t3, t2, k)
-            t6 = t4 + t5
-            t7 = both(first_lanes(live), negation(t1))
-            t8 = select(t1, t6, splat(Float, 0.0))
-            store(u32, k.f_index, start + at, t0, live)
-            store(u32, k.f_field1, start + at, float_bits(t8), live)
-            store(i64, k.v_gradient_scatter_index, start + at, t3, live)
+            v_gradient = stream(Float, f32, k.gradient, start + at, live)
+            v_residual = stream(Float, f32, k.s_residual, start + at, live)
+            t0 = v_gradient + v_residual
+            t1 = t0 - splat(Float, 0.0)
+            t2 = absolute(t1)
+            t3 = le(t2, splat(Float, 3.4028234663852886e+38))
+            t4 = select(t3, t1, splat(Float, 0.0))
+            store(f32, k.new_residual, start + at, t4, live)
 
 
 @loop(encode_frame)
@@ -213,42 +220,13 @@ def encode_pass3(frame, begin, end):
 @inner
 def encode_pass4_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
+            v_residual_patch = stream(Float, f32, k.v_residual_patch, start + at, live)
             v_filter = stream(Int64, i64, k.v_filter, start + at, live)
-            t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
-            t1 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
-            t2 = t0 + t1
-            t3 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t4 = both(first_lanes(live), t3)
-            t5 = saturate(UInt32, v_filter, 0, 4294967295)
-            t6 = widen(Int64, t5)
-            t7 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t4, k)
-            t8 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t4, k)
-            t9 = t7 + t8
-            t10 = both(first_lanes(live), negation(t3))
-            t11 = select(t3, t9, splat(Float, 0.0))
-            t12 = t2 - t11
-            t13 = absolute(t12)
-            t14 = le(t13, splat(Float, 3.4028234663852886e+38))
-            t15 = both(first_lanes(live), t14)
-            t16 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, t15, k)
-            t17 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, t15, k)
-            t18 = t16 + t17
-            t19 = both(t15, t3)
-            t20 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t19, k)
-            t21 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t19, k)
-            t22 = t20 + t21
-            t23 = both(t15, negation(t3))
-            t24 = select(t3, t22, splat(Float, 0.0))
-            t25 = t18 - t24
-            t26 = both(first_lanes(live), negation(t14))
-            t27 = select(t14, t25, splat(Float, 0.0))
-            store(f32, k.v_residual_patch, start + at, t27, live)
+            scatter(f32, k.new_residual, v_filter, v_residual_patch, live)
 
 
 @loop(encode_frame)
@@ -261,63 +239,6 @@ def encode_pass4(frame, begin, end):
             encode_pass4_tile(k, tile, WHOLE)
         else:
             encode_pass4_tile(k, tile, count)
-    set_flags(flags)
-
-
-
-@inner
-def encode_pass5_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            t0 = v_gradient + v_residual
-            t1 = t0 - splat(Float, 0.0)
-            t2 = absolute(t1)
-            t3 = le(t2, splat(Float, 3.4028234663852886e+38))
-            t4 = select(t3, t1, splat(Float, 0.0))
-            store(f32, k.new_residual, start + at, t4, live)
-
-
-@loop(encode_frame)
-def encode_pass5(frame, begin, end):
-    k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass5_tile(k, tile, WHOLE)
-        else:
-            encode_pass5_tile(k, tile, count)
-    set_flags(flags)
-
-
-
-@inner
-def encode_pass6_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            v_residual_patch = stream(Float, f32, k.v_residual_patch, start + at, live)
-            v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
-            scatter(f32, k.new_residual, v_gradient_scatter_index, v_residual_patch, live)
-
-
-@loop(encode_frame)
-def encode_pass6(frame, begin, end):
-    k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass6_tile(k, tile, WHOLE)
-        else:
-            encode_pass6_tile(k, tile, count)
     set_flags(flags)
 
 
@@ -346,8 +267,6 @@ def encode_before0(k):
     end = align(end + max(0, native(((divide(((one(k.n) * splat(i64, 1)) + splat(i64, 63)), splat(i64, 64))) * splat(i64, 8)))) * 1, 64)
     k.v_filter = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
-    k.v_gradient_scatter_index = end
-    end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
     k.v_residual_patch = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 4, 64)
     k.s_sort_nth_bins = end
@@ -371,8 +290,9 @@ def encode_step0(frame):
 
 @inner
 def encode_before1(k):
-    k.length = native(one(k.n))
-    return tiles_of(k.length)
+    k.length = native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
+    k.rank = native(saturate(i64, (one(k.p_drop) * widen(f32, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))), -9223372036854775808, 9223372036854775807))
+    return OK
 
 
 @step(encode_frame)
@@ -385,9 +305,10 @@ def encode_step1(frame):
 
 @inner
 def encode_before2(k):
-    k.length = native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
-    k.rank = native(saturate(i64, (one(k.p_drop) * widen(f32, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))), -9223372036854775808, 9223372036854775807))
-    return OK
+    k.s_sort_nth_ = native(read_at(f32, f32, k.v_s_sort_values, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), one(k.result), k))
+    k.threshold_ = native(one(k.s_sort_nth_))
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
 
 
 @step(encode_frame)
@@ -400,10 +321,9 @@ def encode_step2(frame):
 
 @inner
 def encode_before3(k):
-    k.s_sort_nth_ = native(read_at(f32, f32, k.v_s_sort_values, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), one(k.result), k))
-    k.threshold_ = native(one(k.s_sort_nth_))
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    k.rank = native(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807))
+    return OK
 
 
 @step(encode_frame)
@@ -416,21 +336,6 @@ def encode_step3(frame):
 
 @inner
 def encode_before4(k):
-    k.length = native(one(k.n))
-    k.rank = native(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807))
-    return OK
-
-
-@step(encode_frame)
-def encode_step4(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before4(frame[0])
-    set_flags(flags)
-    return status
-
-
-@inner
-def encode_before5(k):
     k.filter_count_ = k.result
     end = 1 * count_bytes(k.n)
     k.at_index = align(end, 16)
@@ -450,6 +355,22 @@ def encode_before5(k):
 
 
 @step(encode_frame)
+def encode_step4(frame):
+    flags = set_flags(KEEPS_DENORMALS)
+    status = encode_before4(frame[0])
+    set_flags(flags)
+    return status
+
+
+@inner
+def encode_before5(k):
+    if k.outside != 0 and k.n > 0:
+        return OUT_OF_RANGE
+    k.length = native(one(k.n))
+    return tiles_of(k.length)
+
+
+@step(encode_frame)
 def encode_step5(frame):
     flags = set_flags(KEEPS_DENORMALS)
     status = encode_before5(frame[0])
@@ -459,8 +380,6 @@ def encode_step5(frame):
 
 @inner
 def encode_before6(k):
-    if not ascends(k.v_gradient_scatter_index, native(one(k.filter_count_)), native(one(k.n))):
-        return OUT_OF_RANGE
     k.length = native(one(k.filter_count_))
     return tiles_of(k.length)
 
@@ -473,40 +392,10 @@ def encode_step6(frame):
     return status
 
 
-@inner
-def encode_before7(k):
-    if k.outside != 0 and k.n > 0:
-        return OUT_OF_RANGE
-    k.length = native(one(k.n))
-    return tiles_of(k.length)
-
-
-@step(encode_frame)
-def encode_step7(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before7(frame[0])
-    set_flags(flags)
-    return status
-
-
-@inner
-def encode_before8(k):
-    k.length = native(one(k.filter_count_))
-    return tiles_of(k.length)
-
-
-@step(encode_frame)
-def encode_step8(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before8(frame[0])
-    set_flags(flags)
-    return status
-
-
 OPERATIONS["encode"] = Kernels(
     encode_frame,
-    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, encode_step7, encode_step8, ],
-    [(encode_pass0, 64), (encode_pass1, 64), Selection("nth", (("v_s_sort_keys", "u4"), ("s_sort_nth_bins", "i8")), 0), (encode_pass2, 64), Selection("compact", (("v_filter_mask", "u8"), ("v_filter", "i8"), ("filter_first", "i8")), 0), (encode_pass3, 64), (encode_pass4, 64), (encode_pass5, 64), (encode_pass6, 64), ],
+    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, ],
+    [(encode_pass0, 64), Selection("nth", (("v_s_sort_keys", "u4"), ("s_sort_nth_bins", "i8")), 0), (encode_pass1, 64), Selection("compact", (("v_filter_mask", "u8"), ("v_filter", "i8"), ("filter_first", "i8")), 0), (encode_pass2, 64), (encode_pass3, 64), (encode_pass4, 64), ],
 )
 
 

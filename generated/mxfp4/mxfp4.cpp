@@ -141,7 +141,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Float t0 = absolute(v_gradient);
             const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
             const Float t2 = divide(t0, t1);
-            const Int32 t3 = search<Int32>(encode_bounds_table, 7, t2);
+            const Int32 t3 = search<Int32, encode_bounds_table>(t2);
             const UInt32 t4 = float_bits(v_gradient);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(31u));
             const Int32 t6 = widen<Int32>(t5);
@@ -221,7 +221,7 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_code = load<Int32, true>(in_code + at, live);
-            const Float t0 = lookup<Float>(decode_value_table, v_code);
+            const Float t0 = lookup<Float, decode_value_table>(v_code);
             const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
             const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
             const UInt32 t3 = widen<UInt32>(t1);
@@ -300,7 +300,7 @@ template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, 
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_code = load<Int32, true>(in_code + at, live);
-            const Float t0 = lookup<Float>(decode_add_value_table, v_code);
+            const Float t0 = lookup<Float, decode_add_value_table>(v_code);
             const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
             const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
             const UInt32 t3 = widen<UInt32>(t1);
@@ -410,7 +410,7 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
-            const Float t0 = lookup<Float>(hop_received_value_table, v_received_code);
+            const Float t0 = lookup<Float, hop_received_value_table>(v_received_code);
             const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 32 * sizeof(uint8_t)));
             const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
             const UInt32 t3 = widen<UInt32>(t1);
@@ -474,7 +474,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Float t1 = absolute(t0);
             const Float t2 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
             const Float t3 = divide(t1, t2);
-            const Int32 t4 = search<Int32>(hop_bounds_table, 7, t3);
+            const Int32 t4 = search<Int32, hop_bounds_table>(t3);
             const UInt32 t5 = float_bits(t0);
             const UInt32 t6 = shift_right(t5, splat<UInt32>(31u));
             const Int32 t7 = widen<Int32>(t6);

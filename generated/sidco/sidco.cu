@@ -74,7 +74,7 @@ constexpr int64_t FRAME_BYTES = 256;  // the greatest frame below; an item's scr
 //   index_filter: int[index_filter_count] = positions of index_filter_mask, the first int((0x1.0000000000000p+1 * ceil((ratio * float(n)))))
 //   pass[index_filter_count]
 //     store field index: uint32[index_filter_count] = uint32(index_filter[i])
-//     store field field1: float[index_filter_count] = gradient[int(uint32(index_filter[i]))]
+//     store field field1: float[index_filter_count] = gradient[index_filter[i]]
 
 struct EncodeFrame {
     int64_t n;
@@ -220,10 +220,9 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 v_index_filter = widen<Int64>(in_index_filter.at[block]);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t1 = widen<Int64>(t0);
-            const Float t2 = gather<Float>(k.gradient, k.n, t1, true, k.outside);
+            const Float t1 = gather<Float>(k.gradient, k.n, v_index_filter, true, k.outside);
             o_field_index.at[block] = static_cast<uint32_t>(t0);
-            o_field_field1.at[block] = static_cast<float>(canonical(t2));
+            o_field_field1.at[block] = static_cast<float>(canonical(t1));
         }
         store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE, o_field_index, row, thread, count);
         store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE, o_field_field1, row, thread, count);

@@ -37,7 +37,7 @@ OPERATIONS = {}
 #   index_filter: int[index_filter_count] = positions of index_filter_mask, the first int((0x1.0000000000000p+1 * ceil((ratio * float(n)))))
 #   pass[index_filter_count]
 #     store field index: uint32[index_filter_count] = uint32(index_filter[i])
-#     store field field1: float[index_filter_count] = gradient[int(uint32(index_filter[i]))]
+#     store field field1: float[index_filter_count] = gradient[index_filter[i]]
 
 encode_frame = frame_type(
     params=[("p_ratio", "float32"), ],
@@ -199,10 +199,9 @@ def encode_pass3_tile(k, tile, count):
             live = left(count, at)
             v_index_filter = stream(Int64, i64, k.v_index_filter, start + at, live)
             t0 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t1 = widen(Int64, t0)
-            t2 = gather(Float, f32, k.gradient, native(one(k.n)), t1, first_lanes(live), k)
+            t1 = gather(Float, f32, k.gradient, native(one(k.n)), v_index_filter, first_lanes(live), k)
             store(u32, k.f_index, start + at, t0, live)
-            store(u32, k.f_field1, start + at, float_bits(t2), live)
+            store(u32, k.f_field1, start + at, float_bits(t1), live)
 
 
 @loop(encode_frame)

@@ -44,7 +44,7 @@ COMPLL_DEVICE bool read_counts([[maybe_unused]] const compll_item& item, [[maybe
     return true;
 }
 
-constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scratch begins with it
+constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scratch begins with it
 
 // ---- encode ----
 // encode threshold
@@ -60,15 +60,9 @@ constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scr
 //   index_filter: int[index_filter_count] = positions of index_filter_mask
 //   pass[index_filter_count]
 //     store field index: uint32[index_filter_count] = uint32(index_filter[i])
-//     store field field1: float[index_filter_count] = ((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0)
-//     store vector gradient_scatter_index: int[index_filter_count] = int(uint32(index_filter[i]))
-//   own gradient_scatter_index[i][index_filter_count] ascends below n
-//   pass[index_filter_count]
-//     store vector residual_patch: float[index_filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0)) : 0x0.0p+0)
+//     store field field1: float[index_filter_count] = (gradient[index_filter[i]] + residual[index_filter[i]])
 //   pass[n]
-//     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - 0x0.0p+0)) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - 0x0.0p+0) : 0x0.0p+0)
-//   pass[index_filter_count]
-//     patch state residual: float[index_filter_count] at gradient_scatter_index[i] = residual_patch[i]
+//     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - (((abs((gradient[i] + residual[i])) >= threshold) && (abs((gradient[i] + residual[i])) < inf)) ? (gradient[i] + residual[i]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - (((abs((gradient[i] + residual[i])) >= threshold) && (abs((gradient[i] + residual[i])) < inf)) ? (gradient[i] + residual[i]) : 0x0.0p+0)) : 0x0.0p+0)
 
 struct EncodeFrame {
     int64_t n;
@@ -85,8 +79,6 @@ struct EncodeFrame {
     int64_t index_filter_count_;
     uint8_t* v_index_filter_mask;
     int64_t* v_index_filter;
-    int64_t* v_gradient_scatter_index;
-    float* v_residual_patch;
     int64_t* index_filter_first;
 };
 static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratch that is kept for it");
@@ -124,13 +116,11 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
         const auto in_index_filter = load_row<FULL>(k.v_index_filter + tile * TILE, row, thread, count);
         Quad<uint32_t> o_field_index = {};
         Quad<float> o_field_field1 = {};
-        Quad<int64_t> o_vector_gradient_scatter_index = {};
 #pragma unroll
         for (int block = 0; block < QUAD; ++block) {
             const int at = row * LANES + QUAD * thread + block;
@@ -138,75 +128,20 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 v_index_filter = widen<Int64>(in_index_filter.at[block]);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(true, t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
-            const Float t6 = t4 + t5;
-            const Mask t7 = both(true, negation(t1));
-            const Float t8 = select(t1, t6, splat<Float>(0x0.0p+0f));
+            const Float t1 = gather<Float>(k.gradient, k.n, v_index_filter, true, k.outside);
+            const Float t2 = gather<Float>(k.s_residual, k.n, v_index_filter, true, k.outside);
+            const Float t3 = t1 + t2;
             o_field_index.at[block] = static_cast<uint32_t>(t0);
-            o_field_field1.at[block] = static_cast<float>(canonical(t8));
-            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t3);
+            o_field_field1.at[block] = static_cast<float>(canonical(t3));
         }
         store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE, o_field_index, row, thread, count);
         store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE, o_field_field1, row, thread, count);
-        store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
     }
 }
 
 template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
-#pragma unroll 1
-    for (int row = 0; row < ROWS; ++row) {
-        const auto in_gradient_scatter_index = load_row<FULL>(k.v_gradient_scatter_index + tile * TILE, row, thread, count);
-        const auto in_index_filter = load_row<FULL>(k.v_index_filter + tile * TILE, row, thread, count);
-        Quad<float> o_vector_residual_patch = {};
-#pragma unroll
-        for (int block = 0; block < QUAD; ++block) {
-            const int at = row * LANES + QUAD * thread + block;
-            [[maybe_unused]] constexpr int live = 1;
-            if (!FULL && at >= count) break;
-            const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.at[block]);
-            const Int64 v_index_filter = widen<Int64>(in_index_filter.at[block]);
-            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, true, k.outside);
-            const Float t1 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, true, k.outside);
-            const Float t2 = t0 + t1;
-            const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(true, t3);
-            const UInt32 t5 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = widen<Int64>(t5);
-            const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
-            const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
-            const Float t9 = t7 + t8;
-            const Mask t10 = both(true, negation(t3));
-            const Float t11 = select(t3, t9, splat<Float>(0x0.0p+0f));
-            const Float t12 = t2 - t11;
-            const Float t13 = absolute(t12);
-            const Mask t14 = le(t13, splat<Float>(0x1.fffffe0000000p+127f));
-            const Mask t15 = both(true, t14);
-            const Float t16 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t17 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t18 = t16 + t17;
-            const Mask t19 = both(t15, t3);
-            const Float t20 = gather<Float>(k.gradient, k.n, t6, t19, k.outside);
-            const Float t21 = gather<Float>(k.s_residual, k.n, t6, t19, k.outside);
-            const Float t22 = t20 + t21;
-            const Mask t23 = both(t15, negation(t3));
-            const Float t24 = select(t3, t22, splat<Float>(0x0.0p+0f));
-            const Float t25 = t18 - t24;
-            const Mask t26 = both(true, negation(t14));
-            const Float t27 = select(t14, t25, splat<Float>(0x0.0p+0f));
-            o_vector_residual_patch.at[block] = static_cast<float>(t27);
-        }
-        store<FULL>(k.v_residual_patch + tile * TILE, o_vector_residual_patch, row, thread, count);
-    }
-}
-
-template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const int thread = threadIdx.x % WARP;
+    const Float u_threshold = splat<Float>(p.threshold_);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
 #pragma unroll
@@ -220,31 +155,18 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
             const Float t0 = v_gradient + v_residual;
-            const Float t1 = t0 - splat<Float>(0x0.0p+0f);
-            const Float t2 = absolute(t1);
-            const Mask t3 = le(t2, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t4 = select(t3, t1, splat<Float>(0x0.0p+0f));
-            o_state_residual.at[block] = static_cast<float>(t4);
+            const Float t1 = absolute(t0);
+            const Mask t2 = ge(t1, u_threshold);
+            const Mask t3 = lt(t1, splat<Float>(__builtin_inff()));
+            const Mask t4 = both(t2, t3);
+            const Float t5 = select(t4, t0, splat<Float>(0x0.0p+0f));
+            const Float t6 = t0 - t5;
+            const Float t7 = absolute(t6);
+            const Mask t8 = le(t7, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t9 = select(t8, t6, splat<Float>(0x0.0p+0f));
+            o_state_residual.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
-    }
-}
-
-template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const int thread = threadIdx.x % WARP;
-    const auto in_residual_patch = load<FULL>(k.v_residual_patch + tile * TILE, thread, count);
-    const auto in_gradient_scatter_index = load<FULL>(k.v_gradient_scatter_index + tile * TILE, thread, count);
-#pragma unroll
-    for (int row = 0; row < ROWS; ++row) {
-#pragma unroll
-        for (int block = 0; block < QUAD; ++block) {
-            const int at = row * LANES + QUAD * thread + block;
-            [[maybe_unused]] constexpr int live = 1;
-            if (!FULL && at >= count) break;
-            const Float v_residual_patch = widen<Float>(in_residual_patch.row[row].at[block]);
-            const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.row[row].at[block]);
-            scatter<FULL>(k.new_residual, v_gradient_scatter_index, v_residual_patch, live);
-        }
     }
 }
 
@@ -253,8 +175,6 @@ COMPLL_BOTH int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unus
     Arena arena{scratch};
     k.v_index_filter_mask = arena.take<uint8_t>((wrap_multiply((divide((wrap_add((wrap_multiply(k.n, INT64_C(1))), INT64_C(63))), INT64_C(64))), INT64_C(8))));
     k.v_index_filter = arena.take<int64_t>(k.n);
-    k.v_gradient_scatter_index = arena.take<int64_t>(k.n);
-    k.v_residual_patch = arena.take<float>(k.n);
     k.index_filter_first = arena.take<int64_t>((divide((wrap_add((greater(k.n, INT64_C(0))), INT64_C(1023))), INT64_C(1024))));
     return arena.used;
 }
@@ -519,7 +439,7 @@ extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) threshold_write_ta
     write_piece(piece, to, words);
 }
 
-// ---- kernels: 19, each with the arguments (items, count, params) ----
+// ---- kernels: 16, each with the arguments (items, count, params) ----
 
 extern "C" __global__ void __launch_bounds__(ITEM_THREADS, 1) threshold_encode_begin(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
@@ -592,30 +512,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) threshold_encode_p
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) threshold_encode_ascends2(compll_item* items, int64_t count, const void* params) {
-    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    const Part part = part_of(items, count);
-    compll_item& item = items[part.item];
-    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-    if (stopped(item)) return;
-    ascends(part, k.v_gradient_scatter_index, k.index_filter_count_, k.n, item.status, OUT_OF_RANGE);
-}
-
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) threshold_encode_pass2(compll_item* items, int64_t count, const void* params) {
-    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    const Part part = part_of(items, count);
-    compll_item& item = items[part.item];
-    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-    if (stopped(item)) return;
-    const int64_t length = k.index_filter_count_;
-    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-        const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
-        else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) threshold_encode_pass3(compll_item* items, int64_t count, const void* params) {
     [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Part part = part_of(items, count);
     compll_item& item = items[part.item];
@@ -624,22 +521,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) threshold_encode_p
     const int64_t length = k.n;
     for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
         const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass3<true>(item, k, p, tile, TILE);
-        else encode_pass3<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) threshold_encode_pass4(compll_item* items, int64_t count, const void* params) {
-    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
-    const Part part = part_of(items, count);
-    compll_item& item = items[part.item];
-    EncodeFrame& k = *reinterpret_cast<EncodeFrame*>(item.scratch);
-    if (stopped(item)) return;
-    const int64_t length = k.index_filter_count_;
-    for (int64_t tile = part.warp; tile * TILE < length; tile += part.warps) {
-        const int64_t rest = length - tile * TILE;
-        if (rest >= TILE && k.wide) encode_pass4<true>(item, k, p, tile, TILE);
-        else encode_pass4<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
+        if (rest >= TILE && k.wide) encode_pass2<true>(item, k, p, tile, TILE);
+        else encode_pass2<false>(item, k, p, tile, rest < TILE ? int(rest) : TILE);
     }
 }
 
@@ -792,10 +675,7 @@ COMPLL_EXPORT int32_t threshold_encode_f32(compll_item* items, int64_t count, [[
     COMPLL_LAUNCH(threshold_encode_after_count_bits0, over_items(count), items, count, params);
     COMPLL_LAUNCH(threshold_encode_write_bits1, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(threshold_encode_pass1, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(threshold_encode_ascends2, over_tiles(blocks), items, count, params);
     COMPLL_LAUNCH(threshold_encode_pass2, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(threshold_encode_pass3, over_tiles(blocks), items, count, params);
-    COMPLL_LAUNCH(threshold_encode_pass4, over_tiles(blocks), items, count, params);
     return COMPLL_LAUNCHED ? OK : NO_LAUNCH;
 }
 

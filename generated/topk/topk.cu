@@ -51,7 +51,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //   index_topk: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = least[n] int(ceil((ratio * float(n)))) of index_topk_keys
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //     store field index: uint32[min(max(int(ceil((ratio * float(n)))), 0), n)] = uint32(index_topk[i])
-//     store field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)] = gradient[int(uint32(index_topk[i]))]
+//     store field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)] = gradient[index_topk[i]]
 
 struct EncodeFrame {
     int64_t n;
@@ -113,10 +113,9 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 v_index_topk = widen<Int64>(in_index_topk.at[block]);
             const UInt32 t0 = saturate<UInt32>(v_index_topk, INT64_C(0), INT64_C(4294967295));
-            const Int64 t1 = widen<Int64>(t0);
-            const Float t2 = gather<Float>(k.gradient, k.n, t1, true, k.outside);
+            const Float t1 = gather<Float>(k.gradient, k.n, v_index_topk, true, k.outside);
             o_field_index.at[block] = static_cast<uint32_t>(t0);
-            o_field_field1.at[block] = static_cast<float>(canonical(t2));
+            o_field_field1.at[block] = static_cast<float>(canonical(t1));
         }
         store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE, o_field_index, row, thread, count);
         store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE, o_field_field1, row, thread, count);

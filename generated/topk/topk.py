@@ -21,7 +21,7 @@ OPERATIONS = {}
 #   index_topk: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = least[n] int(ceil((ratio * float(n)))) of index_topk_keys
 #   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 #     store field index: uint32[min(max(int(ceil((ratio * float(n)))), 0), n)] = uint32(index_topk[i])
-#     store field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)] = gradient[int(uint32(index_topk[i]))]
+#     store field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)] = gradient[index_topk[i]]
 
 encode_frame = frame_type(
     params=[("p_ratio", "float32"), ],
@@ -78,10 +78,9 @@ def encode_pass1_tile(k, tile, count):
             live = left(count, at)
             v_index_topk = stream(Int64, i64, k.v_index_topk, start + at, live)
             t0 = saturate(UInt32, v_index_topk, 0, 4294967295)
-            t1 = widen(Int64, t0)
-            t2 = gather(Float, f32, k.gradient, native(one(k.n)), t1, first_lanes(live), k)
+            t1 = gather(Float, f32, k.gradient, native(one(k.n)), v_index_topk, first_lanes(live), k)
             store(u32, k.f_index, start + at, t0, live)
-            store(u32, k.f_field1, start + at, float_bits(t2), live)
+            store(u32, k.f_field1, start + at, float_bits(t1), live)
 
 
 @loop(encode_frame)

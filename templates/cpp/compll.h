@@ -7,6 +7,7 @@
 #include "lanes.h"
 #include "elementary.h"
 #include "memory.h"
+#include "positions.h"
 #include "random.h"
 #include "reduce.h"
 #include "selection.h"

@@ -1,4 +1,4 @@
-// Selections on vectors in scratch memory, and reads and writes at computed positions.
+// Selections on vectors in scratch memory.
 #pragma once
 
 #include "memory.h"
@@ -6,108 +6,13 @@
 
 namespace compll {
 
-// --- computed positions: out of range, an element reads 0, and `outside` says that it was asked for ------
-inline void note(int32_t& outside) { __atomic_store_n(&outside, 1, __ATOMIC_RELAXED); }
-// A loop of its own: sixteen lanes laid out wherever something is gathered are more code than caches hold.
-template <class V, class F>
-__attribute__((noinline)) V gather_each(int64_t n, Int64 at, Mask asked, int32_t& outside, F element) {
-    int64_t place[WIDTH];
-    Element<V> out[WIDTH];
-    std::memcpy(place, &at, sizeof at);
-    Mask there;
-#pragma GCC unroll 1
-    for (int j = 0; j < WIDTH; ++j) {
-        const bool inside = place[j] >= 0 && place[j] < n;
-        out[j] = inside ? Element<V>(element(place[j])) : Element<V>(0);
-        there[j] = -int32_t(inside);
-    }
-    if (any(asked & ~there)) note(outside);
-    V lanes;
-    std::memcpy(&lanes, out, sizeof lanes);
-    return lanes;
-}
-template <class V, class T> inline V gather(const T* p, int64_t n, Int64 at, Mask asked, int32_t& outside) {
-#if defined(__AVX512DQ__)
-    if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4) {
-        using Places = long long __attribute__((vector_size(64)));
-        using Eight = float __attribute__((vector_size(32)));
-        Places place[2];
-        Eight found[2];
-        uint32_t there = 0;
-        std::memcpy(place, &at, sizeof at);
-        for (int half = 0; half < 2; ++half) {
-            const uint8_t inside = __builtin_ia32_ucmpq512_mask(place[half], Places{} + (n > 0 ? n : 0), 1, 0xff);
-            found[half] = __builtin_ia32_gatherdiv16sf(Eight{}, p, place[half], inside, 4);
-            there |= uint32_t(inside) << 8 * half;
-        }
-        if (mask_bits(asked) & ~there) note(outside);
-        V lanes;
-        std::memcpy(&lanes, found, sizeof lanes);
-        return lanes;
-    }
-#endif
-    return gather_each<V>(n, at, asked, outside, [&](int64_t i) { return p[i]; });
-}
-template <int W> inline int64_t bits_at(const uint8_t* p, int64_t i) {  // element i of a packed vector
-    const int64_t bit = i * W;
-    uint32_t two = p[bit / 8];
-    if (bit % 8 + W > 8) two |= uint32_t(p[bit / 8 + 1]) << 8;
-    return (two >> (bit % 8)) & ((1u << W) - 1);
-}
-template <class V, int W> inline V gather_bits(const uint8_t* p, int64_t n, Int64 at, Mask asked, int32_t& outside) {
-    return gather_each<V>(n, at, asked, outside, [&](int64_t i) { return bits_at<W>(p, i); });
-}
-template <class R, class T> inline R read_at(const T* p, int64_t n, int64_t at, int32_t& outside) {
-    if (at >= 0 && at < n) return R(p[at]);
-    note(outside);
-    return R{};
-}
-template <int W> inline int64_t read_bits(const uint8_t* p, int64_t n, int64_t at, int32_t& outside) {
-    if (at >= 0 && at < n) return bits_at<W>(p, at);
-    note(outside);
-    return 0;
-}
-template <bool FULL, class T, class V> inline void scatter(T* p, Int64 at, V x, int live) {
-    for (int j = 0; j < (FULL ? WIDTH : live); ++j) p[at[j]] = T(x[j]);
-}
-// Entries of a table, at positions that are in range.
-template <class V, int N, class T> inline V lookup(const T (&table)[N], Int32 at) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4 && N <= 2 * WIDTH) {
-        alignas(64) T entries[2 * WIDTH] = {};
-        std::memcpy(entries, table, sizeof table);
-        const Lanes<T>*const rows = (const Lanes<T>*)entries;
-        if constexpr (N <= WIDTH) return (V)__builtin_shuffle(rows[0], at);
-        else return (V)__builtin_shuffle(rows[0], rows[1], at);
-    } else if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4)
-        return (V)__builtin_ia32_gathersiv16sf(Float{}, table, at, -1, 4);
-#endif
-    return each<V>([&](int j) { return table[at[j]]; });
-}
-// How many of the ascending entries are below x: all are compared if they are few, else they are halved.
-template <class R, int N, class T, class X> inline R search(const T (&table)[N], int, X x) {
-    if constexpr (std::is_arithmetic_v<X>) {
-        int step = 1, below = 0;
-        while (2 * step <= N) step *= 2;
-        for (; step; step /= 2)
-            if (below + step <= N && table[below + step - 1] < x) below += step;
-        return R(below);
-    } else if constexpr (N <= WIDTH) {
-        Int32 below{};
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) below -= lt(splat<X>(table[i]), x);
-        return widen<R>(below);
-    } else {
-        int step = 1;
-        while (2 * step <= N) step *= 2;
-        Int32 below{};
-        for (; step; step /= 2) {
-            const Int32 at = below + (step - 1);  // beyond the end nothing is below
-            const Mask there = at < N;
-            below += there & lt(lookup<X>(table, at & there), x) & step;
-        }
-        return widen<R>(below);
-    }
+// --- scatter ----------------------------------------------------------------------------------------------
+// Set elements to 0: the system's way does not read what it overwrites.
+template <class T> inline void clear(T* p, int64_t length, int threads) {
+    constexpr int64_t PART = CHUNK * TILE;
+    for_tiles<1>(length > 0 ? (length + PART - 1) / PART : 0, threads, [&](int64_t part) {
+        std::memset((void*)(p + part * PART), 0, sizeof(T) * (length - part * PART < PART ? length - part * PART : PART));
+    });
 }
 inline bool ascends(const int64_t* index, int64_t count, int64_t below) {
     bool fits = count <= 0 || (index[0] >= 0 && index[count - 1] < below);
@@ -115,13 +20,25 @@ inline bool ascends(const int64_t* index, int64_t count, int64_t below) {
     return fits;
 }
 
-// --- filter: the positions of the bits that are set, the first `limit` of them ----------------------------
-struct TileBits {
-    uint64_t words[TILE / 64] = {};
-    TileBits(const uint8_t* bits, int64_t tile, int64_t length) {
-        const int64_t rest = length - tile * TILE;
-        std::memcpy(words, bits + tile * (TILE / 8), rest < TILE ? (rest + 7) / 8 : TILE / 8);
+// --- filter: passes keep what they select, in a part of memory for each `granule` of tiles -----------------
+// Those tiles one thread goes through in order.  A part has room for WIDTH elements more than can be kept.
+struct Kept {
+    int64_t& found;
+    int64_t from, count;
+    Int32 places;  // of a tile's first lanes, from the part's begin on
+    Kept(int64_t* all, int64_t tile, int64_t granule)
+        : found(all[tile / granule]), from(tile / granule * (granule * TILE + WIDTH)), count(tile % granule ? found : 0),
+          places(Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + int32_t(tile % granule * TILE)) {}
+    template <class T, class V> void put(T* parts, uint32_t bits, V x) const {
+        T* to = parts + from + count;
+#if defined(__AVX512DQ__)
+        const auto kept = __builtin_ia32_compresssi512_mask((Int32)x, Int32{}, bits);
+        std::memcpy(to, &kept, sizeof kept);
+#else
+        for (; bits; bits &= bits - 1) *to++ = x[__builtin_ctz(bits)];
+#endif
     }
+    void end() const { found = count; }
 };
 // Make of counts the sums of those before; return the sum of all.
 inline int64_t sums_before(int64_t* counts, int64_t size) {
@@ -133,24 +50,25 @@ inline int64_t sums_before(int64_t* counts, int64_t size) {
     }
     return sum;
 }
-inline int64_t compact(const uint8_t* bits, int64_t length, int64_t limit, int64_t* out, int64_t* first, int threads) {
-    const int64_t tiles = length > 0 ? (length + TILE - 1) / TILE : 0;
+inline void copy(int64_t, int64_t, int64_t) {}
+template <class T, class... Others> inline void copy(int64_t at, int64_t from, int64_t count, T* out, const T* parts, Others... others) {
+    std::memcpy(out + at, parts + from, sizeof(T) * count);
+    copy(at, from, count, others...);
+}
+// Put the parts together: the positions, and the elements of other vectors there; the first `limit` of them.
+template <int64_t GRANULE, class... Vectors>
+inline int64_t join(int64_t length, int64_t limit, int64_t* found, int threads, int64_t* out, const uint32_t* places, Vectors... vectors) {
+    constexpr int64_t PART = GRANULE * TILE;
+    const int64_t parts = length > 0 ? (length + PART - 1) / PART : 0;
     limit = limit < 0 ? 0 : limit > length ? length : limit;
-    for_tiles(tiles, threads, [&](int64_t tile) {
-        int64_t count = 0;
-        for (uint64_t word : TileBits(bits, tile, length).words) count += __builtin_popcountll(word);
-        first[tile] = count;
+    const int64_t all = sums_before(found, parts);
+    for_tiles<1>(parts, threads, [&](int64_t part) {
+        const int64_t at = found[part], end = part + 1 < parts ? found[part + 1] : all, from = part * (PART + WIDTH);
+        const int64_t count = (end < limit ? end : limit) - at;
+        for (int64_t j = 0; j < count; ++j) out[at + j] = part * PART + places[from + j];
+        if (count > 0) copy(at, from, count, vectors...);
     });
-    const int64_t found = sums_before(first, tiles);
-    for_tiles(tiles, threads, [&](int64_t tile) {
-        int64_t at = first[tile], base = tile * TILE;
-        if (at >= limit || (tile + 1 < tiles ? first[tile + 1] : found) == at) return;
-        for (uint64_t word : TileBits(bits, tile, length).words) {
-            for (; word && at < limit; word &= word - 1) out[at++] = base + __builtin_ctzll(word);
-            base += 64;
-        }
-    });
-    return found < limit ? found : limit;
+    return all < limit ? all : limit;
 }
 
 // --- keys: integers whose order is that of the elements ---------------------------------------------------
@@ -230,17 +148,15 @@ template <class K> inline void select_few(const K* keys, int64_t count, int64_t 
         if (own < key || (own == key && ties-- > 0)) *out++ = base + i;
     }
 }
-template <class K> inline void select_least(const K* keys, int64_t length, int64_t k, int64_t block, int64_t* out, int64_t* work, int threads) {
-    k = k < 0 ? 0 : k > length ? length : k;
-    if (k <= 0) return;
-    if (block > 0) {
-        const int64_t each = k < block ? k : block, blocks = (length + block - 1) / block;
-        for_tiles<4>(blocks, threads, [&](int64_t b) {
-            const int64_t count = length - b * block < block ? length - b * block : block;
-            select_few(keys + b * block, count, each < count ? each : count, b * block, out + b * each);
-        });
-        return;
-    }
+template <class K> inline void select_in_blocks(const K* keys, int64_t length, int64_t k, int64_t block, int64_t* out, int threads) {
+    const int64_t each = k < block ? k : block, blocks = length > 0 ? (length + block - 1) / block : 0;
+    for_tiles<4>(blocks, threads, [&](int64_t b) {
+        const int64_t count = length - b * block < block ? length - b * block : block;
+        select_few(keys + b * block, count, each < count ? each : count, b * block, out + b * each);
+    });
+}
+// The same of many, by digits; 0 < k <= length.
+template <class K> inline void select_many(const K* keys, int64_t length, int64_t k, int64_t* out, int64_t* work, int threads) {
     const Ranked<K> last = key_of_rank(keys, length, k - 1, work, length < 64 * TILE ? 1 : PARTS, threads);
     const int64_t tiles = (length + TILE - 1) / TILE;
     int64_t *below = work + PARTS * BINS, *equal = below + tiles;
@@ -262,6 +178,47 @@ template <class K> inline void select_least(const K* keys, int64_t length, int64
         int64_t tie = equal[tile];
         int64_t* to = out + below[tile] + (tie < ties ? tie : ties);
         for_keys(tile, [&](int64_t i, auto key) { if (key < last.key || (key == last.key && tie++ < ties)) *to++ = i; });
+    });
+}
+
+// Those that a sample tells to be among the least, with room for a quarter of all; `places` and `kept` have parts
+// as filters have them.
+template <class K> struct Near {
+    int64_t* found;
+    uint32_t* places;
+    K* kept;
+    int64_t* at;
+    K* keys;
+};
+constexpr int64_t SAMPLE = 16384;
+template <class K> inline int64_t find_near(const K* keys, int64_t length, int64_t k, int64_t* work, const Near<K>& near, int threads) {
+    constexpr int64_t PART = CHUNK * TILE;
+    const int64_t size = length / TILE < SAMPLE ? length / TILE : SAMPLE;
+    const float share = float(k) / float(length) * float(size);
+    const int64_t rank = int64_t(share + 5 * sqrt_(share)) + 8;  // so many of the sample are least that k of all are
+    if (rank >= size) return 0;
+    for (int64_t j = 0; j < size; ++j) near.kept[j] = keys[length / size * j];
+    const auto most = key_of_rank(near.kept, size, rank, work, 1, 1).key;
+    for_tiles<1>((length + PART - 1) / PART, threads, [&](int64_t part) {
+        const int64_t begin = part * PART, end = begin + PART < length ? begin + PART : length;
+        int64_t to = part * (PART + WIDTH);
+        const auto match = [&](auto key) { return le(key, splat<decltype(key)>(most)); };
+        for_matching(keys, begin, end, match, [&](int64_t i) {
+            near.places[to] = uint32_t(i - begin);
+            near.kept[to++] = keys[i];
+        });
+        near.found[part] = to - part * (PART + WIDTH);
+    });
+    return join<CHUNK>(length, length / 4, near.found, threads, near.at, near.places, near.keys, near.kept);
+}
+template <class K> inline void select_least(const K* keys, int64_t length, int64_t k, int64_t* out, int64_t* work, const Near<K>& near, int threads) {
+    k = k < 0 ? 0 : k > length ? length : k;
+    if (k <= 0) return;
+    const int64_t found = k < length / 16 ? find_near(keys, length, k, work, near, threads) : 0;
+    if (found < k || found >= length / 4) return select_many(keys, length, k, out, work, threads);
+    select_many(near.keys, found, k, out, work, threads);
+    for_tiles<1>((k + TILE - 1) / TILE, threads, [&](int64_t tile) {
+        for (int64_t j = tile * TILE; j < k && j < (tile + 1) * TILE; ++j) out[j] = near.at[out[j]];
     });
 }
 

@@ -13,9 +13,10 @@ struct Arithmetic {
     ~Arithmetic() { __builtin_ia32_ldmxcsr(saved); }
 #endif
 };
-// Run `work(tile)` for every tile, CHUNK of them at a time; small vectors stay on the calling thread.
-template <int64_t CHUNK = 64, class F> inline void for_tiles(int64_t tiles, int threads, F work) {
-    if (threads <= 1 || tiles <= CHUNK) {
+constexpr int64_t CHUNK = 64;
+// Run `work(tile)` for every tile, SOME of them at a time; small vectors stay on the calling thread.
+template <int64_t SOME = CHUNK, class F> inline void for_tiles(int64_t tiles, int threads, F work) {
+    if (threads <= 1 || tiles <= SOME) {
         Arithmetic arithmetic;
         for (int64_t tile = 0; tile < tiles; ++tile) work(tile);
         return;
@@ -24,8 +25,8 @@ template <int64_t CHUNK = 64, class F> inline void for_tiles(int64_t tiles, int 
     {
         Arithmetic arithmetic;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t chunk = 0; chunk < (tiles + CHUNK - 1) / CHUNK; ++chunk)
-            for (int64_t tile = chunk * CHUNK; tile < tiles && tile < (chunk + 1) * CHUNK; ++tile) work(tile);
+        for (int64_t some = 0; some < (tiles + SOME - 1) / SOME; ++some)
+            for (int64_t tile = some * SOME; tile < tiles && tile < (some + 1) * SOME; ++tile) work(tile);
     }
 }
 

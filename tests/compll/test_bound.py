@@ -37,6 +37,7 @@ def least(source: Any, op: str, cache: int, counts: int = 0, **params: Any) -> b
         ("tbq", "encode", UNCACHED, 8, 4 + 1 / 4),
         ("sidco", "encode", UNCACHED, 12, 0),  # two means, one after the other, and the selection
         ("graddrop", "encode", CACHED, 8, 4),
+        ("threshold", "encode", UNCACHED, 8, 4),  # what is selected is known as it is read
         ("topk", "decode", UNCACHED, 8 / 100, 4),
     ],
 )

@@ -78,7 +78,7 @@ def chain(f: ir.Function) -> int:
 def test_passes_over_the_gradient_are_at_most_one_more_than_the_longest_chain(name: str) -> None:
     made = cuda.generate(unit(name)).counts
     for typed in unit(name).functions:
-        fused = fuse(typed)
+        fused = fuse(typed, without=cuda.CUDA.without)
         passes = [b for b in fused.body if isinstance(b, ir.Pass)]
         over_gradient = [b for b in passes if b.length == ir.Size()]
         assert len(over_gradient) <= 1 + chain(fused), fused.op
