@@ -114,7 +114,8 @@ def _network(case: Case) -> tuple[Callable[[int], Session], Callable[[], None]]:
         net = LoopbackNetwork(case.ranks)
 
         def open_loopback(rank: int) -> Session:
-            return Session(rank, case.ranks, rank, case.ranks, net.control(rank), net.transport(rank))
+            nodes = (tuple(range(case.ranks)),)
+            return Session(rank, case.ranks, rank, case.ranks, net.control(rank), net.transport(rank), nodes)
 
         return open_loopback, net.close
     with socket.socket() as probe:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from casync import bench as benchmark
 from casync.picture import LEGEND, draw, totals
-from casync.topologies import names, topology
+from casync.topologies import even_nodes, names, topology
 from casync.transports import base
 from casync.verify import verify
 
@@ -28,13 +28,17 @@ def show(
     partitions: Annotated[
         int, typer.Option("-k", "--partitions", min=1, max=MOST_DRAWN, help="How many partitions to draw.")
     ] = 1,
+    per_node: Annotated[
+        int, typer.Option("-g", "--per-node", min=1, max=MOST_DRAWN, help="How many ranks share a node.")
+    ] = 2,
 ) -> None:
     """Print a topology's schedule, checked: each rank's tasks from left to right."""
     try:
         module = topology(name)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    schedule = module.schedule(ranks, [module.owner(p, ranks) for p in range(partitions)])
+    owners = [module.owner(p, ranks) for p in range(partitions)]
+    schedule = module.schedule(ranks, owners, even_nodes(ranks, per_node))
     verify(schedule, partitions)
     console = Console()
     for table in draw(schedule, partitions):

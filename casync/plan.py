@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casync.primitives import Schedule, join
-from casync.topologies import topology
+from casync.topologies import Nodes, even_nodes, topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -284,12 +284,18 @@ def _owned(
             yield partition
 
 
-def schedule(partitions: Sequence[Partition], topology_name: str, nranks: int) -> Schedule:
-    """The tasks of all ranks for a layout: the compressed partitions by the topology, the others exactly."""
+def schedule(
+    partitions: Sequence[Partition], topology_name: str, nranks: int, nodes: Nodes | None = None
+) -> Schedule:
+    """The tasks of all ranks for a layout: the compressed partitions by the topology, the others exactly.
+
+    nodes: which ranks share one; None: each has its own.
+    """
+    nodes = even_nodes(nranks) if nodes is None else nodes
     compressed = [p.owner for p in partitions if p.compressed]
     exact = [p.owner for p in partitions if not p.compressed]
     return join(
-        topology(topology_name).schedule(nranks, compressed),
-        topology(EXACT).schedule(nranks, exact),
+        topology(topology_name).schedule(nranks, compressed, nodes),
+        topology(EXACT).schedule(nranks, exact, nodes),
         len(compressed),
     )

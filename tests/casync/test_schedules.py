@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casync.primitives import Decode, Encode, Merge, Recv, Role, Schedule, Send, Task, join
-from casync.topologies import names, topology
+from casync.topologies import Nodes, check_nodes, even_nodes, names, topology
 from casync.verify import ScheduleError, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 RANKS = range(1, 10)
 
 
-def drawn(name: str, nranks: int, partitions: int) -> Schedule:
+def drawn(name: str, nranks: int, partitions: int, nodes: Nodes | None = None) -> Schedule:
     module = topology(name)
-    return module.schedule(nranks, [module.owner(p, nranks) for p in range(partitions)])
+    owners = [module.owner(p, nranks) for p in range(partitions)]
+    return module.schedule(nranks, owners, nodes or even_nodes(nranks, 2))
+
+
+def uneven_nodes(nranks: int) -> Iterator[Nodes]:
+    """All even groupings, and one whose nodes differ in size and whose ranks do not follow each other."""
+    yield from (even_nodes(nranks, size) for size in range(1, nranks + 1))
+    yield check_nodes((tuple(range(0, nranks, 3)), tuple(r for r in range(nranks) if r % 3)), nranks)
 
 
 @pytest.mark.parametrize("name", names())
@@ -34,7 +41,14 @@ def test_every_rank_ends_with_every_partition_merged_once_from_every_rank(name: 
 def test_any_owner_will_do(nranks: int) -> None:
     for name in names():
         for owner in range(nranks):
-            verify(topology(name).schedule(nranks, [owner, owner]), 2)
+            verify(topology(name).schedule(nranks, [owner, owner], even_nodes(nranks, 3)), 2)
+
+
+@pytest.mark.parametrize("nranks", RANKS)
+def test_any_nodes_will_do(nranks: int) -> None:
+    for nodes in uneven_nodes(nranks):
+        for partitions in (1, nranks + 1):
+            verify(drawn("hierarchical", nranks, partitions, nodes), partitions)
 
 
 @pytest.mark.parametrize("nranks", RANKS)
@@ -82,7 +96,9 @@ def test_ps_merges_in_rank_order() -> None:
 
 
 def test_an_unknown_topology_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"unknown topology 'star': it is one of ps, ring"):
+    with pytest.raises(
+        ValueError, match=r"unknown topology 'star': it is one of allgather, direct, hierarchical, ps, ring"
+    ):
         topology("star")
 
 
