@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WARM_UP = 5
+TRANSPORTS = ("loopback", "zmq")
+"""Those whose ranks can be threads of one process."""
 
 
 @dataclass(frozen=True)

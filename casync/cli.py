@@ -13,7 +13,6 @@ from rich.table import Table
 from casync import bench as benchmark
 from casync.picture import LEGEND, draw, totals
 from casync.topologies import even_nodes, names, topology
-from casync.transports import base
 from casync.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compressed gradient synchronization.")
@@ -60,10 +59,12 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="Write a page of results there, too.")] = None,
 ) -> None:
     """Measure tasks a second and CPU a task of the executor, with small gradients."""
-    transports = transport or ["loopback", "zmq"]
+    transports = transport or list(benchmark.TRANSPORTS)
     for name in transports:
-        if name not in base.names():
-            raise typer.BadParameter(f"no transport {name!r}; there are: {', '.join(base.names())}")
+        if name not in benchmark.TRANSPORTS:
+            raise typer.BadParameter(
+                f"no transport {name!r} between threads; there are: {', '.join(benchmark.TRANSPORTS)}"
+            )
     console = Console()
     table = Table("transport", "topology", "codec", "tasks a step", "tasks/s", "CPU us a task")
     costs = []

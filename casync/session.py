@@ -76,7 +76,8 @@ def connect(
 ) -> Session:
     """Join the job and return the session. Collective.
 
-    transport: the name of a file in casync/transports/ (default: CASYNC_TRANSPORT, "zmq").
+    transport: the name of a file in casync/transports/ (default: CASYNC_TRANSPORT, else mpi where MPI started
+    the ranks, else zmq).
     timeout: T in seconds, at least 3 (default: CASYNC_TIMEOUT, 60): of silence, or of no progress.
     place: this process's place in the job (default: from the environment, `casync.launch.find`).
     start_timeout: seconds that ranks wait for others to start (default: CASYNC_START_TIMEOUT, 60).
@@ -87,7 +88,8 @@ def connect(
     timeout = knobs.TIMEOUT.get() if timeout is None else timeout
     if timeout < knobs.MIN_TIMEOUT:
         raise ValueError(f"timeout {timeout:g} s: must be {knobs.MIN_TIMEOUT:g} s or more")
-    name = knobs.TRANSPORT.get() if transport is None else transport
+    found = "mpi" if isinstance(place.meeting, launch.World) else "zmq"
+    name = transport or knobs.TRANSPORT.get() or found
     module = base.load(name)
     if not hasattr(module, "open"):
         raise ValueError(f"transport {name!r} joins ranks of one process only; use another")
@@ -102,7 +104,7 @@ def connect(
 def _join(place: launch.Launch, timeout: float, start_timeout: float, open_transport: base.Open) -> Session:
     context: Context = zmq.Context(io_threads=2)
     plane: Plane | None = None
-    gate = Gate(context, spared=place.meeting.port if place.meeting else 0)
+    gate = Gate(context, spared=place.meeting.port if isinstance(place.meeting, launch.Rank0) else 0)
     listening = {}
     try:
         address = rendezvous.own_address(context, place)

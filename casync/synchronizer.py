@@ -51,6 +51,12 @@ class Spec:
     seed: int = 0
     nodes: Nodes | None = None
 
+    def settled(self, nranks: int) -> Spec:
+        """The same with the topology chosen and the nodes in order; ValueError for nodes that cannot be."""
+        nodes = even_nodes(nranks) if self.nodes is None else check_nodes(self.nodes, nranks)
+        topology = choose(self.codec, self.plan, nodes) if self.topology == AUTO else self.topology
+        return replace(self, topology=topology, nodes=nodes)
+
     def facts(self) -> dict[str, str]:
         """The facts that ranks compare before the first step."""
         return {
@@ -85,16 +91,14 @@ class Synchronizer:
         Raises PlanError, CodecError and ValueError for a plan, a codec or nodes that do not fit the run.
         threads: of each kernel; default: the cores that this process may use.
         """
-        nodes = even_nodes(control.size) if spec.nodes is None else check_nodes(spec.nodes, control.size)
-        chosen = choose(spec.codec, spec.plan, nodes) if spec.topology == AUTO else spec.topology
-        self.spec = spec = replace(spec, topology=chosen, nodes=nodes)
+        self.spec = spec = spec.settled(control.size)
         self._control = control
         spec.plan.check(spec.gradients, spec.topology, control.size)
         if spec.codec is not None:
             check_codec(spec.codec, spec.topology)
         plan = spec.plan if spec.codec is not None else spec.plan.uncompressed()
         self.partitions: tuple[Partition, ...] = layout(plan, spec.gradients, spec.topology, control.size)
-        tasks = schedule(self.partitions, spec.topology, control.size, nodes)[control.rank]
+        tasks = schedule(self.partitions, spec.topology, control.size, spec.nodes)[control.rank]
         average = spec.op is Op.AVERAGE
         stateful = spec.codec is not None and spec.codec.info.stateful
         self._feedback = Feedback(
