@@ -1,11 +1,11 @@
-"""MPI (mpi4py): one thread owns all messages and never blocks; it looks for work and pauses when there is none.
+"""MPI (mpi4py): one thread owns all messages and never blocks; it looks for work, and pauses without any.
 
 A frame's header and a small body are one message; a larger body follows as a second one, uncopied:
 
     frames communicator    header, and a body below COPY_BELOW bytes      probed for, then received
     bodies communicator    a larger body, in the order of the headers     received where it stays
 
-While nothing happens the thread sleeps, at first 20 us, then ever longer, up to 1 ms; a send wakes it at once.
+While nothing happens the thread sleeps, first 20 us, then ever longer, up to 1 ms; a send wakes it at once.
 So an idle rank looks a thousand times a second, where a thread in a blocking receive would take a core.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import sys
 import threading
 import time
@@ -136,9 +137,10 @@ class MpiTransport:
             raise
 
     def _loop(self, receive: Receive) -> None:
-        pause = SHORTEST
-        closing = False
-        while not closing or (self._sends.under_way and not self._failed()):
+        pause, deadline = SHORTEST, math.inf  # until when what was sent may take, once this rank closes
+        while deadline == math.inf or (
+            self._sends.under_way and time.monotonic() < deadline and not self._failed()
+        ):
             moved = False
             with contextlib.suppress(Empty):
                 message = self._queue.get(timeout=pause)
@@ -146,9 +148,9 @@ class MpiTransport:
                     moved = True
                     self._send(*message)
                     message = self._queue.get_nowait()
-                closing = True
+                deadline = time.monotonic() + LINGER
             for _ in range(TURN):
-                if closing or not self._receive(receive):
+                if deadline < math.inf or not self._receive(receive):
                     break
                 moved = True
             moved |= self._sends.test() | self._receipts.test()
