@@ -1,22 +1,26 @@
-"""Which codec in which topology: by the codec's properties, never by its name.
+"""Which codec in which topology: by the codec's properties and the tasks of the topology, never by a name.
 
-    topology        which codecs                         why the others cannot
-    ps              no state, or error feedback alone    the owner encodes a sum, which has no other state
-    hierarchical    as ps, but no majority vote          a vote of nodes is not one of ranks
-    ring            those with a hop                     a hop decodes, adds and encodes again
-    allgather       any, but no majority vote            the vote is the encode of the sum, and there is none
-    direct          summable ones                        payloads are added as they are
+    where a schedule has                   these are refused            because
+    a hop: decode, add and encode again    codecs without a hop         `info.why["hop"]` says
+    the encode of a sum                    state besides a residual     a sum has no such state
+    ... of the sum of a part               majority votes               nodes would vote instead of ranks
+    no encode of the whole sum             majority votes               it is the vote
+    payloads added as they are             codecs that do not sum       `info.why["summable"]` says
+                                           residuals of narrow types    none keeps what rounding the sum loses
 
 A majority vote is a dense codec that declares `[[no_hop]]`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from casync.fields import narrow
 from casync.plan import EXACT
-from casync.topologies import names
+from casync.primitives import Encode, Merge
+from casync.topologies import even_nodes, names, topology
 
 if TYPE_CHECKING:
     from casync.compute import BatchCodec
@@ -26,44 +30,65 @@ if TYPE_CHECKING:
 AUTO = "auto"
 """The name that leaves the choice to `choose`."""
 
-_PREFERRED = ("ps", "allgather", "direct", "hierarchical", "ring")
-
 
 class CodecError(ValueError):
     """A codec that cannot run in a topology; says why and what can."""
 
 
-def check_codec(codec: BatchCodec, topology: str) -> None:
-    """Raise CodecError if the codec's properties do not allow it in this topology."""
-    reason = refusal(codec, topology)
+@dataclass(frozen=True)
+class Demands:
+    """What a topology does with payloads, by the tasks of its schedule."""
+
+    hops: bool
+    encodes_sums: bool
+    encodes_parts: bool
+    encodes_the_sum: bool
+    adds_payloads: bool
+
+
+@lru_cache
+def demands(name: str) -> Demands:
+    """What the topology of that name asks of codecs; ValueError if there is none."""
+    drawn = topology(name).schedule(4, [0], even_nodes(4, 2))
+    tasks = [task for of_rank in drawn for task in of_rank]
+    encodes = [task for task in tasks if isinstance(task, Encode) and not (task.exact or task.direct)]
+    return Demands(
+        hops=any(task.received is not None for task in encodes),
+        encodes_sums=any(task.of_sum for task in encodes),
+        encodes_parts=any(task.of_sum and not task.final for task in encodes),
+        encodes_the_sum=any(task.final for task in encodes),
+        adds_payloads=any(isinstance(task, Merge) and task.direct for task in tasks),
+    )
+
+
+def check_codec(codec: BatchCodec, name: str) -> None:
+    """Raise CodecError if the codec's properties do not allow it in the topology of that name."""
+    reason = refusal(codec, name)
     if reason:
-        others = [name for name in _PREFERRED if not refusal(codec, name)]
+        others = " or ".join(repr(other) for other in names() if not refusal(codec, other))
         raise CodecError(
-            f"codec {codec.info.name} cannot be used in topology {topology}: {reason}; use topology="
-            + " or ".join(repr(name) for name in others)
+            f"codec {codec.info.name} cannot be used in topology {name}: {reason}; use topology={others}"
         )
 
 
-def refusal(codec: BatchCodec, topology: str) -> str:
-    """Why the codec cannot be used in this topology; empty if it can."""
-    info = codec.info
+def refusal(codec: BatchCodec, name: str) -> str:
+    """Why the codec cannot be used in the topology of that name; empty if it can."""
+    info, asked = codec.info, demands(name)
     other_state = info.stateful and not (info.feedback and len(codec.new_state(1)) == 1)
     votes = not (info.hop or info.sparse or other_state)
-    match topology:
-        case "ring" if not info.hop:
-            return f"it has no hop ({info.why['hop']})"
-        case "ps" | "hierarchical" if other_state:
-            return "it keeps state besides error feedback, which has no meaning where a sum is encoded"
-        case "hierarchical" if votes:
-            return f"it takes a vote of all ranks, and nodes would vote ({info.why['hop']})"
-        case "allgather" if votes:
-            return f"it takes a vote when the sum is encoded, and no sum is ({info.why['hop']})"
-        case "direct" if not info.summable:
-            return f"its payloads cannot be added ({info.why.get('summable', 'decoding is not linear')})"
-        case "direct" if info.feedback and narrow(codec):
-            return "rounding the sum of payloads would lose what no residual keeps"
-        case _:
-            return ""
+    if asked.hops and not info.hop:
+        return f"it has no hop ({info.why['hop']})"
+    if asked.encodes_sums and other_state:
+        return "it keeps state besides error feedback, which has no meaning where a sum is encoded"
+    if asked.adds_payloads and not info.summable:
+        return f"its payloads cannot be added ({info.why.get('summable', 'decoding is not linear')})"
+    if asked.adds_payloads and info.feedback and narrow(codec):
+        return "rounding the sum of payloads would lose what no residual keeps"
+    if asked.encodes_parts and votes:
+        return f"it takes a vote of all ranks, and nodes would vote ({info.why['hop']})"
+    if not asked.encodes_the_sum and votes:
+        return f"it takes a vote when the sum is encoded, and no sum is ({info.why['hop']})"
+    return ""
 
 
 def choose(codec: BatchCodec | None, plan: Plan, nodes: Nodes) -> str:
@@ -77,11 +102,12 @@ def choose(codec: BatchCodec | None, plan: Plan, nodes: Nodes) -> str:
         return planned
     if codec is None:
         return EXACT
+    preferred: tuple[str, ...] = ("ps", "allgather")
     shared = len(nodes) > 1 and len(nodes) < sum(map(len, nodes))
     if codec.info.sparse:
-        order: tuple[str, ...] = ("allgather",)
+        preferred = ("allgather",)
     elif codec.info.summable:
-        order = ("direct", *_PREFERRED)
-    else:
-        order = ("hierarchical", *_PREFERRED) if shared else _PREFERRED
-    return next(name for name in order if not refusal(codec, name))
+        preferred = ("direct", *preferred)
+    elif shared:
+        preferred = ("hierarchical", *preferred)
+    return next(name for name in preferred if not refusal(codec, name))

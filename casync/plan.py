@@ -31,6 +31,9 @@ GRANULE = 4096
 BUCKET_BYTES = 2**20
 """A bucket of uncompressed gradients is closed before it outgrows this; a larger gradient has its own."""
 
+PLANNED = ("PS", "RING")
+"""The topologies that `secopa plan` plans for."""
+
 EXACT = "ring"
 """The topology of uncompressed gradients, whatever that of the compressed ones."""
 
@@ -179,9 +182,15 @@ class Plan:
         for key, value in run.items():
             made_for = self.conditions.get(key, value)
             if made_for.upper() != value:
+                planner = f"`secopa plan --input input.txt --topology {run['topology']} --nnodes {nranks}`"
+                mend = (
+                    f"plan anew: {planner}"
+                    if run["topology"] in PLANNED
+                    else f"the planner knows {' and '.join(PLANNED)}: use one of these, or take the line "
+                    f"`# {key}: {made_for}` away to keep the plan's other decisions"
+                )
                 raise PlanError(
-                    f"{self.source}: made for {key} {made_for}, but this run has {key} {value}; plan anew: "
-                    f"`secopa plan --input input.txt --topology {run['topology']} --nnodes {nranks}`"
+                    f"{self.source}: made for {key} {made_for}, but this run has {key} {value}; {mend}"
                 )
         planned = {entry.gradient for entry in self.entries}
         missing = [g.name for g in gradients if g.elements and g.name not in planned]

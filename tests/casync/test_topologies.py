@@ -99,7 +99,7 @@ def test_a_codec_s_properties_say_where_it_may_go() -> None:
         (
             "onebit",
             "direct",
-            r"cannot be added \(payloads are not linear.*; use topology='ps' or 'allgather'",
+            r"cannot be added \(payloads are not linear.*; use topology='allgather' or 'hier",
         ),
         ("signsgd", "allgather", r"it takes a vote when the sum is encoded.*; use topology='ps'$"),
         ("signsgd", "hierarchical", r"it takes a vote of all ranks, and nodes would vote"),
