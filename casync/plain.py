@@ -74,7 +74,8 @@ class Plain:
         return Result(item.out, True)
 
     def _decode_add(self, item: Item) -> Result:
-        np.add(item.out, np.float32(item.scale) * _values(item.payload, item.out.size), out=item.out)
+        values = _values(item.payload, item.out.size)
+        np.add(item.out, values if item.scale == 1 else np.float32(item.scale) * values, out=item.out)
         return Result(item.out, True)
 
 

@@ -68,6 +68,21 @@ def test_every_topology_runs_as_its_model_says_and_sends_what_its_schedule_says(
     assert sum(r.stats.bytes_sent for r in ran) == sum(r.stats.bytes_received for r in ran)
 
 
+@pytest.mark.parametrize("topology", names())
+def test_a_sum_beyond_float32_reaches_every_rank_and_leaves_no_residual(topology: str) -> None:
+    shapes = {"weight": (2, 2048)}
+    gradients = (Gradient("weight", (2, 2048)),)
+    steps = random_steps(np.random.default_rng(2), shapes, 3, 3)
+    for rank in steps[1]:
+        rank["weight"][7] = 3e38
+    codec = compll.compile("identity", backend="interp", error_feedback=True)
+    spec = Spec(gradients, Plan.default(gradients, 1), codec, topology, Op.SUM, nodes=((0, 1), (2,)))
+    for ran in run_job(spec, steps):
+        assert ran.finite == [True, False, True]
+        assert np.isnan(ran.results[1]["weight"]).all()
+        assert np.isfinite(ran.results[2]["weight"]).all()
+
+
 # --- which codec in which topology -------------------------------------------------------------------------
 
 
