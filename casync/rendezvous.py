@@ -116,9 +116,9 @@ def own_address(context: Context, launch: Launch) -> str:
         case World():
             if launch.local_size == launch.size:
                 return "127.0.0.1"
-            host, port = ELSEWHERE, 9
+            place, host, port = "other networks", ELSEWHERE, 9
         case Store(name, port) | Rank0(name, port):
-            host = _resolve(name)
+            place = host = _resolve(name)
             if isinstance(launch.meeting, Rank0) and launch.rank == 0:
                 return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_udp:
@@ -126,7 +126,7 @@ def own_address(context: Context, launch: Launch) -> str:
             probe_udp.connect((host, port))  # sends nothing: only asks for the route
         except OSError as error:
             raise RendezvousError(
-                f"no route to {host}: {error}; set CASYNC_IFACE to the interface that the other ranks reach"
+                f"no route to {place}: {error}; set CASYNC_IFACE to the interface that the other ranks reach"
             ) from None
         return str(probe_udp.getsockname()[0])
 
