@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from casync.choice import AUTO, check_codec, choose
 from casync.compute import BatchCodec, Compute
 from casync.executor import Executor, Outcome
 from casync.feedback import Feedback, StateError, sites
 from casync.plan import Gradient, Partition, Plan, layout, schedule
+from casync.topologies import check_nodes, even_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from casync.control import Control
     from casync.feedback import State
     from casync.metrics import Stats
+    from casync.topologies import Nodes
 
 
 class Op(Enum):
@@ -33,13 +36,12 @@ class Op(Enum):
     SUM = "sum"
 
 
-class CodecError(ValueError):
-    """A codec that cannot run in a topology; says why and what can."""
-
-
 @dataclass(frozen=True)
 class Spec:
-    """What all ranks must hold alike. codec None: nothing is compressed. seed: of random codecs."""
+    """What all ranks must hold alike. codec None: nothing is compressed. seed: of random codecs.
+
+    topology: of what is compressed; "auto" is chosen by `casync.choice`. nodes: None: each rank has its own.
+    """
 
     gradients: tuple[Gradient, ...]
     plan: Plan
@@ -47,6 +49,13 @@ class Spec:
     topology: str
     op: Op = Op.AVERAGE
     seed: int = 0
+    nodes: Nodes | None = None
+
+    def settled(self, nranks: int) -> Spec:
+        """The same with the topology chosen and the nodes in order; ValueError for nodes that cannot be."""
+        nodes = even_nodes(nranks) if self.nodes is None else check_nodes(self.nodes, nranks)
+        topology = choose(self.codec, self.plan, nodes) if self.topology == AUTO else self.topology
+        return replace(self, topology=topology, nodes=nodes)
 
     def facts(self) -> dict[str, str]:
         """The facts that ranks compare before the first step."""
@@ -58,6 +67,7 @@ class Spec:
             "codec": f"{self.codec.info.name} {self.codec.info.fingerprint}" if self.codec else "none",
             "parameters": _parameters(self.codec),
             "topology": self.topology,
+            "nodes": str(self.nodes),
             "op": self.op.value,
             "seed": str(self.seed),
         }
@@ -70,18 +80,6 @@ def _parameters(codec: BatchCodec | None) -> str:
     return ", ".join(f"{name}={parameter.value}" for name, parameter in codec.info.params.items())
 
 
-def check_codec(codec: BatchCodec, topology: str) -> None:
-    """Raise CodecError if the codec's properties do not allow it in this topology."""
-    info = codec.info
-    if topology == "ring" and not info.hop:
-        raise CodecError(f"codec {info.name} cannot travel in a ring ({info.why['hop']}); use topology='ps'")
-    if info.stateful and not (info.feedback and len(codec.new_state(1)) == 1):
-        raise CodecError(
-            f"codec {info.name} keeps state besides error feedback, which has no meaning where {topology} "
-            "encodes a sum; use a codec without state or with error feedback alone"
-        )
-
-
 class Synchronizer:
     """The synchronization of one model's gradients on one rank."""
 
@@ -90,17 +88,17 @@ class Synchronizer:
     ) -> None:
         """Collective: raises MismatchError on every rank if the ranks' specs differ.
 
-        Raises PlanError and CodecError for a plan or codec that does not fit the run.
+        Raises PlanError, CodecError and ValueError for a plan, a codec or nodes that do not fit the run.
         threads: of each kernel; default: the cores that this process may use.
         """
-        self.spec = spec
+        self.spec = spec = spec.settled(control.size)
         self._control = control
         spec.plan.check(spec.gradients, spec.topology, control.size)
         if spec.codec is not None:
             check_codec(spec.codec, spec.topology)
         plan = spec.plan if spec.codec is not None else spec.plan.uncompressed()
         self.partitions: tuple[Partition, ...] = layout(plan, spec.gradients, spec.topology, control.size)
-        tasks = schedule(self.partitions, spec.topology, control.size)[control.rank]
+        tasks = schedule(self.partitions, spec.topology, control.size, spec.nodes)[control.rank]
         average = spec.op is Op.AVERAGE
         stateful = spec.codec is not None and spec.codec.info.stateful
         self._feedback = Feedback(

@@ -21,13 +21,14 @@ import torch
 
 import compll
 from casync import session as sessions
+from casync.choice import CodecError
 from casync.control import MismatchError, RankFailure
 from casync.job import Job
 from casync.plan import Gradient, Plan, PlanError
-from casync.synchronizer import CodecError, Op, Spec, Synchronizer
+from casync.synchronizer import Op, Spec, Synchronizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from casync.compute import BatchCodec
     from casync.metrics import Stats
@@ -170,6 +171,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     backward_passes_per_step: int = 1,
     op: Op = Average,
     seed: int | None = None,
+    nodes: Sequence[Sequence[int]] | None = None,
     job: Job | None = None,
 ) -> Any:
     """Make `optimizer` step with the gradients of all ranks; returns the same object, of a derived class.
@@ -177,14 +179,16 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     Collective: MismatchError on every rank if parameters, plan, codec, topology or version differ.
 
     codec: a shipped algorithm's name, a .pse file, a `Codec`, or None for no compression.
-    topology: of the compressed gradients; uncompressed ones take the exact ring.
+    topology: of the compressed gradients; uncompressed ones take the exact ring. "auto": by the plan and the
+    codec's properties.
     plan: a file of `secopa plan`, a Plan, or None: every gradient of two or more dimensions is compressed, in
     as many partitions as there are ranks.
     backward_passes_per_step: gradients are summed over so many backward passes before they travel.
     seed: of the random codecs; default: that of `init`.
+    nodes: the ranks of each node, for the hierarchical topology; default: those that share a machine.
 
     Adds `synchronize()`, `skip_synchronize()` and `stats()`; `state_dict()` holds this rank's residuals too.
-    Raises ValueError (parameters), PlanError, CodecError, and what `compll.compile` raises.
+    Raises ValueError (parameters, nodes), PlanError, CodecError, and what `compll.compile` raises.
     """
     if isinstance(optimizer, _Distributed):
         raise ValueError("the optimizer is distributed already")
@@ -202,7 +206,9 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     elif not isinstance(plan, Plan):
         plan = Plan.load(plan)
     compiled = compll.compile(codec) if isinstance(codec, str | Path) else codec
-    spec = Spec(gradients, plan, compiled, topology.lower(), op, job.seed if seed is None else seed)
+    shared = job.session.nodes if nodes is None else tuple(map(tuple, nodes))
+    seed = job.seed if seed is None else seed
+    spec = Spec(gradients, plan, compiled, topology.lower(), op, seed, shared)
     cores = len(os.sched_getaffinity(0))
     synchronizer = Synchronizer(
         job.session.control, job.channels, spec, threads=max(1, cores // job.session.local_size)
