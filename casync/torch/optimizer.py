@@ -1,13 +1,4 @@
-"""PyTorch: `casync.torch` is shaped after Horovod's API, and is the only file that imports torch.
-
-    import casync.torch as casync
-    casync.init()
-    casync.broadcast_parameters(model.state_dict(), root_rank=0)
-    optimizer = casync.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(),
-                                            codec="terngrad", topology="ring", plan="SeCoPaPlan.txt")
-
-A gradient is handed over as soon as the backward pass has accumulated it, and travels while the pass goes on.
-"""
+"""`DistributedOptimizer`: an optimizer that steps with the gradients of all ranks."""
 
 from __future__ import annotations
 
@@ -20,144 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import compll
-from casync import session as sessions
-from casync.control import MismatchError, RankFailure
-from casync.job import Job
-from casync.plan import Gradient, Plan, PlanError
-from casync.synchronizer import CodecError, Op, Spec, Synchronizer
+from casync.plan import Gradient, Plan
+from casync.synchronizer import Op, Spec, Synchronizer
+from casync.torch.job import current
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from casync.compute import BatchCodec
+    from casync.job import Job
     from casync.metrics import Stats
-    from casync.session import Session
-
-__all__ = [
-    "Average",
-    "CodecError",
-    "DistributedOptimizer",
-    "MismatchError",
-    "Plan",
-    "PlanError",
-    "RankFailure",
-    "Sum",
-    "broadcast_parameters",
-    "init",
-    "local_rank",
-    "local_size",
-    "rank",
-    "session",
-    "shutdown",
-    "size",
-    "write_gradients",
-]
-
-Average = Op.AVERAGE
-Sum = Op.SUM
-
-
-# --- the job ---------------------------------------------------------------------------------------------
-
-
-_job: Job | None = None
-
-
-def init(
-    transport: str | None = None, timeout: float | None = None, seed: int = 0, *, checksums: bool = False
-) -> None:
-    """Join the job that the launcher (horovodrun, or CASYNC_*) describes. A second call does nothing.
-
-    transport, timeout: as `casync.session.connect`. seed: of the random codecs; the same on all ranks.
-    checksums: every frame carries a CRC32C of its body, for networks that are not trusted to.
-    """
-    global _job
-    if _job is None:
-        _job = Job(sessions.connect(transport, timeout), seed, checksums=checksums)
-
-
-def _current() -> Job:
-    if _job is None:
-        raise RuntimeError("casync is not initialised: call casync.init() first")
-    return _job
-
-
-def session() -> Session:
-    """This process's place in the job, with its control plane. RuntimeError before `init`."""
-    return _current().session
-
-
-def rank() -> int:
-    """This process's rank, from 0."""
-    return session().rank
-
-
-def size() -> int:
-    """The number of ranks."""
-    return session().size
-
-
-def local_rank() -> int:
-    """This process's rank among those of its machine."""
-    return session().local_rank
-
-
-def local_size() -> int:
-    """The number of ranks on this machine."""
-    return session().local_size
-
-
-def shutdown() -> None:
-    """Leave the job in order. Does nothing if there is none."""
-    global _job
-    if _job is not None:
-        _job.close()
-        _job = None
-
-
-# --- parameters ------------------------------------------------------------------------------------------
-
-
-def broadcast_parameters(
-    params: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]],
-    root_rank: int = 0,
-    *,
-    job: Job | None = None,
-) -> None:
-    """Collective: give all ranks root's tensors, in place, bit for bit, whatever their dtype.
-
-    params: `model.state_dict()` or `model.named_parameters()`. Raises MismatchError on every rank if names,
-    shapes or dtypes differ, TypeError for an entry that is no tensor, ValueError for a root that is no rank.
-    """
-    job = job or _current()
-    named = sorted(dict(params).items())
-    for name, value in named:
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(
-                f"{name} is a {type(value).__name__}, not a tensor: leave it out of the broadcast"
-            )
-    if not 0 <= root_rank < job.session.size:
-        raise ValueError(f"root_rank {root_rank} is none of the ranks 0 to {job.session.size - 1}")
-    facts = {name: f"{value.dtype} {list(value.shape)}" for name, value in named}
-    job.session.control.agree("broadcast_parameters", facts | {"root_rank": str(root_rank)})
-    with torch.no_grad():
-        # one contiguous copy on the CPU, or the tensor's own memory where that is one already
-        copies = [value.detach().cpu().contiguous() for _, value in named]
-        job.broadcaster.broadcast([c.reshape(-1).view(torch.uint8).numpy() for c in copies], root_rank)
-        if job.session.rank != root_rank:
-            for (_, value), copied in zip(named, copies, strict=True):
-                if value.data_ptr() != copied.data_ptr():
-                    value.copy_(copied)
-
-
-def write_gradients(model: torch.nn.Module | Iterable[tuple[str, torch.Tensor]], path: str | Path) -> None:
-    """Write `name,elements` a line for every gradient of the model: the input of `secopa plan`."""
-    named = model.named_parameters() if isinstance(model, torch.nn.Module) else model
-    lines = [f"{name},{p.numel()}\n" for name, p in named if p.requires_grad and p.numel()]
-    Path(path).write_text("".join(lines), encoding="utf-8")
-
-
-# --- gradients -------------------------------------------------------------------------------------------
 
 
 def DistributedOptimizer(  # noqa: N802  (Horovod's name)
@@ -168,7 +31,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     topology: str = "ps",
     plan: str | Path | Plan | None = None,
     backward_passes_per_step: int = 1,
-    op: Op = Average,
+    op: Op = Op.AVERAGE,
     seed: int | None = None,
     job: Job | None = None,
 ) -> Any:
@@ -194,7 +57,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
         )
     if backward_passes_per_step < 1:
         raise ValueError(f"backward_passes_per_step is {backward_passes_per_step}: it must be 1 or more")
-    job = job or _current()
+    job = job or current()
     parameters = _parameters(optimizer, named_parameters)
     gradients = tuple(Gradient(name, tuple(p.shape)) for name, p in parameters.items())
     if plan is None:
