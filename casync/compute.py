@@ -13,7 +13,7 @@ import numpy as np
 
 from casync.bodies import BodyFormat
 from casync.buffers import Lease, Pool
-from casync.plain import Plain
+from casync.dtypes import DTYPES
 from casync.primitives import Role
 from casync.seeds import private_seed, shared_seed
 from compll.codec import Item
@@ -93,15 +93,20 @@ class Sum:
 
 
 class Compute:
-    """Runs the computing tasks of one rank; `scale` is what the final encode multiplies by: 1/N averages."""
+    """Runs the computing tasks of one rank.
+
+    codecs, dtypes: by gradient; all gradients of a partition have the same. scale: what the final encode
+    multiplies by; 1/N averages.
+    """
 
     def __init__(
         self,
         rank: int,
         partitions: Sequence[Partition],
-        codec: BatchCodec | None,
+        codecs: Mapping[str, BatchCodec],
         feedback: Feedback,
         *,
+        dtypes: Mapping[str, str],
         scale: float,
         run_seed: int,
         threads: int,
@@ -109,8 +114,9 @@ class Compute:
         self.rank = rank
         self.partitions = partitions
         self.feedback = feedback
-        self._codec = codec
-        self._plain = Plain()
+        self.codecs = codecs
+        self._dtypes = dtypes
+        self._compressed = {s.gradient for p in partitions if p.compressed for s in p.segments}
         self._scale = np.float32(scale)
         self._run_seed = run_seed
         self._threads = threads
@@ -124,10 +130,7 @@ class Compute:
         ]
 
     def _of(self, partition: Partition) -> BatchCodec:
-        if not partition.compressed:
-            return self._plain
-        assert self._codec is not None
-        return self._codec
+        return self.codecs[partition.segments[0].gradient]
 
     def encode(
         self,
@@ -242,6 +245,31 @@ class Compute:
         ]
         if items:
             codec.batch("decode", items, threads=self._threads)
+
+    def unscale(self, gradient: str, values: Vector, loss_scale: float) -> None:
+        """Divide a gradient by the loss scale, in place, if it has partitions that are compressed.
+
+        So codecs and residuals see its true units, while what travels in its own type keeps its range.
+        """
+        if gradient in self._compressed:
+            np.multiply(values, np.float32(1 / loss_scale), out=values)
+
+    def settle(self, task: Decode, results: Mapping[str, Vector | None], loss_scale: float) -> bool:
+        """Give a compressed partition's result the loss scale back; whether its type can hold all of it."""
+        partition = self.partitions[task.partition]
+        dtype = self._dtypes[partition.segments[0].gradient]
+        if loss_scale == 1 and dtype == "float32":
+            return True
+        fits = True
+        for segment in partition.segments:
+            values = _slice(results, segment)
+            if values is None:
+                continue
+            if partition.compressed:
+                values *= np.float32(loss_scale)
+            largest = DTYPES[dtype].largest
+            fits = fits and bool(values.max() <= largest and values.min() >= -largest)
+        return fits
 
     def _batch(self, codec: BatchCodec, op: Operation, chosen: Sequence[tuple[int, Item]]) -> list[Result]:
         return codec.batch(op, [item for _, item in chosen], threads=self._threads)

@@ -14,7 +14,9 @@ from __future__ import annotations
 from casync.control import MismatchError, RankFailure
 from casync.job import Job
 from casync.plan import Plan, PlanError
+from casync.rules import Rule, Schedule, warm_up
 from casync.synchronizer import CodecError, Op
+from casync.torch.ddp import State, hook
 from casync.torch.job import init, local_rank, local_size, rank, session, shutdown, size
 from casync.torch.optimizer import DistributedOptimizer
 from casync.torch.parameters import broadcast_parameters, write_gradients
@@ -28,8 +30,12 @@ __all__ = [
     "Plan",
     "PlanError",
     "RankFailure",
+    "Rule",
+    "Schedule",
+    "State",
     "Sum",
     "broadcast_parameters",
+    "hook",
     "init",
     "local_rank",
     "local_size",
@@ -37,6 +43,7 @@ __all__ = [
     "session",
     "shutdown",
     "size",
+    "warm_up",
     "write_gradients",
 ]
 

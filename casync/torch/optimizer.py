@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-import compll
-from casync.plan import Gradient, Plan
-from casync.synchronizer import Op, Spec, Synchronizer
+from casync.rules import Codecs, Rule
+from casync.synchronizer import Op
+from casync.torch.gradients import Lender, Loan, loss_scale_of, synchronizer_of
 from casync.torch.job import current
+from casync.torch.state import to_arrays, to_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
-    from casync.compute import BatchCodec
+    from casync.control import Control
     from casync.job import Job
     from casync.metrics import Stats
+    from casync.plan import Plan
+    from casync.rules import CodecLike
+    from casync.synchronizer import Synchronizer
 
 
 def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     optimizer: torch.optim.Optimizer,
     named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
     *,
-    codec: str | Path | BatchCodec | None = None,
+    codec: CodecLike = None,
+    rules: Iterable[Rule | tuple[str, CodecLike]] = (),
     topology: str = "ps",
     plan: str | Path | Plan | None = None,
     backward_passes_per_step: int = 1,
     op: Op = Op.AVERAGE,
+    scaler: Any = None,
     seed: int | None = None,
     job: Job | None = None,
 ) -> Any:
@@ -39,15 +43,19 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
 
     Collective: MismatchError on every rank if parameters, plan, codec, topology or version differ.
 
-    codec: a shipped algorithm's name, a .pse file, a `Codec`, or None for no compression.
+    codec: a shipped algorithm's name, a .pse file, a `Codec`, a `Schedule`, or None for no compression.
+    rules: `Rule`s, or pairs of a name's pattern and a codec; the first that matches a gradient decides.
     topology: of the compressed gradients; uncompressed ones take the exact ring.
-    plan: a file of `secopa plan`, a Plan, or None: every gradient of two or more dimensions is compressed, in
-    as many partitions as there are ranks.
+    plan: a file of `secopa plan`, a Plan, or None: every gradient of two or more dimensions, and what a rule
+    names, is compressed, in as many partitions as there are ranks. What a plan leaves exact, no rule changes.
     backward_passes_per_step: gradients are summed over so many backward passes before they travel.
+    scaler: the GradScaler that scales the loss: codecs and residuals then see gradients in their own units.
+    Call `synchronize()` between `backward()` and `scaler.unscale_` or `scaler.step`.
     seed: of the random codecs; default: that of `init`.
 
-    Adds `synchronize()`, `skip_synchronize()` and `stats()`; `state_dict()` holds this rank's residuals too.
-    Raises ValueError (parameters), PlanError, CodecError, and what `compll.compile` raises.
+    Adds `synchronize()`, `skip_synchronize()`, `switch()` and `stats()`; `state_dict()` holds this rank's
+    residuals too. Raises ValueError and TypeError (parameters, rules), PlanError, CodecError,
+    and what `compll.compile` raises.
     """
     if isinstance(optimizer, _Distributed):
         raise ValueError("the optimizer is distributed already")
@@ -59,21 +67,12 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
         raise ValueError(f"backward_passes_per_step is {backward_passes_per_step}: it must be 1 or more")
     job = job or current()
     parameters = _parameters(optimizer, named_parameters)
-    gradients = tuple(Gradient(name, tuple(p.shape)) for name, p in parameters.items())
-    if plan is None:
-        plan = Plan.default(gradients, job.session.size)
-    elif not isinstance(plan, Plan):
-        plan = Plan.load(plan)
-    compiled = compll.compile(codec) if isinstance(codec, str | Path) else codec
-    spec = Spec(gradients, plan, compiled, topology.lower(), op, job.seed if seed is None else seed)
-    cores = len(os.sched_getaffinity(0))
-    synchronizer = Synchronizer(
-        job.session.control, job.channels, spec, threads=max(1, cores // job.session.local_size)
-    )
-    job.synchronizers.append(synchronizer)
+    synchronizer = synchronizer_of(job, parameters, Codecs.of(codec, rules), topology, plan, op, seed)
     kind = type(optimizer)
     optimizer.__class__ = type(f"Distributed{kind.__name__}", (_Distributed, kind), {})
-    optimizer._casync = _Hooks(parameters, synchronizer, job, backward_passes_per_step)  # type: ignore[attr-defined]
+    hooks = _Hooks(parameters, synchronizer, job.session.control, backward_passes_per_step, scaler)
+    hooks.frozen = [p for group in optimizer.param_groups for p in group["params"] if not p.requires_grad]
+    optimizer._casync = hooks  # type: ignore[attr-defined]
     return optimizer
 
 
@@ -106,26 +105,26 @@ def _parameters(
     return parameters
 
 
-@dataclass
-class _Gradient:
-    """A gradient in flight: its flat memory, and whether that is the gradient's own."""
-
-    flat: torch.Tensor
-    own: bool
-
-
 class _Hooks:
     """Hands gradients over as the backward pass accumulates them, and takes the results back."""
 
     def __init__(
-        self, parameters: dict[str, torch.nn.Parameter], synchronizer: Synchronizer, job: Job, passes: int
+        self,
+        parameters: dict[str, torch.nn.Parameter],
+        synchronizer: Synchronizer,
+        control: Control,
+        passes: int,
+        scaler: Any,
     ) -> None:
         self.parameters = parameters
         self.synchronizer = synchronizer
-        self.control = job.session.control
+        self.control = control
         self.passes = passes
+        self.scaler = scaler
+        self.frozen: list[torch.nn.Parameter] = []
         self.fired: dict[str, int] = {}
-        self.in_flight: dict[str, _Gradient] = {}
+        self.lender = Lender()
+        self.in_flight: dict[str, Loan] = {}
         self.synchronized = False
         self.skip = False
         for name, p in parameters.items():
@@ -136,6 +135,8 @@ class _Hooks:
         def accumulated(p: torch.Tensor) -> None:
             self.control.check()
             count = self.fired[name] = self.fired.get(name, 0) + 1
+            if self.synchronized and self.scaler is not None:
+                self.synchronized = False  # the scaler has skipped a step whose gradients overflowed
             if self.synchronized or count > self.passes:
                 raise RuntimeError(
                     f"{name} has had more than {self.passes} backward passes since the last step(): call "
@@ -147,39 +148,36 @@ class _Hooks:
         return accumulated
 
     def _submit(self, name: str, p: torch.Tensor) -> None:
-        grad = p.grad
-        if grad is None:
+        if p.grad is None:
             return
-        fault = None
-        if grad.layout != torch.strided:
-            fault = "is sparse: make it dense (e.g. Embedding(sparse=False))"
-        elif grad.dtype != torch.float32:
-            fault = f"has dtype {grad.dtype}: keep parameters in float32 (under autocast they are)"
-        elif grad.device.type != "cpu":
-            fault = f"is on {grad.device}: casync synchronizes gradients on the CPU so far"
-        if fault:
-            raise RuntimeError(f"the gradient of {name} {fault}")
-        flat = grad.detach().reshape(-1)
-        self.in_flight[name] = _Gradient(flat, flat.data_ptr() == grad.data_ptr())
-        self.synchronizer.submit(name, flat.numpy())
+        if not self.in_flight:
+            self.synchronizer.loss_scale = loss_scale_of(self.scaler)
+        loan = self.in_flight[name] = self.lender.lend(name, p.grad)
+        self.synchronizer.submit(name, loan.flat.numpy())
 
     def synchronize(self) -> None:
+        if any(p.requires_grad for p in self.frozen):
+            raise RuntimeError(
+                "a parameter that was frozen when the optimizer was distributed needs gradients now, and the "
+                "ranks have not agreed on it: freeze parameters after DistributedOptimizer, not before"
+            )
         for name in self.fired:
             if name not in self.in_flight:  # had fewer passes than the others
                 self._submit(name, self.parameters[name])
+        if not self.in_flight:
+            self.synchronizer.loss_scale = loss_scale_of(self.scaler)
         outcome = self.synchronizer.synchronize()
         for name, values in outcome.values.items():
-            p = self.parameters[name]
-            gradient = self.in_flight.get(name)
-            if values is None:
-                continue
-            if gradient is None:  # absent here, not on another rank
-                p.grad = torch.from_numpy(values).view(p.shape)
-            elif not gradient.own and p.grad is not None:
-                p.grad.copy_(gradient.flat.view(p.shape))
+            loan = self.in_flight.get(name)
+            if loan is not None:
+                loan.bring_home()
+            elif values is not None:  # absent here, not on another rank
+                p = self.parameters[name]
+                p.grad = torch.from_numpy(values).view(p.shape).to(p.dtype)
         self.fired.clear()
         self.in_flight.clear()
         self.synchronized = True
+        self.synchronizer.advance()
 
 
 class _Distributed(torch.optim.Optimizer):
@@ -211,6 +209,11 @@ class _Distributed(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if not (hooks.synchronized or hooks.skip):
+            if hooks.scaler is not None:
+                raise RuntimeError(
+                    "the scaler has unscaled gradients that travel: call optimizer.synchronize() after "
+                    "backward(), before scaler.unscale_(optimizer) or scaler.step(optimizer)"
+                )
             if not hooks.fired:
                 raise RuntimeError(
                     "step() without a backward pass: no gradient is there; call loss.backward() first, or "
@@ -235,6 +238,16 @@ class _Distributed(torch.optim.Optimizer):
         """Refused: the plan and the ranks have agreed on the parameters."""
         raise RuntimeError("add parameter groups before DistributedOptimizer")
 
+    def switch(self, codec: CodecLike = None, rules: Iterable[Rule | tuple[str, CodecLike]] = ()) -> None:
+        """Collective, between steps: compress by another codec and other rules from the next step on.
+
+        As in `DistributedOptimizer`, of what the plan compresses. Residuals that the new codec has no place
+        for are added to the next gradients. MismatchError on every rank if their choices differ.
+        """
+        if self._casync.fired:
+            raise RuntimeError("switch() between backward() and step(): call step() first")
+        self._casync.synchronizer.switch(Codecs.of(codec, rules))
+
     def stats(self) -> Stats:
         """What synchronization has cost this rank so far."""
         return self._casync.synchronizer.stats()
@@ -243,7 +256,7 @@ class _Distributed(torch.optim.Optimizer):
         """The optimizer's state, and under "casync" this rank's own residuals, step and seed."""
         if self._casync.fired:
             raise RuntimeError("state_dict() between backward() and step(): call step() first")
-        return super().state_dict() | {"casync": _to_tensors(self._casync.synchronizer.state_dict())}
+        return super().state_dict() | {"casync": to_tensors(self._casync.synchronizer.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Collective: continue from `state_dict()` of this rank; StateError if it does not fit the run.
@@ -253,22 +266,4 @@ class _Distributed(torch.optim.Optimizer):
         own = {key: value for key, value in state_dict.items() if key != "casync"}
         super().load_state_dict(own)
         if "casync" in state_dict:
-            self._casync.synchronizer.load_state_dict(_to_arrays(state_dict["casync"]))
-
-
-def _to_tensors(state: dict[str, Any]) -> dict[str, Any]:
-    """Residuals as tensors, so that `torch.save` and a weights-only `torch.load` take them."""
-    return _with_values(state, torch.from_numpy)
-
-
-def _to_arrays(state: dict[str, Any]) -> dict[str, Any]:
-    return _with_values(state, lambda tensor: tensor.numpy())
-
-
-def _with_values(state: dict[str, Any], convert: Callable[[Any], Any]) -> dict[str, Any]:
-    feedback = state["feedback"]
-    entries = [
-        entry | {"values": {name: convert(values) for name, values in entry["values"].items()}}
-        for entry in feedback["entries"]
-    ]
-    return state | {"feedback": feedback | {"entries": entries}}
+            self._casync.synchronizer.load_state_dict(to_arrays(state_dict["casync"]))
