@@ -335,13 +335,8 @@ def test_replicas_stay_bit_identical_through_many_changes() -> None:
     actions = {
         2 * i: switch_to(codec, rule) for i, (codec, rule) in enumerate(zip(choices, rules, strict=True))
     }
-    ran = good(
-        run(
-            spec_of(SHAPES, None, "ps", 3, plan=Plan(tuple(Entry(n, True, 3) for n in SHAPES))),
-            steps,
-            actions,
-        )
-    )
+    plan = Plan(tuple(Entry(name, True, 3) for name in SHAPES))
+    ran = good(run(spec_of(SHAPES, None, "ps", 3, plan=plan), steps, actions))
     for results, _ in ran[1:]:
         for a, b in zip(results, ran[0][0], strict=True):
             assert all(same_bits(a[name], b[name]) for name in SHAPES)

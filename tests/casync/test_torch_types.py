@@ -102,9 +102,8 @@ def test_gradients_of_all_types_in_one_model_are_summed_exactly_where_they_can_b
 def test_a_half_that_is_absent_on_a_rank_gets_a_gradient_of_its_type(dtype: torch.dtype) -> None:
     def work(rank: int, job: casync.Job) -> Any:
         p = torch.nn.Parameter(torch.zeros(3, 2, dtype=dtype))
-        optimizer = casync.DistributedOptimizer(
-            torch.optim.SGD([p], lr=1.0), [("p", p)], codec=ONEBIT, job=job
-        )
+        sgd = torch.optim.SGD([p], lr=1.0)
+        optimizer = casync.DistributedOptimizer(sgd, [("p", p)], codec=ONEBIT, job=job)
         if rank:
             (p * 4).sum().backward()
         optimizer.synchronize()
@@ -221,7 +220,5 @@ def test_a_scaler_that_would_read_gradients_in_flight_is_told_to_wait() -> None:
         scaler.scale(p.sum()).backward()
         scaler.step(optimizer)
 
-    with pytest.raises(
-        RuntimeError, match=r"call optimizer.synchronize\(\) after backward\(\), before scaler"
-    ):
+    with pytest.raises(RuntimeError, match="call optimizer.synchronize.* before scaler"):
         good(jobs(1, work))
