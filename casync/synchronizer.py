@@ -223,9 +223,7 @@ class Synchronizer:
         self.advance()
 
     def _use(self, chosen: dict[str, BatchCodec | None]) -> None:
-        if all(
-            c is chosen[name] or _described(c) == _described(chosen[name]) for name, c in self._codecs.items()
-        ):
+        if all(_equal(codec, chosen[name]) for name, codec in self._codecs.items()):
             return
         tasks, compute = self._built(chosen)
         left = hand_over(

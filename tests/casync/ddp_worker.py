@@ -6,6 +6,7 @@ What it prints of a run is the hash of the parameters after each step, unless sa
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -22,9 +23,7 @@ STEPS = 8
 
 
 def wrapped(model: torch.nn.Module, state: casync.State | None, **options: Any) -> DistributedDataParallel:
-    ddp = DistributedDataParallel(
-        model, bucket_cap_mb=0.03, **options
-    )  # four buckets from the second step on
+    ddp = DistributedDataParallel(model, bucket_cap_mb=0.03, **options)  # so small: several buckets
     if state is not None:
         ddp.register_comm_hook(state, casync.hook)
     return ddp
@@ -85,9 +84,8 @@ def against_ddp() -> Any:
     ours, theirs = new_model(), new_model()
     go(wrapped(ours, state_of(ours, None)), range(STEPS))
     go(wrapped(theirs, None), range(STEPS))
-    return max(
-        (a - b).abs().max().item() for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
-    )
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
 
 
 def half() -> Any:
@@ -125,11 +123,9 @@ def unused() -> Any:
         use: tuple[int, ...] = ()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            outputs = [
-                torch.relu(self.branches[i](x)) if i in self.use else x.new_zeros(len(x), 130)
-                for i in range(4)
-            ]
-            return self.head(torch.cat(outputs, 1))
+            outputs = {i: torch.relu(self.branches[i](x)) for i in self.use}
+            none = x.new_zeros(len(x), 130)
+            return self.head(torch.cat([outputs.get(i, none) for i in range(4)], 1))
 
     model = Some([])
     model.load_state_dict(new_model().state_dict())
@@ -159,16 +155,13 @@ def resumed() -> Any:
     model = new_model()
     state = state_of(model, "onebit")
     ddp = wrapped(model, state)
-    optimizer_free = [
-        go(ddp, range(3)),
-        state.state_dict(),
-        {k: v.clone() for k, v in model.state_dict().items()},
-    ]
+    go(ddp, range(3))
+    saved, parameters = state.state_dict(), copy.deepcopy(model.state_dict())
     whole = go(ddp, range(3, STEPS))
     again = new_model()
-    again.load_state_dict(optimizer_free[2])
+    again.load_state_dict(parameters)
     other = state_of(again, "onebit")
-    other.load_state_dict(optimizer_free[1])
+    other.load_state_dict(saved)
     return whole, go(wrapped(again, other), range(3, STEPS))
 
 

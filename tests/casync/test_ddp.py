@@ -134,9 +134,7 @@ def test_a_failure_is_raised_out_of_backward_with_its_report() -> None:
 
 def test_names_are_asked_for_where_a_plan_or_a_rule_needs_them() -> None:
     for options in ({"plan": "SeCoPaPlan.txt"}, {"rules": [("fc.*", None)]}):
-        with pytest.raises(
-            ValueError, match=r"pass named_parameters=model.module.named_parameters\(\) to State"
-        ):
+        with pytest.raises(ValueError, match=r"pass named_parameters=model.module.named_parameters"):
             casync.State(**options)
     casync.State("onebit", rules=[casync.Rule("*", None, max_elements=100)])
 

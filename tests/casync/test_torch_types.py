@@ -220,5 +220,5 @@ def test_a_scaler_that_would_read_gradients_in_flight_is_told_to_wait() -> None:
         scaler.scale(p.sum()).backward()
         scaler.step(optimizer)
 
-    with pytest.raises(RuntimeError, match="call optimizer.synchronize.* before scaler"):
+    with pytest.raises(RuntimeError, match=r"call optimizer.synchronize.* before scaler"):
         good(jobs(1, work))
