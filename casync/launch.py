@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from casync import knobs
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HOW_TO_START = (
-    "start with `horovodrun --gloo -np N python script.py`, or set CASYNC_RANK, CASYNC_SIZE and CASYNC_ADDR "
-    "(host:port where rank 0 listens) in each process"
+    "start with `horovodrun --gloo -np N python script.py`, with torchrun and casync.torch.init(), or set "
+    "CASYNC_RANK, CASYNC_SIZE and CASYNC_ADDR (host:port where rank 0 listens) in each process"
 )
 
 
@@ -30,6 +30,25 @@ class Store:
 
     host: str
     port: int
+
+
+class Keys(Protocol):
+    """What ranks leave for each other at a place that all of them reach."""
+
+    def put(self, key: str, value: str) -> None:
+        """Leave a value. OSError if the place does not answer."""
+
+    def get(self, key: str) -> str | None:
+        """The value, None until it is there. OSError if the place does not answer."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A launcher's key-value store at an address, which a framework's own client reaches."""
+
+    host: str
+    port: int
+    keys: Keys
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,7 @@ class Launch:
     size: int = 1
     local_rank: int | None = None
     local_size: int | None = None
-    meeting: Store | Rank0 | None = None
+    meeting: Store | Board | Rank0 | None = None
     interface: str = ""
 
     def __post_init__(self) -> None:
@@ -123,13 +142,13 @@ _OTHERS = (
 
 
 def _refuse_other_launchers(env: Mapping[str, str]) -> None:
-    """Raise LaunchError under a launcher of several ranks that casync cannot join yet.
+    """Raise LaunchError under a launcher of several ranks that cannot be joined from here.
 
     Without this each of its processes would train alone, as rank 0 of 1.
     """
     for launcher, rank, size in _OTHERS:
         if env.get(rank) and env.get(size, "1") != "1":
             raise LaunchError(
-                f"this process is rank {env[rank]} of {env.get(size)} under {launcher}, which casync does "
-                f"not join yet: {HOW_TO_START}"
+                f"this process is rank {env[rank]} of {env.get(size)} under {launcher}, which cannot be "
+                f"joined like this: {HOW_TO_START}"
             )

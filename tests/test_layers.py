@@ -44,7 +44,7 @@ NUMBA = {
 }
 TORCH = {
     f"casync/torch/{part}.py"
-    for part in ("__init__", "ddp", "gradients", "job", "optimizer", "parameters", "state")
+    for part in ("__init__", "ddp", "gradients", "job", "optimizer", "parameters", "state", "torchrun")
 }
 FRAMEWORKS = {
     "torch": TORCH,

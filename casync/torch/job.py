@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from casync import session as sessions
 from casync.job import Job
+from casync.torch import torchrun
 
 if TYPE_CHECKING:
     from casync.session import Session
@@ -16,14 +17,15 @@ _job: Job | None = None
 def init(
     transport: str | None = None, timeout: float | None = None, seed: int = 0, *, checksums: bool = False
 ) -> None:
-    """Join the job that the launcher (horovodrun, or CASYNC_*) describes. A second call does nothing.
+    """Join the job that the launcher (horovodrun, torchrun, CASYNC_*) describes. A second call does nothing.
 
     transport, timeout: as `casync.session.connect`. seed: of the random codecs; the same on all ranks.
     checksums: every frame carries a CRC32C of its body, for networks that are not trusted to.
     """
     global _job
     if _job is None:
-        _job = Job(sessions.connect(transport, timeout), seed, checksums=checksums)
+        place = torchrun.find()
+        _job = Job(sessions.connect(transport, timeout, place), seed, checksums=checksums)
 
 
 def current() -> Job:
