@@ -251,7 +251,8 @@ def main(
     print(
         f"{algorithm} ({topology}, {ranks} ranks): {results.bits_per_character:.3f} bits a character, "
         f"{stats.bytes_sent // steps:,} bytes sent a step and rank ({stats.ratio:.1f} times fewer than "
-        f"float32), {seconds:.1f} s; parameters are bit-identical on all ranks ({results.parameter_hash[:12]})"
+        f"float32), {seconds:.1f} s; parameters are bit-identical on all ranks "
+        f"({results.parameter_hash[:12]})"
     )
     if sample:
         print(write(model, corpus.letters, sample))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import defaultdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,12 @@ from casync import knobs
 from casync.launch import Board, Launch, LaunchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT")
 
-_sessions = itertools.count()
-"""How many sessions this process has had: a second one must not read the first one's keys."""
+_sessions: defaultdict[tuple[int, int], Iterator[int]] = defaultdict(itertools.count)
+"""How many sessions this process has had, by port and rank: a second one must not read the first's keys."""
 
 _stores: list[Any] = []
 """The stores that this process hosts, which last as long as it does: other ranks may read them late."""
@@ -76,7 +77,8 @@ def find(environ: Mapping[str, str] | None = None) -> Launch | None:
         ) from None
     if hosts:
         _stores.append(store)
-    keys = _Keys(store, f"casync/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}.{next(_sessions)}.")
+    attempt, session = env.get("TORCHELASTIC_RESTART_COUNT", "0"), next(_sessions[port, rank])
+    keys = _Keys(store, f"casync/{attempt}.{session}.")
     return Launch(
         rank,
         size,
