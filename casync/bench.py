@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WARM_UP = 5
+TRANSPORTS = ("loopback", "zmq")
+"""Those whose ranks can be threads of one process."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def _network(case: Case) -> tuple[Callable[[int], Session], Callable[[], None]]:
         net = LoopbackNetwork(case.ranks)
 
         def open_loopback(rank: int) -> Session:
-            return Session(rank, case.ranks, rank, case.ranks, net.control(rank), net.transport(rank))
+            nodes = (tuple(range(case.ranks)),)
+            return Session(rank, case.ranks, rank, case.ranks, net.control(rank), net.transport(rank), nodes)
 
         return open_loopback, net.close
     with socket.socket() as probe:

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from casync import bench as benchmark
 from casync.picture import LEGEND, draw, totals
-from casync.topologies import names, topology
-from casync.transports import base
+from casync.topologies import even_nodes, names, topology
 from casync.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compressed gradient synchronization.")
@@ -28,13 +27,17 @@ def show(
     partitions: Annotated[
         int, typer.Option("-k", "--partitions", min=1, max=MOST_DRAWN, help="How many partitions to draw.")
     ] = 1,
+    per_node: Annotated[
+        int, typer.Option("-g", "--per-node", min=1, max=MOST_DRAWN, help="How many ranks share a node.")
+    ] = 2,
 ) -> None:
     """Print a topology's schedule, checked: each rank's tasks from left to right."""
     try:
         module = topology(name)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    schedule = module.schedule(ranks, [module.owner(p, ranks) for p in range(partitions)])
+    owners = [module.owner(p, ranks) for p in range(partitions)]
+    schedule = module.schedule(ranks, owners, even_nodes(ranks, per_node))
     verify(schedule, partitions)
     console = Console()
     for table in draw(schedule, partitions):
@@ -56,10 +59,12 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="Write a page of results there, too.")] = None,
 ) -> None:
     """Measure tasks a second and CPU a task of the executor, with small gradients."""
-    transports = transport or ["loopback", "zmq"]
+    transports = transport or list(benchmark.TRANSPORTS)
     for name in transports:
-        if name not in base.names():
-            raise typer.BadParameter(f"no transport {name!r}; there are: {', '.join(base.names())}")
+        if name not in benchmark.TRANSPORTS:
+            raise typer.BadParameter(
+                f"no transport {name!r} between threads; there are: {', '.join(benchmark.TRANSPORTS)}"
+            )
     console = Console()
     table = Table("transport", "topology", "codec", "tasks a step", "tasks/s", "CPU us a task")
     costs = []

@@ -14,6 +14,8 @@ import numpy as np
 from casync.bodies import BodyFormat
 from casync.buffers import Lease, Pool
 from casync.dtypes import DTYPES
+from casync.fields import PayloadFields
+from casync.plain import Plain, all_finite
 from casync.primitives import Role
 from casync.seeds import private_seed, shared_seed
 from compll.codec import Item
@@ -50,6 +52,10 @@ class CodecInfo(Protocol):
     @property
     def hop(self) -> bool: ...  # noqa: D102
     @property
+    def sparse(self) -> bool: ...  # noqa: D102
+    @property
+    def summable(self) -> bool: ...  # noqa: D102
+    @property
     def fingerprint(self) -> str: ...  # noqa: D102
     @property
     def params(self) -> Mapping[str, Any]: ...  # noqa: D102
@@ -67,6 +73,9 @@ class BatchCodec(Protocol):
     def max_bytes(self, n: int) -> int:
         """The most bytes of a payload of n elements."""
 
+    def fields(self, n: int) -> Sequence[tuple[str, int, int | None]]:
+        """Type, offset in bytes and number of elements of each field of the payload of n elements."""
+
     def new_state(self, n: int) -> dict[str, Any]:
         """Zero state of n elements."""
 
@@ -76,17 +85,21 @@ class BatchCodec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A body on its way. absent: some segment is; finite: all that was merged into it is."""
+    """A body on its way. absent: some segment is; finite: all that was merged into it is; exact: float32."""
 
     body: Bytes
     absent: bool
     finite: bool
     lease: Lease | None = None
+    exact: bool = False
 
 
 @dataclass(slots=True)
 class Sum:
-    """The terms merged so far of one partition, by segment; None where every term was absent."""
+    """The terms merged so far of one partition, by segment; None where every term was absent.
+
+    values: of the gradient, or, where payloads are added directly, of the payload.
+    """
 
     values: list[Vector | None]
     finite: bool = True
@@ -116,21 +129,35 @@ class Compute:
         self.feedback = feedback
         self.codecs = codecs
         self._dtypes = dtypes
+        self._plain = Plain()
         self._compressed = {s.gradient for p in partitions if p.compressed for s in p.segments}
         self._scale = np.float32(scale)
         self._run_seed = run_seed
         self._threads = threads
         self._pool = Pool()
-        self._formats = [
-            BodyFormat(
-                tuple(map(self._of(p).max_bytes, (s.elements for s in p.segments))),
-                self._of(p).info.exact_size,
-            )
-            for p in partitions
-        ]
+        self._formats: dict[tuple[int, bool], BodyFormat] = {}
+        self._fields: dict[tuple[str, int], PayloadFields] = {}
 
-    def _of(self, partition: Partition) -> BatchCodec:
+    def _of(self, partition: Partition, exact: bool) -> BatchCodec:
+        if exact and partition.compressed:
+            return self._plain
         return self.codecs[partition.segments[0].gradient]
+
+    def _format(self, number: int, exact: bool) -> BodyFormat:
+        """How the codec's payloads of a partition, or plain ones, lie in a body."""
+        if (number, exact) not in self._formats:
+            partition = self.partitions[number]
+            codec = self._of(partition, exact)
+            sizes = tuple(codec.max_bytes(s.elements) for s in partition.segments)
+            self._formats[number, exact] = BodyFormat(sizes, codec.info.exact_size)
+        return self._formats[number, exact]
+
+    def _fields_of(self, segment: Segment) -> PayloadFields:
+        """Where the values lie in the payload of a segment."""
+        key = (segment.gradient, segment.elements)
+        if key not in self._fields:
+            self._fields[key] = PayloadFields(self.codecs[segment.gradient], segment.elements)
+        return self._fields[key]
 
     def encode(
         self,
@@ -142,13 +169,13 @@ class Compute:
         readers: int,
     ) -> Payload:
         """Encode the gradient, the sum, or gradient and received payload; `readers` tasks read the result."""
-        partition, form = self.partitions[task.partition], self._formats[task.partition]
-        codec = self._of(partition)
+        partition, form = self.partitions[task.partition], self._format(task.partition, task.exact)
+        codec = self._of(partition, task.exact)
         before = total.finite if total else received.finite if received else True
         if partition.compressed and not before:
             if total:
                 self._give_back(total)
-            return Payload(np.empty(0, np.uint8), False, False)
+            return Payload(np.empty(0, np.uint8), False, False, exact=task.exact)
         parts = form.split(received.body, received.absent) if received else [None] * len(partition.segments)
         scale = self._scale if task.final else np.float32(1)
         lease = Lease(self._pool, form.capacity, readers)
@@ -166,21 +193,29 @@ class Compute:
                 if scale != 1:
                     own = np.multiply(own, scale, out=own if total else None)
                 item = Item(grad=own, out=slot)
-                encodes.append((i, self._with_seeds_and_state(item, codec, segment, task, step)))
+                if not task.direct:
+                    item = self._with_seeds_and_state(item, codec, segment, task, step)
+                encodes.append((i, item))
         payloads: list[Bytes | None] = [None] * len(parts)
         finite = before
         ops: tuple[Operation, Operation] = ("encode", "hop")
         for op, chosen in zip(ops, (encodes, hops), strict=True):
             if chosen:
-                for (i, _), result in zip(chosen, self._batch(codec, op, chosen), strict=True):
+                results = (
+                    [self._fields_of(partition.segments[i]).write(item, self._threads) for i, item in chosen]
+                    if task.direct
+                    else self._batch(codec, op, chosen)
+                )
+                for (i, _), result in zip(chosen, results, strict=True):
                     payloads[i] = result.value
                     finite = finite and bool(result.finite)
         if total:
             self._give_back(total)
         if partition.compressed and not finite:
             self._pool.give(lease.buffer)
-            return Payload(np.empty(0, np.uint8), False, False)
-        return Payload(form.pack(lease.buffer, payloads), any(p is None for p in payloads), finite, lease)
+            return Payload(np.empty(0, np.uint8), False, False, exact=task.exact)
+        absent = any(payload is None for payload in payloads)
+        return Payload(form.pack(lease.buffer, payloads), absent, finite, lease, task.exact)
 
     def merge(
         self,
@@ -190,21 +225,21 @@ class Compute:
         received: Payload | None,
         total: Sum | None,
     ) -> Sum:
-        """Add a received payload, or the own gradient and what its worker role had left, to the sum."""
+        """Add a payload, or the own gradient and, if told so, what its worker role had left, to the sum."""
         partition = self.partitions[task.partition]
-        codec = self._of(partition)
+        codec = self._of(partition, received is not None and received.exact)
         total = total or Sum([None] * len(partition.segments))
         if received is None:
             for i, segment in enumerate(partition.segments):
                 own = _slice(gradients, segment)
                 if own is not None:
-                    self._merge_own(total, i, own, segment, partition.compressed and codec.info.feedback)
+                    self._merge_own(total, i, own, segment, task.residual and codec.info.feedback)
             return total
         if partition.compressed and not received.finite:
             total.finite = False
             return total
         total.finite = total.finite and received.finite
-        parts = self._formats[task.partition].split(received.body, received.absent)
+        parts = self._format(task.partition, received.exact).split(received.body, received.absent)
         stores: list[tuple[int, Item]] = []
         adds: list[tuple[int, Item]] = []
         for i, (segment, part) in enumerate(zip(partition.segments, parts, strict=True)):
@@ -212,8 +247,13 @@ class Compute:
                 continue
             shared = self._shared(codec, segment, step)
             value = total.values[i]
+            first = value is None
             if value is None:
-                value = total.values[i] = self._vector(segment.elements)
+                elements = self._fields_of(segment).elements if task.direct else segment.elements
+                value = total.values[i] = self._vector(elements)
+            if task.direct:
+                self._fields_of(segment).add(part, value, first, self._threads)
+            elif first:
                 stores.append((i, Item(payload=part, out=value, shared_seed=shared)))
             else:
                 adds.append((i, Item(payload=part, out=value, shared_seed=shared)))
@@ -228,12 +268,12 @@ class Compute:
     ) -> None:
         """Write the final payload over the gradient; one that was absent here gets its first value."""
         partition = self.partitions[task.partition]
-        codec = self._of(partition)
+        codec = self._of(partition, payload.exact)
         if partition.compressed and not payload.finite:
             for segment in partition.segments:
                 self._result(results, segment)[:] = np.nan
             return
-        parts = self._formats[task.partition].split(payload.body, payload.absent)
+        parts = self._format(task.partition, payload.exact).split(payload.body, payload.absent)
         items = [
             Item(
                 payload=part,
@@ -270,6 +310,22 @@ class Compute:
             largest = DTYPES[dtype].largest
             fits = fits and bool(values.max() <= largest and values.min() >= -largest)
         return fits
+
+    def finish(self, task: Decode, total: Sum, results: MutableMapping[str, Vector | None]) -> bool:
+        """Write the scaled sum over the gradient, in place of a payload; returns whether all is finite."""
+        partition = self.partitions[task.partition]
+        finite = total.finite
+        for value in total.values:
+            if value is not None:
+                value *= self._scale
+                finite = finite and all_finite(value)
+        for segment, value in zip(partition.segments, total.values, strict=True):
+            if partition.compressed and not finite:
+                self._result(results, segment)[:] = np.nan
+            elif value is not None:
+                self._result(results, segment)[:] = value
+        self._give_back(total)
+        return finite
 
     def _batch(self, codec: BatchCodec, op: Operation, chosen: Sequence[tuple[int, Item]]) -> list[Result]:
         return codec.batch(op, [item for _, item in chosen], threads=self._threads)

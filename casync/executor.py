@@ -304,7 +304,8 @@ class Executor:
 
     def _receive(self, peer: int, header: Header, body: memoryview) -> None:
         task = self._program.recvs.get((peer, header.task))
-        label = None if task is None else self._label(self._program.tasks[task])
+        received = None if task is None else self._program.tasks[task]
+        label = None if received is None else self._label(received)
         number = self.first_step + header.step
         if task is None or header.step not in (self._next, self._next + 1):
             at = self.first_step + self._next
@@ -323,6 +324,7 @@ class Executor:
             np.frombuffer(body, np.uint8),
             bool(header.flags & ABSENT),
             not header.flags & NOT_FINITE,
+            exact=isinstance(received, Recv) and received.exact,
         )
         self._advance(step, task)
 
@@ -356,8 +358,14 @@ class Executor:
                 step.sums[task.partition] = compute.merge(
                     task, number, step.gradients, term, step.sums.get(task.partition)
                 )
-            case Decode():
-                payload = step.payloads[task.payload]
+                if term is not None and term.lease is not None:
+                    term.lease.release()
+            case Decode(payload=None):
+                finite = compute.finish(task, step.sums.pop(task.partition), step.results)
+                fits = compute.settle(task, step.results, step.loss_scale)
+                step.finite = step.finite and finite and fits
+            case Decode(payload=int(number_read)):
+                payload = step.payloads[number_read]
                 compute.decode(task, number, payload, step.results)
                 fits = compute.settle(task, step.results, step.loss_scale)
                 step.finite = step.finite and payload.finite and fits

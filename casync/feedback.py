@@ -51,9 +51,9 @@ def sites(tasks: Iterable[Task], partitions: Sequence[Partition], average: bool)
         if not partition.compressed:
             continue
         match task:
-            case Encode(role=role, final=final):
+            case Encode(role=role, final=final, exact=False, direct=False):
                 unit = AVERAGE if final and average else SUM
-            case Merge(payload=None):
+            case Merge(residual=True):
                 role, unit = Role.WORKER, SUM
             case _:
                 continue

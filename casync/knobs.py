@@ -120,9 +120,9 @@ START_TIMEOUT = Knob(
 )
 TRANSPORT = Knob(
     "CASYNC_TRANSPORT",
-    "zmq",
+    "",
     "the name of a file in casync/transports/",
-    "what carries the gradients",
+    "what carries the gradients; default: mpi where MPI started the ranks, else zmq",
     str,
 )
 

@@ -1,6 +1,6 @@
 """Who am I: rank, size and meeting point, from the environment that a launcher made.
 
-`CASYNC_*` comes first, then Horovod's. A process that no launcher started is a job of one rank.
+`CASYNC_*` comes first, then Horovod's, then MPI's. A process that no launcher started is a job of one rank.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HOW_TO_START = (
-    "start with `horovodrun --gloo -np N python script.py`, with torchrun and casync.torch.init(), or set "
+    "start with `horovodrun --gloo -np N python script.py` or `mpirun -n N python script.py`, with torchrun "
+    "and casync.torch.init(), or set "
     "CASYNC_RANK, CASYNC_SIZE and CASYNC_ADDR (host:port where rank 0 listens) in each process"
 )
 
@@ -60,6 +61,11 @@ class Rank0:
 
 
 @dataclass(frozen=True)
+class World:
+    """MPI's world: the ranks meet in a collective of it."""
+
+
+@dataclass(frozen=True)
 class Launch:
     """This process's place in the job.
 
@@ -71,7 +77,7 @@ class Launch:
     size: int = 1
     local_rank: int | None = None
     local_size: int | None = None
-    meeting: Store | Board | Rank0 | None = None
+    meeting: Store | Board | Rank0 | World | None = None
     interface: str = ""
 
     def __post_init__(self) -> None:
@@ -90,6 +96,9 @@ def find(environ: Mapping[str, str] | None = None) -> Launch:
         return _casync(env, interface)
     if env.get("HOROVOD_RANK"):
         return _horovod(env, interface)
+    for implementation in _MPI:
+        if env.get(implementation[0]):
+            return _mpi(env, interface, *implementation)
     _refuse_other_launchers(env)
     return Launch()
 
@@ -106,13 +115,7 @@ def _casync(env: Mapping[str, str], interface: str) -> Launch:
 
 def _horovod(env: Mapping[str, str], interface: str) -> Launch:
     def number(name: str) -> int:
-        text = env.get(name, "")
-        if not text.isdecimal():
-            raise LaunchError(
-                f"{name}={text!r}, but horovodrun sets it to a number: start with "
-                "`horovodrun --gloo -np N python script.py`, or unset HOROVOD_RANK to run a single rank"
-            )
-        return int(text)
+        return _number(env, name, "horovodrun", "HOROVOD_RANK")
 
     size = number("HOROVOD_SIZE")
     meeting = None
@@ -134,11 +137,43 @@ def _horovod(env: Mapping[str, str], interface: str) -> Launch:
     )
 
 
-_OTHERS = (
-    ("torchrun", "RANK", "WORLD_SIZE"),
-    ("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("mpiexec (MPICH, Intel MPI)", "PMI_RANK", "PMI_SIZE"),
+_MPI = (
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
+"""What Open MPI's mpirun sets (`horovodrun --mpi` calls one), and what MPICH's and Intel MPI's do."""
+
+
+def _mpi(
+    env: Mapping[str, str], interface: str, rank: str, size: str, local_rank: str, local_size: str
+) -> Launch:
+    def number(name: str) -> int:
+        return _number(env, name, "mpirun", rank)
+
+    ranks = number(size)
+    return Launch(
+        number(rank),
+        ranks,
+        number(local_rank) if local_rank in env else None,
+        number(local_size) if local_size in env else None,
+        World() if ranks > 1 else None,
+        interface,
+    )
+
+
+def _number(env: Mapping[str, str], name: str, launcher: str, first: str) -> int:
+    text = env.get(name, "")
+    if not text.isdecimal():
+        raise LaunchError(
+            f"{name}={text!r}, but {launcher} sets it to a number: start with {launcher} anew, or unset "
+            f"{first} to run a single rank"
+        )
+    return int(text)
 
 
 def _refuse_other_launchers(env: Mapping[str, str]) -> None:
@@ -146,9 +181,8 @@ def _refuse_other_launchers(env: Mapping[str, str]) -> None:
 
     Without this each of its processes would train alone, as rank 0 of 1.
     """
-    for launcher, rank, size in _OTHERS:
-        if env.get(rank) and env.get(size, "1") != "1":
-            raise LaunchError(
-                f"this process is rank {env[rank]} of {env.get(size)} under {launcher}, which cannot be "
-                f"joined like this: {HOW_TO_START}"
-            )
+    if env.get("RANK") and env.get("WORLD_SIZE", "1") != "1":
+        raise LaunchError(
+            f"this process is rank {env['RANK']} of {env.get('WORLD_SIZE')} under torchrun, which only "
+            f"casync.torch.init() joins: {HOW_TO_START}"
+        )

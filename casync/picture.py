@@ -11,11 +11,12 @@ from casync.primitives import Decode, Encode, Merge, Recv, Schedule, Send, Task
 from casync.verify import levels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 LEGEND = (
     "E encode   H hop: decode, add, encode   M merge   D decode   >r send to rank r   <r receive from it\n"
-    "* makes the final payload, which every rank decodes"
+    "P encode as plain float32   S add a payload's own values   R round their sum\n"
+    "* an average is scaled here: into the final payload, which every rank decodes, or (D*) from the sum"
 )
 
 
@@ -40,12 +41,13 @@ def draw(schedule: Schedule, partitions: int) -> Iterator[Table]:
 
 def _cell(task: Task) -> str:
     match task:
-        case Encode(received=received, final=final):
-            return ("E" if received is None else "H") + "*" * final
+        case Encode():
+            kind = "P" if task.exact else "R" if task.direct else "E" if task.received is None else "H"
+            return kind + "*" * task.final
         case Merge():
-            return "M"
+            return "S" if task.direct else "M"
         case Decode():
-            return "D"
+            return "D" if task.payload is not None else "D*"
         case Send(peer=peer):
             return f">{peer}"
         case Recv(peer=peer):
@@ -53,14 +55,23 @@ def _cell(task: Task) -> str:
 
 
 def totals(schedule: Schedule) -> str:
-    """How many tasks of each kind, all ranks together."""
+    """How many tasks of each kind, all ranks together; plain payloads are neither encoded nor decoded."""
     tasks = [task for of_rank in schedule for task in of_rank]
-    hops = sum(isinstance(t, Encode) and t.received is not None for t in tasks)
     counts = {
         "messages": sum(isinstance(t, Send) for t in tasks),
-        "encodes": sum(isinstance(t, Encode) for t in tasks),
-        "decodes": hops
-        + sum(isinstance(t, Decode) or (isinstance(t, Merge) and t.payload is not None) for t in tasks),
+        "encodes": sum(isinstance(t, Encode) and not (t.exact or t.direct) for t in tasks),
+        "decodes": sum(_decodes(t, of_rank) for of_rank in schedule for t in of_rank),
         "steps one after the other": 1 + max(levels(schedule).values(), default=-1),
     }
     return ", ".join(f"{count} {what}" for what, count in counts.items())
+
+
+def _decodes(task: Task, of_rank: Sequence[Task]) -> bool:
+    match task:
+        case Encode(received=int()) | Decode(payload=int()):
+            return True
+        case Merge(payload=int(payload), direct=False):
+            source = of_rank[payload]
+            return not (isinstance(source, Encode | Recv) and source.exact)
+        case _:
+            return False

@@ -29,6 +29,8 @@ class PlainInfo:
     keyed: bool = False
     feedback: bool = False
     hop: bool = True
+    sparse: bool = False
+    summable: bool = True
     fingerprint: str = "float32"
     params: Mapping[str, Any] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +45,10 @@ class Plain:
         """Four bytes an element."""
         return 4 * n
 
+    def fields(self, n: int) -> tuple[tuple[str, int, int | None], ...]:
+        """One vector."""
+        return (("float", 0, n),)
+
     def new_state(self, n: int) -> dict[str, Any]:  # noqa: ARG002  (a codec's signature)
         """Nothing is kept."""
         return {}
@@ -54,21 +60,22 @@ class Plain:
     def _encode(self, item: Item) -> Result:
         written = item.out[: 4 * item.grad.size]
         written.view(np.float32)[:] = item.grad
-        return Result(written, _finite(item.grad))
+        return Result(written, all_finite(item.grad))
 
     def _hop(self, item: Item) -> Result:
         written = item.out[: 4 * item.grad.size]
         total = written.view(np.float32)
         np.add(item.grad, _values(item.payload, item.grad.size), out=total)
         total *= np.float32(item.scale)
-        return Result(written, _finite(total))
+        return Result(written, all_finite(total))
 
     def _decode(self, item: Item) -> Result:
         item.out[:] = _values(item.payload, item.out.size)
         return Result(item.out, True)
 
     def _decode_add(self, item: Item) -> Result:
-        np.add(item.out, np.float32(item.scale) * _values(item.payload, item.out.size), out=item.out)
+        values = _values(item.payload, item.out.size)
+        np.add(item.out, values if item.scale == 1 else np.float32(item.scale) * values, out=item.out)
         return Result(item.out, True)
 
 
@@ -78,6 +85,6 @@ def _values(payload: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
     return np.frombuffer(payload, np.float32)
 
 
-def _finite(values: NDArray[np.float32]) -> bool:
-    """Whether no element is NaN or infinite: both extremes are finite (NaN propagates into them)."""
+def all_finite(values: NDArray[np.float32]) -> bool:
+    """Return whether no element is NaN or infinite: both extremes are finite (NaN propagates into them)."""
     return not values.size or bool(np.isfinite(values.min()) and np.isfinite(values.max()))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from casync.dtypes import DTYPES
 from casync.primitives import Schedule, join
-from casync.topologies import topology
+from casync.topologies import Nodes, even_nodes, topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +31,9 @@ GRANULE = 4096
 
 BUCKET_BYTES = 2**20
 """A bucket of uncompressed gradients is closed before it outgrows this; a larger gradient has its own."""
+
+PLANNED = ("PS", "RING")
+"""The topologies that `secopa plan` plans for."""
 
 EXACT = "ring"
 """The topology of uncompressed gradients, whatever that of the compressed ones."""
@@ -181,9 +184,15 @@ class Plan:
         for key, value in run.items():
             made_for = self.conditions.get(key, value)
             if made_for.upper() != value:
+                planner = f"`secopa plan --input input.txt --topology {run['topology']} --nnodes {nranks}`"
+                mend = (
+                    f"plan anew: {planner}"
+                    if run["topology"] in PLANNED
+                    else f"the planner knows {' and '.join(PLANNED)}: use one of these, or take the line "
+                    f"`# {key}: {made_for}` away to keep the plan's other decisions"
+                )
                 raise PlanError(
-                    f"{self.source}: made for {key} {made_for}, but this run has {key} {value}; plan anew: "
-                    f"`secopa plan --input input.txt --topology {run['topology']} --nnodes {nranks}`"
+                    f"{self.source}: made for {key} {made_for}, but this run has {key} {value}; {mend}"
                 )
         planned = {entry.gradient for entry in self.entries}
         missing = [g.name for g in gradients if g.elements and g.name not in planned]
@@ -290,12 +299,18 @@ def _owned(
             yield partition
 
 
-def schedule(partitions: Sequence[Partition], topology_name: str, nranks: int) -> Schedule:
-    """The tasks of all ranks for a layout: the compressed partitions by the topology, the others exactly."""
+def schedule(
+    partitions: Sequence[Partition], topology_name: str, nranks: int, nodes: Nodes | None = None
+) -> Schedule:
+    """The tasks of all ranks for a layout: the compressed partitions by the topology, the others exactly.
+
+    nodes: which ranks share one; None: each has its own.
+    """
+    nodes = even_nodes(nranks) if nodes is None else nodes
     compressed = [p.owner for p in partitions if p.compressed]
     exact = [p.owner for p in partitions if not p.compressed]
     return join(
-        topology(topology_name).schedule(nranks, compressed),
-        topology(EXACT).schedule(nranks, exact),
+        topology(topology_name).schedule(nranks, compressed, nodes),
+        topology(EXACT).schedule(nranks, exact, nodes),
         len(compressed),
     )

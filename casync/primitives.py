@@ -29,6 +29,8 @@ class Encode:
 
     The last form (`received`, the id of a `Recv`) is the fused hop of a ring: decode, add and encode in one.
     `final`: this is the payload that every rank applies; an average is scaled here, once.
+    `exact`: plain float32 instead of the codec's payload; neither state nor noise.
+    `direct`: the sum is one of payloads' own values, which are rounded to their types; no state, no noise.
     """
 
     id: int
@@ -39,26 +41,37 @@ class Encode:
     of_sum: bool = False
     received: int | None = None
     final: bool = False
+    exact: bool = False
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Write the decoded payload over the gradient: the result."""
+    """Write the result over the gradient: the decoded payload, or the sum that was merged here.
 
-    id: int
-    partition: int
-    after: tuple[int, ...]
-    payload: int
-
-
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """Add one rank's term to the sum: a received payload, or the own gradient exactly (`payload` is None)."""
+    The latter (`payload` is None) is for ranks that all merge the same payloads; an average is scaled here.
+    """
 
     id: int
     partition: int
     after: tuple[int, ...]
     payload: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Add one term to the sum: a payload, or the own gradient exactly (`payload` is None).
+
+    `residual`: with the own gradient goes what this rank's worker role had left, which becomes 0.
+    `direct`: the payload's own values are added, without decoding them.
+    """
+
+    id: int
+    partition: int
+    after: tuple[int, ...]
+    payload: int | None
+    residual: bool = False
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +88,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Recv:
-    """Wait for the payload with this message number from `peer`."""
+    """Wait for the payload with this message number from `peer`; `exact` as it was encoded."""
 
     id: int
     partition: int
     after: tuple[int, ...]
     peer: int
     message: int
+    exact: bool = False
 
 
 MESSAGES = 2
@@ -111,29 +125,47 @@ class Builder:
         of_sum: int | None = None,
         received: int | None = None,
         final: bool = False,
+        exact: bool = False,
+        direct: bool = False,
     ) -> int:
         """Encode the gradient; the sum that the merge `of_sum` completed; or the gradient plus `received`."""
         after = tuple(task for task in (of_sum, received) if task is not None)
+        has_sum = of_sum is not None
         return self._add(
             rank,
-            Encode(self._next(rank), partition, after, role, hop, of_sum is not None, received, final),
+            Encode(self._next(rank), partition, after, role, hop, has_sum, received, final, exact, direct),
         )
 
     def decode(self, rank: int, partition: int, payload: int, *, after: Sequence[int] = ()) -> int:
         """Decode a payload into the result; `after` puts it behind sends that others wait for."""
         return self._add(rank, Decode(self._next(rank), partition, (payload, *after), payload))
 
-    def merge(self, rank: int, partition: int, payload: int | None, *, previous: int | None) -> int:
+    def decode_sum(self, rank: int, partition: int, merged: int) -> int:
+        """Make the sum that the merge `merged` completed the result."""
+        return self._add(rank, Decode(self._next(rank), partition, (merged,), None))
+
+    def merge(
+        self,
+        rank: int,
+        partition: int,
+        payload: int | None,
+        *,
+        previous: int | None,
+        residual: bool = False,
+        direct: bool = False,
+    ) -> int:
         """Merge one term behind the merge `previous`; the first one (None) stores instead of adding."""
         after = tuple(task for task in (payload, previous) if task is not None)
-        return self._add(rank, Merge(self._next(rank), partition, after, payload))
+        return self._add(rank, Merge(self._next(rank), partition, after, payload, residual, direct))
 
     def message(
         self, source: int, target: int, partition: int, payload: int, message: int
     ) -> tuple[int, int]:
         """Send a payload of `source` to `target`: returns the ids of the send and of its receive."""
+        made = self._tasks[source][payload]
+        exact = isinstance(made, Encode | Recv) and made.exact
         send = self._add(source, Send(self._next(source), partition, (payload,), payload, target, message))
-        return send, self._add(target, Recv(self._next(target), partition, (), source, message))
+        return send, self._add(target, Recv(self._next(target), partition, (), source, message, exact))
 
     def _next(self, rank: int) -> int:
         return len(self._tasks[rank])
@@ -159,7 +191,7 @@ def join(first: Schedule, second: Schedule, partitions: int) -> Schedule:
         match moved:
             case Encode(received=int(received)):
                 return replace(moved, received=received + ids)
-            case Decode(payload=payload) | Merge(payload=int(payload)):
+            case Decode(payload=int(payload)) | Merge(payload=int(payload)):
                 return replace(moved, payload=payload + ids)
             case Send(payload=payload, message=message):
                 return replace(moved, payload=payload + ids, message=message + MESSAGES * partitions)

@@ -18,7 +18,7 @@ class Program:
 
     needs: how many things each task waits for: other tasks, its frame, its gradient.
     behind: the tasks that wait for each task. gradient_tasks: those that read the gradient, by partition.
-    recvs: (peer, message) -> the receive. readers: how many sends and decodes read each encode's payload.
+    recvs: (peer, message) -> the receive. readers: how many other tasks read each encode's payload.
     gradients_needed: how many gradients each partition is made of. partitions_of: by gradient.
     """
 
@@ -34,7 +34,7 @@ class Program:
                 self.behind[other].append(task.id)
             if isinstance(task, Recv):
                 self.recvs[task.peer, task.message] = task.id
-            elif isinstance(task, Send | Decode):
+            elif isinstance(task, Send | Merge | Decode) and task.payload is not None:
                 readers[task.payload] += 1
             if not isinstance(task, Recv) and _awaits(task):
                 self.gradient_tasks[task.partition].append(task.id)

@@ -3,6 +3,7 @@
     through Horovod's HTTP store      PUT /casync/<key>, GET /casync/<key> (404 until it is there)
         rank r    PUT rank.r                      rank 0 reads all, PUT table;  rank r polls table
     through a framework's store       the same keys, by its own client
+    through MPI                       rank 0's secret and all records by a collective
     through the address of rank 0     ZeroMQ, rank 0 binds a ROUTER
         rank r    "join" + record   ->            <-  table, when all have joined
 
@@ -24,7 +25,8 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from casync.launch import Board, Keys, Launch, Rank0, Store
+from casync.launch import Board, Keys, Launch, Rank0, Store, World
+from casync.transports import base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 
 POLL = 0.05
 """Seconds between two looks at the store."""
+
+
+ELSEWHERE = "192.0.2.1"
+"""An address that no machine has (RFC 5737): the route there is the one to other networks."""
 
 
 class RendezvousError(RuntimeError):
@@ -75,6 +81,15 @@ def meet(context: Context, launch: Launch, record: str, timeout: float) -> Table
             return _as_rank0(context, _resolve(host), port, launch, record, deadline)
         case Rank0(host, port):
             return _join(context, _resolve(host), port, launch, record, deadline)
+        case World():
+            met = base.load("mpi").meet(launch.rank, launch.size, record, _secret(), timeout)
+            if met is None:
+                raise RendezvousError(
+                    f"not all of {launch.size} ranks joined in time: does every rank of the MPI job call "
+                    "casync.init(), and has none ended?"
+                )
+            secret, records = met
+            return Table(secret, tuple(records))
         case None:
             return Table(_secret(), (record,))
 
@@ -82,8 +97,8 @@ def meet(context: Context, launch: Launch, record: str, timeout: float) -> Table
 def own_address(context: Context, launch: Launch) -> str:
     """Return the one IPv4 address at which this rank's sockets listen.
 
-    That of the launcher's interface; else, of the interface that leads to the meeting point. Raises
-    RendezvousError when there is no such interface or address.
+    That of the launcher's interface; else, of the interface that leads to the meeting point, or, where that
+    has no address (MPI), to other networks. Raises RendezvousError when there is no such interface.
     """
     if launch.interface:
         probe = context.socket(zmq.PAIR)
@@ -98,17 +113,23 @@ def own_address(context: Context, launch: Launch) -> str:
             ) from None
         finally:
             probe.close(0)
-    if launch.meeting is None:
-        return "127.0.0.1"
-    host = _resolve(launch.meeting.host)
-    if isinstance(launch.meeting, Rank0) and launch.rank == 0:
-        return host
+    match launch.meeting:
+        case None:
+            return "127.0.0.1"
+        case World():
+            if launch.local_size == launch.size:
+                return "127.0.0.1"
+            place, host, port = "other networks", ELSEWHERE, 9
+        case Store(name, port) | Board(name, port) | Rank0(name, port):
+            place = host = _resolve(name)
+            if isinstance(launch.meeting, Rank0) and launch.rank == 0:
+                return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_udp:
         try:
-            probe_udp.connect((host, launch.meeting.port))  # sends nothing: only asks for the route
+            probe_udp.connect((host, port))  # sends nothing: only asks for the route
         except OSError as error:
             raise RendezvousError(
-                f"no route to the meeting point {host}: {error}; set CASYNC_IFACE"
+                f"no route to {place}: {error}; set CASYNC_IFACE to the interface that the other ranks reach"
             ) from None
         return str(probe_udp.getsockname()[0])
 

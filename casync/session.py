@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
     from casync.control import Control
     from casync.gate import Context
+    from casync.topologies import Nodes
     from casync.transports.base import Transport
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """A rank's place in the job, its control plane and its transport."""
+    """A rank's place in the job, its control plane and its transport. nodes: which ranks share a machine."""
 
     rank: int
     size: int
@@ -42,6 +43,7 @@ class Session:
     local_size: int
     control: Control
     transport: Transport
+    nodes: Nodes
     context: Context | None = None
     pid: int = field(default_factory=os.getpid)
 
@@ -74,7 +76,8 @@ def connect(
 ) -> Session:
     """Join the job and return the session. Collective.
 
-    transport: the name of a file in casync/transports/ (default: CASYNC_TRANSPORT, "zmq").
+    transport: the name of a file in casync/transports/ (default: CASYNC_TRANSPORT, else mpi where MPI started
+    the ranks, else zmq).
     timeout: T in seconds, at least 3 (default: CASYNC_TIMEOUT, 60): of silence, or of no progress.
     place: this process's place in the job (default: from the environment, `casync.launch.find`).
     start_timeout: seconds that ranks wait for others to start (default: CASYNC_START_TIMEOUT, 60).
@@ -85,12 +88,13 @@ def connect(
     timeout = knobs.TIMEOUT.get() if timeout is None else timeout
     if timeout < knobs.MIN_TIMEOUT:
         raise ValueError(f"timeout {timeout:g} s: must be {knobs.MIN_TIMEOUT:g} s or more")
-    name = knobs.TRANSPORT.get() if transport is None else transport
+    found = "mpi" if isinstance(place.meeting, launch.World) else "zmq"
+    name = transport or knobs.TRANSPORT.get() or found
     module = base.load(name)
     if not hasattr(module, "open"):
         raise ValueError(f"transport {name!r} joins ranks of one process only; use another")
     if place.size == 1:
-        return Session(0, 1, 0, 1, SoloControl(), SoloTransport())
+        return Session(0, 1, 0, 1, SoloControl(), SoloTransport(), ((0,),))
     start_timeout = knobs.START_TIMEOUT.get() if start_timeout is None else start_timeout
     session = _join(place, timeout, start_timeout, module.open)
     _open.add(session)
@@ -100,7 +104,7 @@ def connect(
 def _join(place: launch.Launch, timeout: float, start_timeout: float, open_transport: base.Open) -> Session:
     context: Context = zmq.Context(io_threads=2)
     plane: Plane | None = None
-    gate = Gate(context, spared=place.meeting.port if place.meeting else 0)
+    gate = Gate(context, spared=place.meeting.port if isinstance(place.meeting, launch.Rank0) else 0)
     listening = {}
     try:
         address = rendezvous.own_address(context, place)
@@ -130,10 +134,14 @@ def _join(place: launch.Launch, timeout: float, start_timeout: float, open_trans
             plane.close()
         context.destroy(linger=0)
         raise
-    local = [rank for rank, it in enumerate(processes) if it.machine == processes[place.rank].machine]
+    machines = list(dict.fromkeys(it.machine for it in processes))
+    nodes = tuple(
+        tuple(rank for rank, it in enumerate(processes) if it.machine == machine) for machine in machines
+    )
+    local = next(node for node in nodes if place.rank in node)
     local_rank = local.index(place.rank) if place.local_rank is None else place.local_rank
     local_size = len(local) if place.local_size is None else place.local_size
-    return Session(place.rank, place.size, local_rank, local_size, plane, transport, context)
+    return Session(place.rank, place.size, local_rank, local_size, plane, transport, nodes, context)
 
 
 # --- the end of the process --------------------------------------------------------------------------------

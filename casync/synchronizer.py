@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from casync.choice import AUTO, check_codec, choose
 from casync.compute import BatchCodec, Compute
 from casync.dtypes import exact
 from casync.executor import Executor, Outcome
@@ -18,6 +19,7 @@ from casync.feedback import Feedback, StateError, sites
 from casync.handover import hand_over
 from casync.plan import Gradient, Partition, Plan, layout, schedule
 from casync.rules import Codecs, Schedule
+from casync.topologies import check_nodes, even_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from casync.metrics import Stats
     from casync.primitives import Task
     from casync.rules import Choice, Rule
+    from casync.topologies import Nodes
 
 
 class Op(Enum):
@@ -38,13 +41,12 @@ class Op(Enum):
     SUM = "sum"
 
 
-class CodecError(ValueError):
-    """A codec that cannot run in a topology; says why and what can."""
-
-
 @dataclass(frozen=True)
 class Spec:
-    """What all ranks must hold alike. codec: of what no rule names; None: exact. seed: of random codecs."""
+    """What all ranks must hold alike. codec: of what no rule names; None: exact. seed: of random codecs.
+
+    topology: of what is compressed; "auto" is chosen by `casync.choice`. nodes: None: each rank has its own.
+    """
 
     gradients: tuple[Gradient, ...]
     plan: Plan
@@ -52,12 +54,21 @@ class Spec:
     topology: str
     op: Op = Op.AVERAGE
     seed: int = 0
+    nodes: Nodes | None = None
     rules: tuple[tuple[Rule, Choice], ...] = ()
 
     @property
     def codecs(self) -> Codecs:
         """What each gradient is compressed by."""
         return Codecs(self.codec, self.rules)
+
+    def settled(self, nranks: int) -> Spec:
+        """The same with the topology chosen and the nodes in order; ValueError for nodes that cannot be."""
+        nodes = even_nodes(nranks) if self.nodes is None else check_nodes(self.nodes, nranks)
+        topology = self.topology
+        if topology == AUTO:
+            topology = choose(tuple(self.codecs.all()), self.plan, nodes)
+        return replace(self, topology=topology, nodes=nodes)
 
     def facts(self) -> dict[str, str]:
         """The facts that ranks compare before the first step."""
@@ -69,6 +80,7 @@ class Spec:
             "codec": _described(self.codec),
             **{f"rule {i}, {rule}": _described(c) for i, (rule, c) in enumerate(self.rules)},
             "topology": self.topology,
+            "nodes": str(self.nodes),
             "op": self.op.value,
             "seed": str(self.seed),
         }
@@ -84,18 +96,6 @@ def _described(choice: Choice) -> str:
     return f"{choice.info.name}({values}) {choice.info.fingerprint}"
 
 
-def check_codec(codec: BatchCodec, topology: str) -> None:
-    """Raise CodecError if the codec's properties do not allow it in this topology."""
-    info = codec.info
-    if topology == "ring" and not info.hop:
-        raise CodecError(f"codec {info.name} cannot travel in a ring ({info.why['hop']}); use topology='ps'")
-    if info.stateful and not (info.feedback and len(codec.new_state(1)) == 1):
-        raise CodecError(
-            f"codec {info.name} keeps state besides error feedback, which has no meaning where {topology} "
-            "encodes a sum; use a codec without state or with error feedback alone"
-        )
-
-
 def _equal(a: Choice, b: Choice) -> bool:
     """Whether two codecs are the same one; a rank may have compiled it twice."""
     return a is b or _described(a) == _described(b)
@@ -109,10 +109,10 @@ class Synchronizer:
     ) -> None:
         """Collective: raises MismatchError on every rank if the ranks' specs differ.
 
-        Raises PlanError and CodecError for a plan or codec that does not fit the run.
+        Raises PlanError, CodecError and ValueError for a plan, a codec or nodes that do not fit the run.
         threads: of each kernel; default: the cores that this process may use.
         """
-        self.spec = spec
+        self.spec = spec = spec.settled(control.size)
         self._control = control
         self._threads = threads or len(os.sched_getaffinity(0))
         self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
@@ -147,7 +147,7 @@ class Synchronizer:
         entries = tuple(replace(e, compressed=chosen.get(e.gradient) is not None) for e in spec.plan.entries)
         plan = replace(spec.plan, entries=entries)
         partitions = layout(plan, spec.gradients, spec.topology, control.size)
-        tasks = schedule(partitions, spec.topology, control.size)[control.rank]
+        tasks = schedule(partitions, spec.topology, control.size, spec.nodes)[control.rank]
         codecs = {g.name: chosen[g.name] or self._exact[g.dtype] for g in spec.gradients}
         average = spec.op is Op.AVERAGE
         feedback = Feedback(

@@ -1,16 +1,17 @@
 """Symbolic execution of a schedule for all ranks: what it computes, whatever the timing.
 
-A payload is the list of ranks that were merged into it, in order. Reads are judged by the happens-before
-relation (`after` on a rank, send -> receive between ranks), not by one lucky order of execution.
+A payload is the list of ranks that were merged into it, in order, and the encode that made it. Reads are
+judged by the happens-before relation (`after` on a rank, send -> receive between ranks), not by one lucky
+order of execution.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from casync.primitives import Decode, Encode, Merge, Recv, Schedule, Send, Task
+from casync.primitives import Decode, Encode, Merge, Recv, Role, Schedule, Send, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,11 +43,27 @@ class ScheduleError(ValueError):
 
 @dataclass(frozen=True)
 class Content:
-    """What a payload holds: the merged ranks in order, the encode that made it, how often it was scaled."""
+    """What a payload, a term or a sum holds: the merged ranks in order, what made it, how often it is scaled.
+
+    exact: plain float32, not of the codec. direct: payloads' own values instead of decoded ones.
+    """
 
     ranks: tuple[int, ...]
-    origin: Node
+    origin: tuple[Node, ...]
     scaled: int
+    exact: bool = False
+    direct: bool = False
+
+
+def _total(terms: list[tuple[Node, Content]]) -> Content:
+    """The sum of terms: what it is made of tells whether ranks have the same one."""
+    held = [term for _, term in terms]
+    return Content(
+        tuple(rank for term in held for rank in term.ranks),
+        tuple(node for term in held for node in term.origin),
+        sum(term.scaled for term in held),
+        direct=any(term.direct for term in held),
+    )
 
 
 def verify(schedule: Schedule, partitions: int) -> None:
@@ -87,6 +104,10 @@ def _structure(schedule: Schedule) -> Iterator[Fault]:
                 yield Fault(rank, place, f"task {payload} belongs to partition {source.partition}")
             elif payload not in task.after:
                 yield Fault(rank, place, f"it reads the payload of task {payload} without waiting for it")
+            elif isinstance(task, Encode) and task.exact != source.exact:
+                yield Fault(rank, place, f"it adds the payload of task {payload}, which is of another kind")
+            elif isinstance(task, Merge) and task.direct and source.exact:
+                yield Fault(rank, place, f"it takes the plain payload of task {payload} for one of the codec")
 
 
 def _messages(schedule: Schedule) -> Iterator[Fault]:
@@ -171,50 +192,65 @@ def _meaning(schedule: Schedule, partitions: int) -> Iterator[Fault]:
     results: dict[Place, list[Node]] = defaultdict(list)
     sent: dict[tuple[int, int, int], Node] = {}
     sites: set[tuple[int, int, int, int]] = set()
-    sum_encodes: list[tuple[Node, Place]] = []
+    sum_readers: list[tuple[Node, Place]] = []
     for node in relation.order:
         rank, number = node
         task: Task = schedule[rank][number]
         place = (rank, task.partition)
+        encodes_with_state = isinstance(task, Encode) and not (task.exact or task.direct)
+        if encodes_with_state or (isinstance(task, Merge) and task.residual):
+            role, hop = (task.role, task.hop) if isinstance(task, Encode) else (Role.WORKER, 0)
+            if (task.partition, rank, role, hop) in sites:
+                yield Fault(
+                    rank, number, f"{role.name} encodes hop {hop} twice: its noise or residual repeats"
+                )
+            sites.add((task.partition, rank, role, hop))
         match task:
-            case Encode():
-                if task.of_sum:
-                    terms = sums[place]
-                    sum_encodes.append((node, place))
-                    merged = tuple(r for _, term in terms for r in term.ranks)
-                    scaled = sum(term.scaled for _, term in terms)
-                else:
-                    readers[place].append(node)
-                    received = Content((), node, 0) if task.received is None else content[rank, task.received]
-                    merged, scaled = (*received.ranks, rank), received.scaled
-                content[node] = Content(merged, node, scaled + task.final)
-                site = (task.partition, rank, task.role, task.hop)
-                if site in sites:
+            case Encode(of_sum=True):
+                total = _total(sums[place])
+                sum_readers.append((node, place))
+                if total.direct != task.direct:
                     yield Fault(
-                        rank, number, f"{task.role.name} encodes hop {task.hop} twice: its noise repeats"
+                        rank, number, "payloads' own values and decoded ones are taken for each other"
                     )
-                sites.add(site)
+                content[node] = Content(total.ranks, (node,), total.scaled + task.final, task.exact)
+            case Encode():
+                readers[place].append(node)
+                received = Content((), (), 0) if task.received is None else content[rank, task.received]
+                merged = (*received.ranks, rank)
+                content[node] = Content(merged, (node,), received.scaled + task.final, task.exact)
             case Merge():
                 terms = sums[place]
                 if terms and not relation.follows(node, terms[-1][0]):
                     yield Fault(rank, number, "it does not wait for the merge before it: the order is luck")
                 if task.payload is None:
                     readers[place].append(node)
-                    terms.append((node, Content((rank,), node, 0)))
+                    terms.append((node, Content((rank,), (node,), 0)))
                 else:
-                    terms.append((node, content[rank, task.payload]))
+                    terms.append((node, replace(content[rank, task.payload], direct=task.direct)))
+                if terms[0][1].direct != task.direct:
+                    yield Fault(rank, number, "payloads' own values and decoded ones are added to each other")
             case Send():
                 content[node] = content[rank, task.payload]
                 sent[rank, task.peer, task.message] = node
             case Recv():
                 content[node] = content[sent[task.peer, rank, task.message]]
-            case Decode():
-                content[node] = content[rank, task.payload]
+                if content[node].exact != task.exact:
+                    yield Fault(rank, number, "a plain payload and one of the codec are taken for each other")
+            case Decode(payload=None):
+                total = _total(sums[place])
+                sum_readers.append((node, place))
+                if total.direct:
+                    yield Fault(rank, number, "it takes payloads' own values for the result")
+                content[node] = replace(total, scaled=total.scaled + 1)
+                results[place].append(node)
+            case Decode(payload=int(payload)):
+                content[node] = content[rank, payload]
                 results[place].append(node)
 
-    for node, place in sum_encodes:
+    for node, place in sum_readers:
         if not all(relation.follows(node, term) for term, _ in sums[place]):
-            yield Fault(*node, "it encodes the sum without waiting for all merges")
+            yield Fault(*node, "it reads the sum without waiting for all merges")
     everyone = list(range(len(schedule)))
     for p in range(partitions):
         origins = set()

@@ -13,6 +13,7 @@ from compll.driver import Source, algorithms, find
 from compll.errors import BackendError, CompileError, CompileWarning, ParameterError, PayloadError
 from compll.items import Item, Result, integer, length
 from compll.knobs import threads as default_threads
+from compll.payload import extents, most_counts
 from compll.properties import Info
 from compll.runner import OPERATIONS, Operation, Runner
 from compll.types import written
@@ -96,6 +97,16 @@ class Codec:
     def max_bytes(self, n: int) -> int:
         """Return the most bytes that a payload of n elements has; exactly so many if `info.exact_size`."""
         return self._runner.first.max_bytes(n)
+
+    def fields(self, n: int) -> tuple[tuple[str, int, int | None], ...]:
+        """Return type, offset in bytes and number of elements (None: a scalar) of each field of a payload.
+
+        That of n elements; of a codec whose `info.exact_size` is False, the longest that it can be.
+        """
+        encode, n = self._program.encode, length(n)
+        counts = most_counts(encode, n, self._values)
+        places = extents(encode.layout, n, self._values, counts)
+        return tuple((str(place.elem), place.offset, place.count) for place in places)
 
     def new_state(self, n: int, like: Any = None) -> dict[str, Any]:
         """Return the zero state for n elements: name -> float32[n], of `like`'s type and place."""

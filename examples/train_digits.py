@@ -40,6 +40,10 @@ class Topology(StrEnum):
 
     ps = "ps"
     ring = "ring"
+    hierarchical = "hierarchical"
+    allgather = "allgather"
+    direct = "direct"
+    auto = "auto"
 
 
 class Link(Protocol):

@@ -39,7 +39,9 @@ def test_every_place_for_a_change_exists(change: str, place: str, rest: str) -> 
         assert (ROOT / path).exists(), f"{change}: {path}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/tools.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/tools.md", "docs/casync.md"]
+)
 def test_links_and_paths_lead_somewhere(name: str) -> None:
     page = ROOT / name
     text = page.read_text()

@@ -18,8 +18,10 @@ from casync.primitives import MESSAGES, Builder, Role, Schedule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from casync.topologies import Nodes
 
-def schedule(nranks: int, owners: Sequence[int]) -> Schedule:
+
+def schedule(nranks: int, owners: Sequence[int], _nodes: Nodes = ()) -> Schedule:
     """The schedule of `len(owners)` partitions, partition p being merged by rank `owners[p]`."""
     tasks = Builder(nranks)
     for p, owner in enumerate(owners):
@@ -30,7 +32,7 @@ def schedule(nranks: int, owners: Sequence[int]) -> Schedule:
             if rank != owner:
                 payload = tasks.encode(rank, p, Role.WORKER)  # [1]
                 _, received = tasks.message(rank, owner, p, payload, up)
-            merged = tasks.merge(owner, p, received, previous=merged)  # [2]
+            merged = tasks.merge(owner, p, received, previous=merged, residual=rank == owner)  # [2]
         final = tasks.encode(owner, p, Role.OWNER, of_sum=merged, final=True)  # [3]
         sent = []
         for rank in range(nranks):

@@ -20,8 +20,10 @@ from casync.primitives import MESSAGES, Builder, Role, Schedule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from casync.topologies import Nodes
 
-def schedule(nranks: int, owners: Sequence[int]) -> Schedule:
+
+def schedule(nranks: int, owners: Sequence[int], _nodes: Nodes = ()) -> Schedule:
     """The schedule of `len(owners)` partitions; partition p starts behind `owners[p]` and ends there."""
     tasks = Builder(nranks)
     for p, last in enumerate(owners):

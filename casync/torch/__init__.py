@@ -11,11 +11,12 @@ A gradient is handed over as soon as the backward pass has accumulated it, and t
 
 from __future__ import annotations
 
+from casync.choice import CodecError
 from casync.control import MismatchError, RankFailure
 from casync.job import Job
 from casync.plan import Plan, PlanError
 from casync.rules import Rule, Schedule, warm_up
-from casync.synchronizer import CodecError, Op
+from casync.synchronizer import Op
 from casync.torch.ddp import State, hook
 from casync.torch.job import init, local_rank, local_size, rank, session, shutdown, size
 from casync.torch.optimizer import DistributedOptimizer

@@ -27,7 +27,7 @@ from casync.torch.job import current
 from casync.torch.state import to_arrays, to_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from casync.executor import Outcome
@@ -50,7 +50,7 @@ class _Bucket:
 class State:
     """What `hook` needs: how gradients are compressed, and the residuals of this rank.
 
-    codec, rules, topology, plan, op, scaler, seed: as for `DistributedOptimizer`.
+    codec, rules, topology, plan, op, scaler, seed, nodes: as for `DistributedOptimizer`.
     named_parameters: of the module that DDP wraps. Without it the parameters are called `parameter 0`, ... in
     the order of the first step's buckets, and neither a plan's file nor a rule can name them.
     """
@@ -66,6 +66,7 @@ class State:
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None = None,
         scaler: Any = None,
         seed: int | None = None,
+        nodes: Sequence[Sequence[int]] | None = None,
         job: Job | None = None,
     ) -> None:
         """Raise ValueError for a plan or a rule that names parameters which have no names."""
@@ -78,6 +79,7 @@ class State:
             )
         self._names = None if named_parameters is None else {id(p): name for name, p in named_parameters}
         self._topology, self._plan, self._op, self._seed = topology, plan, op, seed
+        self._nodes = nodes
         self._scaler, self._job = scaler, job
         self._synchronizer: Synchronizer | None = None
         self._saved: dict[str, Any] | None = None
@@ -188,7 +190,9 @@ class State:
             )
         found = {id(p): p for p in parameters}
         ordered = {name: found[key] for key, name in self._names.items() if key in found}
-        made = synchronizer_of(job, ordered, self._codecs, self._topology, self._plan, self._op, self._seed)
+        made = synchronizer_of(
+            job, ordered, self._codecs, self._topology, self._plan, self._op, self._seed, self._nodes
+        )
         if self._saved is not None:
             made.load_state_dict(to_arrays(self._saved))
         return made

@@ -13,7 +13,7 @@ from casync.plan import Gradient, Plan
 from casync.synchronizer import Op, Spec, Synchronizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from casync.job import Job
@@ -28,6 +28,7 @@ def synchronizer_of(
     plan: str | Path | Plan | None,
     op: Op,
     seed: int | None,
+    nodes: Sequence[Sequence[int]] | None,
 ) -> Synchronizer:
     """Collective: what synchronizes the gradients of these parameters. Raises what `Synchronizer` raises."""
     for name, p in parameters.items():
@@ -42,7 +43,8 @@ def synchronizer_of(
     elif not isinstance(plan, Plan):
         plan = Plan.load(plan)
     seed = job.seed if seed is None else seed
-    spec = Spec(gradients, plan, codecs.default, topology.lower(), op, seed, codecs.rules)
+    shared = job.session.nodes if nodes is None else tuple(map(tuple, nodes))
+    spec = Spec(gradients, plan, codecs.default, topology.lower(), op, seed, shared, codecs.rules)
     cores = len(os.sched_getaffinity(0))
     made = Synchronizer(
         job.session.control, job.channels, spec, threads=max(1, cores // job.session.local_size)

@@ -14,7 +14,7 @@ from casync.torch.job import current
 from casync.torch.state import to_arrays, to_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from casync.control import Control
@@ -37,6 +37,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     op: Op = Op.AVERAGE,
     scaler: Any = None,
     seed: int | None = None,
+    nodes: Sequence[Sequence[int]] | None = None,
     job: Job | None = None,
 ) -> Any:
     """Make `optimizer` step with the gradients of all ranks; returns the same object, of a derived class.
@@ -45,16 +46,18 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
 
     codec: a shipped algorithm's name, a .pse file, a `Codec`, a `Schedule`, or None for no compression.
     rules: `Rule`s, or pairs of a name's pattern and a codec; the first that matches a gradient decides.
-    topology: of the compressed gradients; uncompressed ones take the exact ring.
+    topology: of the compressed gradients; uncompressed ones take the exact ring. "auto": by the plan and the
+    codecs' properties.
     plan: a file of `secopa plan`, a Plan, or None: every gradient of two or more dimensions, and what a rule
     names, is compressed, in as many partitions as there are ranks. What a plan leaves exact, no rule changes.
     backward_passes_per_step: gradients are summed over so many backward passes before they travel.
     scaler: the GradScaler that scales the loss: codecs and residuals then see gradients in their own units.
     Call `synchronize()` between `backward()` and `scaler.unscale_` or `scaler.step`.
     seed: of the random codecs; default: that of `init`.
+    nodes: the ranks of each node, for the hierarchical topology; default: those that share a machine.
 
     Adds `synchronize()`, `skip_synchronize()`, `switch()` and `stats()`; `state_dict()` holds this rank's
-    residuals too. Raises ValueError and TypeError (parameters, rules), PlanError, CodecError,
+    residuals too. Raises ValueError and TypeError (parameters, rules, nodes), PlanError, CodecError,
     and what `compll.compile` raises.
     """
     if isinstance(optimizer, _Distributed):
@@ -67,7 +70,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
         raise ValueError(f"backward_passes_per_step is {backward_passes_per_step}: it must be 1 or more")
     job = job or current()
     parameters = _parameters(optimizer, named_parameters)
-    synchronizer = synchronizer_of(job, parameters, Codecs.of(codec, rules), topology, plan, op, seed)
+    synchronizer = synchronizer_of(job, parameters, Codecs.of(codec, rules), topology, plan, op, seed, nodes)
     kind = type(optimizer)
     optimizer.__class__ = type(f"Distributed{kind.__name__}", (_Distributed, kind), {})
     hooks = _Hooks(parameters, synchronizer, job.session.control, backward_passes_per_step, scaler)

@@ -11,13 +11,13 @@ import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 import casync.transports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-
-    import numpy as np
 
     from casync.control import Control
     from casync.frames import Header
@@ -71,6 +71,19 @@ class Wire:
     gate: Gate
 
 
+def body_bytes(header: Header, body: Body | None) -> memoryview:
+    """Return the bytes of `body` without a copy; ValueError if not contiguous or not of `header.nbytes`."""
+    if isinstance(body, np.ndarray):
+        if not body.flags.c_contiguous:
+            raise ValueError("the body must be C-contiguous: send numpy.ascontiguousarray(body)")
+        body = body.reshape(-1).view(np.uint8).data
+    view = memoryview(b"" if body is None else body)
+    view = view if view.format == "B" and view.ndim == 1 else view.cast("B")
+    if view.nbytes != header.nbytes:
+        raise ValueError(f"the header announces {header.nbytes} bytes, the body has {view.nbytes}")
+    return view
+
+
 def names() -> list[str]:
     """Return the names of all transports, found by file name."""
     found = (module.name for module in pkgutil.iter_modules(casync.transports.__path__))
@@ -78,7 +91,15 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """Return the module of transport `name`; raise ValueError that lists the names when there is none."""
+    """Return the module of transport `name`.
+
+    Raises ValueError that lists the names when there is none, or names the package that it needs.
+    """
     if name not in names():
         raise ValueError(f"no transport {name!r}; there are: {', '.join(names())} (casync/transports/)")
-    return importlib.import_module(f"casync.transports.{name}")
+    try:
+        return importlib.import_module(f"casync.transports.{name}")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"transport {name} needs {error.name}, which is not installed: `pip install compll[{name}]`"
+        ) from error

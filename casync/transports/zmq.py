@@ -11,13 +11,13 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import zmq
 
 from casync import frames
 from casync.control import RankFailure
 from casync.frames import FrameError, Header
 from casync.mailbox import Mailbox
+from casync.transports.base import body_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,10 +88,7 @@ class ZmqTransport:
         """Queue one frame; raise ValueError on an unknown peer or a body of another size than announced."""
         if peer not in self._sockets:
             raise ValueError(f"rank {self.rank} has no connection to rank {peer} of {self.size}")
-        view = _bytes(body)
-        if view.nbytes != header.nbytes:
-            raise ValueError(f"the header announces {header.nbytes} bytes, the body has {view.nbytes}")
-        self._mail.put((peer, frames.pack(header), view, done))
+        self._mail.put((peer, frames.pack(header), body_bytes(header, body), done))
 
     def close(self) -> None:
         """Send what is queued, at most for LINGER, or nothing more when the job has failed."""
@@ -181,13 +178,3 @@ class ZmqTransport:
 
 
 _Message = tuple[int, bytes, memoryview, "Callable[[], None] | None"]
-
-
-def _bytes(body: Body | None) -> memoryview:
-    """Return the bytes of `body` without a copy; raise ValueError when they are not contiguous."""
-    if isinstance(body, np.ndarray):
-        if not body.flags.c_contiguous:
-            raise ValueError("the body must be C-contiguous: send numpy.ascontiguousarray(body)")
-        body = body.reshape(-1).view(np.uint8).data
-    view = memoryview(b"" if body is None else body)
-    return view if view.format == "B" and view.ndim == 1 else view.cast("B")

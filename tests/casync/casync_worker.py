@@ -1,11 +1,13 @@
 """A rank of a job that trains nothing: NumPy only. `casync_worker.py <task>`, place from the environment.
 
-Prints "step <k>" after each step, and on a RankFailure one JSON line with its fields (exit code 3).
+Prints "rank <r> is <pid>", "step <k>" after each of the first steps, and on a RankFailure one JSON line with
+its fields (exit code 3).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import sys
 import time
@@ -66,6 +68,7 @@ def chain(worker: Worker, step: int, stuck_at: int) -> None:
 def main(task: str) -> None:
     session = connect()
     worker = Worker(session)
+    print("rank", session.rank, "is", os.getpid(), flush=True)
     for step in range(100_000):
         if task == "chain":
             chain(worker, step, stuck_at=3)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from casync.metrics import Stats
+    from casync.topologies import Nodes
 
     Vector = NDArray[np.float32]
     Step = list[dict[str, Vector | None]]  # a rank's gradients, by rank
@@ -43,9 +44,10 @@ def spec_of(
     plan: Plan | None = None,
     op: Op = Op.AVERAGE,
     seed: int = 0,
+    nodes: Nodes | None = None,
 ) -> Spec:
     gradients = tuple(Gradient(name, shape) for name, shape in shapes.items())
-    return Spec(gradients, plan or Plan.default(gradients, nranks), codec, topology, op, seed)
+    return Spec(gradients, plan or Plan.default(gradients, nranks), codec, topology, op, seed, nodes)
 
 
 def run_job(

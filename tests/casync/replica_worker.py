@@ -1,6 +1,7 @@
-"""One rank of `test_replicas.py`: trains, and prints the hash of its parameters after every step.
+"""One rank of `test_replicas.py`: trains, and writes the hash of its parameters after every step.
 
-replica_worker.py <codec or none> <topology> <steps> <seed of perturbation, 0 for none>
+replica_worker.py <folder, where it writes a file of its rank> <steps> <seed of perturbation, 0 for none>
+    <codec or none>:<topology> ...
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import hashlib
 import random
 import sys
 import time
+from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -30,7 +33,7 @@ class Branches(torch.nn.Module):
         return self.head(torch.cat([outputs[i] for i in sorted(outputs)], 1))
 
 
-def train(case: str, steps: int, perturbation: int) -> None:
+def train(case: str, steps: int, perturbation: int, report: TextIO) -> None:
     codec, topology = case.split(":")
     rank = casync.rank()
     torch.manual_seed(rank)
@@ -41,6 +44,7 @@ def train(case: str, steps: int, perturbation: int) -> None:
         named_parameters=model.named_parameters(),
         codec=None if codec == "none" else codec,
         topology=topology,
+        nodes=((0, 1), (2,)),
     )
     perturb = random.Random(perturbation * 1000 + rank)
     for step in range(steps):
@@ -55,12 +59,15 @@ def train(case: str, steps: int, perturbation: int) -> None:
         digest = hashlib.sha256()
         for p in model.parameters():
             digest.update(p.detach().numpy().tobytes())
-        print(case, digest.hexdigest(), flush=True)
+        print(case, digest.hexdigest(), file=report)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     casync.init()
-    for case in sys.argv[3:]:
-        train(case, int(sys.argv[1]), int(sys.argv[2]))
+    folder, steps, perturbation, *cases = sys.argv[1:]
+    with (Path(folder) / str(casync.rank())).open("w") as report:
+        print("transport", casync.session().transport.name, file=report)
+        for case in cases:
+            train(case, int(steps), int(perturbation), report)
     casync.shutdown()

@@ -37,6 +37,26 @@ def test_show_draws_the_parameter_server() -> None:
     assert "partition 1" in result.stdout
 
 
+def test_show_draws_nodes() -> None:
+    result = CliRunner().invoke(app, ["show", "hierarchical", "-n", "4", "--per-node", "2"])
+    assert words(result.stdout)[2:6] == [
+        ["0", "M", "<1", "M", "<2", "M", "E*", ">2", ">1", "D"],
+        ["1", "P", ">0", "<0", "D"],
+        ["2", "M", "<3", "M", "E", ">0", "<0", ">3", "D"],
+        ["3", "P", ">2", "<2", "D"],
+    ]
+    assert "6 messages, 2 encodes, 5 decodes" in result.stdout
+    alone = CliRunner().invoke(app, ["show", "hierarchical", "-n", "4", "--per-node", "1"])
+    assert "6 messages, 4 encodes, 7 decodes" in alone.stdout  # as many as ps has
+
+
+def test_show_draws_sums_that_no_rank_encodes() -> None:
+    result = CliRunner().invoke(app, ["show", "allgather", "-n", "3"])
+    assert words(result.stdout)[2] == ["0", "E", ">1", ">2", "M", "<2", "<1", "M", "M", "D*"]
+    result = CliRunner().invoke(app, ["show", "direct", "-n", "3"])
+    assert words(result.stdout)[2] == ["0", "E", "S", "<1", "<2", "S", "S", "R*", ">1", ">2", "D"]
+
+
 def test_an_unknown_topology_is_a_clear_error() -> None:
     result = CliRunner().invoke(app, ["show", "star"])
     assert result.exit_code == 2

@@ -273,6 +273,7 @@ def test_local_ranks_are_found_without_a_launcher() -> None:
         assert [(s.rank, s.size, s.local_rank, s.local_size) for s in joined] == [
             (r, 3, r, 3) for r in range(3)
         ]
+        assert all(s.nodes == ((0, 1, 2),) for s in joined)
 
 
 def test_a_single_rank_has_a_session_without_sockets() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from casync import knobs, launch
-from casync.launch import Launch, LaunchError, Rank0, Store
+from casync.launch import Launch, LaunchError, Rank0, Store, World
 
 HOROVOD = {
     "HOROVOD_RANK": "1",
@@ -48,8 +48,6 @@ def test_a_missing_variable_is_named_with_the_mend(missing: str) -> None:
     ("env", "named"),
     [
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "torchrun"),
-        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}, "mpirun"),
-        ({"PMI_RANK": "3", "PMI_SIZE": "4"}, "MPICH"),
     ],
 )
 def test_a_launcher_that_cannot_be_joined_yet_is_named_with_what_works(
@@ -57,6 +55,33 @@ def test_a_launcher_that_cannot_be_joined_yet_is_named_with_what_works(
 ) -> None:
     with pytest.raises(LaunchError, match=rf"{named}.*horovodrun --gloo.*CASYNC_ADDR"):
         launch.find(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "place"),
+    [
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, Launch(0, 1)),
+        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, Launch(3, 4, meeting=World())),
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "3",
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+            },
+            Launch(3, 4, 1, 2, World()),
+        ),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Launch(1, 2, meeting=World())),
+    ],
+)
+def test_mpi_is_found(env: dict[str, str], place: Launch) -> None:
+    assert launch.find(env) == place
+    assert launch.find(env | HOROVOD) == launch.find(HOROVOD)
+
+
+def test_a_number_that_mpirun_did_not_set_is_named() -> None:
+    with pytest.raises(LaunchError, match="OMPI_COMM_WORLD_SIZE='', but mpirun sets it to a number"):
+        launch.find({"OMPI_COMM_WORLD_RANK": "0"})
 
 
 def test_horovod_without_its_rendezvous_is_named() -> None:

@@ -92,6 +92,12 @@ def test_a_plan_for_another_run_says_how_to_plan_anew(topology: str, nranks: int
     )
 
 
+def test_a_plan_for_a_topology_that_is_not_planned_for_says_what_to_take_away() -> None:
+    told = "RING, but this run has topology DIRECT; the planner knows PS and RING.*`# topology: RING` away"
+    with pytest.raises(PlanError, match=told):
+        Plan.parse(TEXT).check(GRADIENTS, "direct", 2)
+
+
 def test_a_plan_for_other_gradients_names_them() -> None:
     gradients = [Gradient("conv1.weight", (9,)), *(Gradient(f"g{i}", (3,)) for i in range(6))]
     with pytest.raises(PlanError) as error:

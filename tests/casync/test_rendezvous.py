@@ -8,7 +8,7 @@ import zmq
 from casync_jobs import Store, free_port, in_threads, places
 
 from casync import launch, rendezvous
-from casync.launch import Launch, Rank0
+from casync.launch import Launch, Rank0, World
 from casync.rendezvous import RendezvousError, Table
 
 if TYPE_CHECKING:
@@ -153,3 +153,15 @@ def test_a_meeting_point_on_all_networks_is_refused(context: Context, rank: int)
 def test_a_host_that_has_no_address_is_named(context: Context) -> None:
     with pytest.raises(RendezvousError, match=r"no-such-host\.invalid"):
         rendezvous.meet(context, Launch(1, 2, meeting=Rank0("no-such-host.invalid", 80)), "", 0.5)
+
+
+def test_under_mpi_the_address_is_loopback_on_one_machine_and_else_that_of_the_way_out(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rendezvous.own_address(context, Launch(1, 2, 1, 2, World())) == "127.0.0.1"
+    several = Launch(1, 2, 0, 1, World())
+    monkeypatch.setattr(rendezvous, "ELSEWHERE", "127.0.0.2")
+    assert rendezvous.own_address(context, several) == "127.0.0.1"
+    monkeypatch.setattr(rendezvous, "ELSEWHERE", "255.255.255.255")  # the system refuses it
+    with pytest.raises(RendezvousError, match=r"no route to other networks: .*set CASYNC_IFACE"):
+        rendezvous.own_address(context, several)

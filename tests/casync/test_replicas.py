@@ -1,4 +1,7 @@
-"""Three processes over ZeroMQ: parameters have the same bits on all ranks after every step, in any timing."""
+"""Three processes have the same parameters, bit for bit, after every step, in any timing, on each transport.
+
+Each codec stands for the topologies that its properties allow.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,36 @@ from typing import TYPE_CHECKING
 
 import pytest
 from casync_jobs import free_port
+from mpi_jobs import mpirun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WORKER = Path(__file__).with_name("replica_worker.py")
 RANKS, STEPS = 3, 50
-CASES = ("none:ps", "onebit:ps", "onebit:ring", "terngrad:ps", "terngrad:ring")
+CASES = (
+    *("none:ps", "onebit:ps", "onebit:ring", "terngrad:ps", "terngrad:ring", "onebit:hierarchical"),
+    *("dgc:allgather", "topk:auto", "randomk:direct", "bf16:auto"),
+)
 Hashes = list[dict[str, list[str]]]  # by rank and case
 
 
 @contextmanager
-def job(timeout: float, *arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """The processes of a job, by rank; none is left behind."""
-    place = {"CASYNC_SIZE": str(RANKS), "CASYNC_ADDR": f"127.0.0.1:{free_port()}", "OMP_NUM_THREADS": "1"}
+def job(commands: list[list[str]], timeout: float) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes, each with its number as a rank if it needs one; none is left behind."""
+    place = (
+        {"CASYNC_SIZE": str(RANKS), "CASYNC_ADDR": f"127.0.0.1:{free_port()}"} if len(commands) > 1 else {}
+    )
+    common = os.environ | place | {"OMP_NUM_THREADS": "1", "CASYNC_TIMEOUT": str(timeout)}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), *arguments],
-            env=os.environ | place | {"CASYNC_RANK": str(rank), "CASYNC_TIMEOUT": str(timeout)},
+            command,
+            env=common | ({"CASYNC_RANK": str(rank)} if place else {}),
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(RANKS)
+        for rank, command in enumerate(commands)
     ]
     try:
         yield processes
@@ -43,29 +53,33 @@ def job(timeout: float, *arguments: str) -> Iterator[list[subprocess.Popen[str]]
             process.communicate()
 
 
-def run(perturbation: int) -> Hashes:
-    """What each rank of a job printed."""
-    with job(60, str(STEPS), str(perturbation), *CASES) as processes:
+def run(folder: Path, perturbation: int, transport: str) -> Hashes:
+    """What each rank of a job wrote."""
+    command = [sys.executable, str(WORKER), str(folder), str(STEPS), str(perturbation), *CASES]
+    commands = [mpirun(RANKS, *command)] if transport == "mpi" else [command] * RANKS
+    with job(commands, 60) as processes:
         ended = [process.communicate(timeout=200) for process in processes]
-    for process, (_, errors) in zip(processes, ended, strict=True):
-        assert process.returncode == 0, errors
+    for process, (out, _) in zip(processes, ended, strict=True):
+        assert process.returncode == 0, out
     hashes: Hashes = []
-    for out, _ in ended:
+    for rank in range(RANKS):
+        first, *lines = (folder / str(rank)).read_text().splitlines()
+        assert first == f"transport {transport}"
         hashes.append({case: [] for case in CASES})
-        for case, digest in map(str.split, out.splitlines()):
+        for case, digest in map(str.split, lines):
             hashes[-1][case].append(digest)
     return hashes
 
 
 @pytest.fixture(scope="module")
-def calm() -> Hashes:
-    return run(0)
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Hashes:
+    return run(tmp_path_factory.mktemp("calm"), 0, "zmq")
 
 
-@pytest.fixture(scope="module")
-def wild() -> Hashes:
-    """With delays and another order of hooks on every rank and step."""
-    return run(1)
+@pytest.fixture(scope="module", params=["zmq", "mpi"])
+def wild(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Hashes:
+    """With delays and another order of hooks on every rank and step; under mpirun the transport is mpi."""
+    return run(tmp_path_factory.mktemp("wild"), 1, request.param)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,5 +89,5 @@ def test_replicas_are_bit_identical_after_every_step(case: str, calm: Hashes) ->
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_another_timing_changes_no_bit(case: str, calm: Hashes, wild: Hashes) -> None:
+def test_another_timing_or_transport_changes_no_bit(case: str, calm: Hashes, wild: Hashes) -> None:
     assert [rank[case] for rank in wild] == [rank[case] for rank in calm]

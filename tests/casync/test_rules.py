@@ -11,10 +11,11 @@ from loopback_jobs import random_steps, same_bits, spec_of
 
 import compll
 from casync.channels import Channels
+from casync.choice import AUTO, CodecError
 from casync.control import MismatchError
 from casync.plan import Entry, Gradient, Plan
 from casync.rules import Codecs, Rule, Schedule, warm_up
-from casync.synchronizer import CodecError, Op, Spec, Synchronizer
+from casync.synchronizer import Op, Spec, Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 
 if TYPE_CHECKING:
@@ -170,6 +171,22 @@ def test_a_codec_that_the_topology_refuses_is_refused_before_the_first_step_wher
             good(run(spec, steps))
 
 
+def test_a_topology_is_chosen_that_allows_every_codec_of_the_run() -> None:
+    plan, dgc = Plan.default(GRADIENTS, 2), compll.compile("dgc")
+    for default, rules, expected in (
+        (ONEBIT, [("emb", TERNGRAD)], "ps"),
+        (ONEBIT, [("emb", dgc)], "allgather"),
+        (Schedule({5: dgc}), [("emb", INT8)], "allgather"),
+        (compll.compile("fp16"), [("emb", compll.compile("bf16"))], "direct"),
+    ):
+        codecs = Codecs.of(default, rules)
+        assert Spec(GRADIENTS, plan, codecs.default, AUTO, rules=codecs.rules).settled(2).topology == expected
+    vote = compll.compile("signsgd")
+    codecs = Codecs.of(vote, [("emb", dgc)])
+    with pytest.raises(CodecError, match="no topology allows all of signsgd, dgc"):
+        Spec(GRADIENTS, plan, codecs.default, AUTO, rules=codecs.rules).settled(2)
+
+
 def test_ranks_with_other_rules_or_schedules_are_told_in_which() -> None:
     plan = Plan.default(GRADIENTS, 2)
     steps = random_steps(np.random.default_rng(3), SHAPES, 2, 1)
@@ -256,7 +273,7 @@ def test_a_run_resumed_anywhere_in_a_schedule_continues_bit_for_bit(topology: st
 
 
 @pytest.mark.parametrize("op", Op)
-@pytest.mark.parametrize("topology", ["ps", "ring"])
+@pytest.mark.parametrize("topology", ["ps", "ring", "allgather", "hierarchical"])
 @pytest.mark.parametrize("after", [TBQ, TERNGRAD, None], ids=["residual", "stateless", "exact"])
 def test_nothing_that_residuals_hold_is_lost_by_a_change(after: Any, topology: str, op: Op) -> None:
     """Conservation: what was applied, and what is still held back, add up to the gradients."""

@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casync.primitives import Decode, Encode, Merge, Recv, Role, Schedule, Send, Task, join
-from casync.topologies import names, topology
+from casync.topologies import Nodes, check_nodes, even_nodes, names, topology
 from casync.verify import ScheduleError, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 RANKS = range(1, 10)
 
 
-def drawn(name: str, nranks: int, partitions: int) -> Schedule:
+def drawn(name: str, nranks: int, partitions: int, nodes: Nodes | None = None) -> Schedule:
     module = topology(name)
-    return module.schedule(nranks, [module.owner(p, nranks) for p in range(partitions)])
+    owners = [module.owner(p, nranks) for p in range(partitions)]
+    return module.schedule(nranks, owners, nodes or even_nodes(nranks, 2))
+
+
+def uneven_nodes(nranks: int) -> Iterator[Nodes]:
+    """All even groupings, and one whose nodes differ in size and whose ranks do not follow each other."""
+    yield from (even_nodes(nranks, size) for size in range(1, nranks + 1))
+    yield check_nodes((tuple(range(0, nranks, 3)), tuple(r for r in range(nranks) if r % 3)), nranks)
 
 
 @pytest.mark.parametrize("name", names())
@@ -34,7 +41,14 @@ def test_every_rank_ends_with_every_partition_merged_once_from_every_rank(name: 
 def test_any_owner_will_do(nranks: int) -> None:
     for name in names():
         for owner in range(nranks):
-            verify(topology(name).schedule(nranks, [owner, owner]), 2)
+            verify(topology(name).schedule(nranks, [owner, owner], even_nodes(nranks, 3)), 2)
+
+
+@pytest.mark.parametrize("nranks", RANKS)
+def test_any_nodes_will_do(nranks: int) -> None:
+    for nodes in uneven_nodes(nranks):
+        for partitions in (1, nranks + 1):
+            verify(drawn("hierarchical", nranks, partitions, nodes), partitions)
 
 
 @pytest.mark.parametrize("nranks", RANKS)
@@ -82,7 +96,9 @@ def test_ps_merges_in_rank_order() -> None:
 
 
 def test_an_unknown_topology_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"unknown topology 'star': it is one of ps, ring"):
+    with pytest.raises(
+        ValueError, match=r"unknown topology 'star': it is one of allgather, direct, hierarchical, ps, ring"
+    ):
         topology("star")
 
 
@@ -141,6 +157,35 @@ def reads_what_is_no_payload(task: Task) -> Task | None:
     return replace(task, payload=task.id, after=(task.id,)) if isinstance(task, Decode) else None
 
 
+def merges_its_own_exactly(task: Task) -> Task | None:
+    """Each rank its own, where all must have the same payloads."""
+    return replace(task, payload=None, after=task.after[1:]) if isinstance(task, Merge) else None
+
+
+def takes_the_sum_too_early(task: Task) -> Task | None:
+    return replace(task, after=()) if isinstance(task, Decode) and task.payload is None else None
+
+
+def takes_plain_for_encoded(task: Task) -> Task | None:
+    return replace(task, exact=not task.exact) if isinstance(task, Recv) else None
+
+
+def uses_the_residual_twice(task: Task) -> Task | None:
+    return replace(task, residual=True) if isinstance(task, Merge) and not task.residual else None
+
+
+def decodes_one_term(task: Task) -> Task | None:
+    return replace(task, direct=False) if isinstance(task, Merge) else None
+
+
+def adds_one_term_undecoded(task: Task) -> Task | None:
+    return replace(task, direct=True) if isinstance(task, Merge) and task.payload is not None else None
+
+
+def encodes_what_is_no_gradient(task: Task) -> Task | None:
+    return replace(task, direct=not task.direct) if isinstance(task, Encode) and task.of_sum else None
+
+
 MUTATIONS: list[tuple[str, Callable[[Task], Task | None], str]] = [
     ("ps", ps_skips_a_term, "ends as the sum of ranks"),
     ("ps", forgets_to_wait_for_its_payload, "without waiting for it"),
@@ -156,6 +201,20 @@ MUTATIONS: list[tuple[str, Callable[[Task], Task | None], str]] = [
     ("ring", waits_for_itself, "the dependencies have a cycle"),
     ("ps", waits_for_nothing_known, r"it comes after \[99\], which do not exist"),
     ("ring", reads_what_is_no_payload, "makes no payload"),
+    ("allgather", merges_its_own_exactly, "ends in different payloads|ends as the sum of ranks"),
+    ("allgather", takes_the_sum_too_early, "reads the sum without waiting for all merges"),
+    ("allgather", ps_skips_a_term, "ends in different payloads|ends as the sum of ranks"),
+    ("allgather", adds_one_term_undecoded, "own values"),
+    (
+        "hierarchical",
+        takes_plain_for_encoded,
+        "a plain payload and one of the codec are taken for each other",
+    ),
+    ("hierarchical", uses_the_residual_twice, "noise or residual repeats"),
+    ("hierarchical", encodes_too_early, "without waiting for all merges"),
+    ("direct", decodes_one_term, "own values and decoded ones are"),
+    ("direct", encodes_what_is_no_gradient, "own values and decoded ones are taken for each other"),
+    ("direct", scales_at_the_first_hop, "is scaled 2 times"),
 ]
 
 

@@ -136,19 +136,26 @@ def test_ranks_that_differ_are_told_in_what() -> None:
 def test_a_codec_that_cannot_hop_is_refused_in_a_ring() -> None:
     codec = OneBit()
     codec.info = SimpleNamespace(**(vars(ONEBIT.info) | {"hop": False, "why": {"hop": "it votes"}}))  # type: ignore[assignment]
-    with pytest.raises(casync.CodecError, match=r"cannot travel in a ring \(it votes\); use topology='ps'"):
+    with pytest.raises(
+        casync.CodecError,
+        match=r"cannot be used in topology ring: it has no hop \(it votes\); use topology='ps'",
+    ):
         one_rank(lambda job: distributed(job, codec=codec, topology="ring"))
 
 
 def test_a_codec_with_state_of_its_own_is_refused_where_a_sum_is_encoded() -> None:
     codec = OneBit()
     codec.info = SimpleNamespace(**(vars(ONEBIT.info) | {"feedback": False}))  # type: ignore[assignment]
-    with pytest.raises(casync.CodecError, match="keeps state besides error feedback"):
+    with pytest.raises(
+        casync.CodecError, match=r"keeps state besides error feedback.*; use topology='allgather'"
+    ):
         one_rank(lambda job: distributed(job, codec=codec))
 
 
 def test_an_unknown_topology_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="unknown topology 'star': it is one of ps, ring"):
+    with pytest.raises(
+        ValueError, match="unknown topology 'star': it is one of allgather, direct, hierarchical, ps, ring"
+    ):
         one_rank(lambda job: distributed(job, topology="star"))
 
 

@@ -190,7 +190,7 @@ def train_scaled(
     return model_hash(model), residuals(optimizer), None if scaler is None else scaler.get_scale()
 
 
-@pytest.mark.parametrize("topology", ["ps", "ring"])
+@pytest.mark.parametrize("topology", ["ps", "ring", "allgather", "hierarchical"])
 def test_an_overflow_reaches_the_scaler_on_every_rank_and_leaves_no_trace(topology: str) -> None:
     with_it = good(jobs(3, lambda r, job: train_scaled(r, job, topology, 1024.0, [0, 1, 2, 3, 4], 2)))
     without = good(jobs(3, lambda r, job: train_scaled(r, job, topology, 1024.0, [0, 1, 3, 4])))

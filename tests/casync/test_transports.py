@@ -47,7 +47,28 @@ def unruly_loopback_network(size: int) -> Iterator[list[Transport]]:
     network.close()
 
 
-NETWORKS = {"zmq": zmq_network, "loopback": loopback_network, "loopback, reordered": unruly_loopback_network}
+@contextlib.contextmanager
+def mpi_network(size: int) -> Iterator[list[Transport]]:
+    """Ranks as threads of one MPI process: each has its own communicators, through which all send to it."""
+    from mpi4py import MPI
+
+    from casync.transports.mpi import MpiTransport, Way
+
+    ways = [Way(MPI.COMM_SELF.Dup(), MPI.COMM_SELF.Dup(), 0) for _ in range(size)]
+    network = LoopbackNetwork(size)
+    made = [MpiTransport(rank, ways, network.control(rank)) for rank in range(size)]
+    yield list(made)
+    for transport in made:
+        transport.close()
+    network.close()
+
+
+NETWORKS = {
+    "zmq": zmq_network,
+    "mpi": mpi_network,
+    "loopback": loopback_network,
+    "loopback, reordered": unruly_loopback_network,
+}
 
 
 def test_every_transport_that_carries_messages_is_held_to_the_contract() -> None:
@@ -197,6 +218,7 @@ class TestTransport:
         self, inboxes: list[Inbox], order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("casync.transports.zmq.LINGER", 200)  # nobody will read what is sent late
+        monkeypatch.setattr("casync.transports.mpi.LINGER", 0.2)
         for left, rank in enumerate(order):
             inboxes[rank].transport.close()
             for still in order[left + 1 :]:

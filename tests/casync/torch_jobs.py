@@ -44,7 +44,8 @@ def jobs(size: int, work: Callable[[int, casync.Job], Any], **network: Any) -> l
     net = LoopbackNetwork(size, timeout=20, **network)
 
     def run(rank: int) -> Any:
-        session = Session(rank, size, rank, size, net.control(rank), net.transport(rank))
+        nodes = (tuple(range(size)),)
+        session = Session(rank, size, rank, size, net.control(rank), net.transport(rank), nodes)
         job = casync.Job(session, seed=3, checksums=True)
         try:
             return work(rank, job)

@@ -1,4 +1,4 @@
-"""What `ps` and `ring` compute, as plain loops over ranks: the meaning that the executor is compared with.
+"""What each topology computes, as plain loops over ranks: the meaning that the executor is compared with.
 
 No tasks, messages, threads or buffers. A gradient that is None is absent on that rank.
 """
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from casync.plan import Partition, Segment
 
     Vector = NDArray[np.float32]
+    Key = tuple[int, str, int, Role, str]
     Gradients = list[dict[str, Vector | None]]  # a rank
 
 
 @dataclass
 class Model:
-    """residuals: (rank, gradient, start, role) -> values. The codec itself is taken as given."""
+    """residuals: (rank, gradient, start, role, state's name) -> values. The codec is taken as given."""
 
     nranks: int
     topology: str
@@ -34,11 +35,12 @@ class Model:
     partitions: tuple[Partition, ...]
     average: bool = True
     run: int = 0
-    residuals: dict[tuple[int, str, int, Role], Vector] = field(default_factory=dict)
+    nodes: tuple[tuple[int, ...], ...] = ()
+    residuals: dict[Key, Vector] = field(default_factory=dict)
 
     def step(self, number: int, gradients: Gradients) -> dict[str, Vector | None]:
         """The result of one step; the residuals change only if every compressed value was finite."""
-        self.changed: dict[tuple[int, str, int, Role], Vector] = {}
+        self.changed: dict[Key, Vector] = {}
         self.finite = True
         parts: dict[str, list[tuple[int, Vector | None]]] = defaultdict(list)
         for p in self.partitions:
@@ -54,7 +56,7 @@ class Model:
                 elif not finite:
                     result = np.full(s.elements, np.nan, np.float32)
                 else:
-                    result = (self.ps if self.topology == "ps" else self.ring)(p, s, number, terms)
+                    result = getattr(self, self.topology)(p, s, number, terms)
                 parts[s.gradient].append((s.start, result))
         if self.finite:
             self.residuals |= self.changed
@@ -81,16 +83,61 @@ class Model:
             if term is None:
                 continue
             if rank == p.owner:
-                key = (rank, s.gradient, s.start, Role.WORKER)
-                if self.codec.info.feedback:
-                    term = term + self.residuals.get(key, np.float32(0))
-                    self.changed[key] = np.zeros_like(term)
+                term = self.owned(term, s, rank)
             else:
                 term = self.decode(self.encode(term, s, number, rank, Role.WORKER, 0), s, number)
             total = term if total is None else total + term
         assert total is not None
         final = self.encode(total * self.scale(), s, number, p.owner, Role.OWNER, 0)
         return self.decode(final, s, number)
+
+    def owned(self, term: Vector, s: Segment, rank: int) -> Vector:
+        """The owner's own term: exact, with what its worker role had left."""
+        key = (rank, s.gradient, s.start, Role.WORKER, "residual")
+        if self.codec.info.feedback:
+            term = term + self.residuals.get(key, np.float32(0))
+            self.changed[key] = np.zeros_like(term)
+        return term
+
+    def hierarchical(self, p: Partition, s: Segment, number: int, terms: list[Vector | None]) -> Vector:
+        place = next(node.index(p.owner) for node in self.nodes if p.owner in node)
+        total = None
+        for node in self.nodes:
+            leader = node[place % len(node)]
+            inside = total if leader == p.owner else None
+            for rank in node:
+                if (term := terms[rank]) is not None:
+                    term = self.owned(term, s, rank) if rank == p.owner else term
+                    inside = term if inside is None else inside + term
+            if leader == p.owner:
+                total = inside
+            elif inside is not None:
+                inside = self.decode(self.encode(inside, s, number, leader, Role.WORKER, 0), s, number)
+                total = inside if total is None else total + inside
+        assert total is not None
+        final = self.encode(total * self.scale(), s, number, p.owner, Role.OWNER, 0)
+        return self.decode(final, s, number)
+
+    def allgather(self, _: Partition, s: Segment, number: int, terms: list[Vector | None]) -> Vector:
+        total = None
+        for rank, term in enumerate(terms):
+            if term is not None:
+                decoded = self.decode(self.encode(term, s, number, rank, Role.WORKER, 0), s, number)
+                total = decoded if total is None else total + decoded
+        assert total is not None
+        return total * self.scale()
+
+    def direct(self, _: Partition, s: Segment, number: int, terms: list[Vector | None]) -> Vector:
+        """Of codecs whose payload is one vector: of halves, or of float32."""
+        kind = "<f2" if self.codec.info.name == "fp16" else "<f4"
+        total = None
+        for rank, term in enumerate(terms):
+            if term is not None:
+                payload = self.encode(term, s, number, rank, Role.WORKER, 0)
+                values = payload.view(kind).astype(np.float32)
+                total = values if total is None else total + values
+        assert total is not None
+        return self.decode((total * self.scale()).astype(kind).view(np.uint8), s, number)
 
     def ring(self, p: Partition, s: Segment, number: int, terms: list[Vector | None]) -> Vector:
         payload = None
@@ -112,13 +159,13 @@ class Model:
         state = self.codec.new_state(x.size)
         new = self.codec.new_state(x.size)
         for name in state:
-            state[name][:] = self.residuals.get(key, 0)
+            state[name][:] = self.residuals.get((*key, name), 0)
         out = np.zeros(self.codec.max_bytes(x.size), np.uint8)
         seed = private_seed(shared, rank, role, hop)
         item = Item(grad=x.copy(), out=out, seed=seed, shared_seed=shared, state=state, new_state=new)
         (result,) = self.codec.batch("encode", [item])
-        for values in new.values():
-            self.changed[key] = values
+        for name, values in new.items():
+            self.changed[*key, name] = values
         return result.value.copy()
 
     def decode(self, payload: Any, s: Segment, number: int) -> Vector:

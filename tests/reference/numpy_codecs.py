@@ -30,6 +30,8 @@ class Info:
     keyed: bool = False
     feedback: bool = False
     hop: bool = True
+    sparse: bool = False
+    summable: bool = False
     fingerprint: str = "reference"
     params: dict[str, object] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)

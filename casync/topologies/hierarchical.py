@@ -1,0 +1,67 @@
+"""Hierarchical: exact sums inside a node, compressed ones between nodes; a `ps` of the nodes' leaders.
+
+    nodes {0, 1} and {2, 3}, a partition that rank 0 owns
+    (P plain float32, M merge, E encode, D decode, > send):
+
+    rank 0         [2] M0 M1             M  [4] E  [5] > >  [6] D
+    rank 1   [1] P ->                                       [6] D
+    rank 2         [2] M2 M3  [3] E ---->             [5] > [6] D
+    rank 3   [1] P ->                                       [6] D
+
+A partition's leader in a node stands where its owner stands in the owner's node, so that the ranks of a node
+lead in turn. Two encodes lie on each value's way at most. Between nodes travels what `ps` would send with a
+rank a node. What is final travels unchanged inside nodes too, for every rank must decode the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from casync.primitives import MESSAGES, Builder, Role, Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casync.topologies import Nodes
+
+
+def schedule(nranks: int, owners: Sequence[int], nodes: Nodes) -> Schedule:
+    """The schedule of `len(owners)` partitions; `owners[p]` leads its node and merges all."""
+    tasks = Builder(nranks)
+    for p, owner in enumerate(owners):
+        up, down = MESSAGES * p, MESSAGES * p + 1
+        place = next(node.index(owner) for node in nodes if owner in node)
+        leaders = [node[place % len(node)] for node in nodes]
+        merged = None
+        for leader, node in zip(leaders, nodes, strict=True):
+            of_node = merged if leader == owner else None
+            for rank in node:
+                received = None
+                if rank != leader:
+                    plain = tasks.encode(rank, p, Role.WORKER, exact=True)  # [1]
+                    _, received = tasks.message(rank, leader, p, plain, up)
+                of_node = tasks.merge(  # [2]
+                    leader, p, received, previous=of_node, residual=rank == owner
+                )
+            if leader == owner:
+                merged = of_node
+            else:
+                payload = tasks.encode(leader, p, Role.WORKER, of_sum=of_node)  # [3]
+                _, received = tasks.message(leader, owner, p, payload, up)
+                merged = tasks.merge(owner, p, received, previous=merged)
+        final = tasks.encode(owner, p, Role.OWNER, of_sum=merged, final=True)  # [4]
+        payloads, sent = {owner: final}, defaultdict[int, list[int]](list)
+        ways = [(owner, leader) for leader in leaders if leader != owner]  # [5] first what goes far
+        ways += [(a, rank) for a, node in zip(leaders, nodes, strict=True) for rank in node if rank != a]
+        for source, target in ways:
+            send, payloads[target] = tasks.message(source, target, p, payloads[source], down)
+            sent[source].append(send)
+        for rank, payload in payloads.items():
+            tasks.decode(rank, p, payload, after=sent[rank])  # [6]
+    return tasks.schedule()
+
+
+def owner(partition: int, nranks: int) -> int:
+    """The owner of a lone gradient's partition: the ranks in turn."""
+    return partition % nranks
