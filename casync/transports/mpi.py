@@ -80,10 +80,14 @@ def meet(rank: int, size: int, record: str, secret: str, timeout: float) -> tupl
 
 
 def open(wire: Wire) -> MpiTransport:  # noqa: A001  (the name that casync.transports.base asks for)
-    """Collective: make this session's communicators. Raises MpiError where this is no rank of an MPI job."""
+    """Collective: make this session's communicators.
+
+    Raises MpiError where this is no rank of an MPI job, RankFailure when the job fails meanwhile.
+    """
     _check_world(wire.rank, wire.size)
-    both = MPI.COMM_WORLD.Dup(), MPI.COMM_WORLD.Dup()
-    transport = MpiTransport(wire.rank, [Way(*both, peer) for peer in range(wire.size)], wire.control)
+    of_frames, of_bodies = _duplicate(wire.control), _duplicate(wire.control)
+    ways = [Way(of_frames, of_bodies, peer) for peer in range(wire.size)]
+    transport = MpiTransport(wire.rank, ways, wire.control)
     atexit.register(_end_failed_job, wire.control)
     return transport
 
@@ -243,6 +247,15 @@ def _check_world(rank: int, size: int) -> None:
             "this MPI does not let several threads call it (no MPI_THREAD_MULTIPLE): use one that does, "
             "import mpi4py before whatever else starts MPI, or use transport zmq"
         )
+
+
+def _duplicate(control: Control) -> MPI.Comm:
+    """Make a communicator of all ranks, without blocking inside MPI where another rank may have failed."""
+    made, request = MPI.COMM_WORLD.Idup()
+    while not request.Test():
+        control.check()
+        time.sleep(LONGEST)
+    return made
 
 
 def _done(request: MPI.Request, deadline: float) -> bool:
