@@ -18,12 +18,13 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casync.compute import Compute, Payload, Sum
 from casync.control import RankFailure, Wait
+from casync.events import Arrived, Close, Event, Outcome, Ready, Replace, Stop
 from casync.frames import ABSENT, HEADER_BYTES, NOT_FINITE, FrameError, Header, verify
 from casync.metrics import Meter, Stats
 from casync.primitives import Decode, Encode, Merge, Recv, Send, Task
@@ -31,7 +32,7 @@ from casync.program import Program
 from compll.codec import PayloadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -41,58 +42,6 @@ if TYPE_CHECKING:
     Vector = NDArray[np.float32]
 
 log = logging.getLogger("casync")
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Event: a gradient of a step is known."""
-
-    step: int
-    gradient: str
-    values: NDArray[np.float32]
-    loss_scale: float
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Event: the step is whole, what is not known by now is absent; `done` is told its outcome."""
-
-    step: int
-    loss_scale: float
-    done: Callable[[Outcome | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """Event: from the coming step on another schedule holds; told by an empty outcome."""
-
-    program: Program
-    compute: Compute
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """Event: a frame."""
-
-    peer: int
-    header: Header
-    body: memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Event: end the compute thread."""
-
-
-Event: TypeAlias = Ready | Close | Replace | Arrived | Stop
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A synchronized step: the result of each gradient, None where it was absent on all ranks."""
-
-    values: Mapping[str, NDArray[np.float32] | None]
-    finite: bool
 
 
 @dataclass(slots=True)

@@ -14,7 +14,8 @@ import numpy as np
 from casync.choice import AUTO, check_codec, choose
 from casync.compute import BatchCodec, Compute
 from casync.dtypes import exact
-from casync.executor import Executor, Outcome
+from casync.events import Outcome
+from casync.executor import Executor
 from casync.feedback import Feedback, StateError, sites
 from casync.handover import hand_over
 from casync.plan import Gradient, Partition, Plan, layout, schedule

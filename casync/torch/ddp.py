@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from casync.executor import Outcome
+    from casync.events import Outcome
     from casync.job import Job
     from casync.metrics import Stats
     from casync.plan import Plan
