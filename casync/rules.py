@@ -97,6 +97,11 @@ def compiled(codec: CodecLike) -> Choice:
     return compll.compile(codec) if isinstance(codec, str | Path) else codec
 
 
+def at(choice: Choice, step: int) -> BatchCodec | None:
+    """The codec that a choice means at a step, None: exact."""
+    return choice.at(step) if isinstance(choice, Schedule) else choice
+
+
 @dataclass(frozen=True)
 class Codecs:
     """What each gradient of a run is compressed by: the rules' choice, else the default."""
@@ -131,11 +136,6 @@ class Codecs:
     def of_gradient(self, gradient: Gradient) -> Choice:
         """The choice for a gradient, of whatever step."""
         return next((choice for rule, choice in self.rules if rule.matches(gradient)), self.default)
-
-    def at(self, gradient: Gradient, step: int) -> BatchCodec | None:
-        """The codec of a gradient at a step, None: exact."""
-        choice = self.of_gradient(gradient)
-        return choice.at(step) if isinstance(choice, Schedule) else choice
 
     def plan(self, gradients: Sequence[Gradient], nranks: int) -> Plan:
         """The default plan: compress what a rule names, and of the rest what has two or more dimensions."""

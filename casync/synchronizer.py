@@ -19,7 +19,7 @@ from casync.executor import Executor
 from casync.feedback import Feedback, StateError, sites
 from casync.handover import hand_over
 from casync.plan import Gradient, Partition, Plan, layout, schedule
-from casync.rules import Codecs, Schedule
+from casync.rules import Codecs, Schedule, at
 from casync.topologies import check_nodes, even_nodes
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class Synchronizer:
         spec.plan.check(spec.gradients, spec.topology, control.size)
         for codec in spec.codecs.all():
             check_codec(codec, spec.topology)
-        self._codecs = self._codecs_at(spec.codecs, 0)
+        self._choices = self._chosen(spec.codecs)
+        self._codecs = {name: at(choice, 0) for name, choice in self._choices.items()}
         self._left: dict[str, NDArray[np.float32]] = {}
         self._added: set[str] = set()
         tasks, self._compute = self._built(self._codecs)
@@ -137,10 +138,10 @@ class Synchronizer:
         """The number of steps since the run began, those before a checkpoint included."""
         return self._executor.first_step + self._executor.step
 
-    def _codecs_at(self, codecs: Codecs, step: int) -> dict[str, BatchCodec | None]:
-        """The codec of each gradient at a step, None: exact. What the plan leaves exact stays that."""
+    def _chosen(self, codecs: Codecs) -> dict[str, Choice]:
+        """The choice for each gradient. What the plan leaves exact stays that."""
         planned = {entry.gradient for entry in self.spec.plan.entries if entry.compressed}
-        return {g.name: codecs.at(g, step) if g.name in planned else None for g in self.spec.gradients}
+        return {g.name: codecs.of_gradient(g) if g.name in planned else None for g in self.spec.gradients}
 
     def _built(self, chosen: Mapping[str, BatchCodec | None]) -> tuple[Sequence[Task], Compute]:
         """This rank's tasks, and what executes them, with zero state."""
@@ -208,7 +209,7 @@ class Synchronizer:
 
     def advance(self) -> None:
         """Collective if a schedule has another codec for the coming step: use that. Between steps."""
-        self._use(self._codecs_at(self.spec.codecs, self.step))
+        self._use({name: at(choice, self.step) for name, choice in self._choices.items()})
 
     def switch(self, codecs: Codecs) -> None:
         """Collective: compress by other codecs from the coming step on. Between steps.
@@ -220,7 +221,7 @@ class Synchronizer:
             check_codec(codec, self.spec.topology)
         spec = replace(self.spec, codec=codecs.default, rules=codecs.rules)
         self._control.agree(f"the codecs from step {self.step} on", spec.facts())
-        self.spec = spec
+        self.spec, self._choices = spec, self._chosen(codecs)
         self.advance()
 
     def _use(self, chosen: dict[str, BatchCodec | None]) -> None:

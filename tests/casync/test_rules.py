@@ -27,8 +27,8 @@ TBQ = compll.compile("tbq", threshold=0.5)
 GRADIENTS = tuple(Gradient(name, shape) for name, shape in SHAPES.items())
 
 
-def chosen(codecs: Codecs, step: int = 0) -> dict[str, Any]:
-    return {g.name: codecs.at(g, step) for g in GRADIENTS}
+def chosen(codecs: Codecs) -> dict[str, Any]:
+    return {g.name: codecs.of_gradient(g) for g in GRADIENTS}
 
 
 def run(
