@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -213,3 +215,21 @@ def test_a_checkpoint_behind_a_change_of_codec_holds_what_is_left_to_add(tmp_pat
     for whole, resumed, left in good(jobs(2, work)):
         assert whole == resumed
         assert left == 5  # all that has two dimensions
+
+
+def test_the_rules_on_the_page_are_taken() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "runtime.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "rules=[" in block)
+    layers = {"embed": torch.nn.Embedding(400, 300), "norm": torch.nn.LayerNorm(300)}
+    model = torch.nn.ModuleDict(layers | {"body": torch.nn.Linear(300, 40), "head": torch.nn.Linear(300, 10)})
+    casync.init()
+    try:
+        names = {"casync": casync, "model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=1.0)}
+        exec(code, names)
+        optimizer: Any = names["optimizer"]
+        sum(p.sum() for p in model.parameters()).backward()
+        optimizer.step()
+        entries = optimizer.state_dict()["casync"]["feedback"]["entries"]
+        assert {entry["gradient"] for entry in entries} == {"body.weight"}  # onebit; int8 keeps no residual
+    finally:
+        casync.shutdown()
