@@ -23,6 +23,8 @@ from casync.primitives import Encode, Merge
 from casync.topologies import even_nodes, names, topology
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casync.compute import BatchCodec
     from casync.plan import Plan
     from casync.topologies import Nodes
@@ -91,23 +93,30 @@ def refusal(codec: BatchCodec, name: str) -> str:
     return ""
 
 
-def choose(codec: BatchCodec | None, plan: Plan, nodes: Nodes) -> str:
-    """The topology of "auto": the plan's, if it was made for one; else by the codec's properties.
+def choose(codecs: Sequence[BatchCodec], plan: Plan, nodes: Nodes) -> str:
+    """The topology of "auto": the plan's, if it was made for one; else by the properties of all codecs.
 
     What is sparse or keeps more than a residual is gathered, what sums is summed; the rest goes through `ps`,
     with two encodes in all, or, where nodes of several ranks are connected, through `hierarchical`.
+    Raises CodecError if no topology allows all of them.
     """
     planned = plan.conditions.get("topology", "").lower()
     if planned in names():
         return planned
-    if codec is None:
+    if not codecs:
         return EXACT
     preferred: tuple[str, ...] = ("ps", "allgather")
     shared = len(nodes) > 1 and len(nodes) < sum(map(len, nodes))
-    if codec.info.sparse:
+    if any(codec.info.sparse for codec in codecs):
         preferred = ("allgather",)
-    elif codec.info.summable:
+    elif all(codec.info.summable for codec in codecs):
         preferred = ("direct", *preferred)
     elif shared:
         preferred = ("hierarchical", *preferred)
-    return next(name for name in preferred if not refusal(codec, name))
+    for name in dict.fromkeys((*preferred, *names())):
+        if not any(refusal(codec, name) for codec in codecs):
+            return name
+    raise CodecError(
+        f"no topology allows all of {', '.join(codec.info.name for codec in codecs)}: those that keep more "
+        "than a residual go with sparse or rounding ones, but not with majority votes; choose others"
+    )

@@ -13,6 +13,7 @@ import numpy as np
 
 from casync.bodies import BodyFormat
 from casync.buffers import Lease, Pool
+from casync.dtypes import DTYPES
 from casync.fields import PayloadFields
 from casync.plain import Plain, all_finite
 from casync.primitives import Role
@@ -105,15 +106,20 @@ class Sum:
 
 
 class Compute:
-    """Runs the computing tasks of one rank; `scale` is what the final encode multiplies by: 1/N averages."""
+    """Runs the computing tasks of one rank.
+
+    codecs, dtypes: by gradient; all gradients of a partition have the same. scale: what the final encode
+    multiplies by; 1/N averages.
+    """
 
     def __init__(
         self,
         rank: int,
         partitions: Sequence[Partition],
-        codec: BatchCodec | None,
+        codecs: Mapping[str, BatchCodec],
         feedback: Feedback,
         *,
+        dtypes: Mapping[str, str],
         scale: float,
         run_seed: int,
         threads: int,
@@ -121,20 +127,21 @@ class Compute:
         self.rank = rank
         self.partitions = partitions
         self.feedback = feedback
-        self._codec = codec
+        self.codecs = codecs
+        self._dtypes = dtypes
         self._plain = Plain()
+        self._compressed = {s.gradient for p in partitions if p.compressed for s in p.segments}
         self._scale = np.float32(scale)
         self._run_seed = run_seed
         self._threads = threads
         self._pool = Pool()
         self._formats: dict[tuple[int, bool], BodyFormat] = {}
-        self._fields: dict[int, PayloadFields] = {}
+        self._fields: dict[tuple[str, int], PayloadFields] = {}
 
     def _of(self, partition: Partition, exact: bool) -> BatchCodec:
-        if exact or not partition.compressed:
+        if exact and partition.compressed:
             return self._plain
-        assert self._codec is not None
-        return self._codec
+        return self.codecs[partition.segments[0].gradient]
 
     def _format(self, number: int, exact: bool) -> BodyFormat:
         """How the codec's payloads of a partition, or plain ones, lie in a body."""
@@ -147,10 +154,10 @@ class Compute:
 
     def _fields_of(self, segment: Segment) -> PayloadFields:
         """Where the values lie in the payload of a segment."""
-        if segment.elements not in self._fields:
-            assert self._codec is not None
-            self._fields[segment.elements] = PayloadFields(self._codec, segment.elements)
-        return self._fields[segment.elements]
+        key = (segment.gradient, segment.elements)
+        if key not in self._fields:
+            self._fields[key] = PayloadFields(self.codecs[segment.gradient], segment.elements)
+        return self._fields[key]
 
     def encode(
         self,
@@ -278,6 +285,31 @@ class Compute:
         ]
         if items:
             codec.batch("decode", items, threads=self._threads)
+
+    def unscale(self, gradient: str, values: Vector, loss_scale: float) -> None:
+        """Divide a gradient by the loss scale, in place, if it has partitions that are compressed.
+
+        So codecs and residuals see its true units, while what travels in its own type keeps its range.
+        """
+        if gradient in self._compressed:
+            np.multiply(values, np.float32(1 / loss_scale), out=values)
+
+    def settle(self, task: Decode, results: Mapping[str, Vector | None], loss_scale: float) -> bool:
+        """Give a compressed partition's result the loss scale back; whether its type can hold all of it."""
+        partition = self.partitions[task.partition]
+        dtype = self._dtypes[partition.segments[0].gradient]
+        if loss_scale == 1 and dtype == "float32":
+            return True
+        fits = True
+        for segment in partition.segments:
+            values = _slice(results, segment)
+            if values is None:
+                continue
+            if partition.compressed:
+                values *= np.float32(loss_scale)
+            largest = DTYPES[dtype].largest
+            fits = fits and bool(values.max() <= largest and values.min() >= -largest)
+        return fits
 
     def finish(self, task: Decode, total: Sum, results: MutableMapping[str, Vector | None]) -> bool:
         """Write the scaled sum over the gradient, in place of a payload; returns whether all is finite."""

@@ -18,12 +18,13 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casync.compute import Compute, Payload, Sum
 from casync.control import RankFailure, Wait
+from casync.events import Arrived, Close, Event, Outcome, Ready, Replace, Stop
 from casync.frames import ABSENT, HEADER_BYTES, NOT_FINITE, FrameError, Header, verify
 from casync.metrics import Meter, Stats
 from casync.primitives import Decode, Encode, Merge, Recv, Send, Task
@@ -31,7 +32,7 @@ from casync.program import Program
 from compll.codec import PayloadError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -41,47 +42,6 @@ if TYPE_CHECKING:
     Vector = NDArray[np.float32]
 
 log = logging.getLogger("casync")
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Event: a gradient of a step is known; None: it is absent on this rank."""
-
-    step: int
-    gradient: str
-    values: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Event: the training thread waits for the step; what is not known by now is absent."""
-
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """Event: a frame."""
-
-    peer: int
-    header: Header
-    body: memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Event: end the compute thread."""
-
-
-Event: TypeAlias = Ready | Close | Arrived | Stop
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A synchronized step: the result of each gradient, None where it was absent on all ranks."""
-
-    values: Mapping[str, NDArray[np.float32] | None]
-    finite: bool
 
 
 @dataclass(slots=True)
@@ -97,7 +57,8 @@ class Step:
     results: dict[str, Vector | None] = field(default_factory=dict)
     payloads: dict[int, Payload] = field(default_factory=dict)
     sums: dict[int, Sum] = field(default_factory=dict)
-    closed: bool = False
+    loss_scale: float = 1.0
+    done: Callable[[Outcome | None], None] | None = None  # known once the step is closed
     finite: bool = True
 
 
@@ -123,6 +84,9 @@ class Executor:
         self._current = 0  # the step that is being filled; training thread only
         self._meter = Meter()
         self._waited = 0.0
+        self._told: Callable[[Outcome | None], None] | None = None  # who is to be told if the job fails
+        self.loss_scale = 1.0
+        """What this step's gradients are multiplied by, the same on all ranks; training thread only."""
         self.first_step = 0
         """Added to a step's number for seeds and reports, which count from the run's begin."""
         self._channel: Channel = channels.open(self._arrived)
@@ -134,20 +98,35 @@ class Executor:
 
     def submit(self, gradient: str, values: Vector) -> None:
         """Hand over a flat, contiguous gradient; its memory is ours until `synchronize` returns."""
-        self._events.put(Ready(self._current, gradient, values))
+        self._events.put(Ready(self._current, gradient, values, self.loss_scale))
 
     def synchronize(self) -> Outcome:
         """Wait until all gradients of this step are synchronized; raise the job's RankFailure if it fails."""
-        self._control.check()
         begin = time.perf_counter()
-        self._events.put(Close(self._current))
+        self.finish(self._outcomes.put)
         outcome = self._outcomes.get()
         self._waited += time.perf_counter() - begin
         if outcome is None:
             self._control.check()
             raise RuntimeError("the executor was closed while a step was being synchronized")
-        self._current += 1
         return outcome
+
+    def finish(self, done: Callable[[Outcome | None], None]) -> None:
+        """End the step without waiting; `done(outcome)` is called in another thread.
+
+        `done(None)`: the job has failed, or the executor was closed; that may follow a call with an outcome.
+        """
+        self._told = done
+        self._control.check()
+        self._events.put(Close(self._current, self.loss_scale, done))
+        self._current += 1
+
+    def replace(self, tasks: Sequence[Task], compute: Compute) -> None:
+        """Run another schedule from the coming step on; returns when its frames may come. Between steps."""
+        self._control.check()
+        self._events.put(Replace(Program(tasks, compute.partitions), compute))
+        if self._outcomes.get() is None:
+            self._control.check()
 
     @property
     def step(self) -> int:
@@ -161,8 +140,7 @@ class Executor:
 
     def close(self) -> None:
         """End the compute thread. Idempotent."""
-        self._events.put(Stop())
-        self._outcomes.put(None)
+        self._stop()
         if self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -172,8 +150,13 @@ class Executor:
         self._events.put(Arrived(peer, header, body))
 
     def _failed(self, failure: RankFailure) -> None:  # noqa: ARG002  (told to all by control.check)
+        self._stop()
+
+    def _stop(self) -> None:
         self._events.put(Stop())
-        self._outcomes.put(None)
+        self._outcomes.put(None)  # for `replace`
+        if self._told is not None:
+            self._told(None)
 
     # The compute thread
 
@@ -238,16 +221,23 @@ class Executor:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Ready(number, gradient, values):
-                self._know(self._step(number), gradient, values)
-            case Close(number) if number >= self._next:
+            case Ready(number, gradient, values, loss_scale):
                 step = self._step(number)
-                step.closed = True
+                step.loss_scale = loss_scale
+                if loss_scale != 1:
+                    self._compute.unscale(gradient, values, loss_scale)
+                self._know(step, gradient, values)
+            case Close(number, loss_scale, done):
+                step = self._step(number)
+                step.loss_scale, step.done = loss_scale, done
                 for gradient in self._program.partitions_of:
                     if gradient not in step.gradients:
                         self._know(step, gradient, None)
-                if not self._program.tasks:
-                    self._finish(step)
+                if step.left == 0:
+                    self._finish(step, done)
+            case Replace(program, compute):
+                self._program, self._compute = program, compute
+                self._outcomes.put(Outcome({}, True))
             case Arrived(peer, header, body):
                 self._receive(peer, header, body)
             case _:
@@ -321,11 +311,13 @@ class Executor:
                     term.lease.release()
             case Decode(payload=None):
                 finite = compute.finish(task, step.sums.pop(task.partition), step.results)
-                step.finite = step.finite and finite
+                fits = compute.settle(task, step.results, step.loss_scale)
+                step.finite = step.finite and finite and fits
             case Decode(payload=int(number_read)):
                 payload = step.payloads[number_read]
                 compute.decode(task, number, payload, step.results)
-                step.finite = step.finite and payload.finite
+                fits = compute.settle(task, step.results, step.loss_scale)
+                step.finite = step.finite and payload.finite and fits
                 if payload.lease is not None:
                     payload.lease.release()
         seconds = time.perf_counter() - begin
@@ -349,10 +341,10 @@ class Executor:
         step.left -= 1
         for other in self._program.behind[task.id]:
             self._advance(step, other)
-        if step.left == 0:
-            self._finish(step)
+        if step.left == 0 and step.done is not None:
+            self._finish(step, step.done)
 
-    def _finish(self, step: Step) -> None:
+    def _finish(self, step: Step, done: Callable[[Outcome | None], None]) -> None:
         """Every partition's final flag is known, the same on all ranks: take the new state, or drop it."""
         if step.finite:
             self._compute.feedback.commit()
@@ -362,12 +354,12 @@ class Executor:
         self._meter.steps += 1
         del self._steps[step.number]
         self._next = step.number + 1
-        self._outcomes.put(Outcome(step.results, step.finite))
+        done(Outcome(step.results, step.finite))
 
     def _waiting_for(self) -> Wait | None:
         """The first frame that the training thread waits for; nobody while the backward pass still runs."""
         step = self._steps.get(self._next)
-        if step is None or not step.closed or not step.missing:
+        if step is None or step.done is None or not step.missing:
             return None
         task = self._program.tasks[next(iter(step.missing))]
         assert isinstance(task, Recv)

@@ -15,7 +15,7 @@ import numpy as np
 from casync.primitives import Encode, Merge, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -66,12 +66,12 @@ class Feedback:
     """The state of all sites of one rank. Not thread-safe: the executor's compute thread owns it."""
 
     def __init__(
-        self, places: Sequence[Site], new_state: Callable[[int], State], topology: str, size: int
+        self, places: Sequence[Site], new_state: Callable[[str, int], State], topology: str, size: int
     ) -> None:
         self._topology, self._size = topology, size
         self._sites = {(site.gradient, site.start, site.role): site for site in places}
-        self._current = {key: new_state(s.stop - s.start) for key, s in self._sites.items()}
-        self._next = {key: new_state(s.stop - s.start) for key, s in self._sites.items()}
+        self._current = {key: new_state(s.gradient, s.stop - s.start) for key, s in self._sites.items()}
+        self._next = {key: new_state(s.gradient, s.stop - s.start) for key, s in self._sites.items()}
         self._written: set[tuple[str, int, Role]] = set()
 
     def current(self, segment: Segment, role: Role) -> State:
@@ -83,6 +83,11 @@ class Feedback:
         key = (segment.gradient, segment.start, role)
         self._written.add(key)
         return self._next[key]
+
+    def places(self) -> Iterator[tuple[Site, State]]:
+        """Every site with its current state, to be read, or written between steps."""
+        for key, site in self._sites.items():
+            yield site, self._current[key]
 
     def commit(self) -> None:
         """Make what was written current. What was not written stays."""
@@ -144,7 +149,7 @@ class Feedback:
             if first >= last:
                 continue
             part = values[first - piece["offset"] : last - piece["offset"]]
-            whole[first - site.start : last - site.start] = part * self._factor(piece["unit"], site.unit)
+            whole[first - site.start : last - site.start] = part * self.factor(piece["unit"], site.unit)
             covered += last - first
         if covered != whole.size:
             raise StateError(
@@ -154,7 +159,8 @@ class Feedback:
             )
         return whole
 
-    def _factor(self, saved: str, here: str) -> np.float32:
+    def factor(self, saved: str, here: str) -> np.float32:
+        """What a value in one unit is multiplied by to be in another."""
         if saved == here:
             return np.float32(1)
         return np.float32(self._size) if here == SUM else np.float32(1 / self._size)

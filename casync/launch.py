@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from casync import knobs
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HOW_TO_START = (
-    "start with `horovodrun --gloo -np N python script.py` or `mpirun -n N python script.py`, or set "
+    "start with `horovodrun --gloo -np N python script.py` or `mpirun -n N python script.py`, with torchrun "
+    "and casync.torch.init(), or set "
     "CASYNC_RANK, CASYNC_SIZE and CASYNC_ADDR (host:port where rank 0 listens) in each process"
 )
 
@@ -30,6 +31,25 @@ class Store:
 
     host: str
     port: int
+
+
+class Keys(Protocol):
+    """What ranks leave for each other at a place that all of them reach."""
+
+    def put(self, key: str, value: str) -> None:
+        """Leave a value. OSError if the place does not answer."""
+
+    def get(self, key: str) -> str | None:
+        """The value, None until it is there. OSError if the place does not answer."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A launcher's key-value store at an address, which a framework's own client reaches."""
+
+    host: str
+    port: int
+    keys: Keys
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class Launch:
     size: int = 1
     local_rank: int | None = None
     local_size: int | None = None
-    meeting: Store | Rank0 | World | None = None
+    meeting: Store | Board | Rank0 | World | None = None
     interface: str = ""
 
     def __post_init__(self) -> None:
@@ -157,12 +177,12 @@ def _number(env: Mapping[str, str], name: str, launcher: str, first: str) -> int
 
 
 def _refuse_other_launchers(env: Mapping[str, str]) -> None:
-    """Raise LaunchError under a launcher of several ranks that casync cannot join yet.
+    """Raise LaunchError under a launcher of several ranks that cannot be joined from here.
 
     Without this each of its processes would train alone, as rank 0 of 1.
     """
     if env.get("RANK") and env.get("WORLD_SIZE", "1") != "1":
         raise LaunchError(
-            f"this process is rank {env['RANK']} of {env.get('WORLD_SIZE')} under torchrun, which casync "
-            f"does not join yet: {HOW_TO_START}"
+            f"this process is rank {env['RANK']} of {env.get('WORLD_SIZE')} under torchrun, which only "
+            f"casync.torch.init() joins: {HOW_TO_START}"
         )

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casync.dtypes import DTYPES
 from casync.primitives import Schedule, join
 from casync.topologies import Nodes, even_nodes, topology
 
@@ -44,10 +45,11 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """A gradient of the model by its parameter's name and shape."""
+    """A gradient of the model by its parameter's name, shape and type (a key of `casync.dtypes.DTYPES`)."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: str = "float32"
 
     @property
     def elements(self) -> int:
@@ -231,7 +233,7 @@ def cut(elements: int, partitions: int) -> list[tuple[int, int]]:
 def layout(
     plan: Plan, gradients: Sequence[Gradient], topology_name: str, nranks: int
 ) -> tuple[Partition, ...]:
-    """All partitions: of compressed gradients in parameter order, then of buckets of the others.
+    """All partitions: of compressed gradients in parameter order, then of buckets of the others, by type.
 
     The first partition of a gradient or bucket goes to the rank that owns the fewest elements so far (ties:
     the topology's order), the next ones to the ranks that follow.
@@ -246,7 +248,11 @@ def layout(
     ]
     exact = [
         list(_bucket_parts(bucket, max(entries[g.name].partitions for g in bucket)))
-        for bucket in _buckets([g for g in present if not entries[g.name].compressed])
+        for dtype in DTYPES
+        for bucket in _buckets(
+            [g for g in present if g.dtype == dtype and not entries[g.name].compressed],
+            BUCKET_BYTES // DTYPES[dtype].nbytes,
+        )
     ]
     return (
         *_owned(True, compressed, topology_name, nranks),
@@ -254,10 +260,10 @@ def layout(
     )
 
 
-def _buckets(gradients: Sequence[Gradient]) -> Iterator[list[Gradient]]:
+def _buckets(gradients: Sequence[Gradient], most: int) -> Iterator[list[Gradient]]:
     bucket: list[Gradient] = []
     for g in gradients:
-        if bucket and 4 * (sum(other.elements for other in bucket) + g.elements) > BUCKET_BYTES:
+        if bucket and sum(other.elements for other in bucket) + g.elements > most:
             yield bucket
             bucket = []
         bucket.append(g)

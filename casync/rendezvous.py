@@ -2,6 +2,7 @@
 
     through Horovod's HTTP store      PUT /casync/<key>, GET /casync/<key> (404 until it is there)
         rank r    PUT rank.r                      rank 0 reads all, PUT table;  rank r polls table
+    through a framework's store       the same keys, by its own client
     through MPI                       rank 0's secret and all records by a collective
     through the address of rank 0     ZeroMQ, rank 0 binds a ROUTER
         rank r    "join" + record   ->            <-  table, when all have joined
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from casync.launch import Launch, Rank0, Store, World
+from casync.launch import Board, Keys, Launch, Rank0, Store, World
 from casync.transports import base
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def meet(context: Context, launch: Launch, record: str, timeout: float) -> Table
             return _through_store(
                 _Client(f"http://{host}:{port}/casync/", launch.rank), launch, record, deadline
             )
+        case Board(keys=keys):
+            return _through_store(keys, launch, record, deadline)
         case Rank0(host, port) if launch.rank == 0:
             return _as_rank0(context, _resolve(host), port, launch, record, deadline)
         case Rank0(host, port):
@@ -117,7 +120,7 @@ def own_address(context: Context, launch: Launch) -> str:
             if launch.local_size == launch.size:
                 return "127.0.0.1"
             place, host, port = "other networks", ELSEWHERE, 9
-        case Store(name, port) | Rank0(name, port):
+        case Store(name, port) | Board(name, port) | Rank0(name, port):
             place = host = _resolve(name)
             if isinstance(launch.meeting, Rank0) and launch.rank == 0:
                 return host
@@ -184,8 +187,8 @@ class _Client:
             raise
 
 
-def _through_store(client: _Client, launch: Launch, record: str, deadline: float) -> Table:
-    assert isinstance(launch.meeting, Store)
+def _through_store(client: Keys, launch: Launch, record: str, deadline: float) -> Table:
+    assert isinstance(launch.meeting, Store | Board)
     place = f"{launch.meeting.host}:{launch.meeting.port}"
     try:
         client.put(f"rank.{launch.rank}", record)
@@ -201,13 +204,13 @@ def _through_store(client: _Client, launch: Launch, record: str, deadline: float
         missing = [rank for rank in range(launch.size) if client.get(f"rank.{rank}") is None]
     except OSError as error:
         raise RendezvousError(
-            f"the launcher's rendezvous store at {place} does not answer ({error}): is horovodrun still "
+            f"the launcher's rendezvous store at {place} does not answer ({error}): is the launcher still "
             "running, and does it reach this machine?"
         ) from None
     raise _absent(missing or [0], launch.size, "have their processes been started, and have they not ended?")
 
 
-def _poll(client: _Client, key: str, deadline: float) -> str | None:
+def _poll(client: Keys, key: str, deadline: float) -> str | None:
     while (found := client.get(key)) is None and time.monotonic() < deadline:
         time.sleep(POLL)
     return found

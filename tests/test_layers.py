@@ -42,15 +42,19 @@ NUMBA = {
     *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "lanes", "positions")),
     *(f"compll/backends/numba_{part}.py" for part in ("runtime", "selection", "tiles")),
 }
+TORCH = {
+    f"casync/torch/{part}.py"
+    for part in ("__init__", "ddp", "gradients", "job", "optimizer", "parameters", "state", "torchrun")
+}
 FRAMEWORKS = {
-    "torch": {"casync/torch.py"},
+    "torch": TORCH,
     "tensorflow": {"casync/tensorflow.py"},
     "mxnet": {"casync/mxnet.py"},
     "numba": NUMBA,
     "llvmlite": NUMBA,
     "cupy": {"compll/backends/cuda.py"},
     "mpi4py": {"casync/transports/mpi.py"},
-    "horovod": {"casync/torch.py"},
+    "horovod": TORCH,
 }
 
 

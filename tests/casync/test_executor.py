@@ -311,7 +311,8 @@ def test_a_bucket_of_compressed_gradients_travels_in_one_message(
     """Each is encoded for itself, with its own state and seeds; some are absent, on some ranks or on all."""
     segments = tuple(Segment(name, 0, 0, int(np.prod(shape))) for name, shape in SHAPES.items())
     monkeypatch.setattr("casync.synchronizer.layout", lambda *_: (Partition(True, 1, segments),))
-    spec = spec_of(SHAPES, codec, topology, 3, nodes=NODES[3])
+    plan = Plan(tuple(Entry(name, True, 1) for name in SHAPES))
+    spec = spec_of(SHAPES, codec, topology, 3, plan=plan, nodes=NODES[3])
     steps = random_steps(np.random.default_rng(6), SHAPES, 3, 4)
     steps[1][0]["bias"] = steps[1][2]["conv"] = steps[1][1]["tail"] = None
     for rank in range(3):

@@ -12,7 +12,7 @@ from casync.plan import Segment
 from casync.primitives import Role
 
 
-def zeros(n: int) -> dict[str, Any]:
+def zeros(_: str, n: int) -> dict[str, Any]:
     return {"residual": np.zeros(n, np.float32)}
 
 

@@ -132,7 +132,8 @@ def test_a_cast_with_feedback_is_not_summed_directly() -> None:
 
 def test_auto_chooses_by_properties_nodes_and_plan() -> None:
     plan, alone, shared = Plan(()), even_nodes(4), even_nodes(4, 2)
-    assert [choose(codec, plan, alone) for codec in (ONEBIT, TOPK, DGC, FP16, RANDOMK, None)] == [
+    codecs = [(ONEBIT,), (TOPK,), (DGC,), (FP16,), (RANDOMK,), ()]
+    assert [choose(held, plan, alone) for held in codecs] == [
         "ps",
         "allgather",
         "allgather",
@@ -140,10 +141,10 @@ def test_auto_chooses_by_properties_nodes_and_plan() -> None:
         "direct",
         "ring",
     ]
-    assert choose(ONEBIT, plan, shared) == "hierarchical"
-    assert choose(ONEBIT, plan, even_nodes(4, 4)) == "ps"
-    assert choose(compll.compile("signsgd", backend="interp"), plan, shared) == "ps"
-    assert choose(ONEBIT, Plan((), {"topology": "RING"}), shared) == "ring"
+    assert choose((ONEBIT,), plan, shared) == "hierarchical"
+    assert choose((ONEBIT,), plan, even_nodes(4, 4)) == "ps"
+    assert choose((compll.compile("signsgd", backend="interp"),), plan, shared) == "ps"
+    assert choose((ONEBIT,), Plan((), {"topology": "RING"}), shared) == "ring"
 
 
 def test_auto_runs_as_what_it_chose() -> None:

@@ -19,11 +19,12 @@ import casync.torch as casync
 def main(folder: Path, topology: str) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    casync.init()
     model = torch.nn.Sequential(torch.nn.Linear(200, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)  # loads so much that a busy machine misses heartbeats
+    casync.init()
     casync.broadcast_parameters(model.state_dict())
     optimizer = casync.DistributedOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.01),
+        sgd,
         named_parameters=model.named_parameters(),
         codec="terngrad",
         topology=topology,
