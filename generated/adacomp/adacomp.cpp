@@ -68,24 +68,20 @@ template <class T> inline T get(const uint8_t* from) {
 //     top: float[((n + 511) / 512)] = reduce[n] by 512 ((abs((gradient[i] + residual[i])) < inf) ? abs((gradient[i] + residual[i])) : 0x0.0p+0) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store vector top_stored: float[((n + 511) / 512)] = top[i]
-//     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
+//     keep index_filter_kept[n] where (((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf))
+//       and index_filter_kept0_all: float = (gradient[i] + residual[i])
 //     check[n] gradient[i] is finite
-//   index_filter: int[index_filter_count] = positions of index_filter_mask
+//   index_filter: int[index_filter_count] = positions of index_filter_kept
+//     index_filter_kept0: float[index_filter_count] = index_filter_kept0_all there
 //   pass[((n + 511) / 512)]
 //     scale: float = reduce[((n + 511) / 512)] (top_stored[i] / float(max(((n + 511) / 512), 1))) from 0x0.0p+0 by add
 //       where add(a, b) = (a + b)
 //   pass[index_filter_count]
 //     store field index: uint32[index_filter_count] = uint32(index_filter[i])
-//     store field negative: uint<1>[index_filter_count] = uint<1>((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0))
-//     store vector gradient_scatter_index: int[index_filter_count] = int(uint32(index_filter[i]))
+//     store field negative: uint<1>[index_filter_count] = uint<1>((index_filter_kept0[i] < 0x0.0p+0))
 //   put scale: float = scale
-//   own gradient_scatter_index[i][index_filter_count] ascends below n
-//   pass[index_filter_count]
-//     store vector residual_patch: float[index_filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((((n > 0) ? (gradient[int(uint32(index_filter[i]))] + residual[int(uint32(index_filter[i]))]) : 0x0.0p+0) < 0x0.0p+0) ? neg(scale) : scale)) : 0x0.0p+0)
 //   pass[n]
-//     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - 0x0.0p+0)) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - 0x0.0p+0) : 0x0.0p+0)
-//   pass[index_filter_count]
-//     patch state residual: float[index_filter_count] at gradient_scatter_index[i] = residual_patch[i]
+//     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - ((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top_stored[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)) ? (((gradient[i] + residual[i]) < 0x0.0p+0) ? neg(scale) : scale) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - ((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top_stored[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)) ? (((gradient[i] + residual[i]) < 0x0.0p+0) ? neg(scale) : scale) : 0x0.0p+0)) : 0x0.0p+0)
 
 
 struct EncodeFrame {
@@ -101,11 +97,11 @@ struct EncodeFrame {
     int64_t index_filter_count_;
     float scale_;
     float* v_top_stored;
-    uint8_t* v_index_filter_mask;
+    int64_t* index_filter_kept_found;
+    uint32_t* index_filter_kept_at;
+    float* index_filter_kept0_all_kept;
     int64_t* v_index_filter;
-    int64_t* v_gradient_scatter_index;
-    float* v_residual_patch;
-    int64_t* index_filter_first;
+    float* v_index_filter_kept0;
     float* scale_tiles;
 };
 
@@ -176,8 +172,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
-    uint8_t room_index_filter_mask[LANES] = {};
-    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
+    Kept kept_index_filter_kept(k.index_filter_kept_found, tile, 64);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
@@ -196,11 +191,14 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Mask t7 = both(t4, t6);
             const Mask t8 = lt(t5, splat<Float>(__builtin_inff()));
             const Mask t9 = both(t7, t8);
-            const Int32 t10 = widen<Int32>(bit(t9));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            put_bits(o_index_filter_mask + at / 8, FULL ? ne(t10, Int32{}) : ne(t10, Int32{}) & first_lanes(live));
+            if (const uint32_t bits = mask_bits(FULL ? t9 : t9 & first_lanes(live))) {
+                kept_index_filter_kept.put(k.index_filter_kept_at, bits, kept_index_filter_kept.places + at);
+                kept_index_filter_kept.put(k.index_filter_kept0_all_kept, bits, t0);
+                kept_index_filter_kept.count += __builtin_popcount(bits);
+            }
     });
-    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
+    kept_index_filter_kept.end();
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -225,80 +223,26 @@ template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
     uint8_t room_negative[LANES] = {};
     uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
+    const auto* in_index_filter_kept0 = k.v_index_filter_kept0 + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_index_filter = load<Int64, FULL>(in_index_filter + at, live);
+            const Float v_index_filter_kept0 = load<Float, FULL>(in_index_filter_kept0 + at, live);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(first_lanes(live), t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
-            const Float t6 = t4 + t5;
-            const Mask t7 = both(first_lanes(live), negation(t1));
-            const Float t8 = select(t1, t6, splat<Float>(0x0.0p+0f));
-            const Mask t9 = lt(t8, splat<Float>(0x0.0p+0f));
-            const Int32 t10 = widen<Int32>(bit(t9));
+            const Mask t1 = lt(v_index_filter_kept0, splat<Float>(0x0.0p+0f));
+            const Int32 t2 = widen<Int32>(bit(t1));
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
-            put_bits(o_negative + at / 8, FULL ? ne(t10, Int32{}) : ne(t10, Int32{}) & first_lanes(live));
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t3, live);
+            put_bits(o_negative + at / 8, FULL ? ne(t2, Int32{}) : ne(t2, Int32{}) & first_lanes(live));
     });
     if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
     const Float u_scale = splat<Float>(k.scale_);
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
-    const auto* in_index_filter = k.v_index_filter + tile * TILE;
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            const Int64 v_index_filter = load<Int64, FULL>(in_index_filter + at, live);
-            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, first_lanes(live), k.outside);
-            const Float t1 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, first_lanes(live), k.outside);
-            const Float t2 = t0 + t1;
-            const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(first_lanes(live), t3);
-            const UInt32 t5 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = widen<Int64>(t5);
-            const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
-            const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
-            const Float t9 = t7 + t8;
-            const Mask t10 = both(first_lanes(live), negation(t3));
-            const Float t11 = select(t3, t9, splat<Float>(0x0.0p+0f));
-            const Mask t12 = lt(t11, splat<Float>(0x0.0p+0f));
-            const Float t13 = -u_scale;
-            const Float t14 = select(t12, t13, u_scale);
-            const Float t15 = t2 - t14;
-            const Float t16 = absolute(t15);
-            const Mask t17 = le(t16, splat<Float>(0x1.fffffe0000000p+127f));
-            const Mask t18 = both(first_lanes(live), t17);
-            const Float t19 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t18, k.outside);
-            const Float t20 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t18, k.outside);
-            const Float t21 = t19 + t20;
-            const Mask t22 = both(t18, t3);
-            const Float t23 = gather<Float>(k.gradient, k.n, t6, t22, k.outside);
-            const Float t24 = gather<Float>(k.s_residual, k.n, t6, t22, k.outside);
-            const Float t25 = t23 + t24;
-            const Mask t26 = both(t18, negation(t3));
-            const Float t27 = select(t3, t25, splat<Float>(0x0.0p+0f));
-            const Mask t28 = lt(t27, splat<Float>(0x0.0p+0f));
-            const Float t29 = select(t28, t13, u_scale);
-            const Float t30 = t21 - t29;
-            const Mask t31 = both(first_lanes(live), negation(t17));
-            const Float t32 = select(t17, t30, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.v_residual_patch + tile * TILE + at, t32, live);
-    });
-}
-
-template <bool FULL> [[gnu::noinline]] void encode_pass4(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -307,23 +251,24 @@ template <bool FULL> [[gnu::noinline]] void encode_pass4(EncodeFrame& k, [[maybe
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = v_gradient + v_residual;
-            const Float t1 = t0 - splat<Float>(0x0.0p+0f);
+            const Float t1 = t0 + v_gradient;
             const Float t2 = absolute(t1);
-            const Mask t3 = le(t2, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t4 = select(t3, t1, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.new_residual + tile * TILE + at, t4, live);
-    });
-}
-
-template <bool FULL> [[gnu::noinline]] void encode_pass5(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const auto* in_residual_patch = k.v_residual_patch + tile * TILE;
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_residual_patch = load<Float, FULL>(in_residual_patch + at, live);
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            scatter<FULL>(k.new_residual, v_gradient_scatter_index, v_residual_patch, live);
+            const Float t3 = splat<Float>(k.v_top_stored[uint64_t(tile * TILE + at) / 512]);
+            const Mask t4 = ge(t2, t3);
+            const Float t5 = absolute(t0);
+            const Mask t6 = lt(splat<Float>(0x0.0p+0f), t5);
+            const Mask t7 = both(t4, t6);
+            const Mask t8 = lt(t5, splat<Float>(__builtin_inff()));
+            const Mask t9 = both(t7, t8);
+            const Mask t10 = lt(t0, splat<Float>(0x0.0p+0f));
+            const Float t11 = -u_scale;
+            const Float t12 = select(t10, t11, u_scale);
+            const Float t13 = select(t9, t12, splat<Float>(0x0.0p+0f));
+            const Float t14 = t0 - t13;
+            const Float t15 = absolute(t14);
+            const Mask t16 = le(t15, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t17 = select(t16, t14, splat<Float>(0x0.0p+0f));
+            store<FULL>(k.new_residual + tile * TILE + at, t17, live);
     });
 }
 
@@ -331,11 +276,11 @@ template <bool FULL> [[gnu::noinline]] void encode_pass5(EncodeFrame& k, [[maybe
 inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
     k.v_top_stored = arena.take<float>((divide((k.n + INT64_C(511)), INT64_C(512))));
-    k.v_index_filter_mask = arena.take<uint8_t>(((divide(((k.n * INT64_C(1)) + INT64_C(63)), INT64_C(64))) * INT64_C(8)));
+    k.index_filter_kept_found = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))));
+    k.index_filter_kept_at = arena.take<uint32_t>(((greater(k.n, INT64_C(0))) + ((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))) * INT64_C(16))));
+    k.index_filter_kept0_all_kept = arena.take<float>(((greater(k.n, INT64_C(0))) + ((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))) * INT64_C(16))));
     k.v_index_filter = arena.take<int64_t>(k.n);
-    k.v_gradient_scatter_index = arena.take<int64_t>(k.n);
-    k.v_residual_patch = arena.take<float>(k.n);
-    k.index_filter_first = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
+    k.v_index_filter_kept0 = arena.take<float>(k.n);
     k.scale_tiles = arena.take<float>((divide(((greater((divide((k.n + INT64_C(511)), INT64_C(512))), INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     return arena.used;
 }
@@ -360,7 +305,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
         const int64_t spans = (length + 1024 - 1) / 1024;
         for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
-    k.index_filter_count_ = compact(k.v_index_filter_mask, k.n, INT64_MAX, k.v_index_filter, k.index_filter_first, threads);
+    k.index_filter_count_ = join<64>(k.n, INT64_MAX, k.index_filter_kept_found, threads, k.v_index_filter, k.index_filter_kept_at, k.v_index_filter_kept0, k.index_filter_kept0_all_kept);
     at = layout(item.n, p, Counts{k.index_filter_count_});
     k.f_index = item.payload + at.index_;
     k.f_negative = item.payload + at.negative_;
@@ -395,33 +340,14 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
         });
     }
     put<float>(item.payload + at.scale_, k.scale_);
-    if (!ascends(k.v_gradient_scatter_index, k.index_filter_count_, k.n)) return OUT_OF_RANGE;
-    {
-        const int64_t length = k.index_filter_count_;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) encode_pass3<true>(k, p, tile, TILE);
-            else encode_pass3<false>(k, p, tile, int(rest));
-        });
-    }
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         if (k.outside && k.n) return OUT_OF_RANGE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) encode_pass4<true>(k, p, tile, TILE);
-            else encode_pass4<false>(k, p, tile, int(rest));
-        });
-    }
-    {
-        const int64_t length = k.index_filter_count_;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) encode_pass5<true>(k, p, tile, TILE);
-            else encode_pass5<false>(k, p, tile, int(rest));
+            if (rest >= TILE) encode_pass3<true>(k, p, tile, TILE);
+            else encode_pass3<false>(k, p, tile, int(rest));
         });
     }
     item.length = at.end;
@@ -471,14 +397,6 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(splat<Float>(0x0.0p+0f)), live);
-    });
-}
-
-template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     alignas(64) uint8_t c_negative[TILE];
     unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
@@ -530,23 +448,15 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else decode_pass0<false>(k, p, tile, int(rest));
         });
     }
-    {
-        const int64_t length = k.n;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
-            else decode_pass1<false>(k, p, tile, int(rest));
-        });
-    }
+    clear(k.gradient, k.n, threads);
     if (!ascends(k.v_gradient_scatter_index, k.index_filter_count_, k.n)) return REFUSED;
     {
         const int64_t length = k.index_filter_count_;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass2<true>(k, p, tile, TILE);
-            else decode_pass2<false>(k, p, tile, int(rest));
+            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
+            else decode_pass1<false>(k, p, tile, int(rest));
         });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;

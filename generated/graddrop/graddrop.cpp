@@ -67,24 +67,21 @@ template <class T> inline T get(const uint8_t* from) {
 //   pass[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 //     store vector s_sort_keys: uint32[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = (float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) ^ ((float_bits(abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))) >= 2147483648) ? 4294967295 : 2147483648))
 //     store vector s_sort_values: float[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)] = abs(((n > 0) ? (gradient[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))] + residual[random0<int>(((i * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)), (((i + 1) * n) / min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))]) : 0x0.0p+0))
-//   pass[n]
-//     check[n] gradient[i] is finite
 //   s_sort_nth: float = element int((drop * float(min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))) of s_sort_values in the order of s_sort_keys[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 //   threshold: float = s_sort_nth
 //   pass[n]
-//     store vector filter_mask: uint<1>[n] = uint<1>((((abs((gradient[i] + residual[i])) >= threshold) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
-//   filter: int[filter_count] = positions of filter_mask, the first int((0x1.0000000000000p+1 * ceil(((0x1.0000000000000p+0 - drop) * float(n)))))
+//     keep filter_kept[n] where (((abs((gradient[i] + residual[i])) >= threshold) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf))
+//       and filter_kept0_all: float = (gradient[i] + residual[i])
+//     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - 0x0.0p+0)) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - 0x0.0p+0) : 0x0.0p+0)
+//     check[n] gradient[i] is finite
+//   filter: int[filter_count] = positions of filter_kept, the first int((0x1.0000000000000p+1 * ceil(((0x1.0000000000000p+0 - drop) * float(n)))))
+//     filter_kept0: float[filter_count] = filter_kept0_all there
 //   pass[filter_count]
 //     store field index: uint32[filter_count] = uint32(filter[i])
-//     store field field1: float[filter_count] = ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0)
-//     store vector gradient_scatter_index: int[filter_count] = int(uint32(filter[i]))
-//   own gradient_scatter_index[i][filter_count] ascends below n
+//     store field field1: float[filter_count] = filter_kept0[i]
+//     store vector residual_patch: float[filter_count] = ((abs((filter_kept0[i] - filter_kept0[i])) <= 0x1.fffffe0000000p+127) ? (filter_kept0[i] - filter_kept0[i]) : 0x0.0p+0)
 //   pass[filter_count]
-//     store vector residual_patch: float[filter_count] = ((abs(((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[gradient_scatter_index[i]] + residual[gradient_scatter_index[i]]) - ((n > 0) ? (gradient[int(uint32(filter[i]))] + residual[int(uint32(filter[i]))]) : 0x0.0p+0)) : 0x0.0p+0)
-//   pass[n]
-//     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - 0x0.0p+0)) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - 0x0.0p+0) : 0x0.0p+0)
-//   pass[filter_count]
-//     patch state residual: float[filter_count] at gradient_scatter_index[i] = residual_patch[i]
+//     patch state residual: float[filter_count] at filter[i] = residual_patch[i]
 
 
 struct EncodeFrame {
@@ -102,11 +99,12 @@ struct EncodeFrame {
     int64_t filter_count_;
     uint32_t* v_s_sort_keys;
     float* v_s_sort_values;
-    uint8_t* v_filter_mask;
+    int64_t* filter_kept_found;
+    uint32_t* filter_kept_at;
+    float* filter_kept0_all_kept;
     int64_t* v_filter;
-    int64_t* v_gradient_scatter_index;
+    float* v_filter_kept0;
     float* v_residual_patch;
-    int64_t* filter_first;
 };
 
 template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -153,23 +151,11 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const auto* in_gradient = k.gradient + tile * TILE;
-    UInt32 widest{};
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-    });
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
-}
-
-template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold = splat<Float>(k.threshold_);
-    uint8_t room_filter_mask[LANES] = {};
-    uint8_t* const o_filter_mask = FULL ? k.v_filter_mask + tile * LANES : room_filter_mask;
+    Kept kept_filter_kept(k.filter_kept_found, tile, 64);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
+    UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
@@ -182,101 +168,50 @@ template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe
             const Mask t4 = both(t2, t3);
             const Mask t5 = lt(t1, splat<Float>(__builtin_inff()));
             const Mask t6 = both(t4, t5);
-            const Int32 t7 = widen<Int32>(bit(t6));
-            put_bits(o_filter_mask + at / 8, FULL ? ne(t7, Int32{}) : ne(t7, Int32{}) & first_lanes(live));
+            const Float t7 = t0 - splat<Float>(0x0.0p+0f);
+            const Float t8 = absolute(t7);
+            const Mask t9 = le(t8, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t10 = select(t9, t7, splat<Float>(0x0.0p+0f));
+            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            store<FULL>(k.new_residual + tile * TILE + at, t10, live);
+            if (const uint32_t bits = mask_bits(FULL ? t6 : t6 & first_lanes(live))) {
+                kept_filter_kept.put(k.filter_kept_at, bits, kept_filter_kept.places + at);
+                kept_filter_kept.put(k.filter_kept0_all_kept, bits, t0);
+                kept_filter_kept.count += __builtin_popcount(bits);
+            }
     });
-    if (!FULL) std::memcpy(k.v_filter_mask + tile * LANES, room_filter_mask, (count + 7) / 8);
+    kept_filter_kept.end();
+    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
-template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_filter = k.v_filter + tile * TILE;
+    const auto* in_filter_kept0 = k.v_filter_kept0 + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_filter = load<Int64, FULL>(in_filter + at, live);
+            const Float v_filter_kept0 = load<Float, FULL>(in_filter_kept0 + at, live);
             const UInt32 t0 = saturate<UInt32>(v_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(first_lanes(live), t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
-            const Float t6 = t4 + t5;
-            const Mask t7 = both(first_lanes(live), negation(t1));
-            const Float t8 = select(t1, t6, splat<Float>(0x0.0p+0f));
-            store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
-            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t8), live);
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t3, live);
-    });
-}
-
-template <bool FULL> [[gnu::noinline]] void encode_pass4(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
-    const auto* in_filter = k.v_filter + tile * TILE;
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            const Int64 v_filter = load<Int64, FULL>(in_filter + at, live);
-            const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, first_lanes(live), k.outside);
-            const Float t1 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, first_lanes(live), k.outside);
-            const Float t2 = t0 + t1;
-            const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(first_lanes(live), t3);
-            const UInt32 t5 = saturate<UInt32>(v_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = widen<Int64>(t5);
-            const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
-            const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
-            const Float t9 = t7 + t8;
-            const Mask t10 = both(first_lanes(live), negation(t3));
-            const Float t11 = select(t3, t9, splat<Float>(0x0.0p+0f));
-            const Float t12 = t2 - t11;
-            const Float t13 = absolute(t12);
-            const Mask t14 = le(t13, splat<Float>(0x1.fffffe0000000p+127f));
-            const Mask t15 = both(first_lanes(live), t14);
-            const Float t16 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t17 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t18 = t16 + t17;
-            const Mask t19 = both(t15, t3);
-            const Float t20 = gather<Float>(k.gradient, k.n, t6, t19, k.outside);
-            const Float t21 = gather<Float>(k.s_residual, k.n, t6, t19, k.outside);
-            const Float t22 = t20 + t21;
-            const Mask t23 = both(t15, negation(t3));
-            const Float t24 = select(t3, t22, splat<Float>(0x0.0p+0f));
-            const Float t25 = t18 - t24;
-            const Mask t26 = both(first_lanes(live), negation(t14));
-            const Float t27 = select(t14, t25, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.v_residual_patch + tile * TILE + at, t27, live);
-    });
-}
-
-template <bool FULL> [[gnu::noinline]] void encode_pass5(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_residual = k.s_residual + tile * TILE;
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float v_residual = load<Float, FULL>(in_residual + at, live);
-            const Float t0 = v_gradient + v_residual;
-            const Float t1 = t0 - splat<Float>(0x0.0p+0f);
+            const Float t1 = v_filter_kept0 - v_filter_kept0;
             const Float t2 = absolute(t1);
             const Mask t3 = le(t2, splat<Float>(0x1.fffffe0000000p+127f));
             const Float t4 = select(t3, t1, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.new_residual + tile * TILE + at, t4, live);
+            store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
+            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(v_filter_kept0), live);
+            store<FULL>(k.v_residual_patch + tile * TILE + at, t4, live);
     });
 }
 
-template <bool FULL> [[gnu::noinline]] void encode_pass6(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_residual_patch = k.v_residual_patch + tile * TILE;
-    const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
+    const auto* in_filter = k.v_filter + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_residual_patch = load<Float, FULL>(in_residual_patch + at, live);
-            const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
-            scatter<FULL>(k.new_residual, v_gradient_scatter_index, v_residual_patch, live);
+            const Int64 v_filter = load<Int64, FULL>(in_filter + at, live);
+            scatter<FULL>(k.new_residual, v_filter, v_residual_patch, live);
     });
 }
 
@@ -285,11 +220,12 @@ inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] 
     Arena arena{scratch};
     k.v_s_sort_keys = arena.take<uint32_t>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.v_s_sort_values = arena.take<float>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.v_filter_mask = arena.take<uint8_t>(((divide(((k.n * INT64_C(1)) + INT64_C(63)), INT64_C(64))) * INT64_C(8)));
+    k.filter_kept_found = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))));
+    k.filter_kept_at = arena.take<uint32_t>(((greater(k.n, INT64_C(0))) + ((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))) * INT64_C(16))));
+    k.filter_kept0_all_kept = arena.take<float>(((greater(k.n, INT64_C(0))) + ((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))) * INT64_C(16))));
     k.v_filter = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.v_gradient_scatter_index = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
+    k.v_filter_kept0 = arena.take<float>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.v_residual_patch = arena.take<float>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
-    k.filter_first = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     return arena.used;
 }
 
@@ -316,27 +252,19 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else encode_pass0<false>(k, p, tile, int(rest));
         });
     }
+    k.s_sort_nth_ = nth(k.v_s_sort_keys, k.v_s_sort_values, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), saturate_one<int64_t>((p.drop_ * widen<float>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)))), INT64_MIN, INT64_C(9223372036854775807)), k.outside);
+    k.threshold_ = k.s_sort_nth_;
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
+        if (k.outside && k.n) return OUT_OF_RANGE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
             if (rest >= TILE) encode_pass1<true>(k, p, tile, TILE);
             else encode_pass1<false>(k, p, tile, int(rest));
         });
     }
-    k.s_sort_nth_ = nth(k.v_s_sort_keys, k.v_s_sort_values, (smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), saturate_one<int64_t>((p.drop_ * widen<float>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)))), INT64_MIN, INT64_C(9223372036854775807)), k.outside);
-    k.threshold_ = k.s_sort_nth_;
-    {
-        const int64_t length = k.n;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) encode_pass2<true>(k, p, tile, TILE);
-            else encode_pass2<false>(k, p, tile, int(rest));
-        });
-    }
-    k.filter_count_ = compact(k.v_filter_mask, k.n, saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), k.v_filter, k.filter_first, threads);
+    k.filter_count_ = join<64>(k.n, saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_(((0x1.0000000000000p+0f - p.drop_) * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), k.filter_kept_found, threads, k.v_filter, k.filter_kept_at, k.v_filter_kept0, k.filter_kept0_all_kept);
     at = layout(item.n, p, Counts{k.filter_count_});
     k.f_index = item.payload + at.index_;
     k.f_field1 = item.payload + at.field1_;
@@ -353,37 +281,17 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
+            if (rest >= TILE) encode_pass2<true>(k, p, tile, TILE);
+            else encode_pass2<false>(k, p, tile, int(rest));
+        });
+    }
+    {
+        const int64_t length = k.filter_count_;
+        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
+        for_tiles(tiles, threads, [&](int64_t tile) {
+            const int64_t rest = length - tile * TILE;
             if (rest >= TILE) encode_pass3<true>(k, p, tile, TILE);
             else encode_pass3<false>(k, p, tile, int(rest));
-        });
-    }
-    if (!ascends(k.v_gradient_scatter_index, k.filter_count_, k.n)) return OUT_OF_RANGE;
-    {
-        const int64_t length = k.filter_count_;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) encode_pass4<true>(k, p, tile, TILE);
-            else encode_pass4<false>(k, p, tile, int(rest));
-        });
-    }
-    {
-        const int64_t length = k.n;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        if (k.outside && k.n) return OUT_OF_RANGE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) encode_pass5<true>(k, p, tile, TILE);
-            else encode_pass5<false>(k, p, tile, int(rest));
-        });
-    }
-    {
-        const int64_t length = k.filter_count_;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) encode_pass6<true>(k, p, tile, TILE);
-            else encode_pass6<false>(k, p, tile, int(rest));
         });
     }
     item.length = at.end;
@@ -431,14 +339,6 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(splat<Float>(0x0.0p+0f)), live);
-    });
-}
-
-template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -483,23 +383,15 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else decode_pass0<false>(k, p, tile, int(rest));
         });
     }
-    {
-        const int64_t length = k.n;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
-            else decode_pass1<false>(k, p, tile, int(rest));
-        });
-    }
+    clear(k.gradient, k.n, threads);
     if (!ascends(k.v_gradient_scatter_index, k.filter_count_, k.n)) return REFUSED;
     {
         const int64_t length = k.filter_count_;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass2<true>(k, p, tile, TILE);
-            else decode_pass2<false>(k, p, tile, int(rest));
+            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
+            else decode_pass1<false>(k, p, tile, int(rest));
         });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;

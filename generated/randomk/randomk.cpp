@@ -198,14 +198,6 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(splat<Float>(0x0.0p+0f)), live);
-    });
-}
-
-template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_value = reinterpret_cast<const float*>(k.f_value) + tile * TILE;
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -248,23 +240,15 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else decode_pass0<false>(k, p, tile, int(rest));
         });
     }
-    {
-        const int64_t length = k.n;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
-            else decode_pass1<false>(k, p, tile, int(rest));
-        });
-    }
+    clear(k.gradient, k.n, threads);
     if (!ascends(k.v_gradient_scatter_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n)) return OUT_OF_RANGE;
     {
         const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass2<true>(k, p, tile, TILE);
-            else decode_pass2<false>(k, p, tile, int(rest));
+            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
+            else decode_pass1<false>(k, p, tile, int(rest));
         });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;

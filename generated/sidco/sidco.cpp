@@ -78,11 +78,13 @@ template <class T> inline T get(const uint8_t* from) {
 //   threshold_1: float = (threshold - (log((false ? max((ratio / (true ? max(ratio, 0x1.0000000000000p-2) : ratio)), 0x1.0000000000000p-2) : (ratio / (true ? max(ratio, 0x1.0000000000000p-2) : ratio)))) * over))
 //   threshold_2: float = min(threshold_1, threshold_greater)
 //   pass[n]
-//     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(gradient[i]) >= threshold_2) && (0x0.0p+0 < abs(gradient[i]))) && (abs(gradient[i]) < inf)))
-//   index_filter: int[index_filter_count] = positions of index_filter_mask, the first int((0x1.0000000000000p+1 * ceil((ratio * float(n)))))
+//     keep index_filter_kept[n] where (((abs(gradient[i]) >= threshold_2) && (0x0.0p+0 < abs(gradient[i]))) && (abs(gradient[i]) < inf))
+//       and index_filter_kept0_all: float = gradient[i]
+//   index_filter: int[index_filter_count] = positions of index_filter_kept, the first int((0x1.0000000000000p+1 * ceil((ratio * float(n)))))
+//     index_filter_kept0: float[index_filter_count] = index_filter_kept0_all there
 //   pass[index_filter_count]
 //     store field index: uint32[index_filter_count] = uint32(index_filter[i])
-//     store field field1: float[index_filter_count] = gradient[int(uint32(index_filter[i]))]
+//     store field field1: float[index_filter_count] = index_filter_kept0[i]
 
 
 struct EncodeFrame {
@@ -102,13 +104,15 @@ struct EncodeFrame {
     float threshold_1_;
     float threshold_2_;
     int64_t index_filter_count_;
-    uint8_t* v_index_filter_mask;
+    int64_t* index_filter_kept_found;
+    uint32_t* index_filter_kept_at;
+    float* index_filter_kept0_all_kept;
     int64_t* v_index_filter;
+    float* v_index_filter_kept0;
     float* threshold_add_tiles;
     float* threshold_greater_tiles;
     float* over_add_tiles;
     int64_t* over_add_1_tiles;
-    int64_t* index_filter_first;
 };
 
 struct EncodeAddOf0 {
@@ -177,8 +181,7 @@ template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe
 
 template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold_2 = splat<Float>(k.threshold_2_);
-    uint8_t room_index_filter_mask[LANES] = {};
-    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
+    Kept kept_index_filter_kept(k.index_filter_kept_found, tile, 64);
     const auto* in_gradient = k.gradient + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
@@ -190,36 +193,41 @@ template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe
             const Mask t3 = both(t1, t2);
             const Mask t4 = lt(t0, splat<Float>(__builtin_inff()));
             const Mask t5 = both(t3, t4);
-            const Int32 t6 = widen<Int32>(bit(t5));
-            put_bits(o_index_filter_mask + at / 8, FULL ? ne(t6, Int32{}) : ne(t6, Int32{}) & first_lanes(live));
+            if (const uint32_t bits = mask_bits(FULL ? t5 : t5 & first_lanes(live))) {
+                kept_index_filter_kept.put(k.index_filter_kept_at, bits, kept_index_filter_kept.places + at);
+                kept_index_filter_kept.put(k.index_filter_kept0_all_kept, bits, v_gradient);
+                kept_index_filter_kept.count += __builtin_popcount(bits);
+            }
     });
-    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
+    kept_index_filter_kept.end();
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
+    const auto* in_index_filter_kept0 = k.v_index_filter_kept0 + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_index_filter = load<Int64, FULL>(in_index_filter + at, live);
+            const Float v_index_filter_kept0 = load<Float, FULL>(in_index_filter_kept0 + at, live);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t1 = widen<Int64>(t0);
-            const Float t2 = gather<Float>(k.gradient, k.n, t1, first_lanes(live), k.outside);
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
-            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t2), live);
+            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(v_index_filter_kept0), live);
     });
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
 inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, char* scratch) {
     Arena arena{scratch};
-    k.v_index_filter_mask = arena.take<uint8_t>(((divide(((k.n * INT64_C(1)) + INT64_C(63)), INT64_C(64))) * INT64_C(8)));
+    k.index_filter_kept_found = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))));
+    k.index_filter_kept_at = arena.take<uint32_t>(((greater(k.n, INT64_C(0))) + ((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))) * INT64_C(16))));
+    k.index_filter_kept0_all_kept = arena.take<float>(((greater(k.n, INT64_C(0))) + ((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))) * INT64_C(16))));
     k.v_index_filter = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
+    k.v_index_filter_kept0 = arena.take<float>((smaller((greater(saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.threshold_add_tiles = arena.take<float>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     k.threshold_greater_tiles = arena.take<float>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     k.over_add_tiles = arena.take<float>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     k.over_add_1_tiles = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
-    k.index_filter_first = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))));
     return arena.used;
 }
 
@@ -274,7 +282,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else encode_pass2<false>(k, p, tile, int(rest));
         });
     }
-    k.index_filter_count_ = compact(k.v_index_filter_mask, k.n, saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), k.v_index_filter, k.index_filter_first, threads);
+    k.index_filter_count_ = join<64>(k.n, saturate_one<int64_t>((0x1.0000000000000p+1f * (ceil_((p.ratio_ * widen<float>(k.n))))), INT64_MIN, INT64_C(9223372036854775807)), k.index_filter_kept_found, threads, k.v_index_filter, k.index_filter_kept_at, k.v_index_filter_kept0, k.index_filter_kept0_all_kept);
     at = layout(item.n, p, Counts{k.index_filter_count_});
     k.f_index = item.payload + at.index_;
     k.f_field1 = item.payload + at.field1_;
@@ -340,14 +348,6 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(splat<Float>(0x0.0p+0f)), live);
-    });
-}
-
-template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -392,23 +392,15 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else decode_pass0<false>(k, p, tile, int(rest));
         });
     }
-    {
-        const int64_t length = k.n;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
-            else decode_pass1<false>(k, p, tile, int(rest));
-        });
-    }
+    clear(k.gradient, k.n, threads);
     if (!ascends(k.v_gradient_scatter_index, k.index_filter_count_, k.n)) return REFUSED;
     {
         const int64_t length = k.index_filter_count_;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass2<true>(k, p, tile, TILE);
-            else decode_pass2<false>(k, p, tile, int(rest));
+            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
+            else decode_pass1<false>(k, p, tile, int(rest));
         });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;

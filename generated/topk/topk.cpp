@@ -59,7 +59,7 @@ template <class T> inline T get(const uint8_t* from) {
 //   index_topk: int[min(max(int(ceil((ratio * float(n)))), 0), n)] = least[n] int(ceil((ratio * float(n)))) of index_topk_keys
 //   pass[min(max(int(ceil((ratio * float(n)))), 0), n)]
 //     store field index: uint32[min(max(int(ceil((ratio * float(n)))), 0), n)] = uint32(index_topk[i])
-//     store field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)] = gradient[int(uint32(index_topk[i]))]
+//     store field field1: float[min(max(int(ceil((ratio * float(n)))), 0), n)] = gradient[index_topk[i]]
 
 
 struct EncodeFrame {
@@ -73,6 +73,11 @@ struct EncodeFrame {
     uint32_t* v_index_topk_keys;
     int64_t* v_index_topk;
     int64_t* index_topk_work;
+    int64_t* index_topk_near_found;
+    uint32_t* index_topk_near_places;
+    uint32_t* index_topk_near_kept;
+    int64_t* index_topk_near_at;
+    uint32_t* index_topk_near_keys;
 };
 
 template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -101,10 +106,9 @@ template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_index_topk = load<Int64, FULL>(in_index_topk + at, live);
             const UInt32 t0 = saturate<UInt32>(v_index_topk, INT64_C(0), INT64_C(4294967295));
-            const Int64 t1 = widen<Int64>(t0);
-            const Float t2 = gather<Float>(k.gradient, k.n, t1, first_lanes(live), k.outside);
+            const Float t1 = gather<Float>(k.gradient, k.n, v_index_topk, first_lanes(live), k.outside);
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
-            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t2), live);
+            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t1), live);
     });
 }
 
@@ -114,6 +118,11 @@ inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] 
     k.v_index_topk_keys = arena.take<uint32_t>(k.n);
     k.v_index_topk = arena.take<int64_t>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     k.index_topk_work = arena.take<int64_t>((((divide(((greater(k.n, INT64_C(0))) + INT64_C(1023)), INT64_C(1024))) * INT64_C(2)) + INT64_C(32768)));
+    k.index_topk_near_found = arena.take<int64_t>((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))));
+    k.index_topk_near_places = arena.take<uint32_t>(((greater(k.n, INT64_C(0))) + ((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))) * INT64_C(16))));
+    k.index_topk_near_kept = arena.take<uint32_t>(((greater(k.n, INT64_C(0))) + ((divide(((greater(k.n, INT64_C(0))) + INT64_C(65535)), INT64_C(65536))) * INT64_C(16))));
+    k.index_topk_near_at = arena.take<int64_t>((divide((greater(k.n, INT64_C(0))), INT64_C(4))));
+    k.index_topk_near_keys = arena.take<uint32_t>((divide((greater(k.n, INT64_C(0))), INT64_C(4))));
     return arena.used;
 }
 
@@ -147,7 +156,7 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else encode_pass0<false>(k, p, tile, int(rest));
         });
     }
-    select_least(k.v_index_topk_keys, k.n, saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), 0, k.v_index_topk, k.index_topk_work, threads);
+    select_least(k.v_index_topk_keys, k.n, saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), k.v_index_topk, k.index_topk_work, Near<uint32_t>{k.index_topk_near_found, k.index_topk_near_places, k.index_topk_near_kept, k.index_topk_near_at, k.index_topk_near_keys}, threads);
     {
         const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
@@ -199,14 +208,6 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
-            const int at = row * LANES + block * WIDTH;
-            [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(splat<Float>(0x0.0p+0f)), live);
-    });
-}
-
-template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const auto* in_field1 = reinterpret_cast<const float*>(k.f_field1) + tile * TILE;
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -250,23 +251,15 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
             else decode_pass0<false>(k, p, tile, int(rest));
         });
     }
-    {
-        const int64_t length = k.n;
-        [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
-            else decode_pass1<false>(k, p, tile, int(rest));
-        });
-    }
+    clear(k.gradient, k.n, threads);
     if (!ascends(k.v_gradient_scatter_index, (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)), k.n)) return REFUSED;
     {
         const int64_t length = (smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n));
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         for_tiles(tiles, threads, [&](int64_t tile) {
             const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass2<true>(k, p, tile, TILE);
-            else decode_pass2<false>(k, p, tile, int(rest));
+            if (rest >= TILE) decode_pass1<true>(k, p, tile, TILE);
+            else decode_pass1<false>(k, p, tile, int(rest));
         });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
