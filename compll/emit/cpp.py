@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
+from compll.emit.blocks import Blocks, block_of_fields
 from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter
-from compll.emit.loops import Blocks, Lanes, read_lanes, within_a_block
+from compll.emit.loops import Lanes, read_lanes, within_a_block
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
 from compll.emit.ranges import Ranges, scalar_type
 from compll.emit.selections import Selections
@@ -18,6 +19,7 @@ from compll.passes import fuse
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, scalar_bytes
 
 FRAMES = {"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd", "hop": "Hop"}
+LANES_OF_A_ROW = 128
 ARGUMENTS = ("a", "b")  # of what a reduction combines by; the names of a program are others
 
 
@@ -127,7 +129,8 @@ class Emitter(Selections):
 
     def loop(self, b: ir.Pass) -> PassText:
         """Return one loop over memory."""
-        block = Blocks(self, b) if b.block else None
+        size = b.block or block_of_fields(self, b)
+        block = Blocks(self, b, size) if size else None
         lanes = Lanes(self, b, block)
         finite = [lanes.writer.write(s.body) for s in b.sinks if isinstance(s, ir.Finite)]
         reductions = [self.reduction(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Reduce)]
@@ -139,7 +142,7 @@ class Emitter(Selections):
         ]
         text = PassText(
             name=f"{self.f.op}_pass{len(self.passes)}",
-            block=block.text() if block else None,
+            block=block.text() if block and (b.block or block.hoisted) else None,
             length=self.scalar.text(b.length),
             uniforms=lanes.declarations(),
             unpacks=lanes.unpacks(),
@@ -231,11 +234,18 @@ class Emitter(Selections):
         if s.elem.packed:
             packs.append(Packed(s.target.name, s.elem.bits, self.bits_place(s.target)))
             return self.store_packed(s, value, is_mask=writer.lane_type(s.body) == "Mask")
+        return self.store_plain(s, self.stored_lanes(s, writer))
+
+    def stored_lanes(self, s: ir.Store, writer: LaneWriter) -> str:
+        """Return the lanes of what is stored in whole bytes."""
+        value = writer.write(s.body)
         if s.elem == BOOL:
             value = f"bit({value})"
-        if s.elem == FLOAT and s.target.kind in ("field", "output"):
-            value = self.dialect.canonical(value)
-        return self.store_plain(s, value)
+        return (
+            self.dialect.canonical(value)
+            if s.elem == FLOAT and s.target.kind in ("field", "output")
+            else value
+        )
 
     def bits_place(self, target: ir.Target) -> str:
         """Return where packed codes are stored; a field and a vector in scratch may have the same name."""
@@ -317,20 +327,22 @@ class Emitter(Selections):
 
     def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:  # noqa: ARG002
         """Return the lanes of a value of each block of `size` elements."""
-        one, lane = size % 16 == 0, "" if size % 16 == 0 else " + j"
-        value = f"b.{name}[uint64_t(tile * TILE + at{lane}) / {size} - b.first]"
-        return f"splat<{lanes}>({value})" if one else f"each<{lanes}>([&](int j) {{ return {value}; }})"
+        if size % 16:
+            value = f"b.{name}[uint64_t(tile * TILE + at + j) / {size} - b.first]"
+            return f"each<{lanes}>([&](int j) {{ return {value}; }})"
+        place = f"uint64_t(tile * TILE + at) / {size} - b.first"
+        if LANES_OF_A_ROW % size == 0:  # what compilers know of a row, they need not work out
+            per_row = LANES_OF_A_ROW // size
+            place = f"tile * {TILE // size} - b.first + row * {per_row} + block * WIDTH / {size}"
+        return f"splat<{lanes}>(b.{name}[{place}])"
 
     def kept_lanes(self, name: str) -> str:
         """Return the lanes of what the reductions of blocks have kept."""
         return f"load<Float, true>(b.{name} + (tile * TILE - b.begin) + at, WIDTH)"
 
-    def store_block(self, s: ir.Store, value: str) -> str:
-        """Return the statement that stores one value of the block at work."""
-        kind = self.dialect.stored(s.elem)
-        if s.target.kind == "vector":
-            return f"k.v_{s.target.name}[b.first + j] = {value};"
-        return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"
+    def store_blocks(self, s: ir.Store, writer: LaneWriter) -> str:
+        """Return the statement that stores lanes of one value a block."""
+        return f"store<FULL>({self.target(s)} + b.first + j, {self.stored_lanes(s, writer)}, live);"
 
     def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
         """Return the lanes of a field that has one value for each block of `size` elements."""

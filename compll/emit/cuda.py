@@ -36,6 +36,7 @@ class CudaDialect(Dialect):
 
     backend = "cuda"
     keeps = False
+    block_lanes = False
 
     def live(self) -> str:
         """Return that the lane at work is there: others leave the loop."""
@@ -293,3 +294,16 @@ class CudaEmitter(CudaSelections, Emitter):
         output = Output(f"{s.target.kind}_{s.target.name}", stored, self.target(s))
         self.outputs.append(output)
         return f"o_{output.name}.at[block] = static_cast<{stored}>({value});"
+
+    def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:  # noqa: ARG002
+        """Return the lanes of a value of each block of `size` elements."""
+        one, lane = size % 16 == 0, "" if size % 16 == 0 else " + j"
+        value = f"b.{name}[uint64_t(tile * TILE + at{lane}) / {size} - b.first]"
+        return f"splat<{lanes}>({value})" if one else f"each<{lanes}>([&](int j) {{ return {value}; }})"
+
+    def store_block(self, s: ir.Store, value: str) -> str:
+        """Return the statement that stores one value of the block at work."""
+        kind = self.dialect.stored(s.elem)
+        if s.target.kind == "vector":
+            return f"k.v_{s.target.name}[b.first + j] = {value};"
+        return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"

@@ -23,6 +23,7 @@ class Dialect:
     backend = "cpp"
     width = 16  # lanes
     keeps = True  # whether values wait in a cache between the reductions of blocks and their stores
+    block_lanes = True  # whether what blocks are reduced to is worked on with a block a lane
 
     def number(self, e: ir.Const) -> str:
         """Return a constant: floats in hexadecimal, so that nothing is rounded twice."""

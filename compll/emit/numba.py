@@ -27,6 +27,7 @@ class Python(Dialect):
 
     backend = "numba"
     keeps = False
+    block_lanes = False
     width = 32
 
     def number(self, e: ir.Const) -> str:

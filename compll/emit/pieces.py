@@ -99,20 +99,34 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Values:
+    """What is worked out of blocks, a block a lane: `hoisted` (lanes, name, value) are kept for the elements."""
+
+    uniforms: tuple[str, ...]
+    loads: tuple[Load, ...]
+    position: bool
+    lines: tuple[str, ...]
+    hoisted: tuple[tuple[str, str, str], ...]
+    stores: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class BlockText:
     """What a loop by block does with a block before its elements are stored.
 
-    `span` elements are worked on at once: whole blocks and whole tiles, `most` blocks.  `hoisted` are
-    values that are the same for a whole block; `kept` are vectors that reductions keep for the elements'
-    stores; `stores` write one value a block.
+    `span` elements are worked on at once: whole blocks and whole tiles, `most` blocks.  `kept` are vectors
+    that reductions keep for the elements' stores.  Values that are the same for a whole block, and stores of
+    one value a block, are `values` where a block takes a lane: before each stage, and behind the last one.
+    Elsewhere they are `hoisted` (type, name, value) and `stores`, behind the stages of each block.
     """
 
     size: int
     span: int
     kept: tuple[str, ...]
     stages: tuple[Stage, ...]
-    hoisted: tuple[tuple[str, str, str], ...]
-    stores: tuple[str, ...]
+    hoisted: tuple[tuple[str, str, str], ...] = ()
+    stores: tuple[str, ...] = ()
+    values: tuple[Values, ...] = ()
 
     @property
     def unpacked(self) -> tuple[Packed, ...]:
@@ -124,6 +138,11 @@ class BlockText:
     def most(self) -> int:
         """How many blocks are in a span."""
         return self.span // self.size
+
+    @property
+    def room(self) -> int:
+        """How many values there is room for: whole lanes of blocks."""
+        return -(-self.most // 16) * 16
 
     @property
     def tiles(self) -> int:
