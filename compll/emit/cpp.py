@@ -340,6 +340,13 @@ class Emitter(Selections):
         """Return the lanes of what the reductions of blocks have kept."""
         return f"load<Float, true>(b.{name} + (tile * TILE - b.begin) + at, WIDTH)"
 
+    def store_block(self, s: ir.Store, value: str) -> str:
+        """Return the statement that stores one value of the block at work, where that is no lane."""
+        kind = self.dialect.stored(s.elem)
+        if s.target.kind == "vector":
+            return f"k.v_{s.target.name}[b.first + j] = {value};"
+        return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"
+
     def store_blocks(self, s: ir.Store, writer: LaneWriter) -> str:
         """Return the statement that stores lanes of one value a block."""
         return f"store<FULL>({self.target(s)} + b.first + j, {self.stored_lanes(s, writer)}, live);"

@@ -300,10 +300,3 @@ class CudaEmitter(CudaSelections, Emitter):
         one, lane = size % 16 == 0, "" if size % 16 == 0 else " + j"
         value = f"b.{name}[uint64_t(tile * TILE + at{lane}) / {size} - b.first]"
         return f"splat<{lanes}>({value})" if one else f"each<{lanes}>([&](int j) {{ return {value}; }})"
-
-    def store_block(self, s: ir.Store, value: str) -> str:
-        """Return the statement that stores one value of the block at work."""
-        kind = self.dialect.stored(s.elem)
-        if s.target.kind == "vector":
-            return f"k.v_{s.target.name}[b.first + j] = {value};"
-        return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"

@@ -113,7 +113,7 @@ def within_a_block(size: int, block: int, width: int) -> bool:
 
 
 def one_a_block(emitter: Emitter, e: ir.Read, length: ir.Expr) -> int:
-    """Return B if a read is at i / B, of a field or numbers in scratch that have one value a block; else 0."""
+    """Return B if a read is at i / B, of a field or numbers in scratch of one value a block; else 0."""
     size, elem = ir.block_of(e.position), emitter.vectors[e.vector]
     kept = e.vector in emitter.places or emitter.stored_vectors.get(e.vector, BOOL) != BOOL
     fits = size and kept and not elem.packed and emitter.lengths.get(e.vector) == ir.blocks(length, size)

@@ -100,7 +100,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Values:
-    """What is worked out of blocks, a block a lane: `hoisted` (lanes, name, value) are kept for the elements."""
+    """What is worked out of blocks, a block a lane; `hoisted` (lanes, name, value) waits for the elements."""
 
     uniforms: tuple[str, ...]
     loads: tuple[Load, ...]
