@@ -61,7 +61,6 @@ class Blocks:
         self.emitter, self.b, self.size = emitter, b, size
         self.reduces = [s for s in b.sinks if isinstance(s, ir.BlockReduce)]
         self.made = {s.name for s in self.reduces}
-        emitter.vectors |= {s.name: s.combine.type for s in self.reduces}
         self.hoisted: dict[ir.Expr, str] = {}
         self.span = self.whole_span()
         self.kept = {e: f"kept{at}" for at, e in enumerate(self.worth_keeping())}

@@ -8,6 +8,7 @@ from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
 from compll.emit.blocks import Blocks, block_of_fields
+from compll.emit.divisions import multiply_instead
 from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter
 from compll.emit.loops import Lanes, read_lanes, within_a_block
 from compll.emit.pieces import TILE, Combine, FieldText, Load, Operation, Packed, PassText, Reduction, Step
@@ -76,6 +77,13 @@ class Emitter(Selections):
         if not self.f.writes_payload:
             self.scalars += [self.member(c.name, INT) for c in self.f.counts]
         self.find_stored()
+        made = {s.name: s.combine.type for b in self.f.body if isinstance(b, ir.Pass) for s in b.sinks if isinstance(s, ir.BlockReduce)}
+        self.vectors |= made
+        self.f = multiply_instead(self.f, self.ranges())
+
+    def ranges(self) -> Ranges:
+        """Return the intervals of expressions, of which none is known yet."""
+        return Ranges(self.vectors, {name: len(t.values) for name, t in self.tables.items()})
 
     def operation(self) -> Operation:
         """Return the whole operation."""
@@ -210,7 +218,7 @@ class Emitter(Selections):
             return self.splat(lanes, e.type, self.scalar.text(e))
 
         writer = LaneWriter(
-            Ranges(self.vectors),
+            self.ranges(),
             lambda e, lanes: read_lanes(self, e, lanes, writer),
             uniform,
             dialect=self.dialect,

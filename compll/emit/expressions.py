@@ -283,7 +283,24 @@ class LaneWriter:
                 return self._apply(op, args, have)
         raise AssertionError(e)
 
+    def _clamped(self, op: str, args: tuple[ir.Expr, ...], have: str) -> str | None:
+        """Return a conversion of floats that is clamped, which is one to an interval; None if it is none."""
+        match args:
+            case (
+                ir.Apply(("min" | "max") as inner, (ir.Convert(x, to, _), ir.Const(a, _)), _),
+                ir.Const(b, _),
+            ) if inner != op and x.type == FLOAT and to.kind == "int":
+                low, high = (a, b) if op == "min" else (b, a)
+                least, most = limits(to)
+                if max(low, least) <= 0 <= min(high, most) and have == "Int32":
+                    ends = self.dialect.bounds(Interval(max(low, least), min(high, most)), to)
+                    return self.dialect.call("saturate", have, self.write(x), *ends)
+        return None
+
     def _apply(self, op: str, args: tuple[ir.Expr, ...], have: str) -> str:
+        clamped = self._clamped(op, args, have) if op in ("min", "max") else None
+        if clamped is not None:
+            return clamped
         numbers = [a for a in args if a.type == INT]
         same = "Int32" if numbers and all(self.ranges.narrow(a) for a in numbers) else "Int64"
         if op == "popcount" or (have == "Int64" and op != "sign"):

@@ -27,6 +27,9 @@ class Emitter(Protocol):
     stored_vectors: dict[str, Elem]
     scalar: ScalarWriter
 
+    def ranges(self) -> Ranges:
+        """Return the intervals of expressions, of which none is known yet."""
+
     def place(self, name: str) -> str:
         """Return where a named scalar lives."""
 
@@ -148,7 +151,7 @@ class Lanes:
         self.loads: dict[str, Load] = {}
         self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
         self.writer = LaneWriter(
-            Ranges(emitter.vectors), self.read, self.uniform, self.same, emitter.dialect, self.elsewhere
+            emitter.ranges(), self.read, self.uniform, self.same, emitter.dialect, self.elsewhere
         )
 
     def declarations(self) -> tuple[str, ...]:

@@ -26,8 +26,15 @@ template <class To> inline To saturate_floats(Float x, Element<To> low, Element<
     if constexpr (std::is_same_v<To, Int32>) {
         if (low == 0 && high <= 1 << 24)  // both bounds are floats: clamp there; `over` makes 0 of a NaN
             return __builtin_convertvector(under(over(x, Float{}), splat<Float>(high)), Int32);
-        if (low >= -(1 << 24) && high <= 1 << 24)
+        if (low >= -(1 << 24) && high <= 1 << 24) {
+#if defined(__AVX512F__)
+            const uint16_t numbers = __builtin_ia32_cmpps512_mask(x, x, 7, -1, 4);  // none is NaN: others become 0
+            const Float bounded = __builtin_ia32_minps512_mask(over(x, splat<Float>(low)), splat<Float>(high), Float{}, numbers, 4);
+            return __builtin_convertvector(bounded, Int32);
+#else
             return __builtin_convertvector(clamp(select(ne(x, x), Float{}, x), float(low), float(high)), Int32);
+#endif
+        }
     }
     const Float bound = splat<Float>(0x1p31f);
     if (!any(negation(lt(absolute(x), bound)))) {  // as a rule 32 bits hold them all

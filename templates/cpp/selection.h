@@ -84,6 +84,19 @@ template <class V, int N, class T> inline V lookup(const T (&table)[N], Int32 at
 #endif
     return each<V>([&](int j) { return table[at[j]]; });
 }
+// The search below in a table that one register holds: beyond the end nothing is below.
+constexpr int half_of(int n) { return n < 2 ? 1 : 2 * half_of(n / 2); }  // the greatest power of two up to n
+template <int FROM, int N, class T, int... J> inline Lanes<T> row_from(const T (&table)[N], std::integer_sequence<int, J...>) {
+    constexpr T none = std::numeric_limits<T>::has_quiet_NaN ? std::numeric_limits<T>::quiet_NaN() : std::numeric_limits<T>::max();
+    return Lanes<T>{(FROM + J < N ? table[FROM + J < N ? FROM + J : 0] : none)...};
+}
+template <int STEP, int N, class T> inline Int32 search_row(const T (&table)[N], Int32 below, Lanes<T> x) {
+    const Lanes<T> row = row_from<STEP - 1>(table, std::make_integer_sequence<int, WIDTH>());
+    const Mask more = lt(STEP == half_of(N) ? splat<Lanes<T>>(row[0]) : __builtin_shuffle(row, below), x);
+    below = select(more, below + STEP, below);
+    if constexpr (STEP == 1) return below;
+    else return search_row<STEP / 2>(table, below, x);
+}
 // How many of the ascending entries are below x: all are compared if they are few, else they are halved.
 template <class R, int N, class T, class X> inline R search(const T (&table)[N], int, X x) {
     if constexpr (std::is_arithmetic_v<X>) {
@@ -94,6 +107,9 @@ template <class R, int N, class T, class X> inline R search(const T (&table)[N],
         return R(below);
     } else if constexpr (N <= WIDTH) {
         Int32 below{};
+#if defined(__AVX512F__)
+        if constexpr (sizeof(T) == 4 && N > 2) return widen<R>(search_row<half_of(N)>(table, Int32{}, x));
+#endif
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) below -= lt(splat<X>(table[i]), x);
         return widen<R>(below);
