@@ -380,7 +380,8 @@ class Emitter(Selections):
             mask = value if is_mask else f"ne({value}, Int32{{}})"
             return f"put_bits(o_{s.target.name} + at / 8, FULL ? {mask} : {mask} & first_lanes(live));"
         code = f"bit({value})" if is_mask else value
-        return f"store<true>(o_{s.target.name} + at, FULL ? {code} : {code} & first_lanes(live), WIDTH);"
+        place = f"o_{s.target.name} + at / 8 * {s.elem.bits}"
+        return f"put_codes<{s.elem.bits}>({place}, FULL ? {code} : {code} & first_lanes(live));"
 
     def store_plain(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores lanes of whole bytes."""

@@ -195,12 +195,27 @@ inline void put_bits(uint8_t* to, Mask m) {
     const uint16_t bits = mask_bits(m);
     std::memcpy(to, &bits, 2);
 }
-template <int W> inline void pack_tile(uint8_t* out, const uint8_t* codes) {
-    for (int g = 0; g < TILE / 8; ++g) {
+template <int W> inline void put_codes(uint8_t* to, Int32 codes) {  // 16 of them, in 2 * W bytes
+#if defined(__AVX512F__)
+    if constexpr (W <= 4) {  // two codes side by side in a byte of each 64 bits
+        using Words = long long __attribute__((vector_size(64)));
+        using Bytes = char __attribute__((vector_size(16)));
+        const Words pairs = (Words)codes | (Words)codes >> (32 - W);
+        const Bytes bytes = __builtin_ia32_pmovqb512_mask(pairs, Bytes{}, -1);
         uint64_t x;
-        std::memcpy(&x, codes + 8 * g, 8);
+        std::memcpy(&x, &bytes, 8);
+        if constexpr (W < 4) x = squeeze<2 * W>(x);
+        std::memcpy(to, &x, 2 * W);
+        return;
+    }
+#endif
+    uint8_t bytes[WIDTH];
+    store<true>(bytes, codes, WIDTH);
+    for (int g = 0; g < 2; ++g) {
+        uint64_t x;
+        std::memcpy(&x, bytes + 8 * g, 8);
         x = squeeze<W>(x);
-        std::memcpy(out + W * g, &x, W);
+        std::memcpy(to + W * g, &x, W);
     }
 }
 // Unpack the groups of 8 codes that `bytes` bytes hold.  Each is read as 8 bytes where there are so many: what is
@@ -221,12 +236,6 @@ template <int W> inline void unpack_groups(uint8_t* codes, const uint8_t* in, in
         std::memcpy(&x, in + W * g, W < bytes - W * g ? W : bytes - W * g);
         put(x);
     }
-}
-template <int W, bool FULL> inline void pack(uint8_t* out, const uint8_t* codes, int count) {
-    if constexpr (FULL) return pack_tile<W>(out, codes);
-    uint8_t whole[LANES * W];
-    pack_tile<W>(whole, codes);
-    std::memcpy(out, whole, (count * W + 7) / 8);
 }
 template <int W, bool FULL> inline void unpack(uint8_t* codes, const uint8_t* in, int count) {
     if constexpr (FULL) return unpack_groups<W>(codes, in, LANES * W);
