@@ -164,7 +164,7 @@ class Blocks:
         return ir.rewrite(e, lambda x: ir.Position() if ir.block_of(x) == self.size else None)
 
     def values(self, stages: Sequence[Stage]) -> Iterator[Values]:
-        """Yield what is worked out of blocks before each stage, as early as it can be, and behind the last."""
+        """Yield what is worked out of blocks before each stage, as early as possible, and behind the last."""
         left, known = dict(self.hoisted), set[str]()
         for stage in (*stages, None):
             ready = {e: name for e, name in left.items() if self.needs(e) <= known}

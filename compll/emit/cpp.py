@@ -77,7 +77,13 @@ class Emitter(Selections):
         if not self.f.writes_payload:
             self.scalars += [self.member(c.name, INT) for c in self.f.counts]
         self.find_stored()
-        made = {s.name: s.combine.type for b in self.f.body if isinstance(b, ir.Pass) for s in b.sinks if isinstance(s, ir.BlockReduce)}
+        made = {
+            s.name: s.combine.type
+            for b in self.f.body
+            if isinstance(b, ir.Pass)
+            for s in b.sinks
+            if isinstance(s, ir.BlockReduce)
+        }
         self.vectors |= made
         self.f = multiply_instead(self.f, self.ranges())
 
@@ -340,8 +346,9 @@ class Emitter(Selections):
             return f"each<{lanes}>([&](int j) {{ return {value}; }})"
         place = f"uint64_t(tile * TILE + at) / {size} - b.first"
         if LANES_OF_A_ROW % size == 0:  # what compilers know of a row, they need not work out
-            per_row = LANES_OF_A_ROW // size
-            place = f"tile * {TILE // size} - b.first + row * {per_row} + block * WIDTH / {size}"
+            place = f"own + row * {LANES_OF_A_ROW // size} + block * WIDTH / {size}"
+        elif TILE % size == 0 or size % TILE == 0:
+            place = "own" if size >= TILE else f"own + row / {size // LANES_OF_A_ROW}"
         return f"splat<{lanes}>(b.{name}[{place}])"
 
     def kept_lanes(self, name: str) -> str:

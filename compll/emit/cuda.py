@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compll import ir
 from compll.backends import Unit
@@ -37,6 +38,7 @@ class CudaDialect(Dialect):
     backend = "cuda"
     keeps = False
     block_lanes = False
+    plain: ClassVar[Mapping[str, str]] = {}
 
     def live(self) -> str:
         """Return that the lane at work is there: others leave the loop."""

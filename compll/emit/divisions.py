@@ -10,10 +10,10 @@ import math
 from dataclasses import replace
 
 from compll import ir
+from compll.emit.expressions import MANTISSA
 from compll.emit.ranges import Ranges
 from compll.types import FLOAT, UINT32
 
-MANTISSA = 23  # bits of a float32 below its exponent
 BOTH_NORMAL = range(1, 254)  # exponents, as stored, whose negative is that of a normal number too
 SUM = 254  # of the stored exponents of 2^k and 2^-k
 LEAST = -127  # of the exponents whose negative is one of a float
@@ -32,20 +32,13 @@ def multiply_instead(f: ir.Function, ranges: Ranges) -> ir.Function:
                 return None if inverse is None else ir.apply("*", x, inverse)
         return None
 
-    def rewritten(b: ir.Binding) -> ir.Binding:
-        if isinstance(b, ir.Pass):
-            return replace(b, sinks=tuple(ir.rewrite_binding(s, changed) for s in b.sinks))
-        return ir.rewrite_binding(b, changed)
-
-    return replace(f, body=tuple(rewritten(b) for b in f.body))
+    return replace(f, body=tuple(ir.rewrite_binding(b, changed) for b in f.body))
 
 
 def _inverse(y: ir.Expr, ranges: Ranges) -> ir.Expr | None:
     match y:
         case ir.Apply("bits_float", (ir.Apply("<<", (ir.Convert(k, to, _), ir.Const(count, _)), _),), _) if (
-            to == UINT32
-            and count == MANTISSA
-            and ranges.fits(k, BOTH_NORMAL.start, BOTH_NORMAL.stop - 1)
+            to == UINT32 and count == MANTISSA and ranges.fits(k, BOTH_NORMAL.start, BOTH_NORMAL.stop - 1)
         ):
             exponent = ir.as_elem(ir.apply("-", ir.const(SUM, k.type), k), to)
             return ir.apply("bits_float", ir.apply("<<", exponent, ir.const(count, UINT32)))
@@ -62,7 +55,7 @@ def _same_for_many(e: ir.Expr) -> bool:
 
 
 def _is_power(e: ir.Expr) -> bool:
-    """Whether an expression is 0, a power of two whose inverse is a float, an infinity or NaN, of any sign."""
+    """Whether an expression is 0, a power of two whose inverse is a float, an infinity or NaN."""
     match e:
         case ir.Const(value, kind) if kind == FLOAT:
             mantissa, exponent = math.frexp(value)

@@ -352,6 +352,8 @@ def rewrite_binding(b: Binding, change: Callable[[Expr], Expr | None]) -> Bindin
     changed: dict[str, Any] = {name: rewrite(e, change) for name, e in new.items() if isinstance(e, Expr)}
     if isinstance(b, Reduce | BlockReduce):
         changed["combine"] = replace(b.combine, body=rewrite(b.combine.body, change))
+    if isinstance(b, Pass):
+        changed["sinks"] = tuple(rewrite_binding(s, change) for s in b.sinks)
     return replace(b, **changed)
 
 
