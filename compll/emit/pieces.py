@@ -135,6 +135,11 @@ class BlockText:
         return tuple(packed.values()) if self.span <= MOST_KEPT else ()
 
     @property
+    def ahead(self) -> tuple[Load, ...]:
+        """What the reductions load, element by element: a span ahead of the stores it can be fetched."""
+        return tuple({l.name: l for stage in self.stages for l in stage.loads if not l.whole}.values())
+
+    @property
     def most(self) -> int:
         """How many blocks are in a span."""
         return self.span // self.size
