@@ -328,7 +328,7 @@ class Emitter(Selections):
         if kind == INT and elem.bits > 32:
             lanes = "Int64"
         if elem.packed:
-            return Load(vector, "Int32", f"c_{vector}", True, False)
+            return Load(vector, "Int32", self.where(vector), True, False, elem.bits)
         return Load(vector, lanes, self.where(vector), False, elem == BOOL)
 
     def vector(self, name: str) -> str:

@@ -44,13 +44,14 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Load:
-    """The lanes of one vector: where they come from."""
+    """The lanes of one vector: where they come from.  Codes have a `width` in bits."""
 
     name: str
     lanes: str
     source: str
     whole: bool
     is_bool: bool
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,9 @@ class BlockText:
     values: tuple[Values, ...] = ()
 
     @property
-    def unpacked(self) -> tuple[Packed, ...]:
-        """The packed vectors that are unpacked for a whole span, where it is short enough."""
-        packed = {p.name: p for stage in self.stages for p in stage.unpacks}
-        return tuple(packed.values()) if self.span <= MOST_KEPT else ()
-
-    @property
     def ahead(self) -> tuple[Load, ...]:
         """What the reductions load, element by element: a span ahead of the stores it can be fetched."""
-        return tuple({l.name: l for stage in self.stages for l in stage.loads if not l.whole}.values())
+        return tuple({l.name: l for stage in self.stages for l in stage.loads if not l.width}.values())
 
     @property
     def most(self) -> int:
