@@ -48,6 +48,11 @@ class BlockLanes(Lanes):
             return e.position == ir.Position()
         return super().own(e) and not self.emitter.vectors[e.vector].packed
 
+    @property
+    def start(self) -> str:
+        """The position of the first lane: a span may begin with any block."""
+        return ""
+
     def of_block(self, e: ir.Read) -> bool:  # noqa: ARG002
         """Whether a read is of one value for many lanes: none is."""
         return False

@@ -244,6 +244,8 @@ class LaneWriter:
             operands = [a for a in ir.children(e) if a.type == INT]
             if isinstance(e, ir.Const | ir.Read | ir.Convert) or all(self.ranges.narrow(a) for a in operands):
                 return "Int32"
+            if isinstance(e, ir.Apply) and e.op == "&":  # bits beyond are gone, whatever they were
+                return "Int32"
         return LANES[e.type.name]
 
     def write(self, e: ir.Expr, want: str | None = None) -> str:
@@ -343,10 +345,11 @@ class LaneWriter:
         same = "Int32" if numbers and all(self.ranges.narrow(a) for a in numbers) else "Int64"
         if op == "popcount" or (have == "Int64" and op != "sign"):
             same = "Int64"  # the sign's copies count, so a negative number needs all its bits
+        wide = op == "&" and have == "Int32" and same == "Int64"
         lazy = op in LAZY and any(self.gathers(a) for a in args[1:])
         texts = self._lazily(op, args, same) if lazy else [self.write(a, self._as(a, same)) for a in args]
         text = self.dialect.operator(op, args[-1].type).format(*texts)
-        return self.dialect.call("widen", have, text) if op in ("sign", "popcount") else text
+        return self.dialect.call("widen", have, text) if op in ("sign", "popcount") or wide else text
 
     def _as(self, e: ir.Expr, integers: str) -> str | None:
         return integers if e.type == INT else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from compll import ir
 from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter
 from compll.emit.pieces import Load, Packed, Reduction
+from compll.emit.positions import NARROW, bits_of
 from compll.emit.ranges import Ranges
 from compll.types import BOOL, FLOAT, INT, Elem
 
@@ -72,6 +73,12 @@ class Emitter(Protocol):
     def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
         """Return the lanes of a vector at computed positions; 0 where they are out of range."""
 
+    def near(self, e: ir.Read, lanes: str, length: str, first: str, order: str, asked: str) -> str:
+        """Return the lanes of a vector, from element `first` on, in another order; 0 where out of range."""
+
+    def near_one(self, e: ir.Read, lanes: str, length: str, position: str, asked: str) -> str:
+        """Return one element in all lanes; 0 if it is out of range."""
+
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""
 
@@ -96,6 +103,13 @@ def made_of(e: ir.Expr, may: Callable[[ir.Read], bool], block: int = 0) -> bool:
         return isinstance(x, ir.Apply | ir.Convert) and all(fits(c) for c in ir.children(x))
 
     return fits(e) and some
+
+
+def is_uniform(e: ir.Expr) -> bool:
+    """Whether an expression is made of scalars only, so that it is the same for every element."""
+    if isinstance(e, ir.Apply | ir.Convert):
+        return all(is_uniform(c) for c in ir.children(e))
+    return isinstance(e, ir.Const | ir.Scalar | ir.Param | ir.Size)
 
 
 def besides(es: Sequence[ir.Expr], e: ir.Expr) -> set[ir.Expr]:
@@ -168,7 +182,46 @@ class Lanes:
             return f"v_{e.vector}"
         if self.of_block(e):
             return self.read_block(e, lanes)
+        if self.start and not in_table(emitter, e, self.writer):
+            near = self.near(e, lanes)
+            if near is not None:
+                return near
         return read_lanes(emitter, e, lanes, self.writer)
+
+    def near(self, e: ir.Read, lanes: str) -> str | None:
+        """Return the lanes of a read that one load gives: side by side in some order, or of one block."""
+        emitter, elem = self.emitter, self.emitter.vectors[e.vector]
+        width, bits = emitter.dialect.width, bits_of(e.position)
+        if bits is not None and elem != BOOL and not (elem.packed and bits.distance % width):
+            length = self.length(e.vector)
+            return emitter.near(e, lanes, length, bits.first(self.start), bits.lanes(), self.writer.asked)
+        match e.position:
+            case ir.Apply("/", (x, ir.Const(size, _)), _) if size > 0 and size % width == 0:
+                bits = bits_of(x)
+                if (
+                    bits is not None
+                    and bits.flip >= 0
+                    and not bits.distance
+                    and not elem.packed
+                    and elem != BOOL
+                ):
+                    block = f"({bits.first(self.start)}) / {size}"
+                    return emitter.near_one(e, lanes, self.length(e.vector), block, self.writer.asked)
+        return None
+
+    def length(self, vector: str) -> str:
+        """Return the name of a vector's length, worked out once before the loop."""
+        text = self.emitter.scalar.text(self.emitter.lengths[vector])
+        name = f"length_{vector}"
+        self.uniforms.setdefault((text, name), (name, f"const int64_t {name} = {text};"))
+        return name
+
+    @property
+    def start(self) -> str:
+        """The position of the first lane, where that is a multiple of 16 and lanes can change places."""
+        if not self.emitter.dialect.block_lanes or self.stage_block % self.emitter.dialect.width:
+            return ""
+        return "first + at" if self.stage else "tile * TILE + at"
 
     def own(self, e: ir.Read) -> bool:
         """Whether a vector is read along with the loop."""
@@ -196,8 +249,14 @@ class Lanes:
     def same(self, e: ir.Expr, lanes: str) -> str | None:
         """Return the lanes of what is the same in all of them and costs less as a scalar; None if it is not.
 
-        That is what a block's reductions give, or fields that have one value a block.
+        That is what scalars give, a block's reductions, or fields that have one value a block.  And bits of
+        the position that are known when this is compiled.
         """
+        if isinstance(e, ir.Apply | ir.Convert) and is_uniform(e):
+            return self.uniform(e, lanes)
+        bits = bits_of(e) if self.start and lanes == "Int32" and isinstance(e, ir.Apply) else None
+        if bits is not None and 0 <= bits.keep < NARROW and not bits.distance:
+            return f"{bits.lanes()} + int32_t({bits.first(self.start)})"
         hoisted = self.block.lanes(e, lanes, self.known) if self.block else None
         if hoisted is None and self.block and not self.stage and e in self.block.kept:
             return self.emitter.kept_lanes(self.block.kept[e])

@@ -132,7 +132,7 @@ class BlockText:
     @property
     def ahead(self) -> tuple[Load, ...]:
         """What the reductions load, element by element: a span ahead of the stores it can be fetched."""
-        return tuple({l.name: l for stage in self.stages for l in stage.loads if not l.width}.values())
+        return tuple({x.name: x for stage in self.stages for x in stage.loads if not x.width}.values())
 
     @property
     def most(self) -> int:

@@ -191,6 +191,16 @@ class Selections(ABC):
             return f"ne(gather<Int32>({args}), Int32{{}})"
         return f"gather<{lanes}>({args})"
 
+    def near(self, e: ir.Read, lanes: str, length: str, first: str, order: str, asked: str) -> str:
+        """Return the lanes of a vector, from element `first` on, in another order; 0 where out of range."""
+        args = f"{self.where(e.vector)}, {length}, {first}, {order}, {asked}, k.outside"
+        bits = self.vectors[e.vector].bits if self.vectors[e.vector].packed else 0
+        return f"near_codes<{lanes}, {bits}>({args})" if bits else f"near<{lanes}>({args})"
+
+    def near_one(self, e: ir.Read, lanes: str, length: str, position: str, asked: str) -> str:
+        """Return one element in all lanes; 0 if it is out of range."""
+        return f"near_one<{lanes}>({self.where(e.vector)}, {length}, {position}, {asked}, k.outside)"
+
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""
         return f"lookup<{lanes}>({self.where(e.vector)}, {position})"
