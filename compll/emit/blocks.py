@@ -27,6 +27,18 @@ def block_of_fields(emitter: Emitter, b: ir.Pass) -> int:
     return min(fitting, default=0)
 
 
+def told_by(s: ir.Sink, b: ir.Pass) -> ir.Reduce | ir.BlockReduce | None:
+    """Return the reduction of a loop whose results are finite if and only if what a sink checks is."""
+    for r in b.sinks if isinstance(s, ir.Finite) else ():
+        if not isinstance(r, ir.Reduce | ir.BlockReduce) or r.combine.type != FLOAT:
+            continue
+        greater = ir.apply("max", ir.Scalar("a", FLOAT), ir.Scalar("b", FLOAT))
+        greatest = r.combine.body == greater and r.init == ir.const(0.0, FLOAT)
+        if greatest and r.length == s.length and r.body == ir.apply("abs", s.body):
+            return r
+    return None
+
+
 class BlockLanes(Lanes):
     """A loop over the blocks of a span: in each lane another block, in its turn."""
 
@@ -67,6 +79,7 @@ class Blocks:
         self.reduces = [s for s in b.sinks if isinstance(s, ir.BlockReduce)]
         self.made = {s.name for s in self.reduces}
         self.hoisted: dict[ir.Expr, str] = {}
+        self.told: list[str] = []  # reductions that tell whether what they reduce is finite
         self.span = self.whole_span()
         self.kept = {e: f"kept{at}" for at, e in enumerate(self.worth_keeping())}
         self.scalar = ScalarWriter(emitter.place, emitter.dialect, self.read, emitter.dialect.block_index())
@@ -180,6 +193,8 @@ class Blocks:
                 value = self.by_block(e)
                 hoisted.append((lanes.writer.lane_type(value), name, lanes.writer.write(value)))
             stores = [self.emitter.store_blocks(s, lanes.writer) for s in self.stores if stage is None]
+            told = [ir.Read(name, ir.Position(), FLOAT) for name in self.told if stage is None]
+            finite = tuple(lanes.writer.write(e) for e in told)
             yield Values(
                 uniforms=lanes.declarations(),
                 loads=tuple(lanes.loads.values()),
@@ -187,6 +202,7 @@ class Blocks:
                 lines=tuple(lanes.writer.lines),
                 hoisted=tuple(hoisted),
                 stores=tuple(stores),
+                finite=finite,
             )
             known |= {r.name for r in stage.reductions} if stage else set()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
-from compll.emit.blocks import Blocks, block_of_fields
+from compll.emit.blocks import Blocks, block_of_fields, told_by
 from compll.emit.divisions import multiply_instead
 from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter
 from compll.emit.loops import Lanes, read_lanes, within_a_block
@@ -146,7 +146,14 @@ class Emitter(Selections):
         size = b.block or block_of_fields(self, b)
         block = Blocks(self, b, size) if size else None
         lanes = Lanes(self, b, block)
-        finite = [lanes.writer.write(s.body) for s in b.sinks if isinstance(s, ir.Finite)]
+        told = [told_by(s, b) if self.dialect.block_lanes else None for s in b.sinks]
+        finite = [
+            lanes.writer.write(s.body)
+            for s, r in zip(b.sinks, told, strict=True)
+            if isinstance(s, ir.Finite) and r is None
+        ]
+        if block:
+            block.told = [r.name for r in told if isinstance(r, ir.BlockReduce)]
         reductions = [self.reduction(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Reduce)]
         packs: list[Packed] = []
         stores = [
@@ -168,6 +175,7 @@ class Emitter(Selections):
             lines=tuple(lanes.writer.lines),
             stores=tuple(stores),
             finite=tuple(finite),
+            told=tuple(r.name for r in told if isinstance(r, ir.Reduce)),
             stops=any(isinstance(s, ir.Store) and s.target.kind == "state" for s in b.sinks),
         )
         for r in text.reductions:

@@ -109,6 +109,7 @@ class Values:
     lines: tuple[str, ...]
     hoisted: tuple[tuple[str, str, str], ...]
     stores: tuple[str, ...]
+    finite: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,10 @@ class BlockText:
 
 @dataclass(frozen=True)
 class PassText:
-    """One loop over memory; by block if it has a `block`.  `finite` are lanes that the status tells of."""
+    """One loop over memory; by block if it has a `block`.
+
+    The status tells whether the lanes `finite` are, and the results of the reductions `told`.
+    """
 
     name: str
     block: BlockText | None
@@ -177,6 +181,7 @@ class PassText:
     lines: tuple[str, ...]
     stores: tuple[str, ...]
     finite: tuple[str, ...]
+    told: tuple[str, ...] = ()
     stops: bool = False  # it writes what must stay as it is when a position was out of range
 
 
