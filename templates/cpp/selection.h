@@ -130,7 +130,7 @@ template <class R, int N, class T, class X> inline R search(const T (&table)[N],
     } else if constexpr (N <= WIDTH) {
         Int32 below{};
 #if defined(__AVX512F__)
-        if constexpr (sizeof(T) == 4 && N > 2) return widen<R>(search_row<half_of(N)>(table, Int32{}, x));
+        if constexpr (sizeof(T) == 4 && N > 2 && N < WIDTH) return widen<R>(search_row<half_of(N)>(table, Int32{}, x));
 #endif
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) below -= lt(splat<X>(table[i]), x);
