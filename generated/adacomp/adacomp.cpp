@@ -118,19 +118,26 @@ struct EncodeAddOf1 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
+struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 4096 elements
     int64_t first, begin;
-    float r_top[2];
+    alignas(64) float r_top[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_top = load<Float, true>(b.r_top + j, live);
+    store<FULL>(k.v_top_stored + b.first + j, v_top, live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_top) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     const auto* in_residual = k.s_residual + first;
     Float a_top[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -147,26 +154,45 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t3, live), a_top[block]);
         }
     }
-    if constexpr (FULL) r_top = fold_known<(N < LANES ? N : LANES)>(a_top, EncodeGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_top = fold_far<(N < LANES ? N : LANES)>(a_top, EncodeGreaterOf0{});
+    else if constexpr (FULL) r_top = fold_known<LANES>(a_top, EncodeGreaterOf0{});
     else r_top = fold_any(a_top, count < LANES ? count : LANES, EncodeGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 512;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_top[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_top[i]);
+        for (int i = live; i < WIDTH; ++i) r_top[i] = r_top[0];
+        fold_blocks(b.r_top + j, float(0x0.0p+0f), r_top, EncodeGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_top;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_top);
+        b.r_top[j + i] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_top);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 512 elements, 4096 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 512, SPAN = 1024;
+    constexpr int64_t BLOCK = 512, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_top;
-        if (512 > 0 && count == BLOCK) encode_pass0_stage0<512>(k, p, b, j, first, int(count), r_top);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_top);
-        b.r_top[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_top);
-        k.v_top_stored[b.first + j] = b.r_top[j];
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -176,8 +202,9 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
-    uint8_t room_index_filter_mask[LANES] = {};
-    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
+    [[maybe_unused]] const int64_t own = tile * TILE / 512 - b.first;  // the block that the tile begins in
+    uint8_t room_index_filter_mask[LANES * 1];
+    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * (LANES * 1) : room_index_filter_mask;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
@@ -187,12 +214,14 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
+            __builtin_prefetch(k.s_residual + tile * TILE + at + 4096);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = v_gradient + v_residual;
             const Float t1 = t0 + v_gradient;
             const Float t2 = absolute(t1);
-            const Float t3 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
+            const Float t3 = splat<Float>(b.r_top[own + row / 4]);
             const Mask t4 = ge(t2, t3);
             const Float t5 = absolute(t0);
             const Mask t6 = lt(splat<Float>(0x0.0p+0f), t5);
@@ -204,12 +233,12 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             put_bits(o_index_filter_mask + at / 8, FULL ? ne(t10, Int32{}) : ne(t10, Int32{}) & first_lanes(live));
         }
     }
-    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * (LANES * 1), room_index_filter_mask, (count * 1 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Float u_n = splat<Float>(widen<float>((greater((divide((k.n + INT64_C(511)), INT64_C(512))), INT64_C(1)))));
     const auto* in_top_stored = k.v_top_stored + tile * TILE;
     Float a_scale[BLOCKS];
     for (int row = 0; row < ROWS; ++row) {
@@ -219,23 +248,19 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_top_stored = load<Float, FULL>(in_top_stored + at, live);
-            const Int64 t0 = u_n_Int64 + widen<Int64>(splat<Int32>(INT64_C(511)));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(512))));
-            const Int64 t2 = greater(t1, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Float t3 = widen<Float>(t2);
-            const Float t4 = divide(v_top_stored, t3);
-            if (row == 0) a_scale[block] = t4;
-            else if (FULL) a_scale[block] = EncodeAddOf1{}(a_scale[block], t4);
-            else a_scale[block] = select(first_lanes(live), EncodeAddOf1{}(a_scale[block], t4, live), a_scale[block]);
+            const Float t0 = divide(v_top_stored, u_n);
+            if (row == 0) a_scale[block] = t0;
+            else if (FULL) a_scale[block] = EncodeAddOf1{}(a_scale[block], t0);
+            else a_scale[block] = select(first_lanes(live), EncodeAddOf1{}(a_scale[block], t0, live), a_scale[block]);
         }
     }
     k.scale_tiles[tile] = fold<FULL>(a_scale, count < LANES ? count : LANES, EncodeAddOf1{});
 }
 
 template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -245,26 +270,26 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_index_filter = load<Int64, FULL>(in_index_filter + at, live);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(first_lanes(live), t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
-            const Float t6 = t4 + t5;
-            const Mask t7 = both(first_lanes(live), negation(t1));
-            const Float t8 = select(t1, t6, splat<Float>(0x0.0p+0f));
-            const Mask t9 = lt(t8, splat<Float>(0x0.0p+0f));
-            const Int32 t10 = widen<Int32>(bit(t9));
+            const Mask t1 = both(first_lanes(live), u_n_Mask);
+            const Int64 t2 = widen<Int64>(t0);
+            const Float t3 = gather<Float>(k.gradient, k.n, t2, t1, k.outside);
+            const Float t4 = gather<Float>(k.s_residual, k.n, t2, t1, k.outside);
+            const Float t5 = t3 + t4;
+            const Mask t6 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t7 = select(u_n_Mask, t5, splat<Float>(0x0.0p+0f));
+            const Mask t8 = lt(t7, splat<Float>(0x0.0p+0f));
+            const Int32 t9 = widen<Int32>(bit(t8));
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
-            put_bits(o_negative + at / 8, FULL ? ne(t10, Int32{}) : ne(t10, Int32{}) & first_lanes(live));
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t3, live);
+            put_bits(o_negative + at / 8, FULL ? ne(t9, Int32{}) : ne(t9, Int32{}) & first_lanes(live));
+            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t2, live);
         }
     }
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
 }
 
 template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
+    const Float u_n = splat<Float>((-k.scale_));
     const Float u_scale = splat<Float>(k.scale_);
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
@@ -279,37 +304,35 @@ template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] c
             const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, first_lanes(live), k.outside);
             const Float t1 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, first_lanes(live), k.outside);
             const Float t2 = t0 + t1;
-            const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(first_lanes(live), t3);
-            const UInt32 t5 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = widen<Int64>(t5);
-            const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
-            const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
-            const Float t9 = t7 + t8;
-            const Mask t10 = both(first_lanes(live), negation(t3));
-            const Float t11 = select(t3, t9, splat<Float>(0x0.0p+0f));
-            const Mask t12 = lt(t11, splat<Float>(0x0.0p+0f));
-            const Float t13 = -u_scale;
-            const Float t14 = select(t12, t13, u_scale);
-            const Float t15 = t2 - t14;
-            const Float t16 = absolute(t15);
-            const Mask t17 = le(t16, splat<Float>(0x1.fffffe0000000p+127f));
-            const Mask t18 = both(first_lanes(live), t17);
-            const Float t19 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t18, k.outside);
-            const Float t20 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t18, k.outside);
-            const Float t21 = t19 + t20;
-            const Mask t22 = both(t18, t3);
-            const Float t23 = gather<Float>(k.gradient, k.n, t6, t22, k.outside);
-            const Float t24 = gather<Float>(k.s_residual, k.n, t6, t22, k.outside);
-            const Float t25 = t23 + t24;
-            const Mask t26 = both(t18, negation(t3));
-            const Float t27 = select(t3, t25, splat<Float>(0x0.0p+0f));
-            const Mask t28 = lt(t27, splat<Float>(0x0.0p+0f));
-            const Float t29 = select(t28, t13, u_scale);
-            const Float t30 = t21 - t29;
-            const Mask t31 = both(first_lanes(live), negation(t17));
-            const Float t32 = select(t17, t30, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.v_residual_patch + tile * TILE + at, t32, live);
+            const Mask t3 = both(first_lanes(live), u_n_Mask);
+            const UInt32 t4 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
+            const Int64 t5 = widen<Int64>(t4);
+            const Float t6 = gather<Float>(k.gradient, k.n, t5, t3, k.outside);
+            const Float t7 = gather<Float>(k.s_residual, k.n, t5, t3, k.outside);
+            const Float t8 = t6 + t7;
+            const Mask t9 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t10 = select(u_n_Mask, t8, splat<Float>(0x0.0p+0f));
+            const Mask t11 = lt(t10, splat<Float>(0x0.0p+0f));
+            const Float t12 = select(t11, u_n, u_scale);
+            const Float t13 = t2 - t12;
+            const Float t14 = absolute(t13);
+            const Mask t15 = le(t14, splat<Float>(0x1.fffffe0000000p+127f));
+            const Mask t16 = both(first_lanes(live), t15);
+            const Float t17 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t16, k.outside);
+            const Float t18 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t16, k.outside);
+            const Float t19 = t17 + t18;
+            const Mask t20 = both(t16, u_n_Mask);
+            const Float t21 = gather<Float>(k.gradient, k.n, t5, t20, k.outside);
+            const Float t22 = gather<Float>(k.s_residual, k.n, t5, t20, k.outside);
+            const Float t23 = t21 + t22;
+            const Mask t24 = both(t16, negation(u_n_Mask));
+            const Float t25 = select(u_n_Mask, t23, splat<Float>(0x0.0p+0f));
+            const Mask t26 = lt(t25, splat<Float>(0x0.0p+0f));
+            const Float t27 = select(t26, u_n, u_scale);
+            const Float t28 = t19 - t27;
+            const Mask t29 = both(first_lanes(live), negation(t15));
+            const Float t30 = select(t15, t28, splat<Float>(0x0.0p+0f));
+            store<FULL>(k.v_residual_patch + tile * TILE + at, t30, live);
         }
     }
 }
@@ -381,8 +404,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     k.index_filter_count_ = compact(k.v_index_filter_mask, k.n, INT64_MAX, k.v_index_filter, k.index_filter_first, threads);
     at = layout(item.n, p, Counts{k.index_filter_count_});
@@ -511,10 +534,9 @@ template <bool FULL> inline void decode_pass1(DecodeFrame& k, [[maybe_unused]] c
 }
 
 template <bool FULL> inline void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -522,12 +544,11 @@ template <bool FULL> inline void decode_pass2(DecodeFrame& k, [[maybe_unused]] c
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_scale_1;
-            const Float t2 = select(t0, t1, u_scale_1);
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t2), live);
+            const Float t1 = select(t0, u_n, u_scale_1);
+            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t1), live);
         }
     }
 }
@@ -634,11 +655,10 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
 
 template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -646,14 +666,13 @@ template <bool FULL> inline void decode_add_pass1(DecodeAddFrame& k, [[maybe_unu
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, first_lanes(live), k.outside);
             const Mask t1 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t2 = -u_scale_1;
-            const Float t3 = select(t1, t2, u_scale_1);
-            const Float t4 = u_scale * t3;
-            const Float t5 = t0 + t4;
-            scatter<FULL>(k.gradient, v_gradient_index, canonical(t5), live);
+            const Float t2 = select(t1, u_n, u_scale_1);
+            const Float t3 = u_scale * t2;
+            const Float t4 = t0 + t3;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t4), live);
         }
     }
 }

@@ -215,7 +215,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Float u_n = splat<Float>(widen<float>((greater((divide((wrap_add(k.n, INT64_C(511))), INT64_C(512))), INT64_C(1)))));
     const auto in_top_stored = load<FULL>(k.v_top_stored + tile * TILE, thread, count);
     Float a_scale[QUAD] = {};
 #pragma unroll
@@ -226,12 +226,8 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_top_stored = widen<Float>(in_top_stored.row[row].at[block]);
-            const Int64 t0 = wrap_add(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(511))));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(512))));
-            const Int64 t2 = greater(t1, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Float t3 = widen<Float>(t2);
-            const Float t4 = divide(v_top_stored, t3);
-            a_scale[block] = row == 0 ? t4 : EncodeAddOf1{}(a_scale[block], t4);
+            const Float t0 = divide(v_top_stored, u_n);
+            a_scale[block] = row == 0 ? t0 : EncodeAddOf1{}(a_scale[block], t0);
         }
     }
     const int lanes = count < LANES ? count : LANES;
@@ -241,7 +237,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
     const auto in_index_filter = load<FULL>(k.v_index_filter + tile * TILE, thread, count);
     Codes<1> o_negative;
     o_negative.clear();
@@ -256,19 +252,18 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 v_index_filter = widen<Int64>(in_index_filter.row[row].at[block]);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(true, t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
-            const Float t6 = t4 + t5;
-            const Mask t7 = both(true, negation(t1));
-            const Float t8 = select(t1, t6, splat<Float>(0x0.0p+0f));
-            const Mask t9 = lt(t8, splat<Float>(0x0.0p+0f));
-            const Int32 t10 = widen<Int32>(bit(t9));
+            const Mask t1 = both(true, u_n_Mask);
+            const Int64 t2 = widen<Int64>(t0);
+            const Float t3 = gather<Float>(k.gradient, k.n, t2, t1, k.outside);
+            const Float t4 = gather<Float>(k.s_residual, k.n, t2, t1, k.outside);
+            const Float t5 = t3 + t4;
+            const Mask t6 = both(true, negation(u_n_Mask));
+            const Float t7 = select(u_n_Mask, t5, splat<Float>(0x0.0p+0f));
+            const Mask t8 = lt(t7, splat<Float>(0x0.0p+0f));
+            const Int32 t9 = widen<Int32>(bit(t8));
             o_field_index.at[block] = static_cast<uint32_t>(t0);
-            o_negative.put(row, block, uint32_t(t10));
-            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t3);
+            o_negative.put(row, block, uint32_t(t9));
+            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t2);
         }
         store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE, o_field_index, row, thread, count);
         store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
@@ -278,7 +273,8 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
+    const Float u_n = splat<Float>((-k.scale_));
     const Float u_scale = splat<Float>(k.scale_);
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
@@ -295,37 +291,35 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, true, k.outside);
             const Float t1 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, true, k.outside);
             const Float t2 = t0 + t1;
-            const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(true, t3);
-            const UInt32 t5 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = widen<Int64>(t5);
-            const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
-            const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
-            const Float t9 = t7 + t8;
-            const Mask t10 = both(true, negation(t3));
-            const Float t11 = select(t3, t9, splat<Float>(0x0.0p+0f));
-            const Mask t12 = lt(t11, splat<Float>(0x0.0p+0f));
-            const Float t13 = -u_scale;
-            const Float t14 = select(t12, t13, u_scale);
-            const Float t15 = t2 - t14;
-            const Float t16 = absolute(t15);
-            const Mask t17 = le(t16, splat<Float>(0x1.fffffe0000000p+127f));
-            const Mask t18 = both(true, t17);
-            const Float t19 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t18, k.outside);
-            const Float t20 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t18, k.outside);
-            const Float t21 = t19 + t20;
-            const Mask t22 = both(t18, t3);
-            const Float t23 = gather<Float>(k.gradient, k.n, t6, t22, k.outside);
-            const Float t24 = gather<Float>(k.s_residual, k.n, t6, t22, k.outside);
-            const Float t25 = t23 + t24;
-            const Mask t26 = both(t18, negation(t3));
-            const Float t27 = select(t3, t25, splat<Float>(0x0.0p+0f));
-            const Mask t28 = lt(t27, splat<Float>(0x0.0p+0f));
-            const Float t29 = select(t28, t13, u_scale);
-            const Float t30 = t21 - t29;
-            const Mask t31 = both(true, negation(t17));
-            const Float t32 = select(t17, t30, splat<Float>(0x0.0p+0f));
-            o_vector_residual_patch.at[block] = static_cast<float>(t32);
+            const Mask t3 = both(true, u_n_Mask);
+            const UInt32 t4 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
+            const Int64 t5 = widen<Int64>(t4);
+            const Float t6 = gather<Float>(k.gradient, k.n, t5, t3, k.outside);
+            const Float t7 = gather<Float>(k.s_residual, k.n, t5, t3, k.outside);
+            const Float t8 = t6 + t7;
+            const Mask t9 = both(true, negation(u_n_Mask));
+            const Float t10 = select(u_n_Mask, t8, splat<Float>(0x0.0p+0f));
+            const Mask t11 = lt(t10, splat<Float>(0x0.0p+0f));
+            const Float t12 = select(t11, u_n, u_scale);
+            const Float t13 = t2 - t12;
+            const Float t14 = absolute(t13);
+            const Mask t15 = le(t14, splat<Float>(0x1.fffffe0000000p+127f));
+            const Mask t16 = both(true, t15);
+            const Float t17 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t16, k.outside);
+            const Float t18 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t16, k.outside);
+            const Float t19 = t17 + t18;
+            const Mask t20 = both(t16, u_n_Mask);
+            const Float t21 = gather<Float>(k.gradient, k.n, t5, t20, k.outside);
+            const Float t22 = gather<Float>(k.s_residual, k.n, t5, t20, k.outside);
+            const Float t23 = t21 + t22;
+            const Mask t24 = both(t16, negation(u_n_Mask));
+            const Float t25 = select(u_n_Mask, t23, splat<Float>(0x0.0p+0f));
+            const Mask t26 = lt(t25, splat<Float>(0x0.0p+0f));
+            const Float t27 = select(t26, u_n, u_scale);
+            const Float t28 = t19 - t27;
+            const Mask t29 = both(true, negation(t15));
+            const Float t30 = select(t15, t28, splat<Float>(0x0.0p+0f));
+            o_vector_residual_patch.at[block] = static_cast<float>(t30);
         }
         store<FULL>(k.v_residual_patch + tile * TILE, o_vector_residual_patch, row, thread, count);
     }
@@ -494,6 +488,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass1([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void decode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
     const auto in_gradient_scatter_index = load<FULL>(k.v_gradient_scatter_index + tile * TILE, thread, count);
@@ -507,9 +502,8 @@ template <bool FULL> COMPLL_DEVICE void decode_pass2([[maybe_unused]] compll_ite
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.row[row].at[block]);
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_scale_1;
-            const Float t2 = select(t0, t1, u_scale_1);
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t2), live);
+            const Float t1 = select(t0, u_n, u_scale_1);
+            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t1), live);
         }
     }
 }
@@ -603,6 +597,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
 template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
     const auto in_gradient_index = load<FULL>(k.v_gradient_index + tile * TILE, thread, count);
@@ -617,11 +612,10 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, true, k.outside);
             const Mask t1 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t2 = -u_scale_1;
-            const Float t3 = select(t1, t2, u_scale_1);
-            const Float t4 = u_scale * t3;
-            const Float t5 = t0 + t4;
-            scatter<FULL>(k.gradient, v_gradient_index, canonical(t5), live);
+            const Float t2 = select(t1, u_n, u_scale_1);
+            const Float t3 = u_scale * t2;
+            const Float t4 = t0 + t3;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t4), live);
         }
     }
 }

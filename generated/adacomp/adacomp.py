@@ -153,7 +153,7 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n = splat(Float, widen(f32, (greater((divide((one(k.n) + splat(i64, 511)), splat(i64, 512))), splat(i64, 1)))))
     lanes_scale = buffer_of(f32)
     for block in range(BLOCKS):
         a_scale = splat(Float, 0)
@@ -161,12 +161,8 @@ def encode_pass1_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_top_stored = stream(Float, f32, k.v_top_stored, start + at, live)
-            t0 = u_n_Int64 + widen(Int64, splat(Int32, 511))
-            t1 = divide(t0, widen(Int64, splat(Int32, 512)))
-            t2 = greater(t1, widen(Int64, splat(Int32, 1)))
-            t3 = widen(Float, t2)
-            t4 = divide(v_top_stored, t3)
-            a_scale = t4 if row == 0 else keep(live, encode_add_1(a_scale, t4, live, k), a_scale)
+            t0 = divide(v_top_stored, u_n)
+            a_scale = t0 if row == 0 else keep(live, encode_add_1(a_scale, t0, live, k), a_scale)
         store(f32, lanes_scale, block * WIDTH, a_scale, WHOLE)
     x_scale = encode_add_1_fold(Float, f32, lanes_scale, k.length - start, k)
     store(f32, k.scale_tiles, tile, x_scale, WHOLE)
@@ -189,26 +185,25 @@ def encode_pass1(frame, begin, end):
 @inner
 def encode_pass2_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n_Mask = splat(Mask, (gt(one(k.n), splat(i64, 0))))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index_filter = stream(Int64, i64, k.v_index_filter, start + at, live)
             t0 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t1 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t2 = both(first_lanes(live), t1)
-            t3 = widen(Int64, t0)
-            t4 = gather(Float, f32, k.gradient, native(one(k.n)), t3, t2, k)
-            t5 = gather(Float, f32, k.s_residual, native(one(k.n)), t3, t2, k)
-            t6 = t4 + t5
-            t7 = both(first_lanes(live), negation(t1))
-            t8 = select(t1, t6, splat(Float, 0.0))
-            t9 = lt(t8, splat(Float, 0.0))
-            t10 = widen(Int32, bit(t9))
+            t1 = both(first_lanes(live), u_n_Mask)
+            t2 = widen(Int64, t0)
+            t3 = gather(Float, f32, k.gradient, native(one(k.n)), t2, t1, k)
+            t4 = gather(Float, f32, k.s_residual, native(one(k.n)), t2, t1, k)
+            t5 = t3 + t4
+            t6 = both(first_lanes(live), negation(u_n_Mask))
+            t7 = select(u_n_Mask, t5, splat(Float, 0.0))
+            t8 = lt(t7, splat(Float, 0.0))
+            t9 = widen(Int32, bit(t8))
             store(u32, k.f_index, start + at, t0, live)
-            pack(1, k.f_negative, start + at, t10, live)
-            store(i64, k.v_gradient_scatter_index, start + at, t3, live)
+            pack(1, k.f_negative, start + at, t9, live)
+            store(i64, k.v_gradient_scatter_index, start + at, t2, live)
 
 
 @loop(encode_frame)
@@ -228,7 +223,8 @@ def encode_pass2(frame, begin, end):
 @inner
 def encode_pass3_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n_Mask = splat(Mask, (gt(one(k.n), splat(i64, 0))))
+    u_n = splat(Float, (-one(k.scale_)))
     u_scale = splat(Float, one(k.scale_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -239,37 +235,35 @@ def encode_pass3_tile(k, tile, count):
             t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
             t1 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
             t2 = t0 + t1
-            t3 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t4 = both(first_lanes(live), t3)
-            t5 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t6 = widen(Int64, t5)
-            t7 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t4, k)
-            t8 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t4, k)
-            t9 = t7 + t8
-            t10 = both(first_lanes(live), negation(t3))
-            t11 = select(t3, t9, splat(Float, 0.0))
-            t12 = lt(t11, splat(Float, 0.0))
-            t13 = -u_scale
-            t14 = select(t12, t13, u_scale)
-            t15 = t2 - t14
-            t16 = absolute(t15)
-            t17 = le(t16, splat(Float, 3.4028234663852886e+38))
-            t18 = both(first_lanes(live), t17)
-            t19 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, t18, k)
-            t20 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, t18, k)
-            t21 = t19 + t20
-            t22 = both(t18, t3)
-            t23 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t22, k)
-            t24 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t22, k)
-            t25 = t23 + t24
-            t26 = both(t18, negation(t3))
-            t27 = select(t3, t25, splat(Float, 0.0))
-            t28 = lt(t27, splat(Float, 0.0))
-            t29 = select(t28, t13, u_scale)
-            t30 = t21 - t29
-            t31 = both(first_lanes(live), negation(t17))
-            t32 = select(t17, t30, splat(Float, 0.0))
-            store(f32, k.v_residual_patch, start + at, t32, live)
+            t3 = both(first_lanes(live), u_n_Mask)
+            t4 = saturate(UInt32, v_index_filter, 0, 4294967295)
+            t5 = widen(Int64, t4)
+            t6 = gather(Float, f32, k.gradient, native(one(k.n)), t5, t3, k)
+            t7 = gather(Float, f32, k.s_residual, native(one(k.n)), t5, t3, k)
+            t8 = t6 + t7
+            t9 = both(first_lanes(live), negation(u_n_Mask))
+            t10 = select(u_n_Mask, t8, splat(Float, 0.0))
+            t11 = lt(t10, splat(Float, 0.0))
+            t12 = select(t11, u_n, u_scale)
+            t13 = t2 - t12
+            t14 = absolute(t13)
+            t15 = le(t14, splat(Float, 3.4028234663852886e+38))
+            t16 = both(first_lanes(live), t15)
+            t17 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, t16, k)
+            t18 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, t16, k)
+            t19 = t17 + t18
+            t20 = both(t16, u_n_Mask)
+            t21 = gather(Float, f32, k.gradient, native(one(k.n)), t5, t20, k)
+            t22 = gather(Float, f32, k.s_residual, native(one(k.n)), t5, t20, k)
+            t23 = t21 + t22
+            t24 = both(t16, negation(u_n_Mask))
+            t25 = select(u_n_Mask, t23, splat(Float, 0.0))
+            t26 = lt(t25, splat(Float, 0.0))
+            t27 = select(t26, u_n, u_scale)
+            t28 = t19 - t27
+            t29 = both(first_lanes(live), negation(t15))
+            t30 = select(t15, t28, splat(Float, 0.0))
+            store(f32, k.v_residual_patch, start + at, t30, live)
 
 
 @loop(encode_frame)
@@ -592,6 +586,7 @@ def decode_pass1(frame, begin, end):
 @inner
 def decode_pass2_tile(k, tile, count):
     start = tile * TILE
+    u_n = splat(Float, (-one(k.scale_1_)))
     u_scale_1 = splat(Float, one(k.scale_1_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -600,9 +595,8 @@ def decode_pass2_tile(k, tile, count):
             v_negative = unpack(1, k.f_negative, start + at, live)
             v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
             t0 = ne(v_negative, splat(Int32, 0))
-            t1 = -u_scale_1
-            t2 = select(t0, t1, u_scale_1)
-            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t2), live)
+            t1 = select(t0, u_n, u_scale_1)
+            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t1), live)
 
 
 @loop(decode_frame)
@@ -752,6 +746,7 @@ def decode_add_pass0(frame, begin, end):
 def decode_add_pass1_tile(k, tile, count):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
+    u_n = splat(Float, (-one(k.scale_1_)))
     u_scale_1 = splat(Float, one(k.scale_1_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -761,11 +756,10 @@ def decode_add_pass1_tile(k, tile, count):
             v_negative = unpack(1, k.f_negative, start + at, live)
             t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_index, first_lanes(live), k)
             t1 = ne(v_negative, splat(Int32, 0))
-            t2 = -u_scale_1
-            t3 = select(t1, t2, u_scale_1)
-            t4 = u_scale * t3
-            t5 = t0 + t4
-            scatter(u32, k.gradient, v_gradient_index, float_bits(t5), live)
+            t2 = select(t1, u_n, u_scale_1)
+            t3 = u_scale * t2
+            t4 = t0 + t3
+            scatter(u32, k.gradient, v_gradient_index, float_bits(t4), live)
 
 
 @loop(decode_add_frame)

@@ -117,9 +117,9 @@ struct EncodeFrame {
 };
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_sampling = splat<Float>(p.sampling_);
-    const Float u_ratio = splat<Float>(p.ratio_);
+    const Int64 u_n_Int64_2 = splat<Int64>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, p.ratio_)))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     const Float u_momentum = splat<Float>(p.momentum_);
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_words(r0[block], k.seed, 0, tile, block * WIDTH);
@@ -130,39 +130,29 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Mask t0 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t1 = both(first_lanes(live), t0);
-            const Int64 t2 = position * u_n_Int64;
-            const Float t3 = widen<Float>(u_n_Int64);
-            const Float t4 = u_sampling * t3;
-            const Float t5 = ceil_(t4);
-            const Float t6 = divide(splat<Float>(0x1.0000000000000p+4f), u_ratio);
-            const Float t7 = ceil_(t6);
-            const Float t8 = greater(t5, t7);
-            const Int64 t9 = saturate<Int64>(t8, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t10 = greater(t9, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t11 = smaller(t10, u_n_Int64);
-            const Int64 t12 = divide(t2, t11);
-            const Int64 t13 = position + widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int64 t14 = t13 * u_n_Int64;
-            const Int64 t15 = divide(t14, t11);
-            const Int64 t16 = random_int(r0[block][row], t12, t15);
-            const Float t17 = gather<Float>(k.s_v, k.n, t16, t1, k.outside);
-            const Float t18 = gather<Float>(k.s_u, k.n, t16, t1, k.outside);
-            const Float t19 = u_momentum * t18;
-            const Float t20 = gather<Float>(k.gradient, k.n, t16, t1, k.outside);
-            const Float t21 = t19 + t20;
-            const Float t22 = t17 + t21;
-            const Mask t23 = both(first_lanes(live), negation(t0));
-            const Float t24 = select(t0, t22, splat<Float>(0x0.0p+0f));
-            const Float t25 = absolute(t24);
-            const UInt32 t26 = float_bits(t25);
-            const Mask t27 = ge(t26, splat<UInt32>(2147483648u));
-            const UInt32 t28 = select(t27, splat<UInt32>(4294967295u), splat<UInt32>(2147483648u));
-            const UInt32 t29 = t26 ^ t28;
-            const UInt32 t30 = t29 ^ splat<UInt32>(4294967295u);
-            store<FULL>(k.v_s_sort_keys + tile * TILE + at, t30, live);
-            store<FULL>(k.v_s_sort_values + tile * TILE + at, t25, live);
+            const Mask t0 = both(first_lanes(live), u_n_Mask);
+            const Int64 t1 = position * u_n_Int64;
+            const Int64 t2 = divide(t1, u_n_Int64_2);
+            const Int64 t3 = position + widen<Int64>(splat<Int32>(INT64_C(1)));
+            const Int64 t4 = t3 * u_n_Int64;
+            const Int64 t5 = divide(t4, u_n_Int64_2);
+            const Int64 t6 = random_int(r0[block][row], t2, t5);
+            const Float t7 = gather<Float>(k.s_v, k.n, t6, t0, k.outside);
+            const Float t8 = gather<Float>(k.s_u, k.n, t6, t0, k.outside);
+            const Float t9 = u_momentum * t8;
+            const Float t10 = gather<Float>(k.gradient, k.n, t6, t0, k.outside);
+            const Float t11 = t9 + t10;
+            const Float t12 = t7 + t11;
+            const Mask t13 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t14 = select(u_n_Mask, t12, splat<Float>(0x0.0p+0f));
+            const Float t15 = absolute(t14);
+            const UInt32 t16 = float_bits(t15);
+            const Mask t17 = ge(t16, splat<UInt32>(2147483648u));
+            const UInt32 t18 = select(t17, splat<UInt32>(4294967295u), splat<UInt32>(2147483648u));
+            const UInt32 t19 = t16 ^ t18;
+            const UInt32 t20 = t19 ^ splat<UInt32>(4294967295u);
+            store<FULL>(k.v_s_sort_keys + tile * TILE + at, t20, live);
+            store<FULL>(k.v_s_sort_values + tile * TILE + at, t15, live);
         }
     }
 }
@@ -186,8 +176,8 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
 template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_momentum = splat<Float>(p.momentum_);
     const Float u_threshold = splat<Float>(k.threshold_);
-    uint8_t room_filter_mask[LANES] = {};
-    uint8_t* const o_filter_mask = FULL ? k.v_filter_mask + tile * LANES : room_filter_mask;
+    uint8_t room_filter_mask[LANES * 1];
+    uint8_t* const o_filter_mask = FULL ? k.v_filter_mask + tile * (LANES * 1) : room_filter_mask;
     const auto* in_v = k.s_v + tile * TILE;
     const auto* in_u = k.s_u + tile * TILE;
     const auto* in_gradient = k.gradient + tile * TILE;
@@ -213,11 +203,11 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             put_bits(o_filter_mask + at / 8, FULL ? ne(t9, Int32{}) : ne(t9, Int32{}) & first_lanes(live));
         }
     }
-    if (!FULL) std::memcpy(k.v_filter_mask + tile * LANES, room_filter_mask, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.v_filter_mask + tile * (LANES * 1), room_filter_mask, (count * 1 + 7) / 8);
 }
 
 template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
     const Float u_momentum = splat<Float>(p.momentum_);
     const auto* in_filter = k.v_filter + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
@@ -228,21 +218,20 @@ template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_filter = load<Int64, FULL>(in_filter + at, live);
             const UInt32 t0 = saturate<UInt32>(v_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(first_lanes(live), t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.s_v, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_u, k.n, t3, t2, k.outside);
-            const Float t6 = u_momentum * t5;
-            const Float t7 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t8 = t6 + t7;
-            const Float t9 = t4 + t8;
-            const Mask t10 = both(first_lanes(live), negation(t1));
-            const Float t11 = select(t1, t9, splat<Float>(0x0.0p+0f));
+            const Mask t1 = both(first_lanes(live), u_n_Mask);
+            const Int64 t2 = widen<Int64>(t0);
+            const Float t3 = gather<Float>(k.s_v, k.n, t2, t1, k.outside);
+            const Float t4 = gather<Float>(k.s_u, k.n, t2, t1, k.outside);
+            const Float t5 = u_momentum * t4;
+            const Float t6 = gather<Float>(k.gradient, k.n, t2, t1, k.outside);
+            const Float t7 = t5 + t6;
+            const Float t8 = t3 + t7;
+            const Mask t9 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t10 = select(u_n_Mask, t8, splat<Float>(0x0.0p+0f));
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
-            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t11), live);
-            store<FULL>(k.v_u_scatter_index + tile * TILE + at, t3, live);
-            store<FULL>(k.v_v_scatter_index + tile * TILE + at, t3, live);
+            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t10), live);
+            store<FULL>(k.v_u_scatter_index + tile * TILE + at, t2, live);
+            store<FULL>(k.v_v_scatter_index + tile * TILE + at, t2, live);
         }
     }
 }

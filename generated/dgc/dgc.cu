@@ -116,9 +116,9 @@ static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratc
 
 template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_sampling = splat<Float>(p.sampling_);
-    const Float u_ratio = splat<Float>(p.ratio_);
+    const Int64 u_n_Int64_2 = splat<Int64>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, p.ratio_)))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     const Float u_momentum = splat<Float>(p.momentum_);
     Words r0[QUAD];
 #pragma unroll
@@ -133,39 +133,29 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Int64 position = tile * TILE + at;
-            const Mask t0 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t1 = both(true, t0);
-            const Int64 t2 = wrap_multiply(position, u_n_Int64);
-            const Float t3 = widen<Float>(u_n_Int64);
-            const Float t4 = u_sampling * t3;
-            const Float t5 = ceil_(t4);
-            const Float t6 = divide(splat<Float>(0x1.0000000000000p+4f), u_ratio);
-            const Float t7 = ceil_(t6);
-            const Float t8 = greater(t5, t7);
-            const Int64 t9 = saturate<Int64>(t8, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t10 = greater(t9, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t11 = smaller(t10, u_n_Int64);
-            const Int64 t12 = divide(t2, t11);
-            const Int64 t13 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Int64 t14 = wrap_multiply(t13, u_n_Int64);
-            const Int64 t15 = divide(t14, t11);
-            const Int64 t16 = random_int(r0[block][row], t12, t15);
-            const Float t17 = gather<Float>(k.s_v, k.n, t16, t1, k.outside);
-            const Float t18 = gather<Float>(k.s_u, k.n, t16, t1, k.outside);
-            const Float t19 = u_momentum * t18;
-            const Float t20 = gather<Float>(k.gradient, k.n, t16, t1, k.outside);
-            const Float t21 = t19 + t20;
-            const Float t22 = t17 + t21;
-            const Mask t23 = both(true, negation(t0));
-            const Float t24 = select(t0, t22, splat<Float>(0x0.0p+0f));
-            const Float t25 = absolute(t24);
-            const UInt32 t26 = float_bits(t25);
-            const Mask t27 = ge(t26, splat<UInt32>(2147483648u));
-            const UInt32 t28 = select(t27, splat<UInt32>(4294967295u), splat<UInt32>(2147483648u));
-            const UInt32 t29 = t26 ^ t28;
-            const UInt32 t30 = t29 ^ splat<UInt32>(4294967295u);
-            o_vector_s_sort_keys.at[block] = static_cast<uint32_t>(t30);
-            o_vector_s_sort_values.at[block] = static_cast<float>(t25);
+            const Mask t0 = both(true, u_n_Mask);
+            const Int64 t1 = wrap_multiply(position, u_n_Int64);
+            const Int64 t2 = divide(t1, u_n_Int64_2);
+            const Int64 t3 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
+            const Int64 t4 = wrap_multiply(t3, u_n_Int64);
+            const Int64 t5 = divide(t4, u_n_Int64_2);
+            const Int64 t6 = random_int(r0[block][row], t2, t5);
+            const Float t7 = gather<Float>(k.s_v, k.n, t6, t0, k.outside);
+            const Float t8 = gather<Float>(k.s_u, k.n, t6, t0, k.outside);
+            const Float t9 = u_momentum * t8;
+            const Float t10 = gather<Float>(k.gradient, k.n, t6, t0, k.outside);
+            const Float t11 = t9 + t10;
+            const Float t12 = t7 + t11;
+            const Mask t13 = both(true, negation(u_n_Mask));
+            const Float t14 = select(u_n_Mask, t12, splat<Float>(0x0.0p+0f));
+            const Float t15 = absolute(t14);
+            const UInt32 t16 = float_bits(t15);
+            const Mask t17 = ge(t16, splat<UInt32>(2147483648u));
+            const UInt32 t18 = select(t17, splat<UInt32>(4294967295u), splat<UInt32>(2147483648u));
+            const UInt32 t19 = t16 ^ t18;
+            const UInt32 t20 = t19 ^ splat<UInt32>(4294967295u);
+            o_vector_s_sort_keys.at[block] = static_cast<uint32_t>(t20);
+            o_vector_s_sort_values.at[block] = static_cast<float>(t15);
         }
         store<FULL>(k.v_s_sort_keys + tile * TILE, o_vector_s_sort_keys, row, thread, count);
         store<FULL>(k.v_s_sort_values + tile * TILE, o_vector_s_sort_values, row, thread, count);
@@ -227,7 +217,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
     const Float u_momentum = splat<Float>(p.momentum_);
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
@@ -243,21 +233,20 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 v_filter = widen<Int64>(in_filter.at[block]);
             const UInt32 t0 = saturate<UInt32>(v_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(true, t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.s_v, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_u, k.n, t3, t2, k.outside);
-            const Float t6 = u_momentum * t5;
-            const Float t7 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t8 = t6 + t7;
-            const Float t9 = t4 + t8;
-            const Mask t10 = both(true, negation(t1));
-            const Float t11 = select(t1, t9, splat<Float>(0x0.0p+0f));
+            const Mask t1 = both(true, u_n_Mask);
+            const Int64 t2 = widen<Int64>(t0);
+            const Float t3 = gather<Float>(k.s_v, k.n, t2, t1, k.outside);
+            const Float t4 = gather<Float>(k.s_u, k.n, t2, t1, k.outside);
+            const Float t5 = u_momentum * t4;
+            const Float t6 = gather<Float>(k.gradient, k.n, t2, t1, k.outside);
+            const Float t7 = t5 + t6;
+            const Float t8 = t3 + t7;
+            const Mask t9 = both(true, negation(u_n_Mask));
+            const Float t10 = select(u_n_Mask, t8, splat<Float>(0x0.0p+0f));
             o_field_index.at[block] = static_cast<uint32_t>(t0);
-            o_field_field1.at[block] = static_cast<float>(canonical(t11));
-            o_vector_u_scatter_index.at[block] = static_cast<int64_t>(t3);
-            o_vector_v_scatter_index.at[block] = static_cast<int64_t>(t3);
+            o_field_field1.at[block] = static_cast<float>(canonical(t10));
+            o_vector_u_scatter_index.at[block] = static_cast<int64_t>(t2);
+            o_vector_v_scatter_index.at[block] = static_cast<int64_t>(t2);
         }
         store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE, o_field_index, row, thread, count);
         store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE, o_field_field1, row, thread, count);

@@ -154,7 +154,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Float t2 = divide(v_gradient, t0);
             const Int32 t3 = search<Int32>(encode_border{}, 255, t2);
             const Int32 t4 = select(t1, t3, splat<Int32>(INT64_C(127)));
-            const Int32 t5 = saturate<Int32>(t4, INT64_C(0), INT64_C(255));
+            const Int32 t5 = widen<Int32>(t4);
             bad = bad || not_finite(v_gradient);
             o_field_code.at[block] = static_cast<uint8_t>(t5);
         }
@@ -677,7 +677,7 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 t64 = search<Int32>(hop_border{}, 255, t63);
             const Mask t65 = both(true, negation(t41));
             const Int32 t66 = select(t41, t64, splat<Int32>(INT64_C(127)));
-            const Int32 t67 = saturate<Int32>(t66, INT64_C(0), INT64_C(255));
+            const Int32 t67 = widen<Int32>(t66);
             bad = bad || not_finite(t39);
             o_field_code.at[block] = static_cast<uint8_t>(t67);
         }

@@ -88,7 +88,7 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale):
             t2 = divide(v_gradient, t0)
             t3 = search(Int32, encode_border, t2)
             t4 = select(t1, t3, splat(Int32, 127))
-            t5 = saturate(Int32, t4, 0, 255)
+            t5 = widen(Int32, t4)
             bad = keep(live, bad | not_finite(v_gradient), bad)
             store(u8, k.f_code, start + at, t5, live)
     if any_(bad):
@@ -572,7 +572,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale):
             t64 = search(Int32, hop_border, t63)
             t65 = both(first_lanes(live), negation(t41))
             t66 = select(t41, t64, splat(Int32, 127))
-            t67 = saturate(Int32, t66, 0, 255)
+            t67 = widen(Int32, t66)
             bad = keep(live, bad | not_finite(t39), bad)
             store(u8, k.f_code, start + at, t67, live)
     if any_(bad):

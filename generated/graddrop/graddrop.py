@@ -54,9 +54,9 @@ encode_frame = frame_type(
 @inner
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
+    u_n_Mask = splat(Mask, (gt(one(k.n), splat(i64, 0))))
     u_n_Int64 = splat(Int64, one(k.n))
-    u_sampling = splat(Float, one(k.p_sampling))
-    u_drop = splat(Float, one(k.p_drop))
+    u_n_Int64_2 = splat(Int64, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
     r0 = rows_buffer()
     for block in range(BLOCKS):
         random_words(r0, k.seed, 0, tile, block * WIDTH)
@@ -64,36 +64,25 @@ def encode_pass0_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             position = positions(start + at)
-            t0 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t1 = both(first_lanes(live), t0)
-            t2 = position * u_n_Int64
-            t3 = widen(Float, u_n_Int64)
-            t4 = u_sampling * t3
-            t5 = ceil_(t4)
-            t6 = splat(Float, 1.0) - u_drop
-            t7 = divide(splat(Float, 16.0), t6)
-            t8 = ceil_(t7)
-            t9 = greater(t5, t8)
-            t10 = saturate(Int64, t9, -9223372036854775808, 9223372036854775807)
-            t11 = greater(t10, widen(Int64, splat(Int32, 0)))
-            t12 = smaller(t11, u_n_Int64)
-            t13 = divide(t2, t12)
-            t14 = position + widen(Int64, splat(Int32, 1))
-            t15 = t14 * u_n_Int64
-            t16 = divide(t15, t12)
-            t17 = random_int(row_of(r0, row), t13, t16)
-            t18 = gather(Float, f32, k.gradient, native(one(k.n)), t17, t1, k)
-            t19 = gather(Float, f32, k.s_residual, native(one(k.n)), t17, t1, k)
-            t20 = t18 + t19
-            t21 = both(first_lanes(live), negation(t0))
-            t22 = select(t0, t20, splat(Float, 0.0))
-            t23 = absolute(t22)
-            t24 = float_bits(t23)
-            t25 = ge(t24, splat(UInt32, 2147483648))
-            t26 = select(t25, splat(UInt32, 4294967295), splat(UInt32, 2147483648))
-            t27 = t24 ^ t26
-            store(u32, k.v_s_sort_keys, start + at, t27, live)
-            store(f32, k.v_s_sort_values, start + at, t23, live)
+            t0 = both(first_lanes(live), u_n_Mask)
+            t1 = position * u_n_Int64
+            t2 = divide(t1, u_n_Int64_2)
+            t3 = position + widen(Int64, splat(Int32, 1))
+            t4 = t3 * u_n_Int64
+            t5 = divide(t4, u_n_Int64_2)
+            t6 = random_int(row_of(r0, row), t2, t5)
+            t7 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t0, k)
+            t8 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t0, k)
+            t9 = t7 + t8
+            t10 = both(first_lanes(live), negation(u_n_Mask))
+            t11 = select(u_n_Mask, t9, splat(Float, 0.0))
+            t12 = absolute(t11)
+            t13 = float_bits(t12)
+            t14 = ge(t13, splat(UInt32, 2147483648))
+            t15 = select(t14, splat(UInt32, 4294967295), splat(UInt32, 2147483648))
+            t16 = t13 ^ t15
+            store(u32, k.v_s_sort_keys, start + at, t16, live)
+            store(f32, k.v_s_sort_values, start + at, t12, live)
 
 
 @loop(encode_frame)
@@ -176,24 +165,23 @@ def encode_pass2(frame, begin, end):
 @inner
 def encode_pass3_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n_Mask = splat(Mask, (gt(one(k.n), splat(i64, 0))))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_filter = stream(Int64, i64, k.v_filter, start + at, live)
             t0 = saturate(UInt32, v_filter, 0, 4294967295)
-            t1 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t2 = both(first_lanes(live), t1)
-            t3 = widen(Int64, t0)
-            t4 = gather(Float, f32, k.gradient, native(one(k.n)), t3, t2, k)
-            t5 = gather(Float, f32, k.s_residual, native(one(k.n)), t3, t2, k)
-            t6 = t4 + t5
-            t7 = both(first_lanes(live), negation(t1))
-            t8 = select(t1, t6, splat(Float, 0.0))
+            t1 = both(first_lanes(live), u_n_Mask)
+            t2 = widen(Int64, t0)
+            t3 = gather(Float, f32, k.gradient, native(one(k.n)), t2, t1, k)
+            t4 = gather(Float, f32, k.s_residual, native(one(k.n)), t2, t1, k)
+            t5 = t3 + t4
+            t6 = both(first_lanes(live), negation(u_n_Mask))
+            t7 = select(u_n_Mask, t5, splat(Float, 0.0))
             store(u32, k.f_index, start + at, t0, live)
-            store(u32, k.f_field1, start + at, float_bits(t8), live)
-            store(i64, k.v_gradient_scatter_index, start + at, t3, live)
+            store(u32, k.f_field1, start + at, float_bits(t7), live)
+            store(i64, k.v_gradient_scatter_index, start + at, t2, live)
 
 
 @loop(encode_frame)
@@ -213,7 +201,7 @@ def encode_pass3(frame, begin, end):
 @inner
 def encode_pass4_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n_Mask = splat(Mask, (gt(one(k.n), splat(i64, 0))))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -223,32 +211,31 @@ def encode_pass4_tile(k, tile, count):
             t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
             t1 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
             t2 = t0 + t1
-            t3 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t4 = both(first_lanes(live), t3)
-            t5 = saturate(UInt32, v_filter, 0, 4294967295)
-            t6 = widen(Int64, t5)
-            t7 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t4, k)
-            t8 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t4, k)
-            t9 = t7 + t8
-            t10 = both(first_lanes(live), negation(t3))
-            t11 = select(t3, t9, splat(Float, 0.0))
-            t12 = t2 - t11
-            t13 = absolute(t12)
-            t14 = le(t13, splat(Float, 3.4028234663852886e+38))
-            t15 = both(first_lanes(live), t14)
-            t16 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, t15, k)
-            t17 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, t15, k)
-            t18 = t16 + t17
-            t19 = both(t15, t3)
-            t20 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t19, k)
-            t21 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t19, k)
-            t22 = t20 + t21
-            t23 = both(t15, negation(t3))
-            t24 = select(t3, t22, splat(Float, 0.0))
-            t25 = t18 - t24
-            t26 = both(first_lanes(live), negation(t14))
-            t27 = select(t14, t25, splat(Float, 0.0))
-            store(f32, k.v_residual_patch, start + at, t27, live)
+            t3 = both(first_lanes(live), u_n_Mask)
+            t4 = saturate(UInt32, v_filter, 0, 4294967295)
+            t5 = widen(Int64, t4)
+            t6 = gather(Float, f32, k.gradient, native(one(k.n)), t5, t3, k)
+            t7 = gather(Float, f32, k.s_residual, native(one(k.n)), t5, t3, k)
+            t8 = t6 + t7
+            t9 = both(first_lanes(live), negation(u_n_Mask))
+            t10 = select(u_n_Mask, t8, splat(Float, 0.0))
+            t11 = t2 - t10
+            t12 = absolute(t11)
+            t13 = le(t12, splat(Float, 3.4028234663852886e+38))
+            t14 = both(first_lanes(live), t13)
+            t15 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, t14, k)
+            t16 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, t14, k)
+            t17 = t15 + t16
+            t18 = both(t14, u_n_Mask)
+            t19 = gather(Float, f32, k.gradient, native(one(k.n)), t5, t18, k)
+            t20 = gather(Float, f32, k.s_residual, native(one(k.n)), t5, t18, k)
+            t21 = t19 + t20
+            t22 = both(t14, negation(u_n_Mask))
+            t23 = select(u_n_Mask, t21, splat(Float, 0.0))
+            t24 = t17 - t23
+            t25 = both(first_lanes(live), negation(t13))
+            t26 = select(t13, t24, splat(Float, 0.0))
+            store(f32, k.v_residual_patch, start + at, t26, live)
 
 
 @loop(encode_frame)

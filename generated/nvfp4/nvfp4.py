@@ -25,9 +25,9 @@ OPERATIONS = {}
 #   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 #   put whole: float = whole
 #   pass[((n + 15) / 16)]
-#     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+#     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 #   pass[n]
-#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
 
 encode_frame = frame_type(
     params=[],
@@ -141,16 +141,17 @@ def encode_pass1_tile(k, tile, count):
             t8 = t7 - splat(Int32, 121)
             t9 = t8 * splat(Int32, 8)
             t10 = t7 - splat(Int32, 3)
-            t11 = widen(UInt32, t10)
-            t12 = shift_left(t11, splat(UInt32, 23))
-            t13 = bits_float(t12)
-            t14 = divide(t3, t13)
-            t15 = round_(t14)
-            t16 = saturate(Int32, t15, 0, 229376)
-            t17 = t9 + t16
-            t18 = smaller(t17, splat(Int32, 127))
-            t19 = widen(Int32, t18)
-            store(u8, k.f_s, start + at, t19, live)
+            t11 = splat(Int32, 254) - t10
+            t12 = widen(UInt32, t11)
+            t13 = shift_left(t12, splat(UInt32, 23))
+            t14 = bits_float(t13)
+            t15 = t3 * t14
+            t16 = round_(t15)
+            t17 = saturate(Int32, t16, 0, 229376)
+            t18 = t9 + t17
+            t19 = smaller(t18, splat(Int32, 127))
+            t20 = widen(Int32, t19)
+            store(u8, k.f_s, start + at, t20, live)
 
 
 @loop(encode_frame)
@@ -189,31 +190,32 @@ def encode_pass2_tile(k, tile, count):
             t10 = t9 - splat(Int32, 121)
             t11 = t10 * splat(Int32, 8)
             t12 = t9 - splat(Int32, 3)
-            t13 = widen(UInt32, t12)
-            t14 = shift_left(t13, splat(UInt32, 23))
-            t15 = bits_float(t14)
-            t16 = divide(t5, t15)
-            t17 = round_(t16)
-            t18 = saturate(Int32, t17, 0, 229376)
-            t19 = t11 + t18
-            t20 = smaller(t19, splat(Int32, 127))
-            t21 = widen(Int32, t20)
-            t22 = lt(t21, splat(Int32, 127))
-            t23 = widen(UInt32, t21)
-            t24 = shift_left(t23, splat(UInt32, 20))
-            t25 = bits_float(t24)
-            t26 = t25 * splat(Float, 1.329227995784916e+36)
-            t27 = select(t22, t26, splat(Float, nan))
-            t28 = divide(t0, t27)
-            t29 = absolute(t28)
-            t30 = search(Int32, encode_bounds_table, t29)
-            t31 = float_bits(v_gradient)
-            t32 = shift_right(t31, splat(UInt32, 31))
-            t33 = widen(Int32, t32)
-            t34 = splat(Int32, 8) * t33
-            t35 = t30 + t34
-            t36 = saturate(Int32, t35, 0, 15)
-            pack(4, k.f_code, start + at, t36, live)
+            t13 = splat(Int32, 254) - t12
+            t14 = widen(UInt32, t13)
+            t15 = shift_left(t14, splat(UInt32, 23))
+            t16 = bits_float(t15)
+            t17 = t5 * t16
+            t18 = round_(t17)
+            t19 = saturate(Int32, t18, 0, 229376)
+            t20 = t11 + t19
+            t21 = smaller(t20, splat(Int32, 127))
+            t22 = widen(Int32, t21)
+            t23 = lt(t22, splat(Int32, 127))
+            t24 = widen(UInt32, t22)
+            t25 = shift_left(t24, splat(UInt32, 20))
+            t26 = bits_float(t25)
+            t27 = t26 * splat(Float, 1.329227995784916e+36)
+            t28 = select(t23, t27, splat(Float, nan))
+            t29 = divide(t0, t28)
+            t30 = absolute(t29)
+            t31 = search(Int32, encode_bounds_table, t30)
+            t32 = float_bits(v_gradient)
+            t33 = shift_right(t32, splat(UInt32, 31))
+            t34 = widen(Int32, t33)
+            t35 = splat(Int32, 8) * t34
+            t36 = t31 + t35
+            t37 = widen(Int32, t36)
+            pack(4, k.f_code, start + at, t37, live)
 
 
 @loop(encode_frame)
@@ -317,9 +319,10 @@ OPERATIONS["encode"] = Kernels(
 #   field whole: float
 #   field s: uint8[((n + 15) / 16)]
 #   field code: uint<4>[n]
+#   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   whole_1 = get whole: float
 #   pass[n]
-#     store output: float[n] = ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
+#     store output: float[n] = ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
 
 decode_frame = frame_type(
     params=[],
@@ -329,6 +332,7 @@ decode_frame = frame_type(
     received=[],
     scalars=[("whole_1_", "float32")],
 )
+decode_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 
 
 
@@ -341,24 +345,17 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = lt(v_code, splat(Int32, 8))
-            t1 = v_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_whole_1
-            store(u32, k.gradient, start + at, float_bits(t16), live)
+            t0 = lookup(Float, f32, decode_value_table.ctypes.data, v_code)
+            t1 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_whole_1
+            store(u32, k.gradient, start + at, float_bits(t9), live)
 
 
 @loop(decode_frame)
@@ -415,9 +412,10 @@ OPERATIONS["decode"] = Kernels(
 #   field whole: float
 #   field s: uint8[((n + 15) / 16)]
 #   field code: uint<4>[n]
+#   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   whole_1 = get whole: float
 #   pass[n]
-#     store output: float[n] = (gradient[i] + (scale * ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
+#     store output: float[n] = (gradient[i] + (scale * ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
 
 decode_add_frame = frame_type(
     params=[],
@@ -427,6 +425,7 @@ decode_add_frame = frame_type(
     received=[],
     scalars=[("whole_1_", "float32")],
 )
+decode_add_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 
 
 
@@ -441,26 +440,19 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = lt(v_code, splat(Int32, 8))
-            t1 = v_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_whole_1
-            t17 = u_scale * t16
-            t18 = v_gradient + t17
-            store(u32, k.gradient, start + at, float_bits(t18), live)
+            t0 = lookup(Float, f32, decode_add_value_table.ctypes.data, v_code)
+            t1 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_whole_1
+            t10 = u_scale * t9
+            t11 = v_gradient + t10
+            store(u32, k.gradient, start + at, float_bits(t11), live)
 
 
 @loop(decode_add_frame)
@@ -520,21 +512,22 @@ OPERATIONS["decode_add"] = Kernels(
 #   received received_whole: float
 #   received received_s: uint8[((n + 15) / 16)]
 #   received received_code: uint<4>[n]
+#   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   received_whole_1 = get received_whole: float
 #   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
 #   pass[n] by 16
-#     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
+#     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
 #       where greater(a, b) = max(a, b)
-#     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
+#     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store vector s_greater_stored: float[((n + 15) / 16)] = s_greater[i]
-#     check[n] (scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
+#     check[n] (scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
 #   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 #   put whole: float = whole
 #   pass[((n + 15) / 16)]
-#     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+#     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 #   pass[n]
-#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
 hop_frame = frame_type(
     params=[],
@@ -544,6 +537,7 @@ hop_frame = frame_type(
     received=["received_whole", "received_s", "received_code", ],
     scalars=[("received_whole_1_", "float32"), ("whole_greater_", "float32"), ("whole_", "float32")],
 )
+hop_received_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
 
 
@@ -567,27 +561,20 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, lanes_s
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lt(v_received_code, splat(Int32, 8))
-            t1 = v_received_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, 16)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_received_whole_1
-            t17 = v_gradient + t16
-            t18 = u_scale * t17
-            t19 = absolute(t18)
-            a_s_greater = t19 if row == 0 else keep(live, hop_greater_0(a_s_greater, t19, live, k), a_s_greater)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
+            t1 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, 16)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_received_whole_1
+            t10 = v_gradient + t9
+            t11 = u_scale * t10
+            t12 = absolute(t11)
+            a_s_greater = t12 if row == 0 else keep(live, hop_greater_0(a_s_greater, t12, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
     store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
@@ -624,28 +611,21 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lt(v_received_code, splat(Int32, 8))
-            t1 = v_received_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_received_whole_1
-            t17 = v_gradient + t16
-            t18 = u_scale * t17
-            t19 = absolute(t18)
-            bad = keep(live, bad | not_finite(t18), bad)
-            a_whole_greater = t19 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t19, live, k), a_whole_greater)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
+            t1 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_received_whole_1
+            t10 = v_gradient + t9
+            t11 = u_scale * t10
+            t12 = absolute(t11)
+            bad = keep(live, bad | not_finite(t11), bad)
+            a_whole_greater = t12 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t12, live, k), a_whole_greater)
         store(f32, lanes_whole_greater, block * WIDTH, a_whole_greater, WHOLE)
     x_whole_greater = hop_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start, k)
     store(f32, k.whole_greater_tiles, tile, x_whole_greater, WHOLE)
@@ -692,16 +672,17 @@ def hop_pass1_tile(k, tile, count):
             t8 = t7 - splat(Int32, 121)
             t9 = t8 * splat(Int32, 8)
             t10 = t7 - splat(Int32, 3)
-            t11 = widen(UInt32, t10)
-            t12 = shift_left(t11, splat(UInt32, 23))
-            t13 = bits_float(t12)
-            t14 = divide(t3, t13)
-            t15 = round_(t14)
-            t16 = saturate(Int32, t15, 0, 229376)
-            t17 = t9 + t16
-            t18 = smaller(t17, splat(Int32, 127))
-            t19 = widen(Int32, t18)
-            store(u8, k.f_s, start + at, t19, live)
+            t11 = splat(Int32, 254) - t10
+            t12 = widen(UInt32, t11)
+            t13 = shift_left(t12, splat(UInt32, 23))
+            t14 = bits_float(t13)
+            t15 = t3 * t14
+            t16 = round_(t15)
+            t17 = saturate(Int32, t16, 0, 229376)
+            t18 = t9 + t17
+            t19 = smaller(t18, splat(Int32, 127))
+            t20 = widen(Int32, t19)
+            store(u8, k.f_s, start + at, t20, live)
 
 
 @loop(hop_frame)
@@ -730,63 +711,57 @@ def hop_pass2_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lt(v_received_code, splat(Int32, 8))
-            t1 = v_received_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_received_whole_1
-            t17 = v_gradient + t16
-            t18 = u_scale * t17
-            t19 = divide(t18, u_whole)
-            t20 = per_block(Float, f32, k.v_s_greater_stored, start + at, 16, 0, live, WIDTH)
-            t21 = divide(t20, splat(Float, 6.0))
-            t22 = divide(t21, u_whole)
-            t23 = absolute(t22)
-            t24 = smaller(t23, splat(Float, 448.0))
-            t25 = float_bits(t24)
-            t26 = shift_right(t25, splat(UInt32, 23))
-            t27 = widen(Int32, t26)
-            t28 = greater(t27, splat(Int32, 121))
-            t29 = t28 - splat(Int32, 121)
-            t30 = t29 * splat(Int32, 8)
-            t31 = t28 - splat(Int32, 3)
-            t32 = widen(UInt32, t31)
-            t33 = shift_left(t32, splat(UInt32, 23))
-            t34 = bits_float(t33)
-            t35 = divide(t24, t34)
-            t36 = round_(t35)
-            t37 = saturate(Int32, t36, 0, 229376)
-            t38 = t30 + t37
-            t39 = smaller(t38, splat(Int32, 127))
-            t40 = widen(Int32, t39)
-            t41 = lt(t40, splat(Int32, 127))
-            t42 = widen(UInt32, t40)
-            t43 = shift_left(t42, splat(UInt32, 20))
-            t44 = bits_float(t43)
-            t45 = t44 * splat(Float, 1.329227995784916e+36)
-            t46 = select(t41, t45, splat(Float, nan))
-            t47 = divide(t19, t46)
-            t48 = absolute(t47)
-            t49 = search(Int32, hop_bounds_table, t48)
-            t50 = float_bits(t18)
-            t51 = shift_right(t50, splat(UInt32, 31))
-            t52 = widen(Int32, t51)
-            t53 = splat(Int32, 8) * t52
-            t54 = t49 + t53
-            t55 = saturate(Int32, t54, 0, 15)
-            pack(4, k.f_code, start + at, t55, live)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
+            t1 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
+            t2 = lt(t1, splat(Int32, 127))
+            t3 = widen(UInt32, t1)
+            t4 = shift_left(t3, splat(UInt32, 20))
+            t5 = bits_float(t4)
+            t6 = t5 * splat(Float, 1.329227995784916e+36)
+            t7 = select(t2, t6, splat(Float, nan))
+            t8 = t0 * t7
+            t9 = t8 * u_received_whole_1
+            t10 = v_gradient + t9
+            t11 = u_scale * t10
+            t12 = divide(t11, u_whole)
+            t13 = per_block(Float, f32, k.v_s_greater_stored, start + at, 16, 0, live, WIDTH)
+            t14 = divide(t13, splat(Float, 6.0))
+            t15 = divide(t14, u_whole)
+            t16 = absolute(t15)
+            t17 = smaller(t16, splat(Float, 448.0))
+            t18 = float_bits(t17)
+            t19 = shift_right(t18, splat(UInt32, 23))
+            t20 = widen(Int32, t19)
+            t21 = greater(t20, splat(Int32, 121))
+            t22 = t21 - splat(Int32, 121)
+            t23 = t22 * splat(Int32, 8)
+            t24 = t21 - splat(Int32, 3)
+            t25 = splat(Int32, 254) - t24
+            t26 = widen(UInt32, t25)
+            t27 = shift_left(t26, splat(UInt32, 23))
+            t28 = bits_float(t27)
+            t29 = t17 * t28
+            t30 = round_(t29)
+            t31 = saturate(Int32, t30, 0, 229376)
+            t32 = t23 + t31
+            t33 = smaller(t32, splat(Int32, 127))
+            t34 = widen(Int32, t33)
+            t35 = lt(t34, splat(Int32, 127))
+            t36 = widen(UInt32, t34)
+            t37 = shift_left(t36, splat(UInt32, 20))
+            t38 = bits_float(t37)
+            t39 = t38 * splat(Float, 1.329227995784916e+36)
+            t40 = select(t35, t39, splat(Float, nan))
+            t41 = divide(t12, t40)
+            t42 = absolute(t41)
+            t43 = search(Int32, hop_bounds_table, t42)
+            t44 = float_bits(t11)
+            t45 = shift_right(t44, splat(UInt32, 31))
+            t46 = widen(Int32, t45)
+            t47 = splat(Int32, 8) * t46
+            t48 = t43 + t47
+            t49 = widen(Int32, t48)
+            pack(4, k.f_code, start + at, t49, live)
 
 
 @loop(hop_frame)

@@ -131,7 +131,6 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_threshold_add[BLOCKS];
     Float a_threshold_greater[BLOCKS];
-    UInt32 widest{};
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -140,7 +139,6 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             if (row == 0) a_threshold_add[block] = t0;
             else if (FULL) a_threshold_add[block] = EncodeAddOf0{}(a_threshold_add[block], t0);
             else a_threshold_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_threshold_add[block], t0, live), a_threshold_add[block]);
@@ -151,7 +149,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     }
     k.threshold_add_tiles[tile] = fold<FULL>(a_threshold_add, count < LANES ? count : LANES, EncodeAddOf0{});
     k.threshold_greater_tiles[tile] = fold<FULL>(a_threshold_greater, count < LANES ? count : LANES, EncodeGreaterOf1{});
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!(absolute(k.threshold_greater_tiles[tile]) < __builtin_inff())) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -185,8 +183,8 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
 
 template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold_2 = splat<Float>(k.threshold_2_);
-    uint8_t room_index_filter_mask[LANES] = {};
-    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
+    uint8_t room_index_filter_mask[LANES * 1];
+    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * (LANES * 1) : room_index_filter_mask;
     const auto* in_gradient = k.gradient + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -205,7 +203,7 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             put_bits(o_index_filter_mask + at / 8, FULL ? ne(t6, Int32{}) : ne(t6, Int32{}) & first_lanes(live));
         }
     }
-    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * (LANES * 1), room_index_filter_mask, (count * 1 + 7) / 8);
 }
 
 template <bool FULL> inline void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {

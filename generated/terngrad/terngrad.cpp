@@ -122,8 +122,8 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_low = splat<Float>(k.low_);
     const Float u_gap = splat<Float>(k.gap_);
-    alignas(64) uint8_t o_level[TILE];
-    if (!FULL) std::memset(o_level, 0, TILE);
+    uint8_t room_level[LANES * 2];
+    uint8_t* const o_level = FULL ? k.f_level + tile * (LANES * 2) : room_level;
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
@@ -138,10 +138,10 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             const Float t1 = divide(t0, u_gap);
             const Float t2 = stochastic_round(r0[block][row], t1);
             const Int32 t3 = saturate<Int32>(t2, INT64_C(0), INT64_C(3));
-            store<true>(o_level + at, FULL ? t3 : t3 & first_lanes(live), WIDTH);
+            put_codes<2>(o_level + at / 8 * 2, FULL ? t3 : t3 & first_lanes(live));
         }
     }
-    pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, count);
+    if (!FULL) std::memcpy(k.f_level + tile * (LANES * 2), room_level, (count * 2 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -237,16 +237,14 @@ struct DecodeFrame {
 template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_gap_1 = splat<Float>(k.gap_1_);
     const Float u_low_1 = splat<Float>(k.low_1_);
-    alignas(64) uint8_t c_level[TILE];
-    unpack<2, FULL>(c_level, k.f_level + tile * (LANES * 2), count);
-    const auto* in_level = c_level;
+    const PackedCodes<2, true> in_level(k.f_level, tile * TILE);
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_level = load<Int32, true>(in_level + at, live);
+            const Int32 v_level = load_codes<FULL>(in_level, at, live);
             const Float t0 = widen<Float>(v_level);
             const Float t1 = t0 * u_gap_1;
             const Float t2 = t1 + u_low_1;
@@ -324,10 +322,8 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
     const Float u_scale = splat<Float>(k.scale);
     const Float u_gap_1 = splat<Float>(k.gap_1_);
     const Float u_low_1 = splat<Float>(k.low_1_);
-    alignas(64) uint8_t c_level[TILE];
-    unpack<2, FULL>(c_level, k.f_level + tile * (LANES * 2), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_level = c_level;
+    const PackedCodes<2, true> in_level(k.f_level, tile * TILE);
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
@@ -335,7 +331,7 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_level = load<Int32, true>(in_level + at, live);
+            const Int32 v_level = load_codes<FULL>(in_level, at, live);
             const Float t0 = widen<Float>(v_level);
             const Float t1 = t0 * u_gap_1;
             const Float t2 = t1 + u_low_1;
@@ -446,10 +442,8 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_gap_1 = splat<Float>(k.received_gap_1_);
     const Float u_received_low_1 = splat<Float>(k.received_low_1_);
-    alignas(64) uint8_t c_received_level[TILE];
-    unpack<2, FULL>(c_received_level, k.f_received_level + tile * (LANES * 2), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_level = c_received_level;
+    const PackedCodes<2, true> in_received_level(k.f_received_level, tile * TILE);
     Float a_low[BLOCKS];
     Float a_high[BLOCKS];
     UInt32 widest{};
@@ -460,7 +454,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_level = load<Int32, true>(in_received_level + at, live);
+            const Int32 v_received_level = load_codes<FULL>(in_received_level, at, live);
             const Float t0 = widen<Float>(v_received_level);
             const Float t1 = t0 * u_received_gap_1;
             const Float t2 = t1 + u_received_low_1;
@@ -486,12 +480,10 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
     const Float u_received_low_1 = splat<Float>(k.received_low_1_);
     const Float u_low = splat<Float>(k.low_);
     const Float u_gap = splat<Float>(k.gap_);
-    alignas(64) uint8_t c_received_level[TILE];
-    unpack<2, FULL>(c_received_level, k.f_received_level + tile * (LANES * 2), count);
-    alignas(64) uint8_t o_level[TILE];
-    if (!FULL) std::memset(o_level, 0, TILE);
+    uint8_t room_level[LANES * 2];
+    uint8_t* const o_level = FULL ? k.f_level + tile * (LANES * 2) : room_level;
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_level = c_received_level;
+    const PackedCodes<2, true> in_received_level(k.f_received_level, tile * TILE);
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     for (int row = 0; row < ROWS; ++row) {
@@ -501,7 +493,7 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
             if (!FULL && at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_level = load<Int32, true>(in_received_level + at, live);
+            const Int32 v_received_level = load_codes<FULL>(in_received_level, at, live);
             const Float t0 = widen<Float>(v_received_level);
             const Float t1 = t0 * u_received_gap_1;
             const Float t2 = t1 + u_received_low_1;
@@ -511,10 +503,10 @@ template <bool FULL> inline void hop_pass1(HopFrame& k, [[maybe_unused]] const P
             const Float t6 = divide(t5, u_gap);
             const Float t7 = stochastic_round(r0[block][row], t6);
             const Int32 t8 = saturate<Int32>(t7, INT64_C(0), INT64_C(3));
-            store<true>(o_level + at, FULL ? t8 : t8 & first_lanes(live), WIDTH);
+            put_codes<2>(o_level + at / 8 * 2, FULL ? t8 : t8 & first_lanes(live));
         }
     }
-    pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, count);
+    if (!FULL) std::memcpy(k.f_level + tile * (LANES * 2), room_level, (count * 2 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -99,8 +99,8 @@ struct EncodeFrame {
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold = splat<Float>(p.threshold_);
-    uint8_t room_index_filter_mask[LANES] = {};
-    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * LANES : room_index_filter_mask;
+    uint8_t room_index_filter_mask[LANES * 1];
+    uint8_t* const o_index_filter_mask = FULL ? k.v_index_filter_mask + tile * (LANES * 1) : room_index_filter_mask;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
@@ -122,12 +122,12 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             put_bits(o_index_filter_mask + at / 8, FULL ? ne(t5, Int32{}) : ne(t5, Int32{}) & first_lanes(live));
         }
     }
-    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * LANES, room_index_filter_mask, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.v_index_filter_mask + tile * (LANES * 1), room_index_filter_mask, (count * 1 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
@@ -137,23 +137,22 @@ template <bool FULL> inline void encode_pass1(EncodeFrame& k, [[maybe_unused]] c
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_index_filter = load<Int64, FULL>(in_index_filter + at, live);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(first_lanes(live), t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
-            const Float t6 = t4 + t5;
-            const Mask t7 = both(first_lanes(live), negation(t1));
-            const Float t8 = select(t1, t6, splat<Float>(0x0.0p+0f));
+            const Mask t1 = both(first_lanes(live), u_n_Mask);
+            const Int64 t2 = widen<Int64>(t0);
+            const Float t3 = gather<Float>(k.gradient, k.n, t2, t1, k.outside);
+            const Float t4 = gather<Float>(k.s_residual, k.n, t2, t1, k.outside);
+            const Float t5 = t3 + t4;
+            const Mask t6 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t7 = select(u_n_Mask, t5, splat<Float>(0x0.0p+0f));
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
-            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t8), live);
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t3, live);
+            store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE + at, canonical(t7), live);
+            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t2, live);
         }
     }
 }
 
 template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
     for (int row = 0; row < ROWS; ++row) {
@@ -167,32 +166,31 @@ template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] c
             const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, first_lanes(live), k.outside);
             const Float t1 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, first_lanes(live), k.outside);
             const Float t2 = t0 + t1;
-            const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(first_lanes(live), t3);
-            const UInt32 t5 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = widen<Int64>(t5);
-            const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
-            const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
-            const Float t9 = t7 + t8;
-            const Mask t10 = both(first_lanes(live), negation(t3));
-            const Float t11 = select(t3, t9, splat<Float>(0x0.0p+0f));
-            const Float t12 = t2 - t11;
-            const Float t13 = absolute(t12);
-            const Mask t14 = le(t13, splat<Float>(0x1.fffffe0000000p+127f));
-            const Mask t15 = both(first_lanes(live), t14);
-            const Float t16 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t17 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t18 = t16 + t17;
-            const Mask t19 = both(t15, t3);
-            const Float t20 = gather<Float>(k.gradient, k.n, t6, t19, k.outside);
-            const Float t21 = gather<Float>(k.s_residual, k.n, t6, t19, k.outside);
-            const Float t22 = t20 + t21;
-            const Mask t23 = both(t15, negation(t3));
-            const Float t24 = select(t3, t22, splat<Float>(0x0.0p+0f));
-            const Float t25 = t18 - t24;
-            const Mask t26 = both(first_lanes(live), negation(t14));
-            const Float t27 = select(t14, t25, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.v_residual_patch + tile * TILE + at, t27, live);
+            const Mask t3 = both(first_lanes(live), u_n_Mask);
+            const UInt32 t4 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
+            const Int64 t5 = widen<Int64>(t4);
+            const Float t6 = gather<Float>(k.gradient, k.n, t5, t3, k.outside);
+            const Float t7 = gather<Float>(k.s_residual, k.n, t5, t3, k.outside);
+            const Float t8 = t6 + t7;
+            const Mask t9 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t10 = select(u_n_Mask, t8, splat<Float>(0x0.0p+0f));
+            const Float t11 = t2 - t10;
+            const Float t12 = absolute(t11);
+            const Mask t13 = le(t12, splat<Float>(0x1.fffffe0000000p+127f));
+            const Mask t14 = both(first_lanes(live), t13);
+            const Float t15 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t14, k.outside);
+            const Float t16 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t14, k.outside);
+            const Float t17 = t15 + t16;
+            const Mask t18 = both(t14, u_n_Mask);
+            const Float t19 = gather<Float>(k.gradient, k.n, t5, t18, k.outside);
+            const Float t20 = gather<Float>(k.s_residual, k.n, t5, t18, k.outside);
+            const Float t21 = t19 + t20;
+            const Mask t22 = both(t14, negation(u_n_Mask));
+            const Float t23 = select(u_n_Mask, t21, splat<Float>(0x0.0p+0f));
+            const Float t24 = t17 - t23;
+            const Mask t25 = both(first_lanes(live), negation(t13));
+            const Float t26 = select(t13, t24, splat<Float>(0x0.0p+0f));
+            store<FULL>(k.v_residual_patch + tile * TILE + at, t26, live);
         }
     }
 }

@@ -124,7 +124,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
         const auto in_index_filter = load_row<FULL>(k.v_index_filter + tile * TILE, row, thread, count);
@@ -138,17 +138,16 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 v_index_filter = widen<Int64>(in_index_filter.at[block]);
             const UInt32 t0 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Mask t1 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t2 = both(true, t1);
-            const Int64 t3 = widen<Int64>(t0);
-            const Float t4 = gather<Float>(k.gradient, k.n, t3, t2, k.outside);
-            const Float t5 = gather<Float>(k.s_residual, k.n, t3, t2, k.outside);
-            const Float t6 = t4 + t5;
-            const Mask t7 = both(true, negation(t1));
-            const Float t8 = select(t1, t6, splat<Float>(0x0.0p+0f));
+            const Mask t1 = both(true, u_n_Mask);
+            const Int64 t2 = widen<Int64>(t0);
+            const Float t3 = gather<Float>(k.gradient, k.n, t2, t1, k.outside);
+            const Float t4 = gather<Float>(k.s_residual, k.n, t2, t1, k.outside);
+            const Float t5 = t3 + t4;
+            const Mask t6 = both(true, negation(u_n_Mask));
+            const Float t7 = select(u_n_Mask, t5, splat<Float>(0x0.0p+0f));
             o_field_index.at[block] = static_cast<uint32_t>(t0);
-            o_field_field1.at[block] = static_cast<float>(canonical(t8));
-            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t3);
+            o_field_field1.at[block] = static_cast<float>(canonical(t7));
+            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t2);
         }
         store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE, o_field_index, row, thread, count);
         store<FULL>(reinterpret_cast<float*>(k.f_field1) + tile * TILE, o_field_field1, row, thread, count);
@@ -158,7 +157,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
         const auto in_gradient_scatter_index = load_row<FULL>(k.v_gradient_scatter_index + tile * TILE, row, thread, count);
@@ -174,32 +173,31 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
             const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, true, k.outside);
             const Float t1 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, true, k.outside);
             const Float t2 = t0 + t1;
-            const Mask t3 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(true, t3);
-            const UInt32 t5 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
-            const Int64 t6 = widen<Int64>(t5);
-            const Float t7 = gather<Float>(k.gradient, k.n, t6, t4, k.outside);
-            const Float t8 = gather<Float>(k.s_residual, k.n, t6, t4, k.outside);
-            const Float t9 = t7 + t8;
-            const Mask t10 = both(true, negation(t3));
-            const Float t11 = select(t3, t9, splat<Float>(0x0.0p+0f));
-            const Float t12 = t2 - t11;
-            const Float t13 = absolute(t12);
-            const Mask t14 = le(t13, splat<Float>(0x1.fffffe0000000p+127f));
-            const Mask t15 = both(true, t14);
-            const Float t16 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t17 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t15, k.outside);
-            const Float t18 = t16 + t17;
-            const Mask t19 = both(t15, t3);
-            const Float t20 = gather<Float>(k.gradient, k.n, t6, t19, k.outside);
-            const Float t21 = gather<Float>(k.s_residual, k.n, t6, t19, k.outside);
-            const Float t22 = t20 + t21;
-            const Mask t23 = both(t15, negation(t3));
-            const Float t24 = select(t3, t22, splat<Float>(0x0.0p+0f));
-            const Float t25 = t18 - t24;
-            const Mask t26 = both(true, negation(t14));
-            const Float t27 = select(t14, t25, splat<Float>(0x0.0p+0f));
-            o_vector_residual_patch.at[block] = static_cast<float>(t27);
+            const Mask t3 = both(true, u_n_Mask);
+            const UInt32 t4 = saturate<UInt32>(v_index_filter, INT64_C(0), INT64_C(4294967295));
+            const Int64 t5 = widen<Int64>(t4);
+            const Float t6 = gather<Float>(k.gradient, k.n, t5, t3, k.outside);
+            const Float t7 = gather<Float>(k.s_residual, k.n, t5, t3, k.outside);
+            const Float t8 = t6 + t7;
+            const Mask t9 = both(true, negation(u_n_Mask));
+            const Float t10 = select(u_n_Mask, t8, splat<Float>(0x0.0p+0f));
+            const Float t11 = t2 - t10;
+            const Float t12 = absolute(t11);
+            const Mask t13 = le(t12, splat<Float>(0x1.fffffe0000000p+127f));
+            const Mask t14 = both(true, t13);
+            const Float t15 = gather<Float>(k.gradient, k.n, v_gradient_scatter_index, t14, k.outside);
+            const Float t16 = gather<Float>(k.s_residual, k.n, v_gradient_scatter_index, t14, k.outside);
+            const Float t17 = t15 + t16;
+            const Mask t18 = both(t14, u_n_Mask);
+            const Float t19 = gather<Float>(k.gradient, k.n, t5, t18, k.outside);
+            const Float t20 = gather<Float>(k.s_residual, k.n, t5, t18, k.outside);
+            const Float t21 = t19 + t20;
+            const Mask t22 = both(t14, negation(u_n_Mask));
+            const Float t23 = select(u_n_Mask, t21, splat<Float>(0x0.0p+0f));
+            const Float t24 = t17 - t23;
+            const Mask t25 = both(true, negation(t13));
+            const Float t26 = select(t13, t24, splat<Float>(0x0.0p+0f));
+            o_vector_residual_patch.at[block] = static_cast<float>(t26);
         }
         store<FULL>(k.v_residual_patch + tile * TILE, o_vector_residual_patch, row, thread, count);
     }

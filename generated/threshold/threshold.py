@@ -84,24 +84,23 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n_Mask = splat(Mask, (gt(one(k.n), splat(i64, 0))))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index_filter = stream(Int64, i64, k.v_index_filter, start + at, live)
             t0 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t1 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t2 = both(first_lanes(live), t1)
-            t3 = widen(Int64, t0)
-            t4 = gather(Float, f32, k.gradient, native(one(k.n)), t3, t2, k)
-            t5 = gather(Float, f32, k.s_residual, native(one(k.n)), t3, t2, k)
-            t6 = t4 + t5
-            t7 = both(first_lanes(live), negation(t1))
-            t8 = select(t1, t6, splat(Float, 0.0))
+            t1 = both(first_lanes(live), u_n_Mask)
+            t2 = widen(Int64, t0)
+            t3 = gather(Float, f32, k.gradient, native(one(k.n)), t2, t1, k)
+            t4 = gather(Float, f32, k.s_residual, native(one(k.n)), t2, t1, k)
+            t5 = t3 + t4
+            t6 = both(first_lanes(live), negation(u_n_Mask))
+            t7 = select(u_n_Mask, t5, splat(Float, 0.0))
             store(u32, k.f_index, start + at, t0, live)
-            store(u32, k.f_field1, start + at, float_bits(t8), live)
-            store(i64, k.v_gradient_scatter_index, start + at, t3, live)
+            store(u32, k.f_field1, start + at, float_bits(t7), live)
+            store(i64, k.v_gradient_scatter_index, start + at, t2, live)
 
 
 @loop(encode_frame)
@@ -121,7 +120,7 @@ def encode_pass1(frame, begin, end):
 @inner
 def encode_pass2_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n_Mask = splat(Mask, (gt(one(k.n), splat(i64, 0))))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -131,32 +130,31 @@ def encode_pass2_tile(k, tile, count):
             t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
             t1 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, first_lanes(live), k)
             t2 = t0 + t1
-            t3 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t4 = both(first_lanes(live), t3)
-            t5 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t6 = widen(Int64, t5)
-            t7 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t4, k)
-            t8 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t4, k)
-            t9 = t7 + t8
-            t10 = both(first_lanes(live), negation(t3))
-            t11 = select(t3, t9, splat(Float, 0.0))
-            t12 = t2 - t11
-            t13 = absolute(t12)
-            t14 = le(t13, splat(Float, 3.4028234663852886e+38))
-            t15 = both(first_lanes(live), t14)
-            t16 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, t15, k)
-            t17 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, t15, k)
-            t18 = t16 + t17
-            t19 = both(t15, t3)
-            t20 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t19, k)
-            t21 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t19, k)
-            t22 = t20 + t21
-            t23 = both(t15, negation(t3))
-            t24 = select(t3, t22, splat(Float, 0.0))
-            t25 = t18 - t24
-            t26 = both(first_lanes(live), negation(t14))
-            t27 = select(t14, t25, splat(Float, 0.0))
-            store(f32, k.v_residual_patch, start + at, t27, live)
+            t3 = both(first_lanes(live), u_n_Mask)
+            t4 = saturate(UInt32, v_index_filter, 0, 4294967295)
+            t5 = widen(Int64, t4)
+            t6 = gather(Float, f32, k.gradient, native(one(k.n)), t5, t3, k)
+            t7 = gather(Float, f32, k.s_residual, native(one(k.n)), t5, t3, k)
+            t8 = t6 + t7
+            t9 = both(first_lanes(live), negation(u_n_Mask))
+            t10 = select(u_n_Mask, t8, splat(Float, 0.0))
+            t11 = t2 - t10
+            t12 = absolute(t11)
+            t13 = le(t12, splat(Float, 3.4028234663852886e+38))
+            t14 = both(first_lanes(live), t13)
+            t15 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_scatter_index, t14, k)
+            t16 = gather(Float, f32, k.s_residual, native(one(k.n)), v_gradient_scatter_index, t14, k)
+            t17 = t15 + t16
+            t18 = both(t14, u_n_Mask)
+            t19 = gather(Float, f32, k.gradient, native(one(k.n)), t5, t18, k)
+            t20 = gather(Float, f32, k.s_residual, native(one(k.n)), t5, t18, k)
+            t21 = t19 + t20
+            t22 = both(t14, negation(u_n_Mask))
+            t23 = select(u_n_Mask, t21, splat(Float, 0.0))
+            t24 = t17 - t23
+            t25 = both(first_lanes(live), negation(t13))
+            t26 = select(t13, t24, splat(Float, 0.0))
+            store(f32, k.v_residual_patch, start + at, t26, live)
 
 
 @loop(encode_frame)
