@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from compll import ir
 from compll.backends import Unit
 from compll.emit import headers, render
+from compll.emit.blocks import Blocks, block_of_fields, told_by
+from compll.emit.divisions import multiply_instead
 from compll.emit.expressions import CPP, LANES, Dialect, LaneWriter, ScalarWriter
-from compll.emit.loops import Blocks, Lanes, read_lanes, within_a_block
+from compll.emit.loops import Lanes, read_lanes
 from compll.emit.pieces import (
     TILE,
     Combine,
     FieldText,
     Kept,
-    Load,
     Operation,
     Packed,
     PassText,
@@ -23,13 +24,12 @@ from compll.emit.pieces import (
     Step,
 )
 from compll.emit.ranges import Ranges, scalar_type
-from compll.emit.selections import Selections
+from compll.emit.texts import FRAMES, Texts
 from compll.ir_text import function_text
 from compll.ops import COMBINES
 from compll.passes import fuse
-from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, scalar_bytes
+from compll.types import FLOAT, INT, alignment, scalar_bytes
 
-FRAMES = {"encode": "Encode", "decode": "Decode", "decode_add": "DecodeAdd", "hop": "Hop"}
 ARGUMENTS = ("a", "b")  # of what a reduction combines by; the names of a program are others
 
 
@@ -61,10 +61,10 @@ def field_text(f: ir.Field, writer: ScalarWriter) -> FieldText:
     return FieldText(f.name, 16, size)
 
 
-class Emitter(Selections):
+class Emitter(Texts):
     """Turns one function into an `Operation`.
 
-    The analysis is for every target that works on lanes; the methods under "texts" spell C++.
+    The analysis is for every target that works on lanes; `Texts` spells C++.
     """
 
     dialect: Dialect = CPP
@@ -86,6 +86,19 @@ class Emitter(Selections):
         if not self.f.writes_payload:
             self.scalars += [self.member(c.name, INT) for c in self.f.counts]
         self.find_stored()
+        made = {
+            s.name: s.combine.type
+            for b in self.f.body
+            if isinstance(b, ir.Pass)
+            for s in b.sinks
+            if isinstance(s, ir.BlockReduce)
+        }
+        self.vectors |= made
+        self.f = multiply_instead(self.f, self.ranges())
+
+    def ranges(self) -> Ranges:
+        """Return the intervals of expressions, of which none is known yet."""
+        return Ranges(self.vectors, {name: len(t.values) for name, t in self.tables.items()})
 
     def operation(self) -> Operation:
         """Return the whole operation."""
@@ -146,9 +159,17 @@ class Emitter(Selections):
 
     def loop(self, b: ir.Pass) -> PassText:
         """Return one loop over memory."""
-        block = Blocks(self, b) if b.block else None
+        size = b.block or block_of_fields(self, b)
+        block = Blocks(self, b, size) if size else None
         lanes = Lanes(self, b, block)
-        finite = [lanes.writer.write(s.body) for s in b.sinks if isinstance(s, ir.Finite)]
+        told = [told_by(s, b) if self.dialect.block_lanes else None for s in b.sinks]
+        finite = [
+            lanes.writer.write(s.body)
+            for s, r in zip(b.sinks, told, strict=True)
+            if isinstance(s, ir.Finite) and r is None
+        ]
+        if block:
+            block.told = [r.name for r in told if isinstance(r, ir.BlockReduce)]
         reductions = [self.reduction(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Reduce)]
         packs: list[Packed] = []
         keeps = tuple(self.keep(s, lanes.writer) for s in b.sinks if isinstance(s, ir.Keep))
@@ -159,7 +180,7 @@ class Emitter(Selections):
         ]
         text = PassText(
             name=f"{self.f.op}_pass{len(self.passes)}",
-            block=block.text() if block else None,
+            block=block.text() if block and (b.block or block.hoisted) else None,
             length=self.scalar.text(b.length),
             uniforms=lanes.declarations(),
             unpacks=lanes.unpacks(),
@@ -172,6 +193,7 @@ class Emitter(Selections):
             lines=tuple(lanes.writer.lines),
             stores=tuple(stores),
             finite=tuple(finite),
+            told=tuple(r.name for r in told if isinstance(r, ir.Reduce)),
             stops=any(isinstance(s, ir.Store) and s.target.kind == "state" for s in b.sinks),
         )
         for r in text.reductions:
@@ -228,7 +250,7 @@ class Emitter(Selections):
             return self.splat(lanes, e.type, self.scalar.text(e))
 
         writer = LaneWriter(
-            Ranges(self.vectors),
+            self.ranges(),
             lambda e, lanes: read_lanes(self, e, lanes, writer),
             uniform,
             dialect=self.dialect,
@@ -252,20 +274,12 @@ class Emitter(Selections):
         if s.elem.packed:
             packs.append(Packed(s.target.name, s.elem.bits, self.bits_place(s.target)))
             return self.store_packed(s, value, is_mask=writer.lane_type(s.body) == "Mask")
-        if s.elem == BOOL:
-            value = f"bit({value})"
-        if s.elem == FLOAT and s.target.kind in ("field", "output"):
-            value = self.dialect.canonical(value)
-        return self.store_plain(s, value)
+        return self.store_plain(s, self.stored_lanes(s, writer))
 
     def keep(self, s: ir.Keep, writer: LaneWriter) -> Kept:
         """Return what a loop keeps of the elements where something holds."""
         values = tuple((name, writer.write(e)) for name, e in s.carried)
         return Kept(s.name, self.granules[s.name], writer.write(s.body), values)
-
-    def bits_place(self, target: ir.Target) -> str:
-        """Return where packed codes are stored; a field and a vector in scratch may have the same name."""
-        return f"k.{'v' if target.kind == 'vector' else 'f'}_{target.name}"
 
     def patch(self, s: ir.Patch, writer: LaneWriter) -> str:
         """Return the statement that stores lanes at the positions of an index."""
@@ -273,127 +287,6 @@ class Emitter(Selections):
         if s.elem == FLOAT and s.target.kind == "output":
             value = self.dialect.canonical(value)
         return f"scatter<FULL>({self.target(s)}, {writer.write(s.index, 'Int64')}, {value}, live);"
-
-    # --- texts ----------------------------------------------------------------------------------
-
-    def place(self, name: str) -> str:
-        """Return where a named scalar lives."""
-        if name in (ir.SCALE, ir.SHARED_SEED):
-            return f"k.{name[1:]}"
-        return f"p.{name}_" if name in self.params else f"k.{name}_"
-
-    def member(self, name: str, elem: Elem) -> str:
-        """Return the declaration of a scalar of the frame."""
-        return f"{scalar_type(elem)} {name}_;"
-
-    def assign(self, name: str, elem: Elem, text: str) -> str:
-        """Return the statement that keeps a scalar."""
-        self.scalars.append(self.member(name, elem))
-        return f"k.{name}_ = {text};"
-
-    def put(self, name: str, elem: Elem, text: str) -> str:
-        """Return the statement that writes a scalar field."""
-        return f"put<{self.dialect.stored(elem)}>({self.field_place(name)}, {text});"
-
-    def get(self, name: str, elem: Elem) -> str:
-        """Return the value of a scalar field."""
-        mask = f" & {(1 << elem.bits) - 1}" if elem.packed else " != 0" if elem == BOOL else ""
-        return f"get<{self.dialect.stored(elem)}>({self.field_place(name)}){mask}"
-
-    def field_place(self, name: str) -> str:
-        """Return where a scalar field lies, of the payload that is read or of the one that is written."""
-        payload = "item.source" if self.f.op == "hop" and name in self.places else "item.payload"
-        return f"{payload} + at.{self.places.get(name, name)}_"
-
-    def unequal(self, a: str, b: str) -> str:
-        """Return the condition that two scalars differ."""
-        return f"{a} != {b}"
-
-    def functor_name(self, combine: str) -> str:
-        """Return a new name for what a reduction combines by."""
-        named = "".join(part.capitalize() for part in combine.split("_"))
-        return f"{FRAMES[self.f.op]}{named}Of{len(self.combines)}"
-
-    def functor_object(self, combine: Combine) -> str:
-        """Return what combines: it holds the frame and the parameters if it captures something of them."""
-        return f"{combine.name}{{{'k, p' if combine.captures else ''}}}"
-
-    def splat(self, lanes: str, kind: Elem, text: str) -> str:
-        """Return a scalar in all lanes."""
-        return f"splat<Mask>(-int32_t({text}))" if kind == BOOL else f"splat<{lanes}>({text})"
-
-    def load(self, vector: str, block: int = 0) -> Load:  # noqa: ARG002
-        """Return where the lanes of a vector come from."""
-        elem = self.vectors[vector]
-        kind = arithmetic(elem)
-        lanes = {"float": "Float", "uint32": "UInt32", "uint64": "UInt64"}.get(kind.name, "Int32")
-        if kind == INT and elem.bits > 32:
-            lanes = "Int64"
-        if elem.packed:
-            return Load(vector, "Int32", f"c_{vector}", True, False)
-        return Load(vector, lanes, self.where(vector), False, elem == BOOL)
-
-    def vector(self, name: str) -> str:
-        """Return where the gradient or a state lies."""
-        return f"k.s_{name}" if name in self.f.states else f"k.{name}"
-
-    def block_value(self, name: str, kind: Elem) -> str:  # noqa: ARG002
-        """Return a value of the block at work."""
-        return f"b.{name}[j]"
-
-    def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:  # noqa: ARG002
-        """Return the lanes of a value of each block of `size` elements."""
-        one, lane = size % 16 == 0, "" if size % 16 == 0 else " + j"
-        value = f"b.{name}[uint64_t(tile * TILE + at{lane}) / {size} - b.first]"
-        return f"splat<{lanes}>({value})" if one else f"each<{lanes}>([&](int j) {{ return {value}; }})"
-
-    def kept_lanes(self, name: str) -> str:
-        """Return the lanes of what the reductions of blocks have kept."""
-        return f"load<Float, true>(b.{name} + (tile * TILE - b.begin) + at, WIDTH)"
-
-    def store_block(self, s: ir.Store, value: str) -> str:
-        """Return the statement that stores one value of the block at work."""
-        kind = self.dialect.stored(s.elem)
-        if s.target.kind == "vector":
-            return f"k.v_{s.target.name}[b.first + j] = {value};"
-        return f"put<{kind}>(k.f_{s.target.name} + (b.first + j) * sizeof({kind}), {value});"
-
-    def field_of_block(self, e: ir.Read, size: int, lanes: str, block: int = 0) -> str:
-        """Return the lanes of a field that has one value for each block of `size` elements."""
-        if within_a_block(size, block, self.dialect.width):
-            return f"splat<{lanes}>({self.value_of_field(e, size, block)})"
-        place = self.value_of_field(e, size, block, " + (j < live ? j : 0)")
-        return f"each<{lanes}>([&](int j) {{ return {place}; }})"
-
-    def value_of_field(self, e: ir.Read, size: int, block: int = 0, lane: str = "") -> str:
-        """Return one value of such a field."""
-        kind = self.dialect.stored(self.vectors[e.vector])
-        at = f"uint64_t({'first' if block else 'tile * TILE'} + at{lane}) / {size}"
-        if e.vector in self.places:
-            return f"get<{kind}>(k.f_{e.vector} + {at} * sizeof({kind}))"
-        return f"k.v_{e.vector}[{at}]"
-
-    def store_packed(self, s: ir.Store, value: str, *, is_mask: bool) -> str:
-        """Return the statement that stores codes of a packed field."""
-        if s.elem.bits == 1:
-            mask = value if is_mask else f"ne({value}, Int32{{}})"
-            return f"put_bits(o_{s.target.name} + at / 8, FULL ? {mask} : {mask} & first_lanes(live));"
-        code = f"bit({value})" if is_mask else value
-        return f"store<true>(o_{s.target.name} + at, FULL ? {code} : {code} & first_lanes(live), WIDTH);"
-
-    def store_plain(self, s: ir.Store, value: str) -> str:
-        """Return the statement that stores lanes of whole bytes."""
-        return f"store<FULL>({self.target(s)} + tile * TILE + at, {value}, live);"
-
-    def target(self, s: ir.Store | ir.Patch) -> str:
-        """Return the beginning of what is stored to."""
-        name = s.target.name
-        return {
-            "state": f"k.new_{name}",
-            "output": "k.gradient",
-            "field": f"reinterpret_cast<{self.dialect.stored(s.elem)}*>(k.f_{name})",
-            "vector": f"k.v_{name}",
-        }[s.target.kind]
 
 
 def runtime() -> dict[str, str]:

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compll import ir
 from compll.backends import Unit
@@ -38,6 +39,8 @@ class CudaDialect(Dialect):
     without = ("carry_selected",)
     clears = False
     keeps = False
+    block_lanes = False
+    plain: ClassVar[Mapping[str, str]] = {}
 
     def live(self) -> str:
         """Return that the lane at work is there: others leave the loop."""
@@ -303,3 +306,9 @@ class CudaEmitter(CudaSelections, Emitter):
         output = Output(f"{s.target.kind}_{s.target.name}", stored, self.target(s))
         self.outputs.append(output)
         return f"o_{output.name}.at[block] = static_cast<{stored}>({value});"
+
+    def spread(self, name: str, kind: Elem, size: int, lanes: str) -> str:  # noqa: ARG002
+        """Return the lanes of a value of each block of `size` elements."""
+        one, lane = size % 16 == 0, "" if size % 16 == 0 else " + j"
+        value = f"b.{name}[uint64_t(tile * TILE + at{lane}) / {size} - b.first]"
+        return f"splat<{lanes}>({value})" if one else f"each<{lanes}>([&](int j) {{ return {value}; }})"

@@ -6,7 +6,8 @@ Both writers give every distinct subexpression a name, so that nothing is comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 from compll import ir
 from compll.emit.pieces import Draw
@@ -25,6 +26,13 @@ class Dialect:
     without: tuple[str, ...] = ()  # passes of the compiler that its backend does without
     clears = True  # whether there is a faster way to set memory to 0 than to store it
     keeps = True  # whether values wait in a cache between the reductions of blocks and their stores
+    block_lanes = True  # whether what blocks are reduced to is worked on with a block a lane
+    # operators in lanes where there is no NaN, and no zeros that are to be told apart
+    plain: ClassVar[Mapping[str, str]] = {
+        "min": "under({0}, {1})",
+        "max": "over({0}, {1})",
+        "float_bits": "bits_of({0})",
+    }
 
     def number(self, e: ir.Const) -> str:
         """Return a constant: floats in hexadecimal, so that nothing is rounded twice."""
@@ -127,11 +135,22 @@ class Dialect:
 
 CPP = Dialect()
 LAZY = ("select", "&&", "||")
+MANTISSA = 23  # bits of a float32 below its exponent
 
 
 def reads_elsewhere(e: ir.Expr) -> bool:
     """Whether an expression reads a vector at a computed position, which may be out of range."""
     return any(isinstance(x, ir.Read) and x.position != ir.Position() for x in ir.walk(e))
+
+
+def _has_no_sign(e: ir.Expr) -> bool:
+    """Whether no NaN that an expression gives has its sign bit set."""
+    match e:
+        case ir.Const() | ir.Apply("abs", _, _):
+            return True
+        case ir.Apply("select", (_, a, b), _) | ir.Apply(("min" | "max"), (a, b), _):
+            return _has_no_sign(a) and _has_no_sign(b)
+    return False
 
 
 class ScalarWriter:
@@ -227,6 +246,8 @@ class LaneWriter:
             operands = [a for a in ir.children(e) if a.type == INT]
             if isinstance(e, ir.Const | ir.Read | ir.Convert) or all(self.ranges.narrow(a) for a in operands):
                 return "Int32"
+            if isinstance(e, ir.Apply) and e.op == "&":  # bits beyond are gone, whatever they were
+                return "Int32"
         return LANES[e.type.name]
 
     def write(self, e: ir.Expr, want: str | None = None) -> str:
@@ -284,15 +305,53 @@ class LaneWriter:
                 return self._apply(op, args, have)
         raise AssertionError(e)
 
+    def _clamped(self, op: str, args: tuple[ir.Expr, ...], have: str) -> str | None:
+        """Return a conversion of floats that is clamped, which is one to an interval; None if it is none."""
+        match args:
+            case (
+                ir.Apply(("min" | "max") as inner, (ir.Convert(x, to, _), ir.Const(a, _)), _),
+                ir.Const(b, _),
+            ) if op in ("min", "max") and inner != op and x.type == FLOAT and to.kind == "int":
+                low, high = (a, b) if op == "min" else (b, a)
+                least, most = limits(to)
+                if max(low, least) <= 0 <= min(high, most) and have == "Int32":
+                    ends = self.dialect.bounds(Interval(max(low, least), min(high, most)), to)
+                    return self.dialect.call("saturate", have, self.write(x), *ends)
+        return None
+
+    def _plain(self, op: str, args: tuple[ir.Expr, ...]) -> str | None:
+        """Return an instruction that does the same where there are no NaN and no zeros to tell apart."""
+        plain, of = self.dialect.plain, self.ranges.of
+        match op, args:
+            case (("min" | "max"), (a, b)) if plain and a.type == FLOAT:
+                if not of(a).nan:
+                    return plain[op].format(self.write(a), self.write(b))
+                same = of(a).is_positive() and of(b).is_positive()  # zeros are
+                if not of(b).nan and (same or not (of(a).has_zero() and of(b).has_zero())):
+                    return plain[op].format(self.write(b), self.write(a))
+            case "float_bits", (x,) if plain and not of(x).nan:
+                return plain[op].format(self.write(x))
+            case ">>", (ir.Apply("float_bits", (x,), kind), ir.Const(count, _)) if (
+                plain and count >= MANTISSA
+            ):
+                if of(x).is_positive() and _has_no_sign(x):  # every NaN has the same bits above its mantissa
+                    bits = self._name(LANES[kind.name], plain["float_bits"].format(self.write(x)))
+                    return self.dialect.operator(op, kind).format(bits, self.write(args[1]))
+        return None
+
     def _apply(self, op: str, args: tuple[ir.Expr, ...], have: str) -> str:
+        short = self._clamped(op, args, have) or self._plain(op, args)
+        if short is not None:
+            return short
         numbers = [a for a in args if a.type == INT]
         same = "Int32" if numbers and all(self.ranges.narrow(a) for a in numbers) else "Int64"
         if op == "popcount" or (have == "Int64" and op != "sign"):
             same = "Int64"  # the sign's copies count, so a negative number needs all its bits
+        wide = op == "&" and have == "Int32" and same == "Int64"
         lazy = op in LAZY and any(self.gathers(a) for a in args[1:])
         texts = self._lazily(op, args, same) if lazy else [self.write(a, self._as(a, same)) for a in args]
         text = self.dialect.operator(op, args[-1].type).format(*texts)
-        return self.dialect.call("widen", have, text) if op in ("sign", "popcount") else text
+        return self.dialect.call("widen", have, text) if op in ("sign", "popcount") or wide else text
 
     def _as(self, e: ir.Expr, integers: str) -> str | None:
         return integers if e.type == INT else None
@@ -324,5 +383,9 @@ class LaneWriter:
         signed = kind in ("Int32", "Int64")
         through = kind if have == "Int32" and signed else have
         limit = self.ranges.of(e) if through == "Int32" else full(to)  # no more than the lanes can hold
+        if d.plain and arg.type == FLOAT and through == have == "Int32":
+            x_in = self.ranges.of(arg)
+            if limit.low - 1 < x_in.low and x_in.high < limit.high + 1 and (limit.low == 0 or not x_in.nan):
+                return d.call("widen", have, d.plain["max"].format(x, d.zero(kind)) if x_in.nan else x)
         clamped = d.call("saturate", through, x, *d.bounds(limit, to))
         return clamped if through == have else d.call("widen", have, clamped)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from compll import ir
 from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter
-from compll.emit.pieces import MOST_KEPT, TILE, BlockText, Load, Packed, Reduction, Stage
+from compll.emit.pieces import Load, Packed, Reduction
+from compll.emit.positions import NARROW, bits_of
 from compll.emit.ranges import Ranges
 from compll.types import BOOL, FLOAT, INT, Elem
 
-DRAWS = (ir.Random, ir.StochasticRound)
+if TYPE_CHECKING:
+    from compll.emit.blocks import Blocks
 
 
 class Emitter(Protocol):
@@ -26,6 +27,9 @@ class Emitter(Protocol):
     tables: dict[str, ir.Table]
     stored_vectors: dict[str, Elem]
     scalar: ScalarWriter
+
+    def ranges(self) -> Ranges:
+        """Return the intervals of expressions, of which none is known yet."""
 
     def place(self, name: str) -> str:
         """Return where a named scalar lives."""
@@ -58,13 +62,22 @@ class Emitter(Protocol):
         """Return the lanes of a value of each block of `size` elements."""
 
     def store_block(self, s: ir.Store, value: str) -> str:
-        """Return the statement that stores one value of the block at work."""
+        """Return the statement that stores one value of the block at work, where that is no lane."""
+
+    def store_blocks(self, s: ir.Store, writer: LaneWriter) -> str:
+        """Return the statement that stores lanes of one value a block."""
 
     def where(self, vector: str) -> str:
         """Return where a vector begins."""
 
     def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
         """Return the lanes of a vector at computed positions; 0 where they are out of range."""
+
+    def near(self, e: ir.Read, lanes: str, length: str, first: str, order: str, asked: str) -> str:
+        """Return the lanes of a vector, from element `first` on, in another order; 0 where out of range."""
+
+    def near_one(self, e: ir.Read, lanes: str, length: str, position: str, asked: str) -> str:
+        """Return one element in all lanes; 0 if it is out of range."""
 
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""
@@ -92,6 +105,13 @@ def made_of(e: ir.Expr, may: Callable[[ir.Read], bool], block: int = 0) -> bool:
     return fits(e) and some
 
 
+def is_uniform(e: ir.Expr) -> bool:
+    """Whether an expression is made of scalars only, so that it is the same for every element."""
+    if isinstance(e, ir.Apply | ir.Convert):
+        return all(is_uniform(c) for c in ir.children(e))
+    return isinstance(e, ir.Const | ir.Scalar | ir.Param | ir.Size)
+
+
 def besides(es: Sequence[ir.Expr], e: ir.Expr) -> set[ir.Expr]:
     """Return all that stands in expressions elsewhere than in `e`."""
     found: set[ir.Expr] = set()
@@ -107,6 +127,14 @@ def besides(es: Sequence[ir.Expr], e: ir.Expr) -> set[ir.Expr]:
 def within_a_block(size: int, block: int, width: int) -> bool:
     """Whether all `width` lanes, of a tile or of a block of `block` elements, lie in one block of `size`."""
     return size > 0 and (size == block or (size % width == 0 and block % width == 0))
+
+
+def one_a_block(emitter: Emitter, e: ir.Read, length: ir.Expr) -> int:
+    """Return B if a read is at i / B, of a field or numbers in scratch of one value a block; else 0."""
+    size, elem = ir.block_of(e.position), emitter.vectors[e.vector]
+    kept = e.vector in emitter.places or emitter.stored_vectors.get(e.vector, BOOL) != BOOL
+    fits = size and kept and not elem.packed and emitter.lengths.get(e.vector) == ir.blocks(length, size)
+    return size if fits else 0
 
 
 def read_lanes(emitter: Emitter, e: ir.Read | ir.Search, lanes: str, writer: LaneWriter) -> str:
@@ -128,12 +156,16 @@ def in_table(emitter: Emitter, e: ir.Read, writer: LaneWriter) -> bool:
 class Lanes:
     """A lane writer for one loop, with what it loads and the scalars that it splats."""
 
-    def __init__(self, emitter: Emitter, b: ir.Pass, block: Blocks | None, *, stage: bool = False) -> None:
-        self.emitter, self.b, self.block, self.stage = emitter, b, block, stage
+    def __init__(
+        self, emitter: Emitter, b: ir.Pass, block: Blocks | None, known: frozenset[str] | None = None
+    ) -> None:
+        """Begin a loop; `known` are, for one that reduces blocks, the reductions that it finds done."""
+        self.emitter, self.b, self.block, self.known = emitter, b, block, known
+        self.stage = known is not None
         self.loads: dict[str, Load] = {}
         self.uniforms: dict[tuple[str, str], tuple[str, str]] = {}  # (scalar, lanes) -> name, declaration
         self.writer = LaneWriter(
-            Ranges(emitter.vectors), self.read, self.uniform, self.same, emitter.dialect, self.elsewhere
+            emitter.ranges(), self.read, self.uniform, self.same, emitter.dialect, self.elsewhere
         )
 
     def declarations(self) -> tuple[str, ...]:
@@ -150,7 +182,46 @@ class Lanes:
             return f"v_{e.vector}"
         if self.of_block(e):
             return self.read_block(e, lanes)
+        if self.start and not in_table(emitter, e, self.writer):
+            near = self.near(e, lanes)
+            if near is not None:
+                return near
         return read_lanes(emitter, e, lanes, self.writer)
+
+    def near(self, e: ir.Read, lanes: str) -> str | None:
+        """Return the lanes of a read that one load gives: side by side in some order, or of one block."""
+        emitter, elem = self.emitter, self.emitter.vectors[e.vector]
+        width, bits = emitter.dialect.width, bits_of(e.position)
+        if bits is not None and elem != BOOL and not (elem.packed and bits.distance % width):
+            length = self.length(e.vector)
+            return emitter.near(e, lanes, length, bits.first(self.start), bits.lanes(), self.writer.asked)
+        match e.position:
+            case ir.Apply("/", (x, ir.Const(size, _)), _) if size > 0 and size % width == 0:
+                bits = bits_of(x)
+                if (
+                    bits is not None
+                    and bits.flip >= 0
+                    and not bits.distance
+                    and not elem.packed
+                    and elem != BOOL
+                ):
+                    block = f"({bits.first(self.start)}) / {size}"
+                    return emitter.near_one(e, lanes, self.length(e.vector), block, self.writer.asked)
+        return None
+
+    def length(self, vector: str) -> str:
+        """Return the name of a vector's length, worked out once before the loop."""
+        text = self.emitter.scalar.text(self.emitter.lengths[vector])
+        name = f"length_{vector}"
+        self.uniforms.setdefault((text, name), (name, f"const int64_t {name} = {text};"))
+        return name
+
+    @property
+    def start(self) -> str:
+        """The position of the first lane, where that is a multiple of 16 and lanes can change places."""
+        if not self.emitter.dialect.block_lanes or self.stage_block % self.emitter.dialect.width:
+            return ""
+        return "first + at" if self.stage else "tile * TILE + at"
 
     def own(self, e: ir.Read) -> bool:
         """Whether a vector is read along with the loop."""
@@ -158,17 +229,9 @@ class Lanes:
 
     def of_block(self, e: ir.Read) -> bool:
         """Whether a read at i / B finds what this loop has reduced, or a vector of one value a block."""
-        size = ir.block_of(e.position)
         if self.block and e.vector in self.block.made:
-            return size == self.b.block
-        if not size or not self.is_kept(e.vector):
-            return False
-        whole = not self.emitter.vectors[e.vector].packed
-        return whole and self.emitter.lengths.get(e.vector) == ir.blocks(self.b.length, size)
-
-    def is_kept(self, vector: str) -> bool:
-        """Whether a vector is a field of the payload, or numbers in scratch memory."""
-        return vector in self.emitter.places or self.emitter.stored_vectors.get(vector, BOOL) != BOOL
+            return ir.block_of(e.position) == self.b.block
+        return one_a_block(self.emitter, e, self.b.length) > 0
 
     def elsewhere(self, e: ir.Read) -> bool:
         """Whether a read has to look whether its position is in range."""
@@ -186,9 +249,15 @@ class Lanes:
     def same(self, e: ir.Expr, lanes: str) -> str | None:
         """Return the lanes of what is the same in all of them and costs less as a scalar; None if it is not.
 
-        That is what a block's reductions give, or fields that have one value a block.
+        That is what scalars give, a block's reductions, or fields that have one value a block.  And bits of
+        the position that are known when this is compiled.
         """
-        hoisted = self.block.lanes(e, lanes) if self.block and not self.stage else None
+        if isinstance(e, ir.Apply | ir.Convert) and is_uniform(e):
+            return self.uniform(e, lanes)
+        bits = bits_of(e) if self.start and lanes == "Int32" and isinstance(e, ir.Apply) else None
+        if bits is not None and 0 <= bits.keep < NARROW and not bits.distance:
+            return f"{bits.lanes()} + int32_t({bits.first(self.start)})"
+        hoisted = self.block.lanes(e, lanes, self.known) if self.block else None
         if hoisted is None and self.block and not self.stage and e in self.block.kept:
             return self.emitter.kept_lanes(self.block.kept[e])
         if hoisted is not None or not isinstance(e, ir.Apply) or e.type != FLOAT:
@@ -207,7 +276,8 @@ class Lanes:
         """Whether a read is of a float field whose one value a block is the same for all lanes at work."""
         size = ir.block_of(e.position)
         one = within_a_block(size, self.stage_block, self.emitter.dialect.width)
-        return e.type == FLOAT and self.of_block(e) and self.is_kept(e.vector) and one
+        kept = self.of_block(e) and one_a_block(self.emitter, e, self.b.length) > 0
+        return e.type == FLOAT and kept and one
 
     @property
     def stage_block(self) -> int:
@@ -231,116 +301,3 @@ class Lanes:
             line = self.emitter.dialect.declare(lanes, name, self.emitter.splat(lanes, e.type, text))
             self.uniforms[text, lanes] = name, line
         return self.uniforms[text, lanes][0]
-
-
-class Blocks:
-    """The block-wise part of a loop: reductions in stages, values of a block, stores of one a block."""
-
-    def __init__(self, emitter: Emitter, b: ir.Pass) -> None:
-        """Find the reductions of the loop."""
-        self.emitter, self.b = emitter, b
-        self.reduces = [s for s in b.sinks if isinstance(s, ir.BlockReduce)]
-        self.made = {s.name for s in self.reduces}
-        emitter.vectors |= {s.name: s.combine.type for s in self.reduces}
-        self.hoisted: dict[ir.Expr, tuple[str, str, str]] = {}
-        self.span = math.lcm(b.block, TILE)
-        self.kept = {e: f"kept{at}" for at, e in enumerate(self.worth_keeping())}
-        self.scalar = ScalarWriter(emitter.place, emitter.dialect, self.read, emitter.dialect.block_index())
-
-    def read(self, e: ir.Read | ir.Search, operand: str) -> str:
-        """Return where the block's own reduction is held, or an element of another vector."""
-        if isinstance(e, ir.Read) and e.vector in self.made:
-            return self.emitter.block_value(f"r_{e.vector}", e.type)
-        return self.emitter.read_at(e, operand)
-
-    def lanes(self, e: ir.Expr, lanes: str) -> str | None:
-        """Return the lanes of an expression that is the same for a whole block, worked out once a block."""
-        if not isinstance(e, ir.Apply | ir.Convert) or e.type == BOOL or not self.same_in_block(e):
-            return None
-        if e not in self.hoisted:
-            name = f"h{len(self.hoisted)}"
-            by_block = ir.rewrite(e, lambda x: ir.Position() if ir.block_of(x) == self.b.block else None)
-            self.hoisted[e] = self.emitter.dialect.scalar(e.type), name, self.scalar.text(by_block)
-        return self.emitter.spread(self.hoisted[e][1], e.type, self.b.block, lanes)
-
-    def same_in_block(self, e: ir.Expr) -> bool:
-        """Whether an expression has the block's reductions and scalars only, and one reduction at least."""
-        size = self.b.block
-        return made_of(e, lambda x: x.vector in self.made and ir.block_of(x.position) == size, size)
-
-    def worth_keeping(self) -> list[ir.Expr]:
-        """Return what reductions and stores both need, and what costs more than to keep it in the cache.
-
-        That is what decodes packed codes or looks into tables, as a hop does.
-        """
-        if not self.emitter.dialect.keeps or self.span > MOST_KEPT:
-            return []
-        stored = [
-            s.body for s in self.b.sinks if not isinstance(s, ir.BlockReduce) and s.length == self.b.length
-        ]
-        wanted = {x for e in stored for x in ir.walk(e)}
-        found: list[ir.Expr] = []
-
-        def visit(e: ir.Expr) -> None:
-            inside = [x for x in ir.walk(e) if x != e and self.is_dear(x)]
-            if e in wanted and self.is_dear(e) and not any(x in besides(stored, e) for x in inside):
-                found.append(e)
-            else:
-                for child in ir.children(e):
-                    visit(child)
-
-        for s in self.reduces:
-            visit(s.body)
-        return list(dict.fromkeys(found))
-
-    def is_dear(self, e: ir.Expr) -> bool:
-        """Whether an expression decodes; of what draws or reads reductions nothing is kept."""
-        parts = list(ir.walk(e))
-        reads = [x for x in parts if isinstance(x, ir.Read)]
-        if any(x.vector in self.made for x in reads) or any(isinstance(x, DRAWS) for x in parts):
-            return False
-        fields = [x for x in reads if x.vector in self.emitter.places or x.vector in self.emitter.tables]
-        return bool(fields) and isinstance(e, ir.Apply) and e.type == FLOAT
-
-    def text(self) -> BlockText:
-        """Return the block-wise part; called when the loop's elements have been written."""
-        stores = []
-        for s in self.b.sinks:
-            if isinstance(s, ir.Store) and s.length != self.b.length:
-                stores.append(self.emitter.store_block(s, self.scalar.text(s.body)))
-        return BlockText(
-            size=self.b.block,
-            span=self.span,
-            kept=tuple(self.kept.values()),
-            stages=tuple(self.stages()),
-            hoisted=tuple(self.hoisted.values()),
-            stores=tuple(stores),
-        )
-
-    def stages(self) -> Iterator[Stage]:
-        """Yield the reductions in an order in which each finds those that it reads."""
-        left = list(self.reduces)
-        done: set[str] = set()
-        written: set[ir.Expr] = set()
-        while left:
-            ready = [s for s in left if not self.needs(s) - done]
-            lanes = Lanes(self.emitter, self.b, self, stage=True)
-            reductions = [self.emitter.reduction(s, lanes.writer) for s in ready]
-            inside = {x for s in ready for x in ir.walk(s.body)}
-            kept = [(name, lanes.writer.write(e)) for e, name in self.kept.items() if e in inside - written]
-            written |= inside
-            yield Stage(
-                uniforms=lanes.declarations(),
-                unpacks=lanes.unpacks(),
-                loads=tuple(lanes.loads.values()),
-                position=lanes.writer.position,
-                lines=tuple(lanes.writer.lines),
-                reductions=tuple(reductions),
-                kept=tuple(kept),
-            )
-            done |= {s.name for s in ready}
-            left = [s for s in left if s not in ready]
-
-    def needs(self, s: ir.BlockReduce) -> set[str]:
-        """Return the reductions of the same block that one reads."""
-        return {x.vector for x in ir.walk(s.body) if isinstance(x, ir.Read) and x.vector in self.made}

@@ -5,8 +5,9 @@ The analysis is the one of the C++ emitter; here stands what Python spells diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compll import ir
 from compll.backends import Unit
@@ -29,6 +30,8 @@ class Python(Dialect):
     without = ("carry_selected",)
     clears = False
     keeps = False
+    block_lanes = False
+    plain: ClassVar[Mapping[str, str]] = {}
     width = 32
 
     def number(self, e: ir.Const) -> str:

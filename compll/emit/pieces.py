@@ -46,13 +46,14 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Load:
-    """The lanes of one vector: where they come from."""
+    """The lanes of one vector: where they come from.  Codes have a `width` in bits."""
 
     name: str
     lanes: str
     source: str
     whole: bool
     is_bool: bool
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,31 +115,50 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Values:
+    """What is worked out of blocks, a block a lane; `hoisted` (lanes, name, value) waits for the elements."""
+
+    uniforms: tuple[str, ...]
+    loads: tuple[Load, ...]
+    position: bool
+    lines: tuple[str, ...]
+    hoisted: tuple[tuple[str, str, str], ...]
+    stores: tuple[str, ...]
+    finite: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class BlockText:
     """What a loop by block does with a block before its elements are stored.
 
-    `span` elements are worked on at once: whole blocks and whole tiles, `most` blocks.  `hoisted` are
-    values that are the same for a whole block; `kept` are vectors that reductions keep for the elements'
-    stores; `stores` write one value a block.
+    `span` elements are worked on at once: whole blocks and whole tiles, `most` blocks.  `kept` are vectors
+    that reductions keep for the elements' stores.  Values that are the same for a whole block, and stores of
+    one value a block, are `values` where a block takes a lane: before each stage, and behind the last one.
+    Elsewhere they are `hoisted` (type, name, value) and `stores`, behind the stages of each block.
     """
 
     size: int
     span: int
     kept: tuple[str, ...]
     stages: tuple[Stage, ...]
-    hoisted: tuple[tuple[str, str, str], ...]
-    stores: tuple[str, ...]
+    hoisted: tuple[tuple[str, str, str], ...] = ()
+    stores: tuple[str, ...] = ()
+    values: tuple[Values, ...] = ()
 
     @property
-    def unpacked(self) -> tuple[Packed, ...]:
-        """The packed vectors that are unpacked for a whole span, where it is short enough."""
-        packed = {p.name: p for stage in self.stages for p in stage.unpacks}
-        return tuple(packed.values()) if self.span <= MOST_KEPT else ()
+    def ahead(self) -> tuple[Load, ...]:
+        """What the reductions load, element by element: a span ahead of the stores it can be fetched."""
+        return tuple({x.name: x for stage in self.stages for x in stage.loads if not x.width}.values())
 
     @property
     def most(self) -> int:
         """How many blocks are in a span."""
         return self.span // self.size
+
+    @property
+    def room(self) -> int:
+        """How many values there is room for: whole lanes of blocks."""
+        return -(-self.most // 16) * 16
 
     @property
     def tiles(self) -> int:
@@ -158,7 +178,10 @@ class BlockText:
 
 @dataclass(frozen=True)
 class PassText:
-    """One loop over memory; by block if it has a `block`.  `finite` are lanes that the status tells of."""
+    """One loop over memory; by block if it has a `block`.
+
+    The status tells whether the lanes `finite` are, and the results of the reductions `told`.
+    """
 
     name: str
     block: BlockText | None
@@ -174,6 +197,7 @@ class PassText:
     lines: tuple[str, ...]
     stores: tuple[str, ...]
     finite: tuple[str, ...]
+    told: tuple[str, ...] = ()
     stops: bool = False  # it writes what must stay as it is when a position was out of range
 
 

@@ -52,9 +52,9 @@ def full(elem: Elem) -> Interval:
 class Ranges:
     """Intervals of expressions, given the element types of the vectors that they read."""
 
-    def __init__(self, vectors: Mapping[str, Elem]) -> None:
-        """Begin with nothing known but the vectors' types."""
-        self.vectors = vectors
+    def __init__(self, vectors: Mapping[str, Elem], entries: Mapping[str, int] = {}) -> None:
+        """Begin with nothing known but the vectors' types, and how many entries tables have."""
+        self.vectors, self.entries = vectors, entries
         self.done: dict[ir.Expr, Interval] = {}
 
     def narrow(self, e: ir.Expr) -> bool:
@@ -89,8 +89,8 @@ class Ranges:
                 return _converted(self.of(arg), arg.type, to, kind)
             case ir.Convert():
                 return Interval(0, 1)
-            case ir.Search():
-                return Interval(0, LONGEST)
+            case ir.Search(table, _):
+                return Interval(0, self.entries.get(table, LONGEST))
             case ir.StochasticRound(_, arg, _):
                 x = self.of(arg)
                 return Interval(_floor(x.low), _floor(x.high) + 1.0, x.nan)

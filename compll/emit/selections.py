@@ -143,7 +143,7 @@ class Selections(ABC):
                 tiles = ir.apply("*", self.tiles_of(length), ir.const(2, INT))
                 size = ir.apply("+", tiles, ir.const(PARTS * BINS, INT))
                 work = self.work(f"{name}_work", "int64_t", size)
-                args += f", k.v_{name}, {work}, {self.near(name, keys, length)}, threads"
+                args += f", k.v_{name}, {work}, {self.sampled(name, keys, length)}, threads"
                 yield Step("line", f"select_least({args});")
             case ir.Arrange(name, keys, values, length, block):
                 key, value = scalar_type(keys.type), scalar_type(values.type)
@@ -160,7 +160,7 @@ class Selections(ABC):
                 args = f"k.v_{index}, {self.scalar.text(count)}, {self.scalar.text(length)}"
                 yield Step("refusal", f"!ascends({args})", status="REFUSED" if checked else "OUT_OF_RANGE")
 
-    def near(self, name: str, keys: ir.Read, length: ir.Expr) -> str:
+    def sampled(self, name: str, keys: ir.Read, length: ir.Expr) -> str:
         """Reserve memory for those keys that may be among the least: parts to keep them in, and a quarter."""
         key, parts, room = scalar_type(keys.type), *self.parts_of(length, CHUNK)
         quarter = ir.apply("/", self.most_of(length), ir.const(4, INT))
@@ -225,6 +225,16 @@ class Selections(ABC):
         if elem == BOOL:
             return f"ne(gather<Int32>({args}), Int32{{}})"
         return f"gather<{lanes}>({args})"
+
+    def near(self, e: ir.Read, lanes: str, length: str, first: str, order: str, asked: str) -> str:
+        """Return the lanes of a vector, from element `first` on, in another order; 0 where out of range."""
+        args = f"{self.where(e.vector)}, {length}, {first}, {order}, {asked}, k.outside"
+        bits = self.vectors[e.vector].bits if self.vectors[e.vector].packed else 0
+        return f"near_codes<{lanes}, {bits}>({args})" if bits else f"near<{lanes}>({args})"
+
+    def near_one(self, e: ir.Read, lanes: str, length: str, position: str, asked: str) -> str:
+        """Return one element in all lanes; 0 if it is out of range."""
+        return f"near_one<{lanes}>({self.where(e.vector)}, {length}, {position}, {asked}, k.outside)"
 
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""

@@ -366,6 +366,8 @@ def rewrite_binding(b: Binding, change: Callable[[Expr], Expr | None]) -> Bindin
         changed["combine"] = replace(b.combine, body=rewrite(b.combine.body, change))
     if isinstance(b, Keep):
         changed["carried"] = tuple((name, rewrite(e, change)) for name, e in b.carried)
+    if isinstance(b, Pass):
+        changed["sinks"] = tuple(rewrite_binding(s, change) for s in b.sinks)
     return replace(b, **changed)
 
 

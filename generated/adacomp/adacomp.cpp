@@ -114,19 +114,26 @@ struct EncodeAddOf1 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
+struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 4096 elements
     int64_t first, begin;
-    float r_top[2];
+    alignas(64) float r_top[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_top = load<Float, true>(b.r_top + j, live);
+    store<FULL>(k.v_top_stored + b.first + j, v_top, live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_top) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     const auto* in_residual = k.s_residual + first;
     Float a_top[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -143,26 +150,45 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t3, live), a_top[block]);
         }
     }
-    if constexpr (FULL) r_top = fold_known<(N < LANES ? N : LANES)>(a_top, EncodeGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_top = fold_far<(N < LANES ? N : LANES)>(a_top, EncodeGreaterOf0{});
+    else if constexpr (FULL) r_top = fold_known<LANES>(a_top, EncodeGreaterOf0{});
     else r_top = fold_any(a_top, count < LANES ? count : LANES, EncodeGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 512;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_top[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_top[i]);
+        for (int i = live; i < WIDTH; ++i) r_top[i] = r_top[0];
+        fold_blocks(b.r_top + j, float(0x0.0p+0f), r_top, EncodeGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_top;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_top);
+        b.r_top[j + i] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_top);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 512 elements, 4096 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 512, SPAN = 1024;
+    constexpr int64_t BLOCK = 512, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_top;
-        if (512 > 0 && count == BLOCK) encode_pass0_stage0<512>(k, p, b, j, first, int(count), r_top);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_top);
-        b.r_top[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_top);
-        k.v_top_stored[b.first + j] = b.r_top[j];
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -172,6 +198,7 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 512 - b.first;  // the block that the tile begins in
     Kept kept_index_filter_kept(k.index_filter_kept_found, tile, 64);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
@@ -179,12 +206,14 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
+            __builtin_prefetch(k.s_residual + tile * TILE + at + 4096);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = v_gradient + v_residual;
             const Float t1 = t0 + v_gradient;
             const Float t2 = absolute(t1);
-            const Float t3 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
+            const Float t3 = splat<Float>(b.r_top[own + row / 4]);
             const Mask t4 = ge(t2, t3);
             const Float t5 = absolute(t0);
             const Mask t6 = lt(splat<Float>(0x0.0p+0f), t5);
@@ -203,28 +232,24 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Float u_n = splat<Float>(widen<float>((greater((divide((k.n + INT64_C(511)), INT64_C(512))), INT64_C(1)))));
     const auto* in_top_stored = k.v_top_stored + tile * TILE;
     Float a_scale[BLOCKS];
     each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_top_stored = load<Float, FULL>(in_top_stored + at, live);
-            const Int64 t0 = u_n_Int64 + widen<Int64>(splat<Int32>(INT64_C(511)));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(512))));
-            const Int64 t2 = greater(t1, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Float t3 = widen<Float>(t2);
-            const Float t4 = divide(v_top_stored, t3);
-            if (row == 0) a_scale[block] = t4;
-            else if (FULL) a_scale[block] = EncodeAddOf1{}(a_scale[block], t4);
-            else a_scale[block] = select(first_lanes(live), EncodeAddOf1{}(a_scale[block], t4, live), a_scale[block]);
+            const Float t0 = divide(v_top_stored, u_n);
+            if (row == 0) a_scale[block] = t0;
+            else if (FULL) a_scale[block] = EncodeAddOf1{}(a_scale[block], t0);
+            else a_scale[block] = select(first_lanes(live), EncodeAddOf1{}(a_scale[block], t0, live), a_scale[block]);
     });
     k.scale_tiles[tile] = fold<FULL>(a_scale, count < LANES ? count : LANES, EncodeAddOf1{});
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_index_filter = k.v_index_filter + tile * TILE;
     const auto* in_index_filter_kept0 = k.v_index_filter_kept0 + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -238,10 +263,11 @@ template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe
             store<FULL>(reinterpret_cast<uint32_t*>(k.f_index) + tile * TILE + at, t0, live);
             put_bits(o_negative + at / 8, FULL ? ne(t2, Int32{}) : ne(t2, Int32{}) & first_lanes(live));
     });
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const Float u_n = splat<Float>((-k.scale_));
     const Float u_scale = splat<Float>(k.scale_);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
@@ -261,14 +287,13 @@ template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe
             const Mask t8 = lt(t5, splat<Float>(__builtin_inff()));
             const Mask t9 = both(t7, t8);
             const Mask t10 = lt(t0, splat<Float>(0x0.0p+0f));
-            const Float t11 = -u_scale;
-            const Float t12 = select(t10, t11, u_scale);
-            const Float t13 = select(t9, t12, splat<Float>(0x0.0p+0f));
-            const Float t14 = t0 - t13;
-            const Float t15 = absolute(t14);
-            const Mask t16 = le(t15, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t17 = select(t16, t14, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.new_residual + tile * TILE + at, t17, live);
+            const Float t11 = select(t10, u_n, u_scale);
+            const Float t12 = select(t9, t11, splat<Float>(0x0.0p+0f));
+            const Float t13 = t0 - t12;
+            const Float t14 = absolute(t13);
+            const Mask t15 = le(t14, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t16 = select(t15, t13, splat<Float>(0x0.0p+0f));
+            store<FULL>(k.new_residual + tile * TILE + at, t16, live);
     });
 }
 
@@ -302,8 +327,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     k.index_filter_count_ = join<64>(k.n, INT64_MAX, k.index_filter_kept_found, threads, k.v_index_filter, k.index_filter_kept_at, k.v_index_filter_kept0, k.index_filter_kept0_all_kept);
     at = layout(item.n, p, Counts{k.index_filter_count_});
@@ -397,20 +422,18 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     const auto* in_gradient_scatter_index = k.v_gradient_scatter_index + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Int64 v_gradient_scatter_index = load<Int64, FULL>(in_gradient_scatter_index + at, live);
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_scale_1;
-            const Float t2 = select(t0, t1, u_scale_1);
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t2), live);
+            const Float t1 = select(t0, u_n, u_scale_1);
+            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t1), live);
     });
 }
 
@@ -504,23 +527,21 @@ template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, 
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_gradient_index = k.v_gradient_index + tile * TILE;
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 v_gradient_index = load<Int64, FULL>(in_gradient_index + at, live);
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, first_lanes(live), k.outside);
             const Mask t1 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t2 = -u_scale_1;
-            const Float t3 = select(t1, t2, u_scale_1);
-            const Float t4 = u_scale * t3;
-            const Float t5 = t0 + t4;
-            scatter<FULL>(k.gradient, v_gradient_index, canonical(t5), live);
+            const Float t2 = select(t1, u_n, u_scale_1);
+            const Float t3 = u_scale * t2;
+            const Float t4 = t0 + t3;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t4), live);
     });
 }
 

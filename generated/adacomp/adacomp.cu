@@ -207,7 +207,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Float u_n = splat<Float>(widen<float>((greater((divide((wrap_add(k.n, INT64_C(511))), INT64_C(512))), INT64_C(1)))));
     const auto in_top_stored = load<FULL>(k.v_top_stored + tile * TILE, thread, count);
     Float a_scale[QUAD] = {};
 #pragma unroll
@@ -218,12 +218,8 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Float v_top_stored = widen<Float>(in_top_stored.row[row].at[block]);
-            const Int64 t0 = wrap_add(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(511))));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(512))));
-            const Int64 t2 = greater(t1, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Float t3 = widen<Float>(t2);
-            const Float t4 = divide(v_top_stored, t3);
-            a_scale[block] = row == 0 ? t4 : EncodeAddOf1{}(a_scale[block], t4);
+            const Float t0 = divide(v_top_stored, u_n);
+            a_scale[block] = row == 0 ? t0 : EncodeAddOf1{}(a_scale[block], t0);
         }
     }
     const int lanes = count < LANES ? count : LANES;
@@ -261,6 +257,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
+    const Float u_n = splat<Float>((-k.scale_));
     const Float u_scale = splat<Float>(k.scale_);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
@@ -285,14 +282,13 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             const Mask t8 = lt(t5, splat<Float>(__builtin_inff()));
             const Mask t9 = both(t7, t8);
             const Mask t10 = lt(t0, splat<Float>(0x0.0p+0f));
-            const Float t11 = -u_scale;
-            const Float t12 = select(t10, t11, u_scale);
-            const Float t13 = select(t9, t12, splat<Float>(0x0.0p+0f));
-            const Float t14 = t0 - t13;
-            const Float t15 = absolute(t14);
-            const Mask t16 = le(t15, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t17 = select(t16, t14, splat<Float>(0x0.0p+0f));
-            o_state_residual.at[block] = static_cast<float>(t17);
+            const Float t11 = select(t10, u_n, u_scale);
+            const Float t12 = select(t9, t11, splat<Float>(0x0.0p+0f));
+            const Float t13 = t0 - t12;
+            const Float t14 = absolute(t13);
+            const Mask t15 = le(t14, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t16 = select(t15, t13, splat<Float>(0x0.0p+0f));
+            o_state_residual.at[block] = static_cast<float>(t16);
         }
         store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
     }
@@ -416,6 +412,7 @@ template <bool FULL> COMPLL_DEVICE void decode_pass1([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void decode_pass2([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
     const auto in_gradient_scatter_index = load<FULL>(k.v_gradient_scatter_index + tile * TILE, thread, count);
@@ -429,9 +426,8 @@ template <bool FULL> COMPLL_DEVICE void decode_pass2([[maybe_unused]] compll_ite
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Int64 v_gradient_scatter_index = widen<Int64>(in_gradient_scatter_index.row[row].at[block]);
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_scale_1;
-            const Float t2 = select(t0, t1, u_scale_1);
-            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t2), live);
+            const Float t1 = select(t0, u_n, u_scale_1);
+            scatter<FULL>(k.gradient, v_gradient_scatter_index, canonical(t1), live);
         }
     }
 }
@@ -525,6 +521,7 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
 template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
     const auto in_gradient_index = load<FULL>(k.v_gradient_index + tile * TILE, thread, count);
@@ -539,11 +536,10 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Float t0 = gather<Float>(k.gradient, k.n, v_gradient_index, true, k.outside);
             const Mask t1 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t2 = -u_scale_1;
-            const Float t3 = select(t1, t2, u_scale_1);
-            const Float t4 = u_scale * t3;
-            const Float t5 = t0 + t4;
-            scatter<FULL>(k.gradient, v_gradient_index, canonical(t5), live);
+            const Float t2 = select(t1, u_n, u_scale_1);
+            const Float t3 = u_scale * t2;
+            const Float t4 = t0 + t3;
+            scatter<FULL>(k.gradient, v_gradient_index, canonical(t4), live);
         }
     }
 }

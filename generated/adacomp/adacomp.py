@@ -147,7 +147,7 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n = splat(Float, widen(f32, (greater((divide((one(k.n) + splat(i64, 511)), splat(i64, 512))), splat(i64, 1)))))
     lanes_scale = buffer_of(f32)
     for block in range(BLOCKS):
         a_scale = splat(Float, 0)
@@ -155,12 +155,8 @@ def encode_pass1_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_top_stored = stream(Float, f32, k.v_top_stored, start + at, live)
-            t0 = u_n_Int64 + widen(Int64, splat(Int32, 511))
-            t1 = divide(t0, widen(Int64, splat(Int32, 512)))
-            t2 = greater(t1, widen(Int64, splat(Int32, 1)))
-            t3 = widen(Float, t2)
-            t4 = divide(v_top_stored, t3)
-            a_scale = t4 if row == 0 else keep(live, encode_add_1(a_scale, t4, live, k), a_scale)
+            t0 = divide(v_top_stored, u_n)
+            a_scale = t0 if row == 0 else keep(live, encode_add_1(a_scale, t0, live, k), a_scale)
         store(f32, lanes_scale, block * WIDTH, a_scale, WHOLE)
     x_scale = encode_add_1_fold(Float, f32, lanes_scale, k.length - start, k)
     store(f32, k.scale_tiles, tile, x_scale, WHOLE)
@@ -215,6 +211,7 @@ def encode_pass2(frame, begin, end):
 @inner
 def encode_pass3_tile(k, tile, count):
     start = tile * TILE
+    u_n = splat(Float, (-one(k.scale_)))
     u_scale = splat(Float, one(k.scale_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -233,14 +230,13 @@ def encode_pass3_tile(k, tile, count):
             t8 = lt(t5, splat(Float, inf))
             t9 = both(t7, t8)
             t10 = lt(t0, splat(Float, 0.0))
-            t11 = -u_scale
-            t12 = select(t10, t11, u_scale)
-            t13 = select(t9, t12, splat(Float, 0.0))
-            t14 = t0 - t13
-            t15 = absolute(t14)
-            t16 = le(t15, splat(Float, 3.4028234663852886e+38))
-            t17 = select(t16, t14, splat(Float, 0.0))
-            store(f32, k.new_residual, start + at, t17, live)
+            t11 = select(t10, u_n, u_scale)
+            t12 = select(t9, t11, splat(Float, 0.0))
+            t13 = t0 - t12
+            t14 = absolute(t13)
+            t15 = le(t14, splat(Float, 3.4028234663852886e+38))
+            t16 = select(t15, t13, splat(Float, 0.0))
+            store(f32, k.new_residual, start + at, t16, live)
 
 
 @loop(encode_frame)
@@ -472,6 +468,7 @@ def decode_pass1(frame, begin, end):
 @inner
 def decode_pass2_tile(k, tile, count):
     start = tile * TILE
+    u_n = splat(Float, (-one(k.scale_1_)))
     u_scale_1 = splat(Float, one(k.scale_1_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -480,9 +477,8 @@ def decode_pass2_tile(k, tile, count):
             v_negative = unpack(1, k.f_negative, start + at, live)
             v_gradient_scatter_index = stream(Int64, i64, k.v_gradient_scatter_index, start + at, live)
             t0 = ne(v_negative, splat(Int32, 0))
-            t1 = -u_scale_1
-            t2 = select(t0, t1, u_scale_1)
-            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t2), live)
+            t1 = select(t0, u_n, u_scale_1)
+            scatter(u32, k.gradient, v_gradient_scatter_index, float_bits(t1), live)
 
 
 @loop(decode_frame)
@@ -632,6 +628,7 @@ def decode_add_pass0(frame, begin, end):
 def decode_add_pass1_tile(k, tile, count):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
+    u_n = splat(Float, (-one(k.scale_1_)))
     u_scale_1 = splat(Float, one(k.scale_1_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -641,11 +638,10 @@ def decode_add_pass1_tile(k, tile, count):
             v_negative = unpack(1, k.f_negative, start + at, live)
             t0 = gather(Float, f32, k.gradient, native(one(k.n)), v_gradient_index, first_lanes(live), k)
             t1 = ne(v_negative, splat(Int32, 0))
-            t2 = -u_scale_1
-            t3 = select(t1, t2, u_scale_1)
-            t4 = u_scale * t3
-            t5 = t0 + t4
-            scatter(u32, k.gradient, v_gradient_index, float_bits(t5), live)
+            t2 = select(t1, u_n, u_scale_1)
+            t3 = u_scale * t2
+            t4 = t0 + t3
+            scatter(u32, k.gradient, v_gradient_index, float_bits(t4), live)
 
 
 @loop(decode_add_frame)

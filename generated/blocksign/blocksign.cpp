@@ -78,21 +78,38 @@ struct EncodeAddOf0 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
+struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
     int64_t first, begin;
-    float r_sum[4];
-    float h0[4];
-    float h1[4];
+    alignas(64) float r_sum[16];
+    alignas(64) Element<Float> h0[16];
+    alignas(64) Element<Float> h1[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (b.first + j);
+    const Float v_sum = load<Float, true>(b.r_sum + j, live);
+    const Int64 t0 = position * widen<Int64>(splat<Int32>(INT64_C(256)));
+    const Int64 t1 = u_n_Int64 - t0;
+    const Int64 t2 = smaller(widen<Int64>(splat<Int32>(INT64_C(256))), t1);
+    const Float t3 = widen<Float>(t2);
+    const Float t4 = divide(v_sum, t3);
+    const Float t5 = -t4;
+    store<true>(b.h0 + j, t5, WIDTH);
+    store<true>(b.h1 + j, t4, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_scale) + b.first + j, canonical(t4), live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_sum) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_sum) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     const auto* in_residual = k.s_residual + first;
     Float a_sum[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -107,28 +124,45 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_sum[block] = select(first_lanes(live), EncodeAddOf0{}(a_sum[block], t1, live), a_sum[block]);
         }
     }
-    if constexpr (FULL) r_sum = fold_known<(N < LANES ? N : LANES)>(a_sum, EncodeAddOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_sum = fold_far<(N < LANES ? N : LANES)>(a_sum, EncodeAddOf0{});
+    else if constexpr (FULL) r_sum = fold_known<LANES>(a_sum, EncodeAddOf0{});
     else r_sum = fold_any(a_sum, count < LANES ? count : LANES, EncodeAddOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 256;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_sum[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_sum[i]);
+        for (int i = live; i < WIDTH; ++i) r_sum[i] = r_sum[0];
+        fold_blocks(b.r_sum + j, float(0x0.0p+0f), r_sum, EncodeAddOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_sum;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_sum);
+        b.r_sum[j + i] = EncodeAddOf0{}(float(0x0.0p+0f), r_sum);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 256 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 256, SPAN = 1024;
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_sum;
-        if (256 > 0 && count == BLOCK) encode_pass0_stage0<256>(k, p, b, j, first, int(count), r_sum);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_sum);
-        b.r_sum[j] = EncodeAddOf0{}(float(0x0.0p+0f), r_sum);
-        b.h0[j] = (-(divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256)))))))));
-        b.h1[j] = (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256))))))));
-        put<float>(k.f_scale + (b.first + j) * sizeof(float), (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256)))))))));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -138,22 +172,25 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
+            __builtin_prefetch(k.s_residual + tile * TILE + at + 4096);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = v_gradient + v_residual;
             const Mask t1 = lt(t0, splat<Float>(0x0.0p+0f));
             const Int32 t2 = widen<Int32>(bit(t1));
             const Mask t3 = eq(t2, splat<Int32>(INT64_C(1)));
-            const Float t4 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
-            const Float t5 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t4 = splat<Float>(b.h0[own + row / 2]);
+            const Float t5 = splat<Float>(b.h1[own + row / 2]);
             const Float t6 = select(t3, t4, t5);
             const Float t7 = t0 - t6;
             const Float t8 = absolute(t7);
@@ -163,7 +200,7 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             put_bits(o_negative + at / 8, FULL ? ne(t2, Int32{}) : ne(t2, Int32{}) & first_lanes(live));
             store<FULL>(k.new_residual + tile * TILE + at, t10, live);
     });
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -200,8 +237,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         if (k.outside && k.n) return OUT_OF_RANGE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;
@@ -227,16 +264,51 @@ struct DecodeFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    const auto* in_negative = c_negative;
+
+struct decode_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[16];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_pass0_values0([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p,
+    decode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_scale = load<Float, FULL>(reinterpret_cast<const float*>(k.f_scale) + b.first + j, live);
+    const Float t0 = -v_scale;
+    store<true>(b.h0 + j, t0, WIDTH);
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, const Params& p, const decode_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
+inline void decode_pass0_span(DecodeFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_pass0<true>(k, p, b, tile, TILE);
+        else decode_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, const decode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float))));
+            const Float t1 = splat<Float>(b.h0[own + row / 2]);
             const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
@@ -268,11 +340,8 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass0<true>(k, p, tile, TILE);
-            else decode_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { decode_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -297,19 +366,54 @@ struct DecodeAddFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+
+struct decode_add_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[16];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_add_pass0_values0([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p,
+    decode_add_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_scale = load<Float, FULL>(reinterpret_cast<const float*>(k.f_scale) + b.first + j, live);
+    const Float t0 = -v_scale;
+    store<true>(b.h0 + j, t0, WIDTH);
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
+inline void decode_add_pass0_span(DecodeAddFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_add_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_add_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_add_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_add_pass0<true>(k, p, b, tile, TILE);
+        else decode_add_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float))));
+            const Float t1 = splat<Float>(b.h0[own + row / 2]);
             const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             const Float t4 = u_scale * t3;
@@ -343,11 +447,8 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_add_pass0<true>(k, p, tile, TILE);
-            else decode_add_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { decode_add_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -389,36 +490,60 @@ struct HopAddOf0 {
 };
 
 
-struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
+struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
     int64_t first, begin;
-    alignas(64) uint8_t c_received_negative[1024];
-    alignas(64) float kept0[1024 + WIDTH];
-    float r_sum[4];
-    float h0[4];
-    float h1[4];
+    alignas(64) float kept0[4096 + WIDTH];
+    alignas(64) float r_sum[16];
+    alignas(64) Element<Float> h2[16];
+    alignas(64) Element<Float> h0[16];
+    alignas(64) Element<Float> h1[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_received_scale = load<Float, FULL>(reinterpret_cast<const float*>(k.f_received_scale) + b.first + j, live);
+    const Float t0 = -v_received_scale;
+    store<true>(b.h2 + j, t0, WIDTH);
+}
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (b.first + j);
+    const Float v_sum = load<Float, true>(b.r_sum + j, live);
+    const Int64 t0 = position * widen<Int64>(splat<Int32>(INT64_C(256)));
+    const Int64 t1 = u_n_Int64 - t0;
+    const Int64 t2 = smaller(widen<Int64>(splat<Int32>(INT64_C(256))), t1);
+    const Float t3 = widen<Float>(t2);
+    const Float t4 = divide(v_sum, t3);
+    const Float t5 = -t4;
+    store<true>(b.h0 + j, t5, WIDTH);
+    store<true>(b.h1 + j, t4, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_scale) + b.first + j, canonical(t4), live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_sum) {
+template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_sum) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    const uint8_t* const c_received_negative = b.c_received_negative + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
-    const auto* in_received_negative = c_received_negative;
+    const PackedCodes<1, FULL> in_received_negative(k.f_received_negative, first);
     const auto* in_residual = k.s_residual + first;
     Float a_sum[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (FULL ? at >= N : at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_negative = load<Int32, FULL>(in_received_negative + at, live);
+            const Int32 v_received_negative = load_codes<FULL>(in_received_negative, at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
-            const Float t1 = splat<Float>((-get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float))));
+            const Float t1 = splat<Float>(b.h2[j]);
             const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 256 * sizeof(float)));
             const Float t3 = select(t0, t1, t2);
             const Float t4 = v_gradient + t3;
@@ -431,34 +556,47 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             else a_sum[block] = select(first_lanes(live), HopAddOf0{}(a_sum[block], t7, live), a_sum[block]);
         }
     }
-    if constexpr (FULL) r_sum = fold_known<(N < LANES ? N : LANES)>(a_sum, HopAddOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_sum = fold_far<(N < LANES ? N : LANES)>(a_sum, HopAddOf0{});
+    else if constexpr (FULL) r_sum = fold_known<LANES>(a_sum, HopAddOf0{});
     else r_sum = fold_any(a_sum, count < LANES ? count : LANES, HopAddOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 256;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_sum[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_sum[i]);
+        for (int i = live; i < WIDTH; ++i) r_sum[i] = r_sum[0];
+        fold_blocks(b.r_sum + j, float(0x0.0p+0f), r_sum, HopAddOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_sum;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_sum);
+        b.r_sum[j + i] = HopAddOf0{}(float(0x0.0p+0f), r_sum);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 256 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
 inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 256, SPAN = 1024;
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t at = begin; at < end; at += TILE) {
-        uint8_t* const codes = b.c_received_negative + (at - begin);
-        const uint8_t* const from = k.f_received_negative + at / 8 * 1;
-        if (end - at >= TILE) unpack<1, true>(codes, from, TILE);
-        else unpack<1, false>(codes, from, int(end - at));
-    }
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_sum;
-        if (256 > 0 && count == BLOCK) hop_pass0_stage0<256>(k, p, b, j, first, int(count), r_sum);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_sum);
-        b.r_sum[j] = HopAddOf0{}(float(0x0.0p+0f), r_sum);
-        b.h0[j] = (-(divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256)))))))));
-        b.h1[j] = (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256))))))));
-        put<float>(k.f_scale + (b.first + j) * sizeof(float), (divide(b.r_sum[j], widen<float>((smaller(INT64_C(256), (k.n - ((b.first + j) * INT64_C(256)))))))));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) hop_pass0_values0<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values0<false>(k, p, b, j, live);
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -468,21 +606,24 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
+            __builtin_prefetch(k.s_residual + tile * TILE + at + 4096);  // what the next span reduces
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = t0 + v_residual;
             const Mask t2 = lt(t1, splat<Float>(0x0.0p+0f));
             const Int32 t3 = widen<Int32>(bit(t2));
             const Mask t4 = eq(t3, splat<Int32>(INT64_C(1)));
-            const Float t5 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
-            const Float t6 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t5 = splat<Float>(b.h0[own + row / 2]);
+            const Float t6 = splat<Float>(b.h1[own + row / 2]);
             const Float t7 = select(t4, t5, t6);
             const Float t8 = t1 - t7;
             const Float t9 = absolute(t8);
@@ -492,7 +633,7 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             put_bits(o_negative + at / 8, FULL ? ne(t3, Int32{}) : ne(t3, Int32{}) & first_lanes(live));
             store<FULL>(k.new_residual + tile * TILE + at, t11, live);
     });
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -531,8 +672,8 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
         if (k.outside && k.n) return OUT_OF_RANGE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;

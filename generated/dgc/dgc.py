@@ -53,9 +53,9 @@ encode_frame = frame_type(
 @inner
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
+    u_n_Mask = splat(Mask, (gt(one(k.n), splat(i64, 0))))
     u_n_Int64 = splat(Int64, one(k.n))
-    u_sampling = splat(Float, one(k.p_sampling))
-    u_ratio = splat(Float, one(k.p_ratio))
+    u_n_Int64_2 = splat(Int64, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), one(k.p_ratio))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
     u_momentum = splat(Float, one(k.p_momentum))
     r0 = rows_buffer()
     for block in range(BLOCKS):
@@ -64,39 +64,29 @@ def encode_pass0_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             position = positions(start + at)
-            t0 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t1 = both(first_lanes(live), t0)
-            t2 = position * u_n_Int64
-            t3 = widen(Float, u_n_Int64)
-            t4 = u_sampling * t3
-            t5 = ceil_(t4)
-            t6 = divide(splat(Float, 16.0), u_ratio)
-            t7 = ceil_(t6)
-            t8 = greater(t5, t7)
-            t9 = saturate(Int64, t8, -9223372036854775808, 9223372036854775807)
-            t10 = greater(t9, widen(Int64, splat(Int32, 0)))
-            t11 = smaller(t10, u_n_Int64)
-            t12 = divide(t2, t11)
-            t13 = position + widen(Int64, splat(Int32, 1))
-            t14 = t13 * u_n_Int64
-            t15 = divide(t14, t11)
-            t16 = random_int(row_of(r0, row), t12, t15)
-            t17 = gather(Float, f32, k.s_v, native(one(k.n)), t16, t1, k)
-            t18 = gather(Float, f32, k.s_u, native(one(k.n)), t16, t1, k)
-            t19 = u_momentum * t18
-            t20 = gather(Float, f32, k.gradient, native(one(k.n)), t16, t1, k)
-            t21 = t19 + t20
-            t22 = t17 + t21
-            t23 = both(first_lanes(live), negation(t0))
-            t24 = select(t0, t22, splat(Float, 0.0))
-            t25 = absolute(t24)
-            t26 = float_bits(t25)
-            t27 = ge(t26, splat(UInt32, 2147483648))
-            t28 = select(t27, splat(UInt32, 4294967295), splat(UInt32, 2147483648))
-            t29 = t26 ^ t28
-            t30 = t29 ^ splat(UInt32, 4294967295)
-            store(u32, k.v_s_sort_keys, start + at, t30, live)
-            store(f32, k.v_s_sort_values, start + at, t25, live)
+            t0 = both(first_lanes(live), u_n_Mask)
+            t1 = position * u_n_Int64
+            t2 = divide(t1, u_n_Int64_2)
+            t3 = position + widen(Int64, splat(Int32, 1))
+            t4 = t3 * u_n_Int64
+            t5 = divide(t4, u_n_Int64_2)
+            t6 = random_int(row_of(r0, row), t2, t5)
+            t7 = gather(Float, f32, k.s_v, native(one(k.n)), t6, t0, k)
+            t8 = gather(Float, f32, k.s_u, native(one(k.n)), t6, t0, k)
+            t9 = u_momentum * t8
+            t10 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t0, k)
+            t11 = t9 + t10
+            t12 = t7 + t11
+            t13 = both(first_lanes(live), negation(u_n_Mask))
+            t14 = select(u_n_Mask, t12, splat(Float, 0.0))
+            t15 = absolute(t14)
+            t16 = float_bits(t15)
+            t17 = ge(t16, splat(UInt32, 2147483648))
+            t18 = select(t17, splat(UInt32, 4294967295), splat(UInt32, 2147483648))
+            t19 = t16 ^ t18
+            t20 = t19 ^ splat(UInt32, 4294967295)
+            store(u32, k.v_s_sort_keys, start + at, t20, live)
+            store(f32, k.v_s_sort_values, start + at, t15, live)
 
 
 @loop(encode_frame)

@@ -59,7 +59,7 @@ template <class T> inline T get(const uint8_t* from) {
 //     top: float[((n + 511) / 512)] = reduce[n] by 512 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field top: float[((n + 511) / 512)] = top[i]
-//     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs(gradient[i]) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs(gradient[i]) / top[(i / 512)]) / 0x1.0000000000000p-6) : (float((float_bits((abs(gradient[i]) / top[(i / 512)])) - 1006632960)) / 0x1.0000000000000p+23))))
+//     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs(gradient[i]) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs(gradient[i]) / top[(i / 512)]) * 0x1.0000000000000p+6) : (float((float_bits((abs(gradient[i]) / top[(i / 512)])) - 1006632960)) * 0x1.0000000000000p-23))))
 //     store field negative: uint<1>[n] = uint<1>((gradient[i] < 0x0.0p+0))
 //     check[n] gradient[i] is finite
 
@@ -80,18 +80,26 @@ struct EncodeGreaterOf0 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
+struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 4096 elements
     int64_t first, begin;
-    float r_top[2];
+    alignas(64) float r_top[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_top = load<Float, true>(b.r_top + j, live);
+    store<FULL>(reinterpret_cast<float*>(k.f_top) + b.first + j, canonical(v_top), live);
+    if (any(not_finite(FULL ? magnitude(v_top) : magnitude(v_top) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_top) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_top[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -104,26 +112,45 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t0, live), a_top[block]);
         }
     }
-    if constexpr (FULL) r_top = fold_known<(N < LANES ? N : LANES)>(a_top, EncodeGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_top = fold_far<(N < LANES ? N : LANES)>(a_top, EncodeGreaterOf0{});
+    else if constexpr (FULL) r_top = fold_known<LANES>(a_top, EncodeGreaterOf0{});
     else r_top = fold_any(a_top, count < LANES ? count : LANES, EncodeGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 512;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_top[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_top[i]);
+        for (int i = live; i < WIDTH; ++i) r_top[i] = r_top[0];
+        fold_blocks(b.r_top + j, float(0x0.0p+0f), r_top, EncodeGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_top;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_top);
+        b.r_top[j + i] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_top);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 512 elements, 4096 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 512, SPAN = 1024;
+    constexpr int64_t BLOCK = 512, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_top;
-        if (512 > 0 && count == BLOCK) encode_pass0_stage0<512>(k, p, b, j, first, int(count), r_top);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_top);
-        b.r_top[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_top);
-        put<float>(k.f_top + (b.first + j) * sizeof(float), b.r_top[j]);
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -133,39 +160,38 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_level[TILE];
-    if (!FULL) std::memset(o_level, 0, TILE);
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    [[maybe_unused]] const int64_t own = tile * TILE / 512 - b.first;  // the block that the tile begins in
+    uint8_t room_level[LANES * 3];
+    uint8_t* const o_level = FULL ? k.f_level + tile * (LANES * 3) : room_level;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
-    UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
+            const Float t1 = splat<Float>(b.r_top[own + row / 4]);
             const Float t2 = divide(t0, t1);
             const Mask t3 = lt(t2, splat<Float>(0x1.0000000000000p-6f));
-            const Float t4 = divide(t2, splat<Float>(0x1.0000000000000p-6f));
+            const Float t4 = t2 * splat<Float>(0x1.0000000000000p+6f);
             const UInt32 t5 = float_bits(t2);
             const UInt32 t6 = t5 - splat<UInt32>(1006632960u);
             const Float t7 = widen<Float>(t6);
-            const Float t8 = divide(t7, splat<Float>(0x1.0000000000000p+23f));
+            const Float t8 = t7 * splat<Float>(0x1.0000000000000p-23f);
             const Float t9 = select(t3, t4, t8);
             const Float t10 = stochastic_round(r0[block][row], t9);
             const Int32 t11 = saturate<Int32>(t10, INT64_C(0), INT64_C(7));
             const Mask t12 = lt(v_gradient, splat<Float>(0x0.0p+0f));
             const Int32 t13 = widen<Int32>(bit(t12));
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            store<true>(o_level + at, FULL ? t11 : t11 & first_lanes(live), WIDTH);
+            put_codes<3>(o_level + at / 8 * 3, FULL ? t11 : t11 & first_lanes(live));
             put_bits(o_negative + at / 8, FULL ? ne(t13, Int32{}) : ne(t13, Int32{}) & first_lanes(live));
     });
-    pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_level + tile * (LANES * 3), room_level, (count * 3 + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -201,8 +227,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;
@@ -232,17 +258,13 @@ struct DecodeFrame {
 };
 
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    alignas(64) uint8_t c_level[TILE];
-    unpack<3, FULL>(c_level, k.f_level + tile * (LANES * 3), count);
-    const auto* in_negative = c_negative;
-    const auto* in_level = c_level;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
+    const PackedCodes<3, true> in_level(k.f_level, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
-            const Int32 v_level = load<Int32, true>(in_level + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
+            const Int32 v_level = load_codes<FULL>(in_level, at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = v_level + splat<Int32>(INT64_C(120));
@@ -318,19 +340,15 @@ struct DecodeAddFrame {
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    alignas(64) uint8_t c_level[TILE];
-    unpack<3, FULL>(c_level, k.f_level + tile * (LANES * 3), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_negative = c_negative;
-    const auto* in_level = c_level;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
+    const PackedCodes<3, true> in_level(k.f_level, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
-            const Int32 v_level = load<Int32, true>(in_level + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
+            const Int32 v_level = load_codes<FULL>(in_level, at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = v_level + splat<Int32>(INT64_C(120));
@@ -398,7 +416,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //     top: float[((n + 511) / 512)] = reduce[n] by 512 abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field top: float[((n + 511) / 512)] = top[i]
-//     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) / 0x1.0000000000000p-6) : (float((float_bits((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)])) - 1006632960)) / 0x1.0000000000000p+23))))
+//     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) * 0x1.0000000000000p+6) : (float((float_bits((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)])) - 1006632960)) * 0x1.0000000000000p-23))))
 //     store field negative: uint<1>[n] = uint<1>(((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)]))) < 0x0.0p+0))
 //     check[n] (scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)]))) is finite
 
@@ -422,34 +440,38 @@ struct HopGreaterOf0 {
 };
 
 
-struct hop_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
+struct hop_pass0_blocks {  // one value a block of 512, for the blocks of 4096 elements
     int64_t first, begin;
-    alignas(64) uint8_t c_received_negative[1024];
-    alignas(64) uint8_t c_received_level[1024];
-    alignas(64) float kept0[1024 + WIDTH];
-    float r_top[2];
+    alignas(64) float kept0[4096 + WIDTH];
+    alignas(64) float r_top[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_top = load<Float, true>(b.r_top + j, live);
+    store<FULL>(reinterpret_cast<float*>(k.f_top) + b.first + j, canonical(v_top), live);
+    if (any(not_finite(FULL ? magnitude(v_top) : magnitude(v_top) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_top) {
+template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_top) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    const uint8_t* const c_received_negative = b.c_received_negative + (first - b.begin);
-    const uint8_t* const c_received_level = b.c_received_level + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
-    const auto* in_received_negative = c_received_negative;
-    const auto* in_received_level = c_received_level;
+    const PackedCodes<1, FULL> in_received_negative(k.f_received_negative, first);
+    const PackedCodes<3, FULL> in_received_level(k.f_received_level, first);
     Float a_top[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (FULL ? at >= N : at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_negative = load<Int32, FULL>(in_received_negative + at, live);
-            const Int32 v_received_level = load<Int32, FULL>(in_received_level + at, live);
+            const Int32 v_received_negative = load_codes<FULL>(in_received_negative, at, live);
+            const Int32 v_received_level = load_codes<FULL>(in_received_level, at, live);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = gt(v_received_level, splat<Int32>(INT64_C(0)));
             const Int32 t2 = v_received_level + splat<Int32>(INT64_C(120));
@@ -470,38 +492,45 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             else a_top[block] = select(first_lanes(live), HopGreaterOf0{}(a_top[block], t13, live), a_top[block]);
         }
     }
-    if constexpr (FULL) r_top = fold_known<(N < LANES ? N : LANES)>(a_top, HopGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_top = fold_far<(N < LANES ? N : LANES)>(a_top, HopGreaterOf0{});
+    else if constexpr (FULL) r_top = fold_known<LANES>(a_top, HopGreaterOf0{});
     else r_top = fold_any(a_top, count < LANES ? count : LANES, HopGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 512;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_top[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_top[i]);
+        for (int i = live; i < WIDTH; ++i) r_top[i] = r_top[0];
+        fold_blocks(b.r_top + j, float(0x0.0p+0f), r_top, HopGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_top;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_top);
+        b.r_top[j + i] = HopGreaterOf0{}(float(0x0.0p+0f), r_top);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 512 elements, 4096 elements at a time: reduce each, then store.
 inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 512, SPAN = 1024;
+    constexpr int64_t BLOCK = 512, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t at = begin; at < end; at += TILE) {
-        uint8_t* const codes = b.c_received_negative + (at - begin);
-        const uint8_t* const from = k.f_received_negative + at / 8 * 1;
-        if (end - at >= TILE) unpack<1, true>(codes, from, TILE);
-        else unpack<1, false>(codes, from, int(end - at));
-    }
-    for (int64_t at = begin; at < end; at += TILE) {
-        uint8_t* const codes = b.c_received_level + (at - begin);
-        const uint8_t* const from = k.f_received_level + at / 8 * 3;
-        if (end - at >= TILE) unpack<3, true>(codes, from, TILE);
-        else unpack<3, false>(codes, from, int(end - at));
-    }
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_top;
-        if (512 > 0 && count == BLOCK) hop_pass0_stage0<512>(k, p, b, j, first, int(count), r_top);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_top);
-        b.r_top[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_top);
-        put<float>(k.f_top + (b.first + j) * sizeof(float), b.r_top[j]);
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -511,38 +540,37 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_level[TILE];
-    if (!FULL) std::memset(o_level, 0, TILE);
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
-    UInt32 widest{};
+    [[maybe_unused]] const int64_t own = tile * TILE / 512 - b.first;  // the block that the tile begins in
+    uint8_t room_level[LANES * 3];
+    uint8_t* const o_level = FULL ? k.f_level + tile * (LANES * 3) : room_level;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = absolute(t0);
-            const Float t2 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
+            const Float t2 = splat<Float>(b.r_top[own + row / 4]);
             const Float t3 = divide(t1, t2);
             const Mask t4 = lt(t3, splat<Float>(0x1.0000000000000p-6f));
-            const Float t5 = divide(t3, splat<Float>(0x1.0000000000000p-6f));
+            const Float t5 = t3 * splat<Float>(0x1.0000000000000p+6f);
             const UInt32 t6 = float_bits(t3);
             const UInt32 t7 = t6 - splat<UInt32>(1006632960u);
             const Float t8 = widen<Float>(t7);
-            const Float t9 = divide(t8, splat<Float>(0x1.0000000000000p+23f));
+            const Float t9 = t8 * splat<Float>(0x1.0000000000000p-23f);
             const Float t10 = select(t4, t5, t9);
             const Float t11 = stochastic_round(r0[block][row], t10);
             const Int32 t12 = saturate<Int32>(t11, INT64_C(0), INT64_C(7));
             const Mask t13 = lt(t0, splat<Float>(0x0.0p+0f));
             const Int32 t14 = widen<Int32>(bit(t13));
-            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
-            store<true>(o_level + at, FULL ? t12 : t12 & first_lanes(live), WIDTH);
+            put_codes<3>(o_level + at / 8 * 3, FULL ? t12 : t12 & first_lanes(live));
             put_bits(o_negative + at / 8, FULL ? ne(t14, Int32{}) : ne(t14, Int32{}) & first_lanes(live));
     });
-    pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_level + tile * (LANES * 3), room_level, (count * 3 + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -581,8 +609,8 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;

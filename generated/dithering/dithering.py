@@ -20,7 +20,7 @@ OPERATIONS = {}
 #     top: float[((n + 511) / 512)] = reduce[n] by 512 abs(gradient[i]) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field top: float[((n + 511) / 512)] = top[i]
-#     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs(gradient[i]) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs(gradient[i]) / top[(i / 512)]) / 0x1.0000000000000p-6) : (float((float_bits((abs(gradient[i]) / top[(i / 512)])) - 1006632960)) / 0x1.0000000000000p+23))))
+#     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs(gradient[i]) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs(gradient[i]) / top[(i / 512)]) * 0x1.0000000000000p+6) : (float((float_bits((abs(gradient[i]) / top[(i / 512)])) - 1006632960)) * 0x1.0000000000000p-23))))
 #     store field negative: uint<1>[n] = uint<1>((gradient[i] < 0x0.0p+0))
 #     check[n] gradient[i] is finite
 
@@ -90,11 +90,11 @@ def encode_pass0_tile(k, tile, count, block0, b_r_top):
             t1 = per_block(Float, f32, b_r_top, start + at, 512, block0, live, WIDTH)
             t2 = divide(t0, t1)
             t3 = lt(t2, splat(Float, 0.015625))
-            t4 = divide(t2, splat(Float, 0.015625))
+            t4 = t2 * splat(Float, 64.0)
             t5 = float_bits(t2)
             t6 = t5 - splat(UInt32, 1006632960)
             t7 = widen(Float, t6)
-            t8 = divide(t7, splat(Float, 8388608.0))
+            t8 = t7 * splat(Float, 1.1920928955078125e-07)
             t9 = select(t3, t4, t8)
             t10 = stochastic_round(row_of(r0, row), t9)
             t11 = saturate(Int32, t10, 0, 7)
@@ -368,7 +368,7 @@ OPERATIONS["decode_add"] = Kernels(
 #     top: float[((n + 511) / 512)] = reduce[n] by 512 abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field top: float[((n + 511) / 512)] = top[i]
-#     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) / 0x1.0000000000000p-6) : (float((float_bits((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)])) - 1006632960)) / 0x1.0000000000000p+23))))
+#     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) * 0x1.0000000000000p+6) : (float((float_bits((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)])) - 1006632960)) * 0x1.0000000000000p-23))))
 #     store field negative: uint<1>[n] = uint<1>(((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)]))) < 0x0.0p+0))
 #     check[n] (scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)]))) is finite
 
@@ -470,11 +470,11 @@ def hop_pass0_tile(k, tile, count, block0, b_r_top):
             t14 = per_block(Float, f32, b_r_top, start + at, 512, block0, live, WIDTH)
             t15 = divide(t13, t14)
             t16 = lt(t15, splat(Float, 0.015625))
-            t17 = divide(t15, splat(Float, 0.015625))
+            t17 = t15 * splat(Float, 64.0)
             t18 = float_bits(t15)
             t19 = t18 - splat(UInt32, 1006632960)
             t20 = widen(Float, t19)
-            t21 = divide(t20, splat(Float, 8388608.0))
+            t21 = t20 * splat(Float, 1.1920928955078125e-07)
             t22 = select(t16, t17, t21)
             t23 = stochastic_round(row_of(r0, row), t22)
             t24 = saturate(Int32, t23, 0, 7)

@@ -76,18 +76,26 @@ struct EncodeGreaterOf0 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
+struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
     int64_t first, begin;
-    float r_scale[4];
+    alignas(64) float r_scale[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_scale = load<Float, true>(b.r_scale + j, live);
+    store<FULL>(reinterpret_cast<float*>(k.f_scale) + b.first + j, canonical(v_scale), live);
+    if (any(not_finite(FULL ? magnitude(v_scale) : magnitude(v_scale) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_scale) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_scale[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -100,26 +108,45 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_scale[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale[block], t0, live), a_scale[block]);
         }
     }
-    if constexpr (FULL) r_scale = fold_known<(N < LANES ? N : LANES)>(a_scale, EncodeGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_scale = fold_far<(N < LANES ? N : LANES)>(a_scale, EncodeGreaterOf0{});
+    else if constexpr (FULL) r_scale = fold_known<LANES>(a_scale, EncodeGreaterOf0{});
     else r_scale = fold_any(a_scale, count < LANES ? count : LANES, EncodeGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 256;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_scale[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_scale[i]);
+        for (int i = live; i < WIDTH; ++i) r_scale[i] = r_scale[0];
+        fold_blocks(b.r_scale + j, float(0x0.0p+0f), r_scale, EncodeGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_scale;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_scale);
+        b.r_scale[j + i] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_scale);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 256 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 256, SPAN = 1024;
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_scale;
-        if (256 > 0 && count == BLOCK) encode_pass0_stage0<256>(k, p, b, j, first, int(count), r_scale);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_scale);
-        b.r_scale[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_scale);
-        put<float>(k.f_scale + (b.first + j) * sizeof(float), b.r_scale[j]);
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -129,22 +156,21 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
-    UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.r_scale[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.r_scale[own + row / 2]);
             const Mask t1 = gt(t0, splat<Float>(0x0.0p+0f));
             const Float t2 = divide(v_gradient, t0);
             const Int32 t3 = search<Int32, encode_border>(t2);
             const Int32 t4 = select(t1, t3, splat<Int32>(INT64_C(127)));
-            const Int32 t5 = saturate<Int32>(t4, INT64_C(0), INT64_C(255));
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
+            const Int32 t5 = widen<Int32>(t4);
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t5, live);
     });
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -177,8 +203,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;
@@ -370,21 +396,29 @@ struct HopGreaterOf0 {
 };
 
 
-struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
+struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
     int64_t first, begin;
-    alignas(64) float kept0[1024 + WIDTH];
-    float r_scale[4];
+    alignas(64) float kept0[4096 + WIDTH];
+    alignas(64) float r_scale[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_scale = load<Float, true>(b.r_scale + j, live);
+    store<FULL>(reinterpret_cast<float*>(k.f_scale) + b.first + j, canonical(v_scale), live);
+    if (any(not_finite(FULL ? magnitude(v_scale) : magnitude(v_scale) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale) {
+template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_scale) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_code = reinterpret_cast<const uint8_t*>(k.f_received_code) + first;
     Float a_scale[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -404,26 +438,45 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             else a_scale[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale[block], t5, live), a_scale[block]);
         }
     }
-    if constexpr (FULL) r_scale = fold_known<(N < LANES ? N : LANES)>(a_scale, HopGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_scale = fold_far<(N < LANES ? N : LANES)>(a_scale, HopGreaterOf0{});
+    else if constexpr (FULL) r_scale = fold_known<LANES>(a_scale, HopGreaterOf0{});
     else r_scale = fold_any(a_scale, count < LANES ? count : LANES, HopGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 256;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_scale[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_scale[i]);
+        for (int i = live; i < WIDTH; ++i) r_scale[i] = r_scale[0];
+        fold_blocks(b.r_scale + j, float(0x0.0p+0f), r_scale, HopGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_scale;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_scale);
+        b.r_scale[j + i] = HopGreaterOf0{}(float(0x0.0p+0f), r_scale);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 256 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
 inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 256, SPAN = 1024;
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_scale;
-        if (256 > 0 && count == BLOCK) hop_pass0_stage0<256>(k, p, b, j, first, int(count), r_scale);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_scale);
-        b.r_scale[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_scale);
-        put<float>(k.f_scale + (b.first + j) * sizeof(float), b.r_scale[j]);
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -433,21 +486,21 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    UInt32 widest{};
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
-            const Float t1 = splat<Float>(b.r_scale[uint64_t(tile * TILE + at) / 256 - b.first]);
-            const Mask t2 = gt(t1, splat<Float>(0x0.0p+0f));
-            const Float t3 = divide(t0, t1);
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
+            __builtin_prefetch(reinterpret_cast<const uint8_t*>(k.f_received_code) + tile * TILE + at + 4096);  // what the next span reduces
+            const Float t0 = splat<Float>(b.r_scale[own + row / 2]);
+            const Mask t1 = gt(t0, splat<Float>(0x0.0p+0f));
+            const Float t2 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
+            const Float t3 = divide(t2, t0);
             const Int32 t4 = search<Int32, hop_border>(t3);
-            const Int32 t5 = select(t2, t4, splat<Int32>(INT64_C(127)));
-            const Int32 t6 = saturate<Int32>(t5, INT64_C(0), INT64_C(255));
-            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
+            const Int32 t5 = select(t1, t4, splat<Int32>(INT64_C(127)));
+            const Int32 t6 = widen<Int32>(t5);
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t6, live);
     });
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -482,8 +535,8 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;

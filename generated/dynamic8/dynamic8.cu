@@ -154,7 +154,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Float t2 = divide(v_gradient, t0);
             const Int32 t3 = search<Int32>(encode_border{}, 255, t2);
             const Int32 t4 = select(t1, t3, splat<Int32>(INT64_C(127)));
-            const Int32 t5 = saturate<Int32>(t4, INT64_C(0), INT64_C(255));
+            const Int32 t5 = widen<Int32>(t4);
             bad = bad || not_finite(v_gradient);
             o_field_code.at[block] = static_cast<uint8_t>(t5);
         }
@@ -539,7 +539,7 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Float t7 = divide(t4, t5);
             const Int32 t8 = search<Int32>(hop_border{}, 255, t7);
             const Int32 t9 = select(t6, t8, splat<Int32>(INT64_C(127)));
-            const Int32 t10 = saturate<Int32>(t9, INT64_C(0), INT64_C(255));
+            const Int32 t10 = widen<Int32>(t9);
             bad = bad || not_finite(t4);
             o_field_code.at[block] = static_cast<uint8_t>(t10);
         }

@@ -88,7 +88,7 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale):
             t2 = divide(v_gradient, t0)
             t3 = search(Int32, encode_border, t2)
             t4 = select(t1, t3, splat(Int32, 127))
-            t5 = saturate(Int32, t4, 0, 255)
+            t5 = widen(Int32, t4)
             bad = keep(live, bad | not_finite(v_gradient), bad)
             store(u8, k.f_code, start + at, t5, live)
     if any_(bad):
@@ -416,7 +416,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale):
             t7 = divide(t4, t5)
             t8 = search(Int32, hop_border, t7)
             t9 = select(t6, t8, splat(Int32, 127))
-            t10 = saturate(Int32, t9, 0, 255)
+            t10 = widen(Int32, t9)
             bad = keep(live, bad | not_finite(t4), bad)
             store(u8, k.f_code, start + at, t10, live)
     if any_(bad):

@@ -81,8 +81,8 @@ struct EncodeAddOf0 {
 };
 
 template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     Float a_scale_add[BLOCKS];
@@ -102,12 +102,13 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
             else if (FULL) a_scale_add[block] = EncodeAddOf0{}(a_scale_add[block], t1);
             else a_scale_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_scale_add[block], t1, live), a_scale_add[block]);
     });
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
     k.scale_add_tiles[tile] = fold<FULL>(a_scale_add, count < LANES ? count : LANES, EncodeAddOf0{});
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const Float u_n = splat<Float>((-k.scale_));
     const Float u_scale = splat<Float>(k.scale_);
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
@@ -118,13 +119,12 @@ template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = v_gradient + v_residual;
             const Mask t1 = lt(t0, splat<Float>(0x0.0p+0f));
-            const Float t2 = -u_scale;
-            const Float t3 = select(t1, t2, u_scale);
-            const Float t4 = t0 - t3;
-            const Float t5 = absolute(t4);
-            const Mask t6 = le(t5, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t7 = select(t6, t4, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.new_residual + tile * TILE + at, t7, live);
+            const Float t2 = select(t1, u_n, u_scale);
+            const Float t3 = t0 - t2;
+            const Float t4 = absolute(t3);
+            const Mask t5 = le(t4, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t6 = select(t5, t3, splat<Float>(0x0.0p+0f));
+            store<FULL>(k.new_residual + tile * TILE + at, t6, live);
     });
 }
 
@@ -205,18 +205,16 @@ struct DecodeFrame {
 };
 
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_scale_1;
-            const Float t2 = select(t0, t1, u_scale_1);
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t2), live);
+            const Float t1 = select(t0, u_n, u_scale_1);
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t1), live);
     });
 }
 
@@ -276,22 +274,20 @@ struct DecodeAddFrame {
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_scale_1;
-            const Float t2 = select(t0, t1, u_scale_1);
-            const Float t3 = u_scale * t2;
-            const Float t4 = v_gradient + t3;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t4), live);
+            const Float t1 = select(t0, u_n, u_scale_1);
+            const Float t2 = u_scale * t1;
+            const Float t3 = v_gradient + t2;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
     });
 }
 
@@ -372,13 +368,12 @@ struct HopAddOf0 {
 
 template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.received_scale_1_));
     const Float u_received_scale_1 = splat<Float>(k.received_scale_1_);
-    alignas(64) uint8_t c_received_negative[TILE];
-    unpack<1, FULL>(c_received_negative, k.f_received_negative + tile * (LANES * 1), count);
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_negative = c_received_negative;
+    const PackedCodes<1, true> in_received_negative(k.f_received_negative, tile * TILE);
     const auto* in_residual = k.s_residual + tile * TILE;
     Float a_scale_add[BLOCKS];
     UInt32 widest{};
@@ -386,57 +381,54 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_negative = load<Int32, true>(in_received_negative + at, live);
+            const Int32 v_received_negative = load_codes<FULL>(in_received_negative, at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Mask t0 = ne(v_received_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_received_scale_1;
-            const Float t2 = select(t0, t1, u_received_scale_1);
-            const Float t3 = v_gradient + t2;
-            const Float t4 = u_scale * t3;
-            const Float t5 = t4 + v_residual;
-            const Float t6 = absolute(t5);
-            const Mask t7 = lt(t5, splat<Float>(0x0.0p+0f));
-            const Int32 t8 = widen<Int32>(bit(t7));
-            widest = over(widest, FULL ? magnitude(t4) : magnitude(t4) & (UInt32)first_lanes(live));
-            put_bits(o_negative + at / 8, FULL ? ne(t8, Int32{}) : ne(t8, Int32{}) & first_lanes(live));
-            if (row == 0) a_scale_add[block] = t6;
-            else if (FULL) a_scale_add[block] = HopAddOf0{}(a_scale_add[block], t6);
-            else a_scale_add[block] = select(first_lanes(live), HopAddOf0{}(a_scale_add[block], t6, live), a_scale_add[block]);
+            const Float t1 = select(t0, u_n, u_received_scale_1);
+            const Float t2 = v_gradient + t1;
+            const Float t3 = u_scale * t2;
+            const Float t4 = t3 + v_residual;
+            const Float t5 = absolute(t4);
+            const Mask t6 = lt(t4, splat<Float>(0x0.0p+0f));
+            const Int32 t7 = widen<Int32>(bit(t6));
+            widest = over(widest, FULL ? magnitude(t3) : magnitude(t3) & (UInt32)first_lanes(live));
+            put_bits(o_negative + at / 8, FULL ? ne(t7, Int32{}) : ne(t7, Int32{}) & first_lanes(live));
+            if (row == 0) a_scale_add[block] = t5;
+            else if (FULL) a_scale_add[block] = HopAddOf0{}(a_scale_add[block], t5);
+            else a_scale_add[block] = select(first_lanes(live), HopAddOf0{}(a_scale_add[block], t5, live), a_scale_add[block]);
     });
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
     k.scale_add_tiles[tile] = fold<FULL>(a_scale_add, count < LANES ? count : LANES, HopAddOf0{});
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.received_scale_1_));
     const Float u_received_scale_1 = splat<Float>(k.received_scale_1_);
-    const Float u_scale_2 = splat<Float>(k.scale_);
-    alignas(64) uint8_t c_received_negative[TILE];
-    unpack<1, FULL>(c_received_negative, k.f_received_negative + tile * (LANES * 1), count);
+    const Float u_n_3 = splat<Float>((-k.scale_));
+    const Float u_scale_4 = splat<Float>(k.scale_);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_negative = c_received_negative;
+    const PackedCodes<1, true> in_received_negative(k.f_received_negative, tile * TILE);
     const auto* in_residual = k.s_residual + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_negative = load<Int32, true>(in_received_negative + at, live);
+            const Int32 v_received_negative = load_codes<FULL>(in_received_negative, at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Mask t0 = ne(v_received_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_received_scale_1;
-            const Float t2 = select(t0, t1, u_received_scale_1);
-            const Float t3 = v_gradient + t2;
-            const Float t4 = u_scale * t3;
-            const Float t5 = t4 + v_residual;
-            const Mask t6 = lt(t5, splat<Float>(0x0.0p+0f));
-            const Float t7 = -u_scale_2;
-            const Float t8 = select(t6, t7, u_scale_2);
-            const Float t9 = t5 - t8;
-            const Float t10 = absolute(t9);
-            const Mask t11 = le(t10, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t12 = select(t11, t9, splat<Float>(0x0.0p+0f));
-            store<FULL>(k.new_residual + tile * TILE + at, t12, live);
+            const Float t1 = select(t0, u_n, u_received_scale_1);
+            const Float t2 = v_gradient + t1;
+            const Float t3 = u_scale * t2;
+            const Float t4 = t3 + v_residual;
+            const Mask t5 = lt(t4, splat<Float>(0x0.0p+0f));
+            const Float t6 = select(t5, u_n_3, u_scale_4);
+            const Float t7 = t4 - t6;
+            const Float t8 = absolute(t7);
+            const Mask t9 = le(t8, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t10 = select(t9, t7, splat<Float>(0x0.0p+0f));
+            store<FULL>(k.new_residual + tile * TILE + at, t10, live);
     });
 }
 

@@ -110,6 +110,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
 
 template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
+    const Float u_n = splat<Float>((-k.scale_));
     const Float u_scale = splat<Float>(k.scale_);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
@@ -125,13 +126,12 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
             const Float t0 = v_gradient + v_residual;
             const Mask t1 = lt(t0, splat<Float>(0x0.0p+0f));
-            const Float t2 = -u_scale;
-            const Float t3 = select(t1, t2, u_scale);
-            const Float t4 = t0 - t3;
-            const Float t5 = absolute(t4);
-            const Mask t6 = le(t5, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t7 = select(t6, t4, splat<Float>(0x0.0p+0f));
-            o_state_residual.at[block] = static_cast<float>(t7);
+            const Float t2 = select(t1, u_n, u_scale);
+            const Float t3 = t0 - t2;
+            const Float t4 = absolute(t3);
+            const Mask t5 = le(t4, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t6 = select(t5, t3, splat<Float>(0x0.0p+0f));
+            o_state_residual.at[block] = static_cast<float>(t6);
         }
         store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
     }
@@ -201,6 +201,7 @@ static_assert(sizeof(DecodeFrame) <= FRAME_BYTES, "the frame outgrows the scratc
 
 template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
 #pragma unroll
@@ -213,9 +214,8 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_scale_1;
-            const Float t2 = select(t0, t1, u_scale_1);
-            o_output_gradient.at[block] = static_cast<float>(canonical(t2));
+            const Float t1 = select(t0, u_n, u_scale_1);
+            o_output_gradient.at[block] = static_cast<float>(canonical(t1));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -279,6 +279,7 @@ static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scr
 template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.scale_1_));
     const Float u_scale_1 = splat<Float>(k.scale_1_);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
@@ -293,11 +294,10 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_scale_1;
-            const Float t2 = select(t0, t1, u_scale_1);
-            const Float t3 = u_scale * t2;
-            const Float t4 = v_gradient + t3;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t4));
+            const Float t1 = select(t0, u_n, u_scale_1);
+            const Float t2 = u_scale * t1;
+            const Float t3 = v_gradient + t2;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t3));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -382,6 +382,7 @@ struct HopAddOf0 {
 template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.received_scale_1_));
     const Float u_received_scale_1 = splat<Float>(k.received_scale_1_);
     const auto c_received_negative = unpack<1, FULL>(k.f_received_negative + tile * (LANES * 1), thread, count);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
@@ -401,17 +402,16 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 v_received_negative = widen<Int32>(c_received_negative.get(row, block));
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
             const Mask t0 = ne(v_received_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_received_scale_1;
-            const Float t2 = select(t0, t1, u_received_scale_1);
-            const Float t3 = v_gradient + t2;
-            const Float t4 = u_scale * t3;
-            const Float t5 = t4 + v_residual;
-            const Float t6 = absolute(t5);
-            const Mask t7 = lt(t5, splat<Float>(0x0.0p+0f));
-            const Int32 t8 = widen<Int32>(bit(t7));
-            bad = bad || not_finite(t4);
-            o_negative.put(row, block, uint32_t(t8));
-            a_scale_add[block] = row == 0 ? t6 : HopAddOf0{}(a_scale_add[block], t6);
+            const Float t1 = select(t0, u_n, u_received_scale_1);
+            const Float t2 = v_gradient + t1;
+            const Float t3 = u_scale * t2;
+            const Float t4 = t3 + v_residual;
+            const Float t5 = absolute(t4);
+            const Mask t6 = lt(t4, splat<Float>(0x0.0p+0f));
+            const Int32 t7 = widen<Int32>(bit(t6));
+            bad = bad || not_finite(t3);
+            o_negative.put(row, block, uint32_t(t7));
+            a_scale_add[block] = row == 0 ? t5 : HopAddOf0{}(a_scale_add[block], t5);
         }
     }
     pack<1, FULL>(k.f_negative + tile * (LANES * 1), o_negative, thread, count);
@@ -424,8 +424,10 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
 template <bool FULL> COMPLL_DEVICE void hop_pass1([[maybe_unused]] compll_item& item, [[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.received_scale_1_));
     const Float u_received_scale_1 = splat<Float>(k.received_scale_1_);
-    const Float u_scale_2 = splat<Float>(k.scale_);
+    const Float u_n_3 = splat<Float>((-k.scale_));
+    const Float u_scale_4 = splat<Float>(k.scale_);
     const auto c_received_negative = unpack<1, FULL>(k.f_received_negative + tile * (LANES * 1), thread, count);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
@@ -441,19 +443,17 @@ template <bool FULL> COMPLL_DEVICE void hop_pass1([[maybe_unused]] compll_item& 
             const Int32 v_received_negative = widen<Int32>(c_received_negative.get(row, block));
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
             const Mask t0 = ne(v_received_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_received_scale_1;
-            const Float t2 = select(t0, t1, u_received_scale_1);
-            const Float t3 = v_gradient + t2;
-            const Float t4 = u_scale * t3;
-            const Float t5 = t4 + v_residual;
-            const Mask t6 = lt(t5, splat<Float>(0x0.0p+0f));
-            const Float t7 = -u_scale_2;
-            const Float t8 = select(t6, t7, u_scale_2);
-            const Float t9 = t5 - t8;
-            const Float t10 = absolute(t9);
-            const Mask t11 = le(t10, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t12 = select(t11, t9, splat<Float>(0x0.0p+0f));
-            o_state_residual.at[block] = static_cast<float>(t12);
+            const Float t1 = select(t0, u_n, u_received_scale_1);
+            const Float t2 = v_gradient + t1;
+            const Float t3 = u_scale * t2;
+            const Float t4 = t3 + v_residual;
+            const Mask t5 = lt(t4, splat<Float>(0x0.0p+0f));
+            const Float t6 = select(t5, u_n_3, u_scale_4);
+            const Float t7 = t4 - t6;
+            const Float t8 = absolute(t7);
+            const Mask t9 = le(t8, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t10 = select(t9, t7, splat<Float>(0x0.0p+0f));
+            o_state_residual.at[block] = static_cast<float>(t10);
         }
         store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
     }

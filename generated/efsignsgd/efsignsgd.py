@@ -86,6 +86,7 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
+    u_n = splat(Float, (-one(k.scale_)))
     u_scale = splat(Float, one(k.scale_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -95,13 +96,12 @@ def encode_pass1_tile(k, tile, count):
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = v_gradient + v_residual
             t1 = lt(t0, splat(Float, 0.0))
-            t2 = -u_scale
-            t3 = select(t1, t2, u_scale)
-            t4 = t0 - t3
-            t5 = absolute(t4)
-            t6 = le(t5, splat(Float, 3.4028234663852886e+38))
-            t7 = select(t6, t4, splat(Float, 0.0))
-            store(f32, k.new_residual, start + at, t7, live)
+            t2 = select(t1, u_n, u_scale)
+            t3 = t0 - t2
+            t4 = absolute(t3)
+            t5 = le(t4, splat(Float, 3.4028234663852886e+38))
+            t6 = select(t5, t3, splat(Float, 0.0))
+            store(f32, k.new_residual, start + at, t6, live)
 
 
 @loop(encode_frame)
@@ -203,6 +203,7 @@ decode_frame = frame_type(
 @inner
 def decode_pass0_tile(k, tile, count):
     start = tile * TILE
+    u_n = splat(Float, (-one(k.scale_1_)))
     u_scale_1 = splat(Float, one(k.scale_1_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -210,9 +211,8 @@ def decode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_negative = unpack(1, k.f_negative, start + at, live)
             t0 = ne(v_negative, splat(Int32, 0))
-            t1 = -u_scale_1
-            t2 = select(t0, t1, u_scale_1)
-            store(u32, k.gradient, start + at, float_bits(t2), live)
+            t1 = select(t0, u_n, u_scale_1)
+            store(u32, k.gradient, start + at, float_bits(t1), live)
 
 
 @loop(decode_frame)
@@ -284,6 +284,7 @@ decode_add_frame = frame_type(
 def decode_add_pass0_tile(k, tile, count):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
+    u_n = splat(Float, (-one(k.scale_1_)))
     u_scale_1 = splat(Float, one(k.scale_1_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -292,11 +293,10 @@ def decode_add_pass0_tile(k, tile, count):
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_negative = unpack(1, k.f_negative, start + at, live)
             t0 = ne(v_negative, splat(Int32, 0))
-            t1 = -u_scale_1
-            t2 = select(t0, t1, u_scale_1)
-            t3 = u_scale * t2
-            t4 = v_gradient + t3
-            store(u32, k.gradient, start + at, float_bits(t4), live)
+            t1 = select(t0, u_n, u_scale_1)
+            t2 = u_scale * t1
+            t3 = v_gradient + t2
+            store(u32, k.gradient, start + at, float_bits(t3), live)
 
 
 @loop(decode_add_frame)
@@ -386,6 +386,7 @@ hop_add_0_fold, hop_add_0_tiles = reduction(hop_add_0)
 def hop_pass0_tile(k, tile, count):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
+    u_n = splat(Float, (-one(k.received_scale_1_)))
     u_received_scale_1 = splat(Float, one(k.received_scale_1_))
     lanes_scale_add = buffer_of(f32)
     bad = splat(Mask, False)
@@ -398,17 +399,16 @@ def hop_pass0_tile(k, tile, count):
             v_received_negative = unpack(1, k.f_received_negative, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = ne(v_received_negative, splat(Int32, 0))
-            t1 = -u_received_scale_1
-            t2 = select(t0, t1, u_received_scale_1)
-            t3 = v_gradient + t2
-            t4 = u_scale * t3
-            t5 = t4 + v_residual
-            t6 = absolute(t5)
-            t7 = lt(t5, splat(Float, 0.0))
-            t8 = widen(Int32, bit(t7))
-            bad = keep(live, bad | not_finite(t4), bad)
-            pack(1, k.f_negative, start + at, t8, live)
-            a_scale_add = t6 if row == 0 else keep(live, hop_add_0(a_scale_add, t6, live, k), a_scale_add)
+            t1 = select(t0, u_n, u_received_scale_1)
+            t2 = v_gradient + t1
+            t3 = u_scale * t2
+            t4 = t3 + v_residual
+            t5 = absolute(t4)
+            t6 = lt(t4, splat(Float, 0.0))
+            t7 = widen(Int32, bit(t6))
+            bad = keep(live, bad | not_finite(t3), bad)
+            pack(1, k.f_negative, start + at, t7, live)
+            a_scale_add = t5 if row == 0 else keep(live, hop_add_0(a_scale_add, t5, live, k), a_scale_add)
         store(f32, lanes_scale_add, block * WIDTH, a_scale_add, WHOLE)
     x_scale_add = hop_add_0_fold(Float, f32, lanes_scale_add, k.length - start, k)
     store(f32, k.scale_add_tiles, tile, x_scale_add, WHOLE)
@@ -434,8 +434,10 @@ def hop_pass0(frame, begin, end):
 def hop_pass1_tile(k, tile, count):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
+    u_n = splat(Float, (-one(k.received_scale_1_)))
     u_received_scale_1 = splat(Float, one(k.received_scale_1_))
-    u_scale_2 = splat(Float, one(k.scale_))
+    u_n_3 = splat(Float, (-one(k.scale_)))
+    u_scale_4 = splat(Float, one(k.scale_))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -444,19 +446,17 @@ def hop_pass1_tile(k, tile, count):
             v_received_negative = unpack(1, k.f_received_negative, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = ne(v_received_negative, splat(Int32, 0))
-            t1 = -u_received_scale_1
-            t2 = select(t0, t1, u_received_scale_1)
-            t3 = v_gradient + t2
-            t4 = u_scale * t3
-            t5 = t4 + v_residual
-            t6 = lt(t5, splat(Float, 0.0))
-            t7 = -u_scale_2
-            t8 = select(t6, t7, u_scale_2)
-            t9 = t5 - t8
-            t10 = absolute(t9)
-            t11 = le(t10, splat(Float, 3.4028234663852886e+38))
-            t12 = select(t11, t9, splat(Float, 0.0))
-            store(f32, k.new_residual, start + at, t12, live)
+            t1 = select(t0, u_n, u_received_scale_1)
+            t2 = v_gradient + t1
+            t3 = u_scale * t2
+            t4 = t3 + v_residual
+            t5 = lt(t4, splat(Float, 0.0))
+            t6 = select(t5, u_n_3, u_scale_4)
+            t7 = t4 - t6
+            t8 = absolute(t7)
+            t9 = le(t8, splat(Float, 3.4028234663852886e+38))
+            t10 = select(t9, t7, splat(Float, 0.0))
+            store(f32, k.new_residual, start + at, t10, live)
 
 
 @loop(hop_frame)

@@ -18,7 +18,7 @@ OPERATIONS = {}
 #     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs(gradient[i]) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+8), 0x1.0000000000000p-149)
-#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
+#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
 #     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
@@ -93,22 +93,23 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t8 = t7 - splat(Int32, 121)
             t9 = t8 * splat(Int32, 8)
             t10 = t7 - splat(Int32, 3)
-            t11 = widen(UInt32, t10)
-            t12 = shift_left(t11, splat(UInt32, 23))
-            t13 = bits_float(t12)
-            t14 = divide(t3, t13)
-            t15 = round_(t14)
-            t16 = saturate(Int32, t15, 0, 229376)
-            t17 = t9 + t16
-            t18 = smaller(t17, splat(Int32, 127))
-            t19 = float_bits(t1)
-            t20 = shift_right(t19, splat(UInt32, 31))
-            t21 = widen(Int32, t20)
-            t22 = splat(Int32, 128) * t21
-            t23 = t18 + t22
-            t24 = widen(Int32, t23)
+            t11 = splat(Int32, 254) - t10
+            t12 = widen(UInt32, t11)
+            t13 = shift_left(t12, splat(UInt32, 23))
+            t14 = bits_float(t13)
+            t15 = t3 * t14
+            t16 = round_(t15)
+            t17 = saturate(Int32, t16, 0, 229376)
+            t18 = t9 + t17
+            t19 = smaller(t18, splat(Int32, 127))
+            t20 = float_bits(t1)
+            t21 = shift_right(t20, splat(UInt32, 31))
+            t22 = widen(Int32, t21)
+            t23 = splat(Int32, 128) * t22
+            t24 = t19 + t23
+            t25 = widen(Int32, t24)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            store(u8, k.f_code, start + at, t24, live)
+            store(u8, k.f_code, start + at, t25, live)
     if any_(bad):
         k.bad = 1
 
@@ -357,7 +358,7 @@ OPERATIONS["decode_add"] = Kernels(
 #     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)]))))))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+8), 0x1.0000000000000p-149)
-#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
+#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
 #     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) is finite
 
 hop_frame = frame_type(
@@ -464,22 +465,23 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t22 = t21 - splat(Int32, 121)
             t23 = t22 * splat(Int32, 8)
             t24 = t21 - splat(Int32, 3)
-            t25 = widen(UInt32, t24)
-            t26 = shift_left(t25, splat(UInt32, 23))
-            t27 = bits_float(t26)
-            t28 = divide(t17, t27)
-            t29 = round_(t28)
-            t30 = saturate(Int32, t29, 0, 229376)
-            t31 = t23 + t30
-            t32 = smaller(t31, splat(Int32, 127))
-            t33 = float_bits(t15)
-            t34 = shift_right(t33, splat(UInt32, 31))
-            t35 = widen(Int32, t34)
-            t36 = splat(Int32, 128) * t35
-            t37 = t32 + t36
-            t38 = widen(Int32, t37)
+            t25 = splat(Int32, 254) - t24
+            t26 = widen(UInt32, t25)
+            t27 = shift_left(t26, splat(UInt32, 23))
+            t28 = bits_float(t27)
+            t29 = t17 * t28
+            t30 = round_(t29)
+            t31 = saturate(Int32, t30, 0, 229376)
+            t32 = t23 + t31
+            t33 = smaller(t32, splat(Int32, 127))
+            t34 = float_bits(t15)
+            t35 = shift_right(t34, splat(UInt32, 31))
+            t36 = widen(Int32, t35)
+            t37 = splat(Int32, 128) * t36
+            t38 = t33 + t37
+            t39 = widen(Int32, t38)
             bad = keep(live, bad | not_finite(t13), bad)
-            store(u8, k.f_code, start + at, t38, live)
+            store(u8, k.f_code, start + at, t39, live)
     if any_(bad):
         k.bad = 1
 

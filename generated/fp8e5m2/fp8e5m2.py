@@ -18,7 +18,7 @@ OPERATIONS = {}
 #     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs(gradient[i]) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+15), 0x1.0000000000000p-149)
-#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
+#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) * bits_float((uint32((254 - (max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2))) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
 #     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
@@ -93,22 +93,23 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t8 = t7 - splat(Int32, 113)
             t9 = t8 * splat(Int32, 4)
             t10 = t7 - splat(Int32, 2)
-            t11 = widen(UInt32, t10)
-            t12 = shift_left(t11, splat(UInt32, 23))
-            t13 = bits_float(t12)
-            t14 = divide(t3, t13)
-            t15 = round_(t14)
-            t16 = saturate(Int32, t15, 0, 32767)
-            t17 = t9 + t16
-            t18 = smaller(t17, splat(Int32, 127))
-            t19 = float_bits(t1)
-            t20 = shift_right(t19, splat(UInt32, 31))
-            t21 = widen(Int32, t20)
-            t22 = splat(Int32, 128) * t21
-            t23 = t18 + t22
-            t24 = widen(Int32, t23)
+            t11 = splat(Int32, 254) - t10
+            t12 = widen(UInt32, t11)
+            t13 = shift_left(t12, splat(UInt32, 23))
+            t14 = bits_float(t13)
+            t15 = t3 * t14
+            t16 = round_(t15)
+            t17 = saturate(Int32, t16, 0, 32767)
+            t18 = t9 + t17
+            t19 = smaller(t18, splat(Int32, 127))
+            t20 = float_bits(t1)
+            t21 = shift_right(t20, splat(UInt32, 31))
+            t22 = widen(Int32, t21)
+            t23 = splat(Int32, 128) * t22
+            t24 = t19 + t23
+            t25 = widen(Int32, t24)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            store(u8, k.f_code, start + at, t24, live)
+            store(u8, k.f_code, start + at, t25, live)
     if any_(bad):
         k.bad = 1
 
@@ -361,7 +362,7 @@ OPERATIONS["decode_add"] = Kernels(
 #     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan))))))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+15), 0x1.0000000000000p-149)
-#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
+#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2))) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
 #     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) is finite
 
 hop_frame = frame_type(
@@ -472,22 +473,23 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t24 = t23 - splat(Int32, 113)
             t25 = t24 * splat(Int32, 4)
             t26 = t23 - splat(Int32, 2)
-            t27 = widen(UInt32, t26)
-            t28 = shift_left(t27, splat(UInt32, 23))
-            t29 = bits_float(t28)
-            t30 = divide(t19, t29)
-            t31 = round_(t30)
-            t32 = saturate(Int32, t31, 0, 32767)
-            t33 = t25 + t32
-            t34 = smaller(t33, splat(Int32, 127))
-            t35 = float_bits(t17)
-            t36 = shift_right(t35, splat(UInt32, 31))
-            t37 = widen(Int32, t36)
-            t38 = splat(Int32, 128) * t37
-            t39 = t34 + t38
-            t40 = widen(Int32, t39)
+            t27 = splat(Int32, 254) - t26
+            t28 = widen(UInt32, t27)
+            t29 = shift_left(t28, splat(UInt32, 23))
+            t30 = bits_float(t29)
+            t31 = t19 * t30
+            t32 = round_(t31)
+            t33 = saturate(Int32, t32, 0, 32767)
+            t34 = t25 + t33
+            t35 = smaller(t34, splat(Int32, 127))
+            t36 = float_bits(t17)
+            t37 = shift_right(t36, splat(UInt32, 31))
+            t38 = widen(Int32, t37)
+            t39 = splat(Int32, 128) * t38
+            t40 = t35 + t39
+            t41 = widen(Int32, t40)
             bad = keep(live, bad | not_finite(t15), bad)
-            store(u8, k.f_code, start + at, t40, live)
+            store(u8, k.f_code, start + at, t41, live)
     if any_(bad):
         k.bad = 1
 

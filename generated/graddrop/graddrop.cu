@@ -104,9 +104,9 @@ static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratc
 
 template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(k.n, INT64_C(0)))));
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_sampling = splat<Float>(p.sampling_);
-    const Float u_drop = splat<Float>(p.drop_);
+    const Int64 u_n_Int64_2 = splat<Int64>((smaller((greater(saturate_one<int64_t>((greater((ceil_((p.sampling_ * widen<float>(k.n)))), (ceil_((divide(0x1.0000000000000p+4f, (0x1.0000000000000p+0f - p.drop_))))))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     Words r0[QUAD];
 #pragma unroll
     for (int block = 0; block < QUAD; ++block) r0[block].fill(k.seed, 0, tile, QUAD * thread + block);
@@ -120,36 +120,25 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Int64 position = tile * TILE + at;
-            const Mask t0 = gt(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t1 = both(true, t0);
-            const Int64 t2 = wrap_multiply(position, u_n_Int64);
-            const Float t3 = widen<Float>(u_n_Int64);
-            const Float t4 = u_sampling * t3;
-            const Float t5 = ceil_(t4);
-            const Float t6 = splat<Float>(0x1.0000000000000p+0f) - u_drop;
-            const Float t7 = divide(splat<Float>(0x1.0000000000000p+4f), t6);
-            const Float t8 = ceil_(t7);
-            const Float t9 = greater(t5, t8);
-            const Int64 t10 = saturate<Int64>(t9, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t11 = greater(t10, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t12 = smaller(t11, u_n_Int64);
-            const Int64 t13 = divide(t2, t12);
-            const Int64 t14 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Int64 t15 = wrap_multiply(t14, u_n_Int64);
-            const Int64 t16 = divide(t15, t12);
-            const Int64 t17 = random_int(r0[block][row], t13, t16);
-            const Float t18 = gather<Float>(k.gradient, k.n, t17, t1, k.outside);
-            const Float t19 = gather<Float>(k.s_residual, k.n, t17, t1, k.outside);
-            const Float t20 = t18 + t19;
-            const Mask t21 = both(true, negation(t0));
-            const Float t22 = select(t0, t20, splat<Float>(0x0.0p+0f));
-            const Float t23 = absolute(t22);
-            const UInt32 t24 = float_bits(t23);
-            const Mask t25 = ge(t24, splat<UInt32>(2147483648u));
-            const UInt32 t26 = select(t25, splat<UInt32>(4294967295u), splat<UInt32>(2147483648u));
-            const UInt32 t27 = t24 ^ t26;
-            o_vector_s_sort_keys.at[block] = static_cast<uint32_t>(t27);
-            o_vector_s_sort_values.at[block] = static_cast<float>(t23);
+            const Mask t0 = both(true, u_n_Mask);
+            const Int64 t1 = wrap_multiply(position, u_n_Int64);
+            const Int64 t2 = divide(t1, u_n_Int64_2);
+            const Int64 t3 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
+            const Int64 t4 = wrap_multiply(t3, u_n_Int64);
+            const Int64 t5 = divide(t4, u_n_Int64_2);
+            const Int64 t6 = random_int(r0[block][row], t2, t5);
+            const Float t7 = gather<Float>(k.gradient, k.n, t6, t0, k.outside);
+            const Float t8 = gather<Float>(k.s_residual, k.n, t6, t0, k.outside);
+            const Float t9 = t7 + t8;
+            const Mask t10 = both(true, negation(u_n_Mask));
+            const Float t11 = select(u_n_Mask, t9, splat<Float>(0x0.0p+0f));
+            const Float t12 = absolute(t11);
+            const UInt32 t13 = float_bits(t12);
+            const Mask t14 = ge(t13, splat<UInt32>(2147483648u));
+            const UInt32 t15 = select(t14, splat<UInt32>(4294967295u), splat<UInt32>(2147483648u));
+            const UInt32 t16 = t13 ^ t15;
+            o_vector_s_sort_keys.at[block] = static_cast<uint32_t>(t16);
+            o_vector_s_sort_values.at[block] = static_cast<float>(t12);
         }
         store<FULL>(k.v_s_sort_keys + tile * TILE, o_vector_s_sort_keys, row, thread, count);
         store<FULL>(k.v_s_sort_values + tile * TILE, o_vector_s_sort_values, row, thread, count);

@@ -50,9 +50,9 @@ encode_frame = frame_type(
 @inner
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
+    u_n_Mask = splat(Mask, (gt(one(k.n), splat(i64, 0))))
     u_n_Int64 = splat(Int64, one(k.n))
-    u_sampling = splat(Float, one(k.p_sampling))
-    u_drop = splat(Float, one(k.p_drop))
+    u_n_Int64_2 = splat(Int64, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
     r0 = rows_buffer()
     for block in range(BLOCKS):
         random_words(r0, k.seed, 0, tile, block * WIDTH)
@@ -60,36 +60,25 @@ def encode_pass0_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             position = positions(start + at)
-            t0 = gt(u_n_Int64, widen(Int64, splat(Int32, 0)))
-            t1 = both(first_lanes(live), t0)
-            t2 = position * u_n_Int64
-            t3 = widen(Float, u_n_Int64)
-            t4 = u_sampling * t3
-            t5 = ceil_(t4)
-            t6 = splat(Float, 1.0) - u_drop
-            t7 = divide(splat(Float, 16.0), t6)
-            t8 = ceil_(t7)
-            t9 = greater(t5, t8)
-            t10 = saturate(Int64, t9, -9223372036854775808, 9223372036854775807)
-            t11 = greater(t10, widen(Int64, splat(Int32, 0)))
-            t12 = smaller(t11, u_n_Int64)
-            t13 = divide(t2, t12)
-            t14 = position + widen(Int64, splat(Int32, 1))
-            t15 = t14 * u_n_Int64
-            t16 = divide(t15, t12)
-            t17 = random_int(row_of(r0, row), t13, t16)
-            t18 = gather(Float, f32, k.gradient, native(one(k.n)), t17, t1, k)
-            t19 = gather(Float, f32, k.s_residual, native(one(k.n)), t17, t1, k)
-            t20 = t18 + t19
-            t21 = both(first_lanes(live), negation(t0))
-            t22 = select(t0, t20, splat(Float, 0.0))
-            t23 = absolute(t22)
-            t24 = float_bits(t23)
-            t25 = ge(t24, splat(UInt32, 2147483648))
-            t26 = select(t25, splat(UInt32, 4294967295), splat(UInt32, 2147483648))
-            t27 = t24 ^ t26
-            store(u32, k.v_s_sort_keys, start + at, t27, live)
-            store(f32, k.v_s_sort_values, start + at, t23, live)
+            t0 = both(first_lanes(live), u_n_Mask)
+            t1 = position * u_n_Int64
+            t2 = divide(t1, u_n_Int64_2)
+            t3 = position + widen(Int64, splat(Int32, 1))
+            t4 = t3 * u_n_Int64
+            t5 = divide(t4, u_n_Int64_2)
+            t6 = random_int(row_of(r0, row), t2, t5)
+            t7 = gather(Float, f32, k.gradient, native(one(k.n)), t6, t0, k)
+            t8 = gather(Float, f32, k.s_residual, native(one(k.n)), t6, t0, k)
+            t9 = t7 + t8
+            t10 = both(first_lanes(live), negation(u_n_Mask))
+            t11 = select(u_n_Mask, t9, splat(Float, 0.0))
+            t12 = absolute(t11)
+            t13 = float_bits(t12)
+            t14 = ge(t13, splat(UInt32, 2147483648))
+            t15 = select(t14, splat(UInt32, 4294967295), splat(UInt32, 2147483648))
+            t16 = t13 ^ t15
+            store(u32, k.v_s_sort_keys, start + at, t16, live)
+            store(f32, k.v_s_sort_values, start + at, t12, live)
 
 
 @loop(encode_frame)

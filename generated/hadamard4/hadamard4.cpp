@@ -91,13 +91,14 @@ struct EncodeGreaterOf0 {
 
 template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const int64_t length_gradient = k.n;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Mask t0 = lt(position, u_n_Int64);
             const Mask t1 = both(first_lanes(live), t0);
-            const Float t2 = gather<Float>(k.gradient, k.n, position, t1, k.outside);
+            const Float t2 = near<Float>(k.gradient, length_gradient, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, t1, k.outside);
             const Float t3 = t2 * splat<Float>(0x1.6a09e60000000p-3f);
             const Mask t4 = both(first_lanes(live), negation(t0));
             const Float t5 = select(t0, t3, splat<Float>(0x0.0p+0f));
@@ -118,142 +119,155 @@ template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_g = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-2)));
-            const Float t1 = gather<Float>(k.v_g, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Float t8 = gather<Float>(k.v_g, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_a_1 + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_g, length_g, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_g, length_g, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_a_1 + tile * TILE + at, t7, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass3(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_a_1 = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-3)));
-            const Float t1 = gather<Float>(k.v_a_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Float t8 = gather<Float>(k.v_a_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_b_1 + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_a_1, length_a_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 2, 2, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0, 2, 2} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_a_1, length_a_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_b_1 + tile * TILE + at, t7, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass4(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_b_1 = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-5)));
-            const Float t1 = gather<Float>(k.v_b_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Float t8 = gather<Float>(k.v_b_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_c + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_b_1, length_b_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 0, 1, 2, 3, 8, 9, 10, 11, 8, 9, 10, 11}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_b_1, length_b_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{4, 5, 6, 7, 4, 5, 6, 7, 12, 13, 14, 15, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_c + tile * TILE + at, t7, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass5(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_c = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-9)));
-            const Float t1 = gather<Float>(k.v_c, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Float t8 = gather<Float>(k.v_c, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_d + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_c, length_c, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_c, length_c, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_d + tile * TILE + at, t7, live);
     });
 }
 
 
-struct encode_pass6_blocks {  // one value a block of 128, for the blocks of 1024 elements
+struct encode_pass6_blocks {  // one value a block of 128, for the blocks of 2048 elements
     int64_t first, begin;
-    float r_scale_greater[8];
-    float h0[8];
+    alignas(64) float r_scale_greater[16];
+    alignas(64) Element<Float> h0[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass6_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass6_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_scale_greater = load<Float, true>(b.r_scale_greater + j, live);
+    const Float t0 = divide(v_scale_greater, splat<Float>(0x1.c000000000000p+2f));
+    const Float t1 = over(splat<Float>(0x1.0000000000000p-149f), t0);
+    store<true>(b.h0 + j, t1, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_scale) + b.first + j, canonical(t1), live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass6_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass6_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+template <int N, class R0> inline void encode_pass6_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass6_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_scale_greater) {
     constexpr bool FULL = N > 0;
+    const int64_t length_d = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     Float a_scale_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (FULL ? at >= N : at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (first + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
-            const Float t1 = gather<Float>(k.v_d, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Float t8 = gather<Float>(k.v_d, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            const Float t11 = absolute(t10);
-            if (row == 0) a_scale_greater[block] = t11;
-            else if (FULL) a_scale_greater[block] = EncodeGreaterOf0{}(a_scale_greater[block], t11);
-            else a_scale_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale_greater[block], t11, live), a_scale_greater[block]);
+            const Float t0 = near<Float>(k.v_d, length_d, (((first + at) & INT64_C(-32)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} + int32_t((((first + at) & INT64_C(16)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_d, length_d, (((first + at) & INT64_C(-32)) ^ INT64_C(16)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            const Float t8 = absolute(t7);
+            if (row == 0) a_scale_greater[block] = t8;
+            else if (FULL) a_scale_greater[block] = EncodeGreaterOf0{}(a_scale_greater[block], t8);
+            else a_scale_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale_greater[block], t8, live), a_scale_greater[block]);
         }
     }
-    if constexpr (FULL) r_scale_greater = fold_known<(N < LANES ? N : LANES)>(a_scale_greater, EncodeGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_scale_greater = fold_far<(N < LANES ? N : LANES)>(a_scale_greater, EncodeGreaterOf0{});
+    else if constexpr (FULL) r_scale_greater = fold_known<LANES>(a_scale_greater, EncodeGreaterOf0{});
     else r_scale_greater = fold_any(a_scale_greater, count < LANES ? count : LANES, EncodeGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass6_reduce0(EncodeFrame& k, const Params& p, encode_pass6_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 128;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_scale_greater[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass6_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_scale_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_scale_greater[i] = r_scale_greater[0];
+        fold_blocks(b.r_scale_greater + j, float(0x0.0p+0f), r_scale_greater, EncodeGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_scale_greater;
+        encode_pass6_stage0<0>(k, p, b, j + i, first, int(count), r_scale_greater);
+        b.r_scale_greater[j + i] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
+    }
 }
 
 template <bool FULL> inline void encode_pass6(EncodeFrame& k, const Params& p, const encode_pass6_blocks& b, int64_t tile, int count);
 
-// Blocks of 128 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 128 elements, 2048 elements at a time: reduce each, then store.
 inline void encode_pass6_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 128, SPAN = 1024;
+    constexpr int64_t BLOCK = 128, SPAN = 2048;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass6_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_scale_greater;
-        if (128 > 0 && count == BLOCK) encode_pass6_stage0<128>(k, p, b, j, first, int(count), r_scale_greater);
-        else encode_pass6_stage0<0>(k, p, b, j, first, int(count), r_scale_greater);
-        b.r_scale_greater[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
-        b.h0[j] = (greater((divide(b.r_scale_greater[j], 0x1.c000000000000p+2f)), 0x1.0000000000000p-149f));
-        put<float>(k.f_scale + (b.first + j) * sizeof(float), (greater((divide(b.r_scale_greater[j], 0x1.c000000000000p+2f)), 0x1.0000000000000p-149f)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass6_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass6_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass6_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -263,34 +277,30 @@ inline void encode_pass6_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass6(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass6_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_q[TILE];
-    if (!FULL) std::memset(o_q, 0, TILE);
+    const int64_t length_d = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
+    [[maybe_unused]] const int64_t own = tile * TILE / 128 - b.first;  // the block that the tile begins in
+    uint8_t room_q[LANES * 4];
+    uint8_t* const o_q = FULL ? k.f_q + tile * (LANES * 4) : room_q;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
-            const Float t1 = gather<Float>(k.v_d, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Float t8 = gather<Float>(k.v_d, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            const Float t11 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
-            const Float t12 = divide(t10, t11);
-            const Float t13 = round_(t12);
-            const Int32 t14 = saturate<Int32>(t13, INT64_C(-2147483648), INT64_C(2147483647));
-            const Int32 t15 = greater(t14, splat<Int32>(INT64_C(-7)));
-            const Int32 t16 = smaller(t15, splat<Int32>(INT64_C(7)));
-            const Int32 t17 = t16 + splat<Int32>(INT64_C(8));
-            const Int32 t18 = widen<Int32>(t17);
-            store<true>(o_q + at, FULL ? t18 : t18 & first_lanes(live), WIDTH);
+            const Float t0 = near<Float>(k.v_d, length_d, (((tile * TILE + at) & INT64_C(-32)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} + int32_t((((tile * TILE + at) & INT64_C(16)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_d, length_d, (((tile * TILE + at) & INT64_C(-32)) ^ INT64_C(16)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            const Float t8 = splat<Float>(b.h0[own + row * 1 + block * WIDTH / 128]);
+            const Float t9 = divide(t7, t8);
+            const Float t10 = round_(t9);
+            const Int32 t11 = saturate<Int32>(t10, INT64_C(-7), INT64_C(7));
+            const Int32 t12 = t11 + splat<Int32>(INT64_C(8));
+            const Int32 t13 = widen<Int32>(t12);
+            put_codes<4>(o_q + at / 8 * 4, FULL ? t13 : t13 & first_lanes(live));
     });
-    pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);
+    if (!FULL) std::memcpy(k.f_q + tile * (LANES * 4), room_q, (count * 4 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -382,8 +392,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass6_span(k, p, span, length); });
+        const int64_t spans = (length + 2048 - 1) / 2048;
+        for_tiles<32>(spans, threads, [&](int64_t span) { encode_pass6_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;
@@ -422,125 +432,105 @@ struct DecodeFrame {
 };
 
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), INT64_C(0)))));
+    const int64_t length_q = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
+    const int64_t length_scale = (divide((((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)) + INT64_C(127)), INT64_C(128)));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = u_n_Int64 + widen<Int64>(splat<Int32>(INT64_C(31)));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(32))));
-            const Int64 t2 = t1 * widen<Int64>(splat<Int32>(INT64_C(32)));
-            const Mask t3 = gt(t2, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(first_lanes(live), t3);
-            const Int64 t5 = position & widen<Int64>(splat<Int32>(INT64_C(-2)));
-            const Int32 t6 = gather_bits<Int32, 4>(k.f_q, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t5, t4, k.outside);
-            const Int32 t7 = t6 - splat<Int32>(INT64_C(8));
-            const Float t8 = widen<Float>(t7);
-            const Int64 t9 = divide(t5, widen<Int64>(splat<Int32>(INT64_C(128))));
-            const Float t10 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)) + INT64_C(127)), INT64_C(128))), t9, t4, k.outside);
-            const Float t11 = t8 * t10;
-            const Float t12 = t11 * splat<Float>(0x1.6a09e60000000p-3f);
-            const Mask t13 = both(first_lanes(live), negation(t3));
-            const Float t14 = select(t3, t12, splat<Float>(0x0.0p+0f));
-            const Int64 t15 = position & widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t16 = widen<Int32>(t15);
-            const Mask t17 = eq(t16, splat<Int32>(INT64_C(0)));
-            const Int32 t18 = select(t17, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t19 = widen<Float>(t18);
-            const Mask t20 = both(first_lanes(live), t3);
-            const Int64 t21 = position | widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t22 = gather_bits<Int32, 4>(k.f_q, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t21, t20, k.outside);
-            const Int32 t23 = t22 - splat<Int32>(INT64_C(8));
-            const Float t24 = widen<Float>(t23);
-            const Int64 t25 = divide(t21, widen<Int64>(splat<Int32>(INT64_C(128))));
-            const Float t26 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)) + INT64_C(127)), INT64_C(128))), t25, t20, k.outside);
-            const Float t27 = t24 * t26;
-            const Float t28 = t27 * splat<Float>(0x1.6a09e60000000p-3f);
-            const Mask t29 = both(first_lanes(live), negation(t3));
-            const Float t30 = select(t3, t28, splat<Float>(0x0.0p+0f));
-            const Float t31 = t19 * t30;
-            const Float t32 = t14 + t31;
-            store<FULL>(k.v_a_1 + tile * TILE + at, t32, live);
+            const Mask t0 = both(first_lanes(live), u_n_Mask);
+            const Int32 t1 = near_codes<Int32, 4>(k.f_q, length_q, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14}, t0, k.outside);
+            const Int32 t2 = t1 - splat<Int32>(INT64_C(8));
+            const Float t3 = widen<Float>(t2);
+            const Float t4 = near_one<Float>(reinterpret_cast<const float*>(k.f_scale), length_scale, ((((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0) / 128, t0, k.outside);
+            const Float t5 = t3 * t4;
+            const Float t6 = t5 * splat<Float>(0x1.6a09e60000000p-3f);
+            const Mask t7 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t8 = select(u_n_Mask, t6, splat<Float>(0x0.0p+0f));
+            const Int32 t9 = Int32{0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t10 = eq(t9, splat<Int32>(INT64_C(0)));
+            const Int32 t11 = select(t10, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t12 = widen<Float>(t11);
+            const Mask t13 = both(first_lanes(live), u_n_Mask);
+            const Int32 t14 = near_codes<Int32, 4>(k.f_q, length_q, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15}, t13, k.outside);
+            const Int32 t15 = t14 - splat<Int32>(INT64_C(8));
+            const Float t16 = widen<Float>(t15);
+            const Float t17 = near_one<Float>(reinterpret_cast<const float*>(k.f_scale), length_scale, ((((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0) / 128, t13, k.outside);
+            const Float t18 = t16 * t17;
+            const Float t19 = t18 * splat<Float>(0x1.6a09e60000000p-3f);
+            const Mask t20 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t21 = select(u_n_Mask, t19, splat<Float>(0x0.0p+0f));
+            const Float t22 = t12 * t21;
+            const Float t23 = t8 + t22;
+            store<FULL>(k.v_a_1 + tile * TILE + at, t23, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass1(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_a_1 = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-3)));
-            const Float t1 = gather<Float>(k.v_a_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Float t8 = gather<Float>(k.v_a_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_b_1 + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_a_1, length_a_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 2, 2, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0, 2, 2} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_a_1, length_a_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_b_1 + tile * TILE + at, t7, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass2(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_b_1 = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-5)));
-            const Float t1 = gather<Float>(k.v_b_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Float t8 = gather<Float>(k.v_b_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_c + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_b_1, length_b_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 0, 1, 2, 3, 8, 9, 10, 11, 8, 9, 10, 11}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_b_1, length_b_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{4, 5, 6, 7, 4, 5, 6, 7, 12, 13, 14, 15, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_c + tile * TILE + at, t7, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass3(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_c = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-9)));
-            const Float t1 = gather<Float>(k.v_c, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Float t8 = gather<Float>(k.v_c, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_d + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_c, length_c, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_c, length_c, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_d + tile * TILE + at, t7, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_pass4(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_d = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
-            const Float t1 = gather<Float>(k.v_d, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Float t8 = gather<Float>(k.v_d, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
+            const Float t0 = near<Float>(k.v_d, length_d, (((tile * TILE + at) & INT64_C(-32)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} + int32_t((((tile * TILE + at) & INT64_C(16)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_d, length_d, (((tile * TILE + at) & INT64_C(-32)) ^ INT64_C(16)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t7), live);
     });
 }
 
@@ -651,130 +641,110 @@ struct DecodeAddFrame {
 };
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt(((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), INT64_C(0)))));
+    const int64_t length_q = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
+    const int64_t length_scale = (divide((((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)) + INT64_C(127)), INT64_C(128)));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = u_n_Int64 + widen<Int64>(splat<Int32>(INT64_C(31)));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(32))));
-            const Int64 t2 = t1 * widen<Int64>(splat<Int32>(INT64_C(32)));
-            const Mask t3 = gt(t2, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(first_lanes(live), t3);
-            const Int64 t5 = position & widen<Int64>(splat<Int32>(INT64_C(-2)));
-            const Int32 t6 = gather_bits<Int32, 4>(k.f_q, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t5, t4, k.outside);
-            const Int32 t7 = t6 - splat<Int32>(INT64_C(8));
-            const Float t8 = widen<Float>(t7);
-            const Int64 t9 = divide(t5, widen<Int64>(splat<Int32>(INT64_C(128))));
-            const Float t10 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)) + INT64_C(127)), INT64_C(128))), t9, t4, k.outside);
-            const Float t11 = t8 * t10;
-            const Float t12 = t11 * splat<Float>(0x1.6a09e60000000p-3f);
-            const Mask t13 = both(first_lanes(live), negation(t3));
-            const Float t14 = select(t3, t12, splat<Float>(0x0.0p+0f));
-            const Int64 t15 = position & widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t16 = widen<Int32>(t15);
-            const Mask t17 = eq(t16, splat<Int32>(INT64_C(0)));
-            const Int32 t18 = select(t17, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t19 = widen<Float>(t18);
-            const Mask t20 = both(first_lanes(live), t3);
-            const Int64 t21 = position | widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t22 = gather_bits<Int32, 4>(k.f_q, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t21, t20, k.outside);
-            const Int32 t23 = t22 - splat<Int32>(INT64_C(8));
-            const Float t24 = widen<Float>(t23);
-            const Int64 t25 = divide(t21, widen<Int64>(splat<Int32>(INT64_C(128))));
-            const Float t26 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)) + INT64_C(127)), INT64_C(128))), t25, t20, k.outside);
-            const Float t27 = t24 * t26;
-            const Float t28 = t27 * splat<Float>(0x1.6a09e60000000p-3f);
-            const Mask t29 = both(first_lanes(live), negation(t3));
-            const Float t30 = select(t3, t28, splat<Float>(0x0.0p+0f));
-            const Float t31 = t19 * t30;
-            const Float t32 = t14 + t31;
-            store<FULL>(k.v_a_1 + tile * TILE + at, t32, live);
+            const Mask t0 = both(first_lanes(live), u_n_Mask);
+            const Int32 t1 = near_codes<Int32, 4>(k.f_q, length_q, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14}, t0, k.outside);
+            const Int32 t2 = t1 - splat<Int32>(INT64_C(8));
+            const Float t3 = widen<Float>(t2);
+            const Float t4 = near_one<Float>(reinterpret_cast<const float*>(k.f_scale), length_scale, ((((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0) / 128, t0, k.outside);
+            const Float t5 = t3 * t4;
+            const Float t6 = t5 * splat<Float>(0x1.6a09e60000000p-3f);
+            const Mask t7 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t8 = select(u_n_Mask, t6, splat<Float>(0x0.0p+0f));
+            const Int32 t9 = Int32{0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t10 = eq(t9, splat<Int32>(INT64_C(0)));
+            const Int32 t11 = select(t10, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t12 = widen<Float>(t11);
+            const Mask t13 = both(first_lanes(live), u_n_Mask);
+            const Int32 t14 = near_codes<Int32, 4>(k.f_q, length_q, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{1, 1, 3, 3, 5, 5, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15}, t13, k.outside);
+            const Int32 t15 = t14 - splat<Int32>(INT64_C(8));
+            const Float t16 = widen<Float>(t15);
+            const Float t17 = near_one<Float>(reinterpret_cast<const float*>(k.f_scale), length_scale, ((((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0) / 128, t13, k.outside);
+            const Float t18 = t16 * t17;
+            const Float t19 = t18 * splat<Float>(0x1.6a09e60000000p-3f);
+            const Mask t20 = both(first_lanes(live), negation(u_n_Mask));
+            const Float t21 = select(u_n_Mask, t19, splat<Float>(0x0.0p+0f));
+            const Float t22 = t12 * t21;
+            const Float t23 = t8 + t22;
+            store<FULL>(k.v_a_1 + tile * TILE + at, t23, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass1(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_a_1 = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-3)));
-            const Float t1 = gather<Float>(k.v_a_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Float t8 = gather<Float>(k.v_a_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_b_1 + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_a_1, length_a_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 2, 2, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0, 2, 2} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_a_1, length_a_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_b_1 + tile * TILE + at, t7, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass2(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_b_1 = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-5)));
-            const Float t1 = gather<Float>(k.v_b_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Float t8 = gather<Float>(k.v_b_1, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_c + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_b_1, length_b_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 0, 1, 2, 3, 8, 9, 10, 11, 8, 9, 10, 11}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_b_1, length_b_1, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{4, 5, 6, 7, 4, 5, 6, 7, 12, 13, 14, 15, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_c + tile * TILE + at, t7, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass3(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const int64_t length_c = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-9)));
-            const Float t1 = gather<Float>(k.v_c, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Float t8 = gather<Float>(k.v_c, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            store<FULL>(k.v_d + tile * TILE + at, t10, live);
+            const Float t0 = near<Float>(k.v_c, length_c, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8} + int32_t((((tile * TILE + at) & INT64_C(0)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_c, length_c, (((tile * TILE + at) & INT64_C(-16)) ^ INT64_C(0)) + 0, Int32{8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            store<FULL>(k.v_d + tile * TILE + at, t7, live);
     });
 }
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass4(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
+    const int64_t length_d = ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32));
     const auto* in_gradient = k.gradient + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
-            const Float t1 = gather<Float>(k.v_d, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t0, first_lanes(live), k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Float t8 = gather<Float>(k.v_d, ((divide((k.n + INT64_C(31)), INT64_C(32))) * INT64_C(32)), t7, first_lanes(live), k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            const Float t11 = u_scale * t10;
-            const Float t12 = v_gradient + t11;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t12), live);
+            const Float t0 = near<Float>(k.v_d, length_d, (((tile * TILE + at) & INT64_C(-32)) ^ INT64_C(0)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Int32 t1 = Int32{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} + int32_t((((tile * TILE + at) & INT64_C(16)) ^ INT64_C(0)) + 0);
+            const Mask t2 = eq(t1, splat<Int32>(INT64_C(0)));
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t4 = widen<Float>(t3);
+            const Float t5 = near<Float>(k.v_d, length_d, (((tile * TILE + at) & INT64_C(-32)) ^ INT64_C(16)) + 0, Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, first_lanes(live), k.outside);
+            const Float t6 = t4 * t5;
+            const Float t7 = t0 + t6;
+            const Float t8 = u_scale * t7;
+            const Float t9 = v_gradient + t8;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t9), live);
     });
 }
 

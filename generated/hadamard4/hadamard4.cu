@@ -140,16 +140,15 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-2)));
             const Float t1 = gather<Float>(k.v_g, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Float t8 = gather<Float>(k.v_g, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_a_1.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(1))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(1)));
+            const Float t7 = gather<Float>(k.v_g, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_a_1.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_a_1 + tile * TILE, o_vector_a_1, row, thread, count);
     }
@@ -168,16 +167,15 @@ template <bool FULL> COMPLL_DEVICE void encode_pass3([[maybe_unused]] compll_ite
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-3)));
             const Float t1 = gather<Float>(k.v_a_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Float t8 = gather<Float>(k.v_a_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_b_1.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(2))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(2)));
+            const Float t7 = gather<Float>(k.v_a_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_b_1.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_b_1 + tile * TILE, o_vector_b_1, row, thread, count);
     }
@@ -196,16 +194,15 @@ template <bool FULL> COMPLL_DEVICE void encode_pass4([[maybe_unused]] compll_ite
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-5)));
             const Float t1 = gather<Float>(k.v_b_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Float t8 = gather<Float>(k.v_b_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_c.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(4))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(4)));
+            const Float t7 = gather<Float>(k.v_b_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_c.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_c + tile * TILE, o_vector_c, row, thread, count);
     }
@@ -224,16 +221,15 @@ template <bool FULL> COMPLL_DEVICE void encode_pass5([[maybe_unused]] compll_ite
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-9)));
             const Float t1 = gather<Float>(k.v_c, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Float t8 = gather<Float>(k.v_c, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_d.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(8))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(8)));
+            const Float t7 = gather<Float>(k.v_c, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_d.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_d + tile * TILE, o_vector_d, row, thread, count);
     }
@@ -263,17 +259,16 @@ template <int N> COMPLL_DEVICE void encode_pass6_stage0([[maybe_unused]] EncodeF
             const Int64 position = first + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
             const Float t1 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Float t8 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            const Float t11 = absolute(t10);
-            a_scale_greater[block] = row == 0 ? t11 : EncodeGreaterOf0{}(a_scale_greater[block], t11);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(16))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
+            const Float t7 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            const Float t10 = absolute(t9);
+            a_scale_greater[block] = row == 0 ? t10 : EncodeGreaterOf0{}(a_scale_greater[block], t10);
         }
     }
     r_scale_greater = fold(a_scale_greater, thread, count < LANES ? count : LANES, EncodeGreaterOf0{});
@@ -326,24 +321,21 @@ template <bool FULL> COMPLL_DEVICE void encode_pass6([[maybe_unused]] compll_ite
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
             const Float t1 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Float t8 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            const Float t11 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
-            const Float t12 = divide(t10, t11);
-            const Float t13 = round_(t12);
-            const Int32 t14 = saturate<Int32>(t13, INT64_C(-2147483648), INT64_C(2147483647));
-            const Int32 t15 = greater(t14, splat<Int32>(INT64_C(-7)));
-            const Int32 t16 = smaller(t15, splat<Int32>(INT64_C(7)));
-            const Int32 t17 = wrap_add(t16, splat<Int32>(INT64_C(8)));
-            const Int32 t18 = widen<Int32>(t17);
-            o_q.put(row, block, uint32_t(t18));
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(16))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
+            const Float t7 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            const Float t10 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
+            const Float t11 = divide(t9, t10);
+            const Float t12 = round_(t11);
+            const Int32 t13 = saturate<Int32>(t12, INT64_C(-7), INT64_C(7));
+            const Int32 t14 = wrap_add(t13, splat<Int32>(INT64_C(8)));
+            const Int32 t15 = widen<Int32>(t14);
+            o_q.put(row, block, uint32_t(t15));
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, thread, count);
@@ -427,7 +419,7 @@ static_assert(sizeof(DecodeFrame) <= FRAME_BYTES, "the frame outgrows the scratc
 
 template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(0)))));
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
         Quad<float> o_vector_a_1 = {};
@@ -437,40 +429,35 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Int64 position = tile * TILE + at;
-            const Int64 t0 = wrap_add(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(31))));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(32))));
-            const Int64 t2 = wrap_multiply(t1, widen<Int64>(splat<Int32>(INT64_C(32))));
-            const Mask t3 = gt(t2, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(true, t3);
-            const Int64 t5 = position & widen<Int64>(splat<Int32>(INT64_C(-2)));
-            const Int32 t6 = gather_bits<Int32, 4>(k.f_q, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t5, t4, k.outside);
-            const Int32 t7 = wrap_subtract(t6, splat<Int32>(INT64_C(8)));
-            const Float t8 = widen<Float>(t7);
-            const Int64 t9 = divide(t5, widen<Int64>(splat<Int32>(INT64_C(128))));
-            const Float t10 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((wrap_add((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(127))), INT64_C(128))), t9, t4, k.outside);
-            const Float t11 = t8 * t10;
-            const Float t12 = t11 * splat<Float>(0x1.6a09e60000000p-3f);
-            const Mask t13 = both(true, negation(t3));
-            const Float t14 = select(t3, t12, splat<Float>(0x0.0p+0f));
-            const Int64 t15 = position & widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t16 = widen<Int32>(t15);
-            const Mask t17 = eq(t16, splat<Int32>(INT64_C(0)));
-            const Int32 t18 = select(t17, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Mask t0 = both(true, u_n_Mask);
+            const Int64 t1 = position & widen<Int64>(splat<Int32>(INT64_C(-2)));
+            const Int32 t2 = gather_bits<Int32, 4>(k.f_q, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t1, t0, k.outside);
+            const Int32 t3 = wrap_subtract(t2, splat<Int32>(INT64_C(8)));
+            const Float t4 = widen<Float>(t3);
+            const Int64 t5 = divide(t1, widen<Int64>(splat<Int32>(INT64_C(128))));
+            const Float t6 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((wrap_add((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(127))), INT64_C(128))), t5, t0, k.outside);
+            const Float t7 = t4 * t6;
+            const Float t8 = t7 * splat<Float>(0x1.6a09e60000000p-3f);
+            const Mask t9 = both(true, negation(u_n_Mask));
+            const Float t10 = select(u_n_Mask, t8, splat<Float>(0x0.0p+0f));
+            const Int32 t11 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(1))));
+            const Mask t12 = eq(t11, splat<Int32>(INT64_C(0)));
+            const Int32 t13 = select(t12, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t14 = widen<Float>(t13);
+            const Mask t15 = both(true, u_n_Mask);
+            const Int64 t16 = position | widen<Int64>(splat<Int32>(INT64_C(1)));
+            const Int32 t17 = gather_bits<Int32, 4>(k.f_q, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t16, t15, k.outside);
+            const Int32 t18 = wrap_subtract(t17, splat<Int32>(INT64_C(8)));
             const Float t19 = widen<Float>(t18);
-            const Mask t20 = both(true, t3);
-            const Int64 t21 = position | widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t22 = gather_bits<Int32, 4>(k.f_q, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t21, t20, k.outside);
-            const Int32 t23 = wrap_subtract(t22, splat<Int32>(INT64_C(8)));
-            const Float t24 = widen<Float>(t23);
-            const Int64 t25 = divide(t21, widen<Int64>(splat<Int32>(INT64_C(128))));
-            const Float t26 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((wrap_add((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(127))), INT64_C(128))), t25, t20, k.outside);
-            const Float t27 = t24 * t26;
-            const Float t28 = t27 * splat<Float>(0x1.6a09e60000000p-3f);
-            const Mask t29 = both(true, negation(t3));
-            const Float t30 = select(t3, t28, splat<Float>(0x0.0p+0f));
-            const Float t31 = t19 * t30;
-            const Float t32 = t14 + t31;
-            o_vector_a_1.at[block] = static_cast<float>(t32);
+            const Int64 t20 = divide(t16, widen<Int64>(splat<Int32>(INT64_C(128))));
+            const Float t21 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((wrap_add((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(127))), INT64_C(128))), t20, t15, k.outside);
+            const Float t22 = t19 * t21;
+            const Float t23 = t22 * splat<Float>(0x1.6a09e60000000p-3f);
+            const Mask t24 = both(true, negation(u_n_Mask));
+            const Float t25 = select(u_n_Mask, t23, splat<Float>(0x0.0p+0f));
+            const Float t26 = t14 * t25;
+            const Float t27 = t10 + t26;
+            o_vector_a_1.at[block] = static_cast<float>(t27);
         }
         store<FULL>(k.v_a_1 + tile * TILE, o_vector_a_1, row, thread, count);
     }
@@ -489,16 +476,15 @@ template <bool FULL> COMPLL_DEVICE void decode_pass1([[maybe_unused]] compll_ite
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-3)));
             const Float t1 = gather<Float>(k.v_a_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Float t8 = gather<Float>(k.v_a_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_b_1.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(2))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(2)));
+            const Float t7 = gather<Float>(k.v_a_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_b_1.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_b_1 + tile * TILE, o_vector_b_1, row, thread, count);
     }
@@ -517,16 +503,15 @@ template <bool FULL> COMPLL_DEVICE void decode_pass2([[maybe_unused]] compll_ite
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-5)));
             const Float t1 = gather<Float>(k.v_b_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Float t8 = gather<Float>(k.v_b_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_c.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(4))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(4)));
+            const Float t7 = gather<Float>(k.v_b_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_c.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_c + tile * TILE, o_vector_c, row, thread, count);
     }
@@ -545,16 +530,15 @@ template <bool FULL> COMPLL_DEVICE void decode_pass3([[maybe_unused]] compll_ite
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-9)));
             const Float t1 = gather<Float>(k.v_c, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Float t8 = gather<Float>(k.v_c, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_d.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(8))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(8)));
+            const Float t7 = gather<Float>(k.v_c, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_d.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_d + tile * TILE, o_vector_d, row, thread, count);
     }
@@ -573,16 +557,15 @@ template <bool FULL> COMPLL_DEVICE void decode_pass4([[maybe_unused]] compll_ite
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
             const Float t1 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Float t8 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t10));
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(16))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
+            const Float t7 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t9));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -660,7 +643,7 @@ static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scr
 
 template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
-    const Int64 u_n_Int64 = splat<Int64>(k.n);
+    const Mask u_n_Mask = splat<Mask>(-int32_t((gt((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(0)))));
 #pragma unroll 1
     for (int row = 0; row < ROWS; ++row) {
         Quad<float> o_vector_a_1 = {};
@@ -670,40 +653,35 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Int64 position = tile * TILE + at;
-            const Int64 t0 = wrap_add(u_n_Int64, widen<Int64>(splat<Int32>(INT64_C(31))));
-            const Int64 t1 = divide(t0, widen<Int64>(splat<Int32>(INT64_C(32))));
-            const Int64 t2 = wrap_multiply(t1, widen<Int64>(splat<Int32>(INT64_C(32))));
-            const Mask t3 = gt(t2, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Mask t4 = both(true, t3);
-            const Int64 t5 = position & widen<Int64>(splat<Int32>(INT64_C(-2)));
-            const Int32 t6 = gather_bits<Int32, 4>(k.f_q, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t5, t4, k.outside);
-            const Int32 t7 = wrap_subtract(t6, splat<Int32>(INT64_C(8)));
-            const Float t8 = widen<Float>(t7);
-            const Int64 t9 = divide(t5, widen<Int64>(splat<Int32>(INT64_C(128))));
-            const Float t10 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((wrap_add((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(127))), INT64_C(128))), t9, t4, k.outside);
-            const Float t11 = t8 * t10;
-            const Float t12 = t11 * splat<Float>(0x1.6a09e60000000p-3f);
-            const Mask t13 = both(true, negation(t3));
-            const Float t14 = select(t3, t12, splat<Float>(0x0.0p+0f));
-            const Int64 t15 = position & widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t16 = widen<Int32>(t15);
-            const Mask t17 = eq(t16, splat<Int32>(INT64_C(0)));
-            const Int32 t18 = select(t17, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Mask t0 = both(true, u_n_Mask);
+            const Int64 t1 = position & widen<Int64>(splat<Int32>(INT64_C(-2)));
+            const Int32 t2 = gather_bits<Int32, 4>(k.f_q, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t1, t0, k.outside);
+            const Int32 t3 = wrap_subtract(t2, splat<Int32>(INT64_C(8)));
+            const Float t4 = widen<Float>(t3);
+            const Int64 t5 = divide(t1, widen<Int64>(splat<Int32>(INT64_C(128))));
+            const Float t6 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((wrap_add((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(127))), INT64_C(128))), t5, t0, k.outside);
+            const Float t7 = t4 * t6;
+            const Float t8 = t7 * splat<Float>(0x1.6a09e60000000p-3f);
+            const Mask t9 = both(true, negation(u_n_Mask));
+            const Float t10 = select(u_n_Mask, t8, splat<Float>(0x0.0p+0f));
+            const Int32 t11 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(1))));
+            const Mask t12 = eq(t11, splat<Int32>(INT64_C(0)));
+            const Int32 t13 = select(t12, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t14 = widen<Float>(t13);
+            const Mask t15 = both(true, u_n_Mask);
+            const Int64 t16 = position | widen<Int64>(splat<Int32>(INT64_C(1)));
+            const Int32 t17 = gather_bits<Int32, 4>(k.f_q, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t16, t15, k.outside);
+            const Int32 t18 = wrap_subtract(t17, splat<Int32>(INT64_C(8)));
             const Float t19 = widen<Float>(t18);
-            const Mask t20 = both(true, t3);
-            const Int64 t21 = position | widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int32 t22 = gather_bits<Int32, 4>(k.f_q, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t21, t20, k.outside);
-            const Int32 t23 = wrap_subtract(t22, splat<Int32>(INT64_C(8)));
-            const Float t24 = widen<Float>(t23);
-            const Int64 t25 = divide(t21, widen<Int64>(splat<Int32>(INT64_C(128))));
-            const Float t26 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((wrap_add((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(127))), INT64_C(128))), t25, t20, k.outside);
-            const Float t27 = t24 * t26;
-            const Float t28 = t27 * splat<Float>(0x1.6a09e60000000p-3f);
-            const Mask t29 = both(true, negation(t3));
-            const Float t30 = select(t3, t28, splat<Float>(0x0.0p+0f));
-            const Float t31 = t19 * t30;
-            const Float t32 = t14 + t31;
-            o_vector_a_1.at[block] = static_cast<float>(t32);
+            const Int64 t20 = divide(t16, widen<Int64>(splat<Int32>(INT64_C(128))));
+            const Float t21 = gather<Float>(reinterpret_cast<const float*>(k.f_scale), (divide((wrap_add((wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), INT64_C(127))), INT64_C(128))), t20, t15, k.outside);
+            const Float t22 = t19 * t21;
+            const Float t23 = t22 * splat<Float>(0x1.6a09e60000000p-3f);
+            const Mask t24 = both(true, negation(u_n_Mask));
+            const Float t25 = select(u_n_Mask, t23, splat<Float>(0x0.0p+0f));
+            const Float t26 = t14 * t25;
+            const Float t27 = t10 + t26;
+            o_vector_a_1.at[block] = static_cast<float>(t27);
         }
         store<FULL>(k.v_a_1 + tile * TILE, o_vector_a_1, row, thread, count);
     }
@@ -722,16 +700,15 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass1([[maybe_unused]] compll
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-3)));
             const Float t1 = gather<Float>(k.v_a_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(2)));
-            const Float t8 = gather<Float>(k.v_a_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_b_1.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(2))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(2)));
+            const Float t7 = gather<Float>(k.v_a_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_b_1.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_b_1 + tile * TILE, o_vector_b_1, row, thread, count);
     }
@@ -750,16 +727,15 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass2([[maybe_unused]] compll
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-5)));
             const Float t1 = gather<Float>(k.v_b_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(4)));
-            const Float t8 = gather<Float>(k.v_b_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_c.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(4))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(4)));
+            const Float t7 = gather<Float>(k.v_b_1, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_c.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_c + tile * TILE, o_vector_c, row, thread, count);
     }
@@ -778,16 +754,15 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass3([[maybe_unused]] compll
             const Int64 position = tile * TILE + at;
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-9)));
             const Float t1 = gather<Float>(k.v_c, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(8)));
-            const Float t8 = gather<Float>(k.v_c, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            o_vector_d.at[block] = static_cast<float>(t10);
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(8))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(8)));
+            const Float t7 = gather<Float>(k.v_c, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            o_vector_d.at[block] = static_cast<float>(t9);
         }
         store<FULL>(k.v_d + tile * TILE, o_vector_d, row, thread, count);
     }
@@ -809,18 +784,17 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass4([[maybe_unused]] compll
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Int64 t0 = position & widen<Int64>(splat<Int32>(INT64_C(-17)));
             const Float t1 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t0, true, k.outside);
-            const Int64 t2 = position & widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Int32 t3 = widen<Int32>(t2);
-            const Mask t4 = eq(t3, splat<Int32>(INT64_C(0)));
-            const Int32 t5 = select(t4, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
-            const Float t6 = widen<Float>(t5);
-            const Int64 t7 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
-            const Float t8 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t7, true, k.outside);
-            const Float t9 = t6 * t8;
-            const Float t10 = t1 + t9;
-            const Float t11 = u_scale * t10;
-            const Float t12 = v_gradient + t11;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t12));
+            const Int32 t2 = widen<Int32>(position & widen<Int64>(splat<Int32>(INT64_C(16))));
+            const Mask t3 = eq(t2, splat<Int32>(INT64_C(0)));
+            const Int32 t4 = select(t3, splat<Int32>(INT64_C(1)), splat<Int32>(INT64_C(-1)));
+            const Float t5 = widen<Float>(t4);
+            const Int64 t6 = position | widen<Int64>(splat<Int32>(INT64_C(16)));
+            const Float t7 = gather<Float>(k.v_d, (wrap_multiply((divide((wrap_add(k.n, INT64_C(31))), INT64_C(32))), INT64_C(32))), t6, true, k.outside);
+            const Float t8 = t5 * t7;
+            const Float t9 = t1 + t8;
+            const Float t10 = u_scale * t9;
+            const Float t11 = v_gradient + t10;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t11));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }

@@ -121,16 +121,15 @@ def encode_pass2_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -2))
             t1 = gather(Float, f32, k.v_g, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 1))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 1))
-            t8 = gather(Float, f32, k.v_g, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_a_1, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 1)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 1))
+            t7 = gather(Float, f32, k.v_g, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_a_1, start + at, t9, live)
 
 
 @loop(encode_frame)
@@ -157,16 +156,15 @@ def encode_pass3_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -3))
             t1 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 2))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 2))
-            t8 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_b_1, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 2)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 2))
+            t7 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_b_1, start + at, t9, live)
 
 
 @loop(encode_frame)
@@ -193,16 +191,15 @@ def encode_pass4_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -5))
             t1 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 4))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 4))
-            t8 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_c, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 4)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 4))
+            t7 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_c, start + at, t9, live)
 
 
 @loop(encode_frame)
@@ -229,16 +226,15 @@ def encode_pass5_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -9))
             t1 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 8))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 8))
-            t8 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_d, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 8)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 8))
+            t7 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_d, start + at, t9, live)
 
 
 @loop(encode_frame)
@@ -265,17 +261,16 @@ def encode_pass6_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, 
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -17))
             t1 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 16))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 16))
-            t8 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            t11 = absolute(t10)
-            a_scale_greater = t11 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t11, live, k), a_scale_greater)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 16)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 16))
+            t7 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            t10 = absolute(t9)
+            a_scale_greater = t10 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t10, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
     store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
@@ -309,24 +304,21 @@ def encode_pass6_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -17))
             t1 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 16))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 16))
-            t8 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            t11 = per_block(Float, f32, b_h0, start + at, 128, block0, live, WIDTH)
-            t12 = divide(t10, t11)
-            t13 = round_(t12)
-            t14 = saturate(Int32, t13, -2147483648, 2147483647)
-            t15 = greater(t14, splat(Int32, -7))
-            t16 = smaller(t15, splat(Int32, 7))
-            t17 = t16 + splat(Int32, 8)
-            t18 = widen(Int32, t17)
-            pack(4, k.f_q, start + at, t18, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 16)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 16))
+            t7 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            t10 = per_block(Float, f32, b_h0, start + at, 128, block0, live, WIDTH)
+            t11 = divide(t9, t10)
+            t12 = round_(t11)
+            t13 = saturate(Int32, t12, -7, 7)
+            t14 = t13 + splat(Int32, 8)
+            t15 = widen(Int32, t14)
+            pack(4, k.f_q, start + at, t15, live)
 
 
 @loop(encode_frame)
@@ -512,46 +504,41 @@ decode_frame = frame_type(
 @inner
 def decode_pass0_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n_Mask = splat(Mask, (gt(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)), splat(i64, 0))))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             position = positions(start + at)
-            t0 = u_n_Int64 + widen(Int64, splat(Int32, 31))
-            t1 = divide(t0, widen(Int64, splat(Int32, 32)))
-            t2 = t1 * widen(Int64, splat(Int32, 32))
-            t3 = gt(t2, widen(Int64, splat(Int32, 0)))
-            t4 = both(first_lanes(live), t3)
-            t5 = position & widen(Int64, splat(Int32, -2))
-            t6 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t5, t4, k)
-            t7 = t6 - splat(Int32, 8)
-            t8 = widen(Float, t7)
-            t9 = divide(t5, widen(Int64, splat(Int32, 128)))
-            t10 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t9, t4, k)
-            t11 = t8 * t10
-            t12 = t11 * splat(Float, 0.1767766922712326)
-            t13 = both(first_lanes(live), negation(t3))
-            t14 = select(t3, t12, splat(Float, 0.0))
-            t15 = position & widen(Int64, splat(Int32, 1))
-            t16 = widen(Int32, t15)
-            t17 = eq(t16, splat(Int32, 0))
-            t18 = select(t17, splat(Int32, 1), splat(Int32, -1))
+            t0 = both(first_lanes(live), u_n_Mask)
+            t1 = position & widen(Int64, splat(Int32, -2))
+            t2 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t1, t0, k)
+            t3 = t2 - splat(Int32, 8)
+            t4 = widen(Float, t3)
+            t5 = divide(t1, widen(Int64, splat(Int32, 128)))
+            t6 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t5, t0, k)
+            t7 = t4 * t6
+            t8 = t7 * splat(Float, 0.1767766922712326)
+            t9 = both(first_lanes(live), negation(u_n_Mask))
+            t10 = select(u_n_Mask, t8, splat(Float, 0.0))
+            t11 = widen(Int32, position & widen(Int64, splat(Int32, 1)))
+            t12 = eq(t11, splat(Int32, 0))
+            t13 = select(t12, splat(Int32, 1), splat(Int32, -1))
+            t14 = widen(Float, t13)
+            t15 = both(first_lanes(live), u_n_Mask)
+            t16 = position | widen(Int64, splat(Int32, 1))
+            t17 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t16, t15, k)
+            t18 = t17 - splat(Int32, 8)
             t19 = widen(Float, t18)
-            t20 = both(first_lanes(live), t3)
-            t21 = position | widen(Int64, splat(Int32, 1))
-            t22 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t21, t20, k)
-            t23 = t22 - splat(Int32, 8)
-            t24 = widen(Float, t23)
-            t25 = divide(t21, widen(Int64, splat(Int32, 128)))
-            t26 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t25, t20, k)
-            t27 = t24 * t26
-            t28 = t27 * splat(Float, 0.1767766922712326)
-            t29 = both(first_lanes(live), negation(t3))
-            t30 = select(t3, t28, splat(Float, 0.0))
-            t31 = t19 * t30
-            t32 = t14 + t31
-            store(f32, k.v_a_1, start + at, t32, live)
+            t20 = divide(t16, widen(Int64, splat(Int32, 128)))
+            t21 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t20, t15, k)
+            t22 = t19 * t21
+            t23 = t22 * splat(Float, 0.1767766922712326)
+            t24 = both(first_lanes(live), negation(u_n_Mask))
+            t25 = select(u_n_Mask, t23, splat(Float, 0.0))
+            t26 = t14 * t25
+            t27 = t10 + t26
+            store(f32, k.v_a_1, start + at, t27, live)
 
 
 @loop(decode_frame)
@@ -578,16 +565,15 @@ def decode_pass1_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -3))
             t1 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 2))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 2))
-            t8 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_b_1, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 2)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 2))
+            t7 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_b_1, start + at, t9, live)
 
 
 @loop(decode_frame)
@@ -614,16 +600,15 @@ def decode_pass2_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -5))
             t1 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 4))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 4))
-            t8 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_c, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 4)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 4))
+            t7 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_c, start + at, t9, live)
 
 
 @loop(decode_frame)
@@ -650,16 +635,15 @@ def decode_pass3_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -9))
             t1 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 8))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 8))
-            t8 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_d, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 8)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 8))
+            t7 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_d, start + at, t9, live)
 
 
 @loop(decode_frame)
@@ -686,16 +670,15 @@ def decode_pass4_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -17))
             t1 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 16))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 16))
-            t8 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(u32, k.gradient, start + at, float_bits(t10), live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 16)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 16))
+            t7 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(u32, k.gradient, start + at, float_bits(t9), live)
 
 
 @loop(decode_frame)
@@ -841,46 +824,41 @@ decode_add_frame = frame_type(
 @inner
 def decode_add_pass0_tile(k, tile, count):
     start = tile * TILE
-    u_n_Int64 = splat(Int64, one(k.n))
+    u_n_Mask = splat(Mask, (gt(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)), splat(i64, 0))))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             position = positions(start + at)
-            t0 = u_n_Int64 + widen(Int64, splat(Int32, 31))
-            t1 = divide(t0, widen(Int64, splat(Int32, 32)))
-            t2 = t1 * widen(Int64, splat(Int32, 32))
-            t3 = gt(t2, widen(Int64, splat(Int32, 0)))
-            t4 = both(first_lanes(live), t3)
-            t5 = position & widen(Int64, splat(Int32, -2))
-            t6 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t5, t4, k)
-            t7 = t6 - splat(Int32, 8)
-            t8 = widen(Float, t7)
-            t9 = divide(t5, widen(Int64, splat(Int32, 128)))
-            t10 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t9, t4, k)
-            t11 = t8 * t10
-            t12 = t11 * splat(Float, 0.1767766922712326)
-            t13 = both(first_lanes(live), negation(t3))
-            t14 = select(t3, t12, splat(Float, 0.0))
-            t15 = position & widen(Int64, splat(Int32, 1))
-            t16 = widen(Int32, t15)
-            t17 = eq(t16, splat(Int32, 0))
-            t18 = select(t17, splat(Int32, 1), splat(Int32, -1))
+            t0 = both(first_lanes(live), u_n_Mask)
+            t1 = position & widen(Int64, splat(Int32, -2))
+            t2 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t1, t0, k)
+            t3 = t2 - splat(Int32, 8)
+            t4 = widen(Float, t3)
+            t5 = divide(t1, widen(Int64, splat(Int32, 128)))
+            t6 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t5, t0, k)
+            t7 = t4 * t6
+            t8 = t7 * splat(Float, 0.1767766922712326)
+            t9 = both(first_lanes(live), negation(u_n_Mask))
+            t10 = select(u_n_Mask, t8, splat(Float, 0.0))
+            t11 = widen(Int32, position & widen(Int64, splat(Int32, 1)))
+            t12 = eq(t11, splat(Int32, 0))
+            t13 = select(t12, splat(Int32, 1), splat(Int32, -1))
+            t14 = widen(Float, t13)
+            t15 = both(first_lanes(live), u_n_Mask)
+            t16 = position | widen(Int64, splat(Int32, 1))
+            t17 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t16, t15, k)
+            t18 = t17 - splat(Int32, 8)
             t19 = widen(Float, t18)
-            t20 = both(first_lanes(live), t3)
-            t21 = position | widen(Int64, splat(Int32, 1))
-            t22 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t21, t20, k)
-            t23 = t22 - splat(Int32, 8)
-            t24 = widen(Float, t23)
-            t25 = divide(t21, widen(Int64, splat(Int32, 128)))
-            t26 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t25, t20, k)
-            t27 = t24 * t26
-            t28 = t27 * splat(Float, 0.1767766922712326)
-            t29 = both(first_lanes(live), negation(t3))
-            t30 = select(t3, t28, splat(Float, 0.0))
-            t31 = t19 * t30
-            t32 = t14 + t31
-            store(f32, k.v_a_1, start + at, t32, live)
+            t20 = divide(t16, widen(Int64, splat(Int32, 128)))
+            t21 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t20, t15, k)
+            t22 = t19 * t21
+            t23 = t22 * splat(Float, 0.1767766922712326)
+            t24 = both(first_lanes(live), negation(u_n_Mask))
+            t25 = select(u_n_Mask, t23, splat(Float, 0.0))
+            t26 = t14 * t25
+            t27 = t10 + t26
+            store(f32, k.v_a_1, start + at, t27, live)
 
 
 @loop(decode_add_frame)
@@ -907,16 +885,15 @@ def decode_add_pass1_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -3))
             t1 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 2))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 2))
-            t8 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_b_1, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 2)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 2))
+            t7 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_b_1, start + at, t9, live)
 
 
 @loop(decode_add_frame)
@@ -943,16 +920,15 @@ def decode_add_pass2_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -5))
             t1 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 4))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 4))
-            t8 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_c, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 4)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 4))
+            t7 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_c, start + at, t9, live)
 
 
 @loop(decode_add_frame)
@@ -979,16 +955,15 @@ def decode_add_pass3_tile(k, tile, count):
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -9))
             t1 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 8))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 8))
-            t8 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            store(f32, k.v_d, start + at, t10, live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 8)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 8))
+            t7 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            store(f32, k.v_d, start + at, t9, live)
 
 
 @loop(decode_add_frame)
@@ -1017,18 +992,17 @@ def decode_add_pass4_tile(k, tile, count):
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = position & widen(Int64, splat(Int32, -17))
             t1 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = position & widen(Int64, splat(Int32, 16))
-            t3 = widen(Int32, t2)
-            t4 = eq(t3, splat(Int32, 0))
-            t5 = select(t4, splat(Int32, 1), splat(Int32, -1))
-            t6 = widen(Float, t5)
-            t7 = position | widen(Int64, splat(Int32, 16))
-            t8 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t7, first_lanes(live), k)
-            t9 = t6 * t8
-            t10 = t1 + t9
-            t11 = u_scale * t10
-            t12 = v_gradient + t11
-            store(u32, k.gradient, start + at, float_bits(t12), live)
+            t2 = widen(Int32, position & widen(Int64, splat(Int32, 16)))
+            t3 = eq(t2, splat(Int32, 0))
+            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
+            t5 = widen(Float, t4)
+            t6 = position | widen(Int64, splat(Int32, 16))
+            t7 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
+            t8 = t5 * t7
+            t9 = t1 + t8
+            t10 = u_scale * t9
+            t11 = v_gradient + t10
+            store(u32, k.gradient, start + at, float_bits(t11), live)
 
 
 @loop(decode_add_frame)

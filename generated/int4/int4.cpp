@@ -74,19 +74,30 @@ struct EncodeGreaterOf0 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 128, for the blocks of 1024 elements
+struct encode_pass0_blocks {  // one value a block of 128, for the blocks of 2048 elements
     int64_t first, begin;
-    float r_scale_greater[8];
-    float h0[8];
+    alignas(64) float r_scale_greater[16];
+    alignas(64) Element<Float> h0[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_scale_greater = load<Float, true>(b.r_scale_greater + j, live);
+    const Float t0 = divide(v_scale_greater, splat<Float>(0x1.c000000000000p+2f));
+    const Float t1 = over(splat<Float>(0x1.0000000000000p-149f), t0);
+    store<true>(b.h0 + j, t1, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_scale) + b.first + j, canonical(t1), live);
+    if (any(not_finite(FULL ? magnitude(v_scale_greater) : magnitude(v_scale_greater) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_scale_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -99,27 +110,45 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_scale_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale_greater[block], t0, live), a_scale_greater[block]);
         }
     }
-    if constexpr (FULL) r_scale_greater = fold_known<(N < LANES ? N : LANES)>(a_scale_greater, EncodeGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_scale_greater = fold_far<(N < LANES ? N : LANES)>(a_scale_greater, EncodeGreaterOf0{});
+    else if constexpr (FULL) r_scale_greater = fold_known<LANES>(a_scale_greater, EncodeGreaterOf0{});
     else r_scale_greater = fold_any(a_scale_greater, count < LANES ? count : LANES, EncodeGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 128;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_scale_greater[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_scale_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_scale_greater[i] = r_scale_greater[0];
+        fold_blocks(b.r_scale_greater + j, float(0x0.0p+0f), r_scale_greater, EncodeGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_scale_greater;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_scale_greater);
+        b.r_scale_greater[j + i] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 128 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 128 elements, 2048 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 128, SPAN = 1024;
+    constexpr int64_t BLOCK = 128, SPAN = 2048;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_scale_greater;
-        if (128 > 0 && count == BLOCK) encode_pass0_stage0<128>(k, p, b, j, first, int(count), r_scale_greater);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_scale_greater);
-        b.r_scale_greater[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
-        b.h0[j] = (greater((divide(b.r_scale_greater[j], 0x1.c000000000000p+2f)), 0x1.0000000000000p-149f));
-        put<float>(k.f_scale + (b.first + j) * sizeof(float), (greater((divide(b.r_scale_greater[j], 0x1.c000000000000p+2f)), 0x1.0000000000000p-149f)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -129,27 +158,24 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_q[TILE];
-    if (!FULL) std::memset(o_q, 0, TILE);
+    [[maybe_unused]] const int64_t own = tile * TILE / 128 - b.first;  // the block that the tile begins in
+    uint8_t room_q[LANES * 4];
+    uint8_t* const o_q = FULL ? k.f_q + tile * (LANES * 4) : room_q;
     const auto* in_gradient = k.gradient + tile * TILE;
-    UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 2048);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
+            const Float t0 = splat<Float>(b.h0[own + row * 1 + block * WIDTH / 128]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = round_(t1);
-            const Int32 t3 = saturate<Int32>(t2, INT64_C(-2147483648), INT64_C(2147483647));
-            const Int32 t4 = greater(t3, splat<Int32>(INT64_C(-7)));
-            const Int32 t5 = smaller(t4, splat<Int32>(INT64_C(7)));
-            const Int32 t6 = t5 + splat<Int32>(INT64_C(8));
-            const Int32 t7 = widen<Int32>(t6);
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            store<true>(o_q + at, FULL ? t7 : t7 & first_lanes(live), WIDTH);
+            const Int32 t3 = saturate<Int32>(t2, INT64_C(-7), INT64_C(7));
+            const Int32 t4 = t3 + splat<Int32>(INT64_C(8));
+            const Int32 t5 = widen<Int32>(t4);
+            put_codes<4>(o_q + at / 8 * 4, FULL ? t5 : t5 & first_lanes(live));
     });
-    pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_q + tile * (LANES * 4), room_q, (count * 4 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -182,8 +208,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 2048 - 1) / 2048;
+        for_tiles<32>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;
@@ -210,13 +236,11 @@ struct DecodeFrame {
 };
 
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t c_q[TILE];
-    unpack<4, FULL>(c_q, k.f_q + tile * (LANES * 4), count);
-    const auto* in_q = c_q;
+    const PackedCodes<4, true> in_q(k.f_q, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_q = load<Int32, true>(in_q + at, live);
+            const Int32 v_q = load_codes<FULL>(in_q, at, live);
             const Int32 t0 = v_q - splat<Int32>(INT64_C(8));
             const Float t1 = widen<Float>(t0);
             const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
@@ -281,15 +305,13 @@ struct DecodeAddFrame {
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_q[TILE];
-    unpack<4, FULL>(c_q, k.f_q + tile * (LANES * 4), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_q = c_q;
+    const PackedCodes<4, true> in_q(k.f_q, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_q = load<Int32, true>(in_q + at, live);
+            const Int32 v_q = load_codes<FULL>(in_q, at, live);
             const Int32 t0 = v_q - splat<Int32>(INT64_C(8));
             const Float t1 = widen<Float>(t0);
             const Float t2 = splat<Float>(get<float>(k.f_scale + uint64_t(tile * TILE + at) / 128 * sizeof(float)));
@@ -367,31 +389,40 @@ struct HopGreaterOf0 {
 };
 
 
-struct hop_pass0_blocks {  // one value a block of 128, for the blocks of 1024 elements
+struct hop_pass0_blocks {  // one value a block of 128, for the blocks of 2048 elements
     int64_t first, begin;
-    alignas(64) uint8_t c_received_q[1024];
-    alignas(64) float kept0[1024 + WIDTH];
-    float r_scale_greater[8];
-    float h0[8];
+    alignas(64) float kept0[2048 + WIDTH];
+    alignas(64) float r_scale_greater[16];
+    alignas(64) Element<Float> h0[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_scale_greater = load<Float, true>(b.r_scale_greater + j, live);
+    const Float t0 = divide(v_scale_greater, splat<Float>(0x1.c000000000000p+2f));
+    const Float t1 = over(splat<Float>(0x1.0000000000000p-149f), t0);
+    store<true>(b.h0 + j, t1, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_scale) + b.first + j, canonical(t1), live);
+    if (any(not_finite(FULL ? magnitude(v_scale_greater) : magnitude(v_scale_greater) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    const uint8_t* const c_received_q = b.c_received_q + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
-    const auto* in_received_q = c_received_q;
+    const PackedCodes<4, FULL> in_received_q(k.f_received_q, first);
     Float a_scale_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (FULL ? at >= N : at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_q = load<Int32, FULL>(in_received_q + at, live);
+            const Int32 v_received_q = load_codes<FULL>(in_received_q, at, live);
             const Int32 t0 = v_received_q - splat<Int32>(INT64_C(8));
             const Float t1 = widen<Float>(t0);
             const Float t2 = splat<Float>(get<float>(k.f_received_scale + uint64_t(first + at) / 128 * sizeof(float)));
@@ -405,33 +436,45 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             else a_scale_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale_greater[block], t6, live), a_scale_greater[block]);
         }
     }
-    if constexpr (FULL) r_scale_greater = fold_known<(N < LANES ? N : LANES)>(a_scale_greater, HopGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_scale_greater = fold_far<(N < LANES ? N : LANES)>(a_scale_greater, HopGreaterOf0{});
+    else if constexpr (FULL) r_scale_greater = fold_known<LANES>(a_scale_greater, HopGreaterOf0{});
     else r_scale_greater = fold_any(a_scale_greater, count < LANES ? count : LANES, HopGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 128;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_scale_greater[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_scale_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_scale_greater[i] = r_scale_greater[0];
+        fold_blocks(b.r_scale_greater + j, float(0x0.0p+0f), r_scale_greater, HopGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_scale_greater;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_scale_greater);
+        b.r_scale_greater[j + i] = HopGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 128 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 128 elements, 2048 elements at a time: reduce each, then store.
 inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 128, SPAN = 1024;
+    constexpr int64_t BLOCK = 128, SPAN = 2048;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t at = begin; at < end; at += TILE) {
-        uint8_t* const codes = b.c_received_q + (at - begin);
-        const uint8_t* const from = k.f_received_q + at / 8 * 4;
-        if (end - at >= TILE) unpack<4, true>(codes, from, TILE);
-        else unpack<4, false>(codes, from, int(end - at));
-    }
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_scale_greater;
-        if (128 > 0 && count == BLOCK) hop_pass0_stage0<128>(k, p, b, j, first, int(count), r_scale_greater);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_scale_greater);
-        b.r_scale_greater[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
-        b.h0[j] = (greater((divide(b.r_scale_greater[j], 0x1.c000000000000p+2f)), 0x1.0000000000000p-149f));
-        put<float>(k.f_scale + (b.first + j) * sizeof(float), (greater((divide(b.r_scale_greater[j], 0x1.c000000000000p+2f)), 0x1.0000000000000p-149f)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -441,26 +484,23 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_q[TILE];
-    if (!FULL) std::memset(o_q, 0, TILE);
-    UInt32 widest{};
+    [[maybe_unused]] const int64_t own = tile * TILE / 128 - b.first;  // the block that the tile begins in
+    uint8_t room_q[LANES * 4];
+    uint8_t* const o_q = FULL ? k.f_q + tile * (LANES * 4) : room_q;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 2048);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
-            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
+            const Float t1 = splat<Float>(b.h0[own + row * 1 + block * WIDTH / 128]);
             const Float t2 = divide(t0, t1);
             const Float t3 = round_(t2);
-            const Int32 t4 = saturate<Int32>(t3, INT64_C(-2147483648), INT64_C(2147483647));
-            const Int32 t5 = greater(t4, splat<Int32>(INT64_C(-7)));
-            const Int32 t6 = smaller(t5, splat<Int32>(INT64_C(7)));
-            const Int32 t7 = t6 + splat<Int32>(INT64_C(8));
-            const Int32 t8 = widen<Int32>(t7);
-            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
-            store<true>(o_q + at, FULL ? t8 : t8 & first_lanes(live), WIDTH);
+            const Int32 t4 = saturate<Int32>(t3, INT64_C(-7), INT64_C(7));
+            const Int32 t5 = t4 + splat<Int32>(INT64_C(8));
+            const Int32 t6 = widen<Int32>(t5);
+            put_codes<4>(o_q + at / 8 * 4, FULL ? t6 : t6 & first_lanes(live));
     });
-    pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, count);
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_q + tile * (LANES * 4), room_q, (count * 4 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -495,8 +535,8 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 2048 - 1) / 2048;
+        for_tiles<32>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;

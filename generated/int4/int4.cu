@@ -149,13 +149,11 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = round_(t1);
-            const Int32 t3 = saturate<Int32>(t2, INT64_C(-2147483648), INT64_C(2147483647));
-            const Int32 t4 = greater(t3, splat<Int32>(INT64_C(-7)));
-            const Int32 t5 = smaller(t4, splat<Int32>(INT64_C(7)));
-            const Int32 t6 = wrap_add(t5, splat<Int32>(INT64_C(8)));
-            const Int32 t7 = widen<Int32>(t6);
+            const Int32 t3 = saturate<Int32>(t2, INT64_C(-7), INT64_C(7));
+            const Int32 t4 = wrap_add(t3, splat<Int32>(INT64_C(8)));
+            const Int32 t5 = widen<Int32>(t4);
             bad = bad || not_finite(v_gradient);
-            o_q.put(row, block, uint32_t(t7));
+            o_q.put(row, block, uint32_t(t5));
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, thread, count);
@@ -490,13 +488,11 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Float t6 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 128 - b.first]);
             const Float t7 = divide(t5, t6);
             const Float t8 = round_(t7);
-            const Int32 t9 = saturate<Int32>(t8, INT64_C(-2147483648), INT64_C(2147483647));
-            const Int32 t10 = greater(t9, splat<Int32>(INT64_C(-7)));
-            const Int32 t11 = smaller(t10, splat<Int32>(INT64_C(7)));
-            const Int32 t12 = wrap_add(t11, splat<Int32>(INT64_C(8)));
-            const Int32 t13 = widen<Int32>(t12);
+            const Int32 t9 = saturate<Int32>(t8, INT64_C(-7), INT64_C(7));
+            const Int32 t10 = wrap_add(t9, splat<Int32>(INT64_C(8)));
+            const Int32 t11 = widen<Int32>(t10);
             bad = bad || not_finite(t5);
-            o_q.put(row, block, uint32_t(t13));
+            o_q.put(row, block, uint32_t(t11));
         }
     }
     pack<4, FULL>(k.f_q + tile * (LANES * 4), o_q, thread, count);

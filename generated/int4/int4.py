@@ -85,13 +85,11 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t0 = per_block(Float, f32, b_h0, start + at, 128, block0, live, WIDTH)
             t1 = divide(v_gradient, t0)
             t2 = round_(t1)
-            t3 = saturate(Int32, t2, -2147483648, 2147483647)
-            t4 = greater(t3, splat(Int32, -7))
-            t5 = smaller(t4, splat(Int32, 7))
-            t6 = t5 + splat(Int32, 8)
-            t7 = widen(Int32, t6)
+            t3 = saturate(Int32, t2, -7, 7)
+            t4 = t3 + splat(Int32, 8)
+            t5 = widen(Int32, t4)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            pack(4, k.f_q, start + at, t7, live)
+            pack(4, k.f_q, start + at, t5, live)
     if any_(bad):
         k.bad = 1
 
@@ -407,13 +405,11 @@ def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t6 = per_block(Float, f32, b_h0, start + at, 128, block0, live, WIDTH)
             t7 = divide(t5, t6)
             t8 = round_(t7)
-            t9 = saturate(Int32, t8, -2147483648, 2147483647)
-            t10 = greater(t9, splat(Int32, -7))
-            t11 = smaller(t10, splat(Int32, 7))
-            t12 = t11 + splat(Int32, 8)
-            t13 = widen(Int32, t12)
+            t9 = saturate(Int32, t8, -7, 7)
+            t10 = t9 + splat(Int32, 8)
+            t11 = widen(Int32, t10)
             bad = keep(live, bad | not_finite(t5), bad)
-            pack(4, k.f_q, start + at, t13, live)
+            pack(4, k.f_q, start + at, t11, live)
     if any_(bad):
         k.bad = 1
 

@@ -74,19 +74,29 @@ struct EncodeGreaterOf0 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
+struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
     int64_t first, begin;
-    float r_scale_greater[4];
-    float h0[4];
+    alignas(64) float r_scale_greater[16];
+    alignas(64) Element<Float> h0[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_scale_greater = load<Float, true>(b.r_scale_greater + j, live);
+    const Float t0 = divide(v_scale_greater, splat<Float>(0x1.fc00000000000p+6f));
+    store<true>(b.h0 + j, t0, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_scale) + b.first + j, canonical(t0), live);
+    if (any(not_finite(FULL ? magnitude(v_scale_greater) : magnitude(v_scale_greater) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_scale_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -99,27 +109,45 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_scale_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_scale_greater[block], t0, live), a_scale_greater[block]);
         }
     }
-    if constexpr (FULL) r_scale_greater = fold_known<(N < LANES ? N : LANES)>(a_scale_greater, EncodeGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_scale_greater = fold_far<(N < LANES ? N : LANES)>(a_scale_greater, EncodeGreaterOf0{});
+    else if constexpr (FULL) r_scale_greater = fold_known<LANES>(a_scale_greater, EncodeGreaterOf0{});
     else r_scale_greater = fold_any(a_scale_greater, count < LANES ? count : LANES, EncodeGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 256;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_scale_greater[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_scale_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_scale_greater[i] = r_scale_greater[0];
+        fold_blocks(b.r_scale_greater + j, float(0x0.0p+0f), r_scale_greater, EncodeGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_scale_greater;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_scale_greater);
+        b.r_scale_greater[j + i] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 256 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 256, SPAN = 1024;
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_scale_greater;
-        if (256 > 0 && count == BLOCK) encode_pass0_stage0<256>(k, p, b, j, first, int(count), r_scale_greater);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_scale_greater);
-        b.r_scale_greater[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
-        b.h0[j] = (divide(b.r_scale_greater[j], 0x1.fc00000000000p+6f));
-        put<float>(k.f_scale + (b.first + j) * sizeof(float), (divide(b.r_scale_greater[j], 0x1.fc00000000000p+6f)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -129,20 +157,19 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
-    UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.h0[own + row / 2]);
             const Float t1 = divide(v_gradient, t0);
             const Float t2 = round_(t1);
             const Int32 t3 = saturate<Int32>(t2, INT64_C(-128), INT64_C(127));
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t3, live);
     });
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -175,8 +202,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;
@@ -354,22 +381,32 @@ struct HopGreaterOf0 {
 };
 
 
-struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
+struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
     int64_t first, begin;
-    alignas(64) float kept0[1024 + WIDTH];
-    float r_scale_greater[4];
-    float h0[4];
+    alignas(64) float kept0[4096 + WIDTH];
+    alignas(64) float r_scale_greater[16];
+    alignas(64) Element<Float> h0[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_scale_greater = load<Float, true>(b.r_scale_greater + j, live);
+    const Float t0 = divide(v_scale_greater, splat<Float>(0x1.fc00000000000p+6f));
+    store<true>(b.h0 + j, t0, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_scale) + b.first + j, canonical(t0), live);
+    if (any(not_finite(FULL ? magnitude(v_scale_greater) : magnitude(v_scale_greater) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_scale_greater) {
+template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_scale_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_q = reinterpret_cast<const int8_t*>(k.f_received_q) + first;
     Float a_scale_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -389,27 +426,45 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             else a_scale_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_scale_greater[block], t5, live), a_scale_greater[block]);
         }
     }
-    if constexpr (FULL) r_scale_greater = fold_known<(N < LANES ? N : LANES)>(a_scale_greater, HopGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_scale_greater = fold_far<(N < LANES ? N : LANES)>(a_scale_greater, HopGreaterOf0{});
+    else if constexpr (FULL) r_scale_greater = fold_known<LANES>(a_scale_greater, HopGreaterOf0{});
     else r_scale_greater = fold_any(a_scale_greater, count < LANES ? count : LANES, HopGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 256;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_scale_greater[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_scale_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_scale_greater[i] = r_scale_greater[0];
+        fold_blocks(b.r_scale_greater + j, float(0x0.0p+0f), r_scale_greater, HopGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_scale_greater;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_scale_greater);
+        b.r_scale_greater[j + i] = HopGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 256 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
 inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 256, SPAN = 1024;
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_scale_greater;
-        if (256 > 0 && count == BLOCK) hop_pass0_stage0<256>(k, p, b, j, first, int(count), r_scale_greater);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_scale_greater);
-        b.r_scale_greater[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_scale_greater);
-        b.h0[j] = (divide(b.r_scale_greater[j], 0x1.fc00000000000p+6f));
-        put<float>(k.f_scale + (b.first + j) * sizeof(float), (divide(b.r_scale_greater[j], 0x1.fc00000000000p+6f)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -419,19 +474,19 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    UInt32 widest{};
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
+            __builtin_prefetch(reinterpret_cast<const int8_t*>(k.f_received_q) + tile * TILE + at + 4096);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
-            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t1 = splat<Float>(b.h0[own + row / 2]);
             const Float t2 = divide(t0, t1);
             const Float t3 = round_(t2);
             const Int32 t4 = saturate<Int32>(t3, INT64_C(-128), INT64_C(127));
-            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t4, live);
     });
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -466,8 +521,8 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;

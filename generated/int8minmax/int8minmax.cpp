@@ -59,9 +59,9 @@ template <class T> inline T get(const uint8_t* from) {
 //       by smaller, where smaller(a, b) = min(a, b)
 //     high: float[((n + 255) / 256)] = reduce[n] by 256 gradient[i] from -inf
 //       by greater, where greater(a, b) = max(a, b)
-//     store field middle: float[((n + 255) / 256)] = ((high[i] / 0x1.0000000000000p+1) + (low[i] / 0x1.0000000000000p+1))
-//     store field step: float[((n + 255) / 256)] = (((high[i] / 0x1.0000000000000p+1) - (low[i] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6)
-//     store field q: int8[n] = int8(min(max(round(((gradient[i] - ((high[(i / 256)] / 0x1.0000000000000p+1) + (low[(i / 256)] / 0x1.0000000000000p+1))) / (((high[(i / 256)] / 0x1.0000000000000p+1) - (low[(i / 256)] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
+//     store field middle: float[((n + 255) / 256)] = ((high[i] * 0x1.0000000000000p-1) + (low[i] * 0x1.0000000000000p-1))
+//     store field step: float[((n + 255) / 256)] = (((high[i] * 0x1.0000000000000p-1) - (low[i] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6)
+//     store field q: int8[n] = int8(min(max(round(((gradient[i] - ((high[(i / 256)] * 0x1.0000000000000p-1) + (low[(i / 256)] * 0x1.0000000000000p-1))) / (((high[(i / 256)] * 0x1.0000000000000p-1) - (low[(i / 256)] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
 //     check[n] gradient[i] is finite
 
 
@@ -85,22 +85,38 @@ struct EncodeGreaterOf1 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
+struct encode_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
     int64_t first, begin;
-    float r_low[4];
-    float r_high[4];
-    float h0[4];
-    float h1[4];
+    alignas(64) float r_low[16];
+    alignas(64) float r_high[16];
+    alignas(64) Element<Float> h0[16];
+    alignas(64) Element<Float> h1[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_high = load<Float, true>(b.r_high + j, live);
+    const Float v_low = load<Float, true>(b.r_low + j, live);
+    const Float t0 = v_high * splat<Float>(0x1.0000000000000p-1f);
+    const Float t1 = v_low * splat<Float>(0x1.0000000000000p-1f);
+    const Float t2 = t0 + t1;
+    const Float t3 = t0 - t1;
+    const Float t4 = divide(t3, splat<Float>(0x1.fc00000000000p+6f));
+    store<true>(b.h0 + j, t2, WIDTH);
+    store<true>(b.h1 + j, t4, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_middle) + b.first + j, canonical(t2), live);
+    store<FULL>(reinterpret_cast<float*>(k.f_step) + b.first + j, canonical(t4), live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_low, float& r_high) {
+template <int N, class R0, class R1> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_low, R1& r_high) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_low[BLOCKS];
     Float a_high[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -115,33 +131,53 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_high[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_high[block], v_gradient, live), a_high[block]);
         }
     }
-    if constexpr (FULL) r_low = fold_known<(N < LANES ? N : LANES)>(a_low, EncodeSmallerOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_low = fold_far<(N < LANES ? N : LANES)>(a_low, EncodeSmallerOf0{});
+    else if constexpr (FULL) r_low = fold_known<LANES>(a_low, EncodeSmallerOf0{});
     else r_low = fold_any(a_low, count < LANES ? count : LANES, EncodeSmallerOf0{});
-    if constexpr (FULL) r_high = fold_known<(N < LANES ? N : LANES)>(a_high, EncodeGreaterOf1{});
+    if constexpr (std::is_same_v<R1, Float>) r_high = fold_far<(N < LANES ? N : LANES)>(a_high, EncodeGreaterOf1{});
+    else if constexpr (FULL) r_high = fold_known<LANES>(a_high, EncodeGreaterOf1{});
     else r_high = fold_any(a_high, count < LANES ? count : LANES, EncodeGreaterOf1{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 256;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_low[WIDTH];
+        Float r_high[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_low[i], r_high[i]);
+        for (int i = live; i < WIDTH; ++i) r_low[i] = r_low[0];
+        fold_blocks(b.r_low + j, float(__builtin_inff()), r_low, EncodeSmallerOf0{});
+        for (int i = live; i < WIDTH; ++i) r_high[i] = r_high[0];
+        fold_blocks(b.r_high + j, float(-__builtin_inff()), r_high, EncodeGreaterOf1{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_low;
+        float r_high;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_low, r_high);
+        b.r_low[j + i] = EncodeSmallerOf0{}(float(__builtin_inff()), r_low);
+        b.r_high[j + i] = EncodeGreaterOf1{}(float(-__builtin_inff()), r_high);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 256 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 256, SPAN = 1024;
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_low;
-        float r_high;
-        if (256 > 0 && count == BLOCK) encode_pass0_stage0<256>(k, p, b, j, first, int(count), r_low, r_high);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_low, r_high);
-        b.r_low[j] = EncodeSmallerOf0{}(float(__builtin_inff()), r_low);
-        b.r_high[j] = EncodeGreaterOf1{}(float(-__builtin_inff()), r_high);
-        b.h0[j] = ((divide(b.r_high[j], 0x1.0000000000000p+1f)) + (divide(b.r_low[j], 0x1.0000000000000p+1f)));
-        b.h1[j] = (divide(((divide(b.r_high[j], 0x1.0000000000000p+1f)) - (divide(b.r_low[j], 0x1.0000000000000p+1f))), 0x1.fc00000000000p+6f));
-        put<float>(k.f_middle + (b.first + j) * sizeof(float), ((divide(b.r_high[j], 0x1.0000000000000p+1f)) + (divide(b.r_low[j], 0x1.0000000000000p+1f))));
-        put<float>(k.f_step + (b.first + j) * sizeof(float), (divide(((divide(b.r_high[j], 0x1.0000000000000p+1f)) - (divide(b.r_low[j], 0x1.0000000000000p+1f))), 0x1.fc00000000000p+6f)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -151,19 +187,21 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t0 = splat<Float>(b.h0[own + row / 2]);
             const Float t1 = v_gradient - t0;
-            const Float t2 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t2 = splat<Float>(b.h1[own + row / 2]);
             const Float t3 = divide(t1, t2);
             const Float t4 = round_(t3);
-            const Float t5 = greater(t4, splat<Float>(-0x1.fc00000000000p+6f));
-            const Float t6 = smaller(t5, splat<Float>(0x1.fc00000000000p+6f));
+            const Float t5 = over(splat<Float>(-0x1.fc00000000000p+6f), t4);
+            const Float t6 = under(splat<Float>(0x1.fc00000000000p+6f), t5);
             const Int32 t7 = saturate<Int32>(t6, INT64_C(-127), INT64_C(127));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t7, live);
@@ -204,8 +242,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;
@@ -375,9 +413,9 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //       by smaller, where smaller(a, b) = min(a, b)
 //     high: float[((n + 255) / 256)] = reduce[n] by 256 (scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) from -inf
 //       by greater, where greater(a, b) = max(a, b)
-//     store field middle: float[((n + 255) / 256)] = ((high[i] / 0x1.0000000000000p+1) + (low[i] / 0x1.0000000000000p+1))
-//     store field step: float[((n + 255) / 256)] = (((high[i] / 0x1.0000000000000p+1) - (low[i] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6)
-//     store field q: int8[n] = int8(min(max(round((((scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) - ((high[(i / 256)] / 0x1.0000000000000p+1) + (low[(i / 256)] / 0x1.0000000000000p+1))) / (((high[(i / 256)] / 0x1.0000000000000p+1) - (low[(i / 256)] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
+//     store field middle: float[((n + 255) / 256)] = ((high[i] * 0x1.0000000000000p-1) + (low[i] * 0x1.0000000000000p-1))
+//     store field step: float[((n + 255) / 256)] = (((high[i] * 0x1.0000000000000p-1) - (low[i] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6)
+//     store field q: int8[n] = int8(min(max(round((((scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) - ((high[(i / 256)] * 0x1.0000000000000p-1) + (low[(i / 256)] * 0x1.0000000000000p-1))) / (((high[(i / 256)] * 0x1.0000000000000p-1) - (low[(i / 256)] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
 //     check[n] (scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) is finite
 
 
@@ -404,25 +442,41 @@ struct HopGreaterOf1 {
 };
 
 
-struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 1024 elements
+struct hop_pass0_blocks {  // one value a block of 256, for the blocks of 4096 elements
     int64_t first, begin;
-    alignas(64) float kept0[1024 + WIDTH];
-    float r_low[4];
-    float r_high[4];
-    float h0[4];
-    float h1[4];
+    alignas(64) float kept0[4096 + WIDTH];
+    alignas(64) float r_low[16];
+    alignas(64) float r_high[16];
+    alignas(64) Element<Float> h0[16];
+    alignas(64) Element<Float> h1[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_high = load<Float, true>(b.r_high + j, live);
+    const Float v_low = load<Float, true>(b.r_low + j, live);
+    const Float t0 = v_high * splat<Float>(0x1.0000000000000p-1f);
+    const Float t1 = v_low * splat<Float>(0x1.0000000000000p-1f);
+    const Float t2 = t0 + t1;
+    const Float t3 = t0 - t1;
+    const Float t4 = divide(t3, splat<Float>(0x1.fc00000000000p+6f));
+    store<true>(b.h0 + j, t2, WIDTH);
+    store<true>(b.h1 + j, t4, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_middle) + b.first + j, canonical(t2), live);
+    store<FULL>(reinterpret_cast<float*>(k.f_step) + b.first + j, canonical(t4), live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_low, float& r_high) {
+template <int N, class R0, class R1> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_low, R1& r_high) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_q = reinterpret_cast<const int8_t*>(k.f_received_q) + first;
     Float a_low[BLOCKS];
     Float a_high[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -446,33 +500,53 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             else a_high[block] = select(first_lanes(live), HopGreaterOf1{}(a_high[block], t6, live), a_high[block]);
         }
     }
-    if constexpr (FULL) r_low = fold_known<(N < LANES ? N : LANES)>(a_low, HopSmallerOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_low = fold_far<(N < LANES ? N : LANES)>(a_low, HopSmallerOf0{});
+    else if constexpr (FULL) r_low = fold_known<LANES>(a_low, HopSmallerOf0{});
     else r_low = fold_any(a_low, count < LANES ? count : LANES, HopSmallerOf0{});
-    if constexpr (FULL) r_high = fold_known<(N < LANES ? N : LANES)>(a_high, HopGreaterOf1{});
+    if constexpr (std::is_same_v<R1, Float>) r_high = fold_far<(N < LANES ? N : LANES)>(a_high, HopGreaterOf1{});
+    else if constexpr (FULL) r_high = fold_known<LANES>(a_high, HopGreaterOf1{});
     else r_high = fold_any(a_high, count < LANES ? count : LANES, HopGreaterOf1{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 256;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_low[WIDTH];
+        Float r_high[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_low[i], r_high[i]);
+        for (int i = live; i < WIDTH; ++i) r_low[i] = r_low[0];
+        fold_blocks(b.r_low + j, float(__builtin_inff()), r_low, HopSmallerOf0{});
+        for (int i = live; i < WIDTH; ++i) r_high[i] = r_high[0];
+        fold_blocks(b.r_high + j, float(-__builtin_inff()), r_high, HopGreaterOf1{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_low;
+        float r_high;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_low, r_high);
+        b.r_low[j + i] = HopSmallerOf0{}(float(__builtin_inff()), r_low);
+        b.r_high[j + i] = HopGreaterOf1{}(float(-__builtin_inff()), r_high);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 256 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 256 elements, 4096 elements at a time: reduce each, then store.
 inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 256, SPAN = 1024;
+    constexpr int64_t BLOCK = 256, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_low;
-        float r_high;
-        if (256 > 0 && count == BLOCK) hop_pass0_stage0<256>(k, p, b, j, first, int(count), r_low, r_high);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_low, r_high);
-        b.r_low[j] = HopSmallerOf0{}(float(__builtin_inff()), r_low);
-        b.r_high[j] = HopGreaterOf1{}(float(-__builtin_inff()), r_high);
-        b.h0[j] = ((divide(b.r_high[j], 0x1.0000000000000p+1f)) + (divide(b.r_low[j], 0x1.0000000000000p+1f)));
-        b.h1[j] = (divide(((divide(b.r_high[j], 0x1.0000000000000p+1f)) - (divide(b.r_low[j], 0x1.0000000000000p+1f))), 0x1.fc00000000000p+6f));
-        put<float>(k.f_middle + (b.first + j) * sizeof(float), ((divide(b.r_high[j], 0x1.0000000000000p+1f)) + (divide(b.r_low[j], 0x1.0000000000000p+1f))));
-        put<float>(k.f_step + (b.first + j) * sizeof(float), (divide(((divide(b.r_high[j], 0x1.0000000000000p+1f)) - (divide(b.r_low[j], 0x1.0000000000000p+1f))), 0x1.fc00000000000p+6f)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -482,18 +556,21 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 256 - b.first;  // the block that the tile begins in
     UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
+            __builtin_prefetch(reinterpret_cast<const int8_t*>(k.f_received_q) + tile * TILE + at + 4096);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
-            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t1 = splat<Float>(b.h0[own + row / 2]);
             const Float t2 = t0 - t1;
-            const Float t3 = splat<Float>(b.h1[uint64_t(tile * TILE + at) / 256 - b.first]);
+            const Float t3 = splat<Float>(b.h1[own + row / 2]);
             const Float t4 = divide(t2, t3);
             const Float t5 = round_(t4);
-            const Float t6 = greater(t5, splat<Float>(-0x1.fc00000000000p+6f));
-            const Float t7 = smaller(t6, splat<Float>(0x1.fc00000000000p+6f));
+            const Float t6 = over(splat<Float>(-0x1.fc00000000000p+6f), t5);
+            const Float t7 = under(splat<Float>(0x1.fc00000000000p+6f), t6);
             const Int32 t8 = saturate<Int32>(t7, INT64_C(-127), INT64_C(127));
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<int8_t*>(k.f_q) + tile * TILE + at, t8, live);
@@ -537,8 +614,8 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;

@@ -20,9 +20,9 @@ OPERATIONS = {}
 #       by smaller, where smaller(a, b) = min(a, b)
 #     high: float[((n + 255) / 256)] = reduce[n] by 256 gradient[i] from -inf
 #       by greater, where greater(a, b) = max(a, b)
-#     store field middle: float[((n + 255) / 256)] = ((high[i] / 0x1.0000000000000p+1) + (low[i] / 0x1.0000000000000p+1))
-#     store field step: float[((n + 255) / 256)] = (((high[i] / 0x1.0000000000000p+1) - (low[i] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6)
-#     store field q: int8[n] = int8(min(max(round(((gradient[i] - ((high[(i / 256)] / 0x1.0000000000000p+1) + (low[(i / 256)] / 0x1.0000000000000p+1))) / (((high[(i / 256)] / 0x1.0000000000000p+1) - (low[(i / 256)] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
+#     store field middle: float[((n + 255) / 256)] = ((high[i] * 0x1.0000000000000p-1) + (low[i] * 0x1.0000000000000p-1))
+#     store field step: float[((n + 255) / 256)] = (((high[i] * 0x1.0000000000000p-1) - (low[i] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6)
+#     store field q: int8[n] = int8(min(max(round(((gradient[i] - ((high[(i / 256)] * 0x1.0000000000000p-1) + (low[(i / 256)] * 0x1.0000000000000p-1))) / (((high[(i / 256)] * 0x1.0000000000000p-1) - (low[(i / 256)] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
 #     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
@@ -88,10 +88,10 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_low, b_r_high, b_h0, b_h1):
         store(f32, b_r_low, j, first(x_low), WHOLE)
         x_high = encode_greater_1(splat(Float, splat(f32, -inf)), splat(Float, encode_greater_1_tiles(Float, f32, tiles_high, tiles_of(length), k)), 1, k)
         store(f32, b_r_high, j, first(x_high), WHOLE)
-        store(f32, b_h0, j, ((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) + (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), WHOLE)
-        store(f32, b_h1, j, (divide(((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) - (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), splat(f32, 127.0))), WHOLE)
-        store(u32, k.f_middle, block0 + j, float_bits(((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) + (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0))))), WHOLE)
-        store(u32, k.f_step, block0 + j, float_bits((divide(((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) - (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), splat(f32, 127.0)))), WHOLE)
+        store(f32, b_h0, j, ((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), WHOLE)
+        store(f32, b_h1, j, (divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0))), WHOLE)
+        store(u32, k.f_middle, block0 + j, float_bits(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5)))), WHOLE)
+        store(u32, k.f_step, block0 + j, float_bits((divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0)))), WHOLE)
 
 
 @inner
@@ -365,9 +365,9 @@ OPERATIONS["decode_add"] = Kernels(
 #       by smaller, where smaller(a, b) = min(a, b)
 #     high: float[((n + 255) / 256)] = reduce[n] by 256 (scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) from -inf
 #       by greater, where greater(a, b) = max(a, b)
-#     store field middle: float[((n + 255) / 256)] = ((high[i] / 0x1.0000000000000p+1) + (low[i] / 0x1.0000000000000p+1))
-#     store field step: float[((n + 255) / 256)] = (((high[i] / 0x1.0000000000000p+1) - (low[i] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6)
-#     store field q: int8[n] = int8(min(max(round((((scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) - ((high[(i / 256)] / 0x1.0000000000000p+1) + (low[(i / 256)] / 0x1.0000000000000p+1))) / (((high[(i / 256)] / 0x1.0000000000000p+1) - (low[(i / 256)] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
+#     store field middle: float[((n + 255) / 256)] = ((high[i] * 0x1.0000000000000p-1) + (low[i] * 0x1.0000000000000p-1))
+#     store field step: float[((n + 255) / 256)] = (((high[i] * 0x1.0000000000000p-1) - (low[i] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6)
+#     store field q: int8[n] = int8(min(max(round((((scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) - ((high[(i / 256)] * 0x1.0000000000000p-1) + (low[(i / 256)] * 0x1.0000000000000p-1))) / (((high[(i / 256)] * 0x1.0000000000000p-1) - (low[(i / 256)] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
 #     check[n] (scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) is finite
 
 hop_frame = frame_type(
@@ -442,10 +442,10 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_low, b_r_high, b_h0, b_h1):
         store(f32, b_r_low, j, first(x_low), WHOLE)
         x_high = hop_greater_1(splat(Float, splat(f32, -inf)), splat(Float, hop_greater_1_tiles(Float, f32, tiles_high, tiles_of(length), k)), 1, k)
         store(f32, b_r_high, j, first(x_high), WHOLE)
-        store(f32, b_h0, j, ((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) + (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), WHOLE)
-        store(f32, b_h1, j, (divide(((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) - (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), splat(f32, 127.0))), WHOLE)
-        store(u32, k.f_middle, block0 + j, float_bits(((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) + (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0))))), WHOLE)
-        store(u32, k.f_step, block0 + j, float_bits((divide(((divide(load(f32, f32, b_r_high, j, WHOLE), splat(f32, 2.0))) - (divide(load(f32, f32, b_r_low, j, WHOLE), splat(f32, 2.0)))), splat(f32, 127.0)))), WHOLE)
+        store(f32, b_h0, j, ((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), WHOLE)
+        store(f32, b_h1, j, (divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0))), WHOLE)
+        store(u32, k.f_middle, block0 + j, float_bits(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5)))), WHOLE)
+        store(u32, k.f_step, block0 + j, float_bits((divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0)))), WHOLE)
 
 
 @inner

@@ -55,7 +55,7 @@ template <class T> inline T get(const uint8_t* from) {
 //     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 2) : 255))
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs(gradient[i]) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan))) + (8 * int((float_bits(gradient[i]) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs(gradient[i]) * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
 //     check[n] gradient[i] is finite
 
 constexpr float encode_bounds_table[] = { 0x1.0000000000000p-2f, 0x1.7ffffe0000000p-1f, 0x1.4000000000000p+0f, 0x1.bffffe0000000p+0f, 0x1.4000000000000p+1f, 0x1.bffffe0000000p+1f, 0x1.4000000000000p+2f };
@@ -77,17 +77,40 @@ struct EncodeGreaterOf0 {
 
 struct encode_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
     int64_t first, begin;
-    float r_s_greater[32];
-    float h0[32];
+    alignas(64) float r_s_greater[32];
+    alignas(64) Element<Float> h0[32];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_s_greater = load<Float, true>(b.r_s_greater + j, live);
+    const UInt32 t0 = float_bits(v_s_greater);
+    const UInt32 t1 = shift_right(t0, splat<UInt32>(23u));
+    const Int32 t2 = widen<Int32>(t1);
+    const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
+    const Int32 t4 = t2 - splat<Int32>(INT64_C(2));
+    const Int32 t5 = select(t3, t4, splat<Int32>(INT64_C(255)));
+    const Int32 t6 = saturate<Int32>(t5, INT64_C(0), INT64_C(255));
+    const Mask t7 = lt(t6, splat<Int32>(INT64_C(255)));
+    const UInt32 t8 = widen<UInt32>(t6);
+    const UInt32 t9 = shift_left(t8, splat<UInt32>(23u));
+    const Float t10 = bits_float(t9);
+    const Float t11 = over(t10, splat<Float>(0x1.0000000000000p-127f));
+    const Float t12 = select(t7, t11, splat<Float>(__builtin_nanf("")));
+    const Float t13 = divide(splat<Float>(0x1.0000000000000p+0f), t12);
+    store<true>(b.h0 + j, t13, WIDTH);
+    store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + b.first + j, t6, live);
+    if (any(not_finite(FULL ? magnitude(v_s_greater) : magnitude(v_s_greater) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_s_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_s_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -100,8 +123,28 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_s_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_s_greater[block], t0, live), a_s_greater[block]);
         }
     }
-    if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, EncodeGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_s_greater = fold_far<(N < LANES ? N : LANES)>(a_s_greater, EncodeGreaterOf0{});
+    else if constexpr (FULL) r_s_greater = fold_known<LANES>(a_s_greater, EncodeGreaterOf0{});
     else r_s_greater = fold_any(a_s_greater, count < LANES ? count : LANES, EncodeGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 32;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_s_greater[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_s_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_s_greater[i] = r_s_greater[0];
+        fold_blocks(b.r_s_greater + j, float(0x0.0p+0f), r_s_greater, EncodeGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_s_greater;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_s_greater);
+        b.r_s_greater[j + i] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
@@ -113,14 +156,12 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_s_greater;
-        if (32 > 0 && count == BLOCK) encode_pass0_stage0<32>(k, p, b, j, first, int(count), r_s_greater);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
-        b.r_s_greater[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
-        b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
-        put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -130,29 +171,28 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_code[TILE];
-    if (!FULL) std::memset(o_code, 0, TILE);
+    [[maybe_unused]] const int64_t own = tile * TILE / 32 - b.first;  // the block that the tile begins in
+    uint8_t room_code[LANES * 4];
+    uint8_t* const o_code = FULL ? k.f_code + tile * (LANES * 4) : room_code;
     const auto* in_gradient = k.gradient + tile * TILE;
-    UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 1024);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
-            const Float t2 = divide(t0, t1);
+            const Float t1 = splat<Float>(b.h0[own + row * 4 + block * WIDTH / 32]);
+            const Float t2 = t0 * t1;
             const Int32 t3 = search<Int32, encode_bounds_table>(t2);
             const UInt32 t4 = float_bits(v_gradient);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(31u));
             const Int32 t6 = widen<Int32>(t5);
             const Int32 t7 = splat<Int32>(INT64_C(8)) * t6;
             const Int32 t8 = t3 + t7;
-            const Int32 t9 = saturate<Int32>(t8, INT64_C(0), INT64_C(15));
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            store<true>(o_code + at, FULL ? t9 : t9 & first_lanes(live), WIDTH);
+            const Int32 t9 = widen<Int32>(t8);
+            put_codes<4>(o_code + at / 8 * 4, FULL ? t9 : t9 & first_lanes(live));
     });
-    pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_code + tile * (LANES * 4), room_code, (count * 4 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -213,24 +253,58 @@ struct DecodeFrame {
     uint8_t* f_code;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t c_code[TILE];
-    unpack<4, FULL>(c_code, k.f_code + tile * (LANES * 4), count);
-    const auto* in_code = c_code;
+
+struct decode_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[32];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_pass0_values0([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p,
+    decode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int32 v_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_s) + b.first + j, live);
+    const Mask t0 = lt(v_s, splat<Int32>(INT64_C(255)));
+    const UInt32 t1 = widen<UInt32>(v_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(23u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = over(t3, splat<Float>(0x1.0000000000000p-127f));
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h0 + j, t5, WIDTH);
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, const Params& p, const decode_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 32 elements, 1024 elements at a time: reduce each, then store.
+inline void decode_pass0_span(DecodeFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 32, SPAN = 1024;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_pass0<true>(k, p, b, tile, TILE);
+        else decode_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, const decode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 32 - b.first;  // the block that the tile begins in
+    const PackedCodes<4, true> in_code(k.f_code, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_code = load<Int32, true>(in_code + at, live);
+            const Int32 v_code = load_codes<FULL>(in_code, at, live);
             const Float t0 = lookup<Float, decode_value_table>(v_code);
-            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
-            const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = greater(t5, splat<Float>(0x1.0000000000000p-127f));
-            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
-            const Float t8 = t0 * t7;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t8), live);
+            const Float t1 = splat<Float>(b.h0[own + row * 4 + block * WIDTH / 32]);
+            const Float t2 = t0 * t1;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t2), live);
     });
 }
 
@@ -259,11 +333,8 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass0<true>(k, p, tile, TILE);
-            else decode_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 1024 - 1) / 1024;
+        for_tiles<64>(spans, threads, [&](int64_t span) { decode_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -289,29 +360,63 @@ struct DecodeAddFrame {
     uint8_t* f_code;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+
+struct decode_add_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[32];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_add_pass0_values0([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p,
+    decode_add_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int32 v_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_s) + b.first + j, live);
+    const Mask t0 = lt(v_s, splat<Int32>(INT64_C(255)));
+    const UInt32 t1 = widen<UInt32>(v_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(23u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = over(t3, splat<Float>(0x1.0000000000000p-127f));
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h0 + j, t5, WIDTH);
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 32 elements, 1024 elements at a time: reduce each, then store.
+inline void decode_add_pass0_span(DecodeAddFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 32, SPAN = 1024;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_add_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_add_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_add_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_add_pass0<true>(k, p, b, tile, TILE);
+        else decode_add_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_code[TILE];
-    unpack<4, FULL>(c_code, k.f_code + tile * (LANES * 4), count);
+    [[maybe_unused]] const int64_t own = tile * TILE / 32 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_code = c_code;
+    const PackedCodes<4, true> in_code(k.f_code, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_code = load<Int32, true>(in_code + at, live);
+            const Int32 v_code = load_codes<FULL>(in_code, at, live);
             const Float t0 = lookup<Float, decode_add_value_table>(v_code);
-            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
-            const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = greater(t5, splat<Float>(0x1.0000000000000p-127f));
-            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
-            const Float t8 = t0 * t7;
-            const Float t9 = u_scale * t8;
-            const Float t10 = v_gradient + t9;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
+            const Float t1 = splat<Float>(b.h0[own + row * 4 + block * WIDTH / 32]);
+            const Float t2 = t0 * t1;
+            const Float t3 = u_scale * t2;
+            const Float t4 = v_gradient + t3;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t4), live);
     });
 }
 
@@ -340,11 +445,8 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_add_pass0<true>(k, p, tile, TILE);
-            else decode_add_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 1024 - 1) / 1024;
+        for_tiles<64>(spans, threads, [&](int64_t span) { decode_add_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -362,7 +464,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 2) : 255))
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan))) + (8 * int((float_bits((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) >> 31)))))
 //     check[n] (scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan)))) is finite
 
 constexpr float hop_received_value_table[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
@@ -387,49 +489,98 @@ struct HopGreaterOf0 {
 
 struct hop_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
     int64_t first, begin;
-    alignas(64) uint8_t c_received_code[1024];
     alignas(64) float kept0[1024 + WIDTH];
-    float r_s_greater[32];
-    float h0[32];
+    alignas(64) float r_s_greater[32];
+    alignas(64) Element<Float> h1[32];
+    alignas(64) Element<Float> h0[32];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int32 v_received_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_received_s) + b.first + j, live);
+    const Mask t0 = lt(v_received_s, splat<Int32>(INT64_C(255)));
+    const UInt32 t1 = widen<UInt32>(v_received_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(23u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = over(t3, splat<Float>(0x1.0000000000000p-127f));
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h1 + j, t5, WIDTH);
+}
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_s_greater = load<Float, true>(b.r_s_greater + j, live);
+    const UInt32 t0 = float_bits(v_s_greater);
+    const UInt32 t1 = shift_right(t0, splat<UInt32>(23u));
+    const Int32 t2 = widen<Int32>(t1);
+    const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
+    const Int32 t4 = t2 - splat<Int32>(INT64_C(2));
+    const Int32 t5 = select(t3, t4, splat<Int32>(INT64_C(255)));
+    const Int32 t6 = saturate<Int32>(t5, INT64_C(0), INT64_C(255));
+    const Mask t7 = lt(t6, splat<Int32>(INT64_C(255)));
+    const UInt32 t8 = widen<UInt32>(t6);
+    const UInt32 t9 = shift_left(t8, splat<UInt32>(23u));
+    const Float t10 = bits_float(t9);
+    const Float t11 = over(t10, splat<Float>(0x1.0000000000000p-127f));
+    const Float t12 = select(t7, t11, splat<Float>(__builtin_nanf("")));
+    const Float t13 = divide(splat<Float>(0x1.0000000000000p+0f), t12);
+    store<true>(b.h0 + j, t13, WIDTH);
+    store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + b.first + j, t6, live);
+    if (any(not_finite(FULL ? magnitude(v_s_greater) : magnitude(v_s_greater) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_s_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    const uint8_t* const c_received_code = b.c_received_code + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
-    const auto* in_received_code = c_received_code;
+    const PackedCodes<4, FULL> in_received_code(k.f_received_code, first);
     Float a_s_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (FULL ? at >= N : at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
+            const Int32 v_received_code = load_codes<FULL>(in_received_code, at, live);
             const Float t0 = lookup<Float, hop_received_value_table>(v_received_code);
-            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 32 * sizeof(uint8_t)));
-            const Mask t2 = lt(t1, splat<Int32>(INT64_C(255)));
-            const UInt32 t3 = widen<UInt32>(t1);
-            const UInt32 t4 = shift_left(t3, splat<UInt32>(23u));
-            const Float t5 = bits_float(t4);
-            const Float t6 = greater(t5, splat<Float>(0x1.0000000000000p-127f));
-            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
-            const Float t8 = t0 * t7;
-            const Float t9 = v_gradient + t8;
-            const Float t10 = u_scale * t9;
-            const Float t11 = absolute(t10);
-            store<true>(b.kept0 + (first - b.begin) + at, t10, WIDTH);
-            if (row == 0) a_s_greater[block] = t11;
-            else if (FULL) a_s_greater[block] = HopGreaterOf0{}(a_s_greater[block], t11);
-            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t11, live), a_s_greater[block]);
+            const Float t1 = splat<Float>(b.h1[j]);
+            const Float t2 = t0 * t1;
+            const Float t3 = v_gradient + t2;
+            const Float t4 = u_scale * t3;
+            const Float t5 = absolute(t4);
+            store<true>(b.kept0 + (first - b.begin) + at, t4, WIDTH);
+            if (row == 0) a_s_greater[block] = t5;
+            else if (FULL) a_s_greater[block] = HopGreaterOf0{}(a_s_greater[block], t5);
+            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t5, live), a_s_greater[block]);
         }
     }
-    if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_s_greater = fold_far<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf0{});
+    else if constexpr (FULL) r_s_greater = fold_known<LANES>(a_s_greater, HopGreaterOf0{});
     else r_s_greater = fold_any(a_s_greater, count < LANES ? count : LANES, HopGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 32;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_s_greater[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_s_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_s_greater[i] = r_s_greater[0];
+        fold_blocks(b.r_s_greater + j, float(0x0.0p+0f), r_s_greater, HopGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_s_greater;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_s_greater);
+        b.r_s_greater[j + i] = HopGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
@@ -441,20 +592,14 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t at = begin; at < end; at += TILE) {
-        uint8_t* const codes = b.c_received_code + (at - begin);
-        const uint8_t* const from = k.f_received_code + at / 8 * 4;
-        if (end - at >= TILE) unpack<4, true>(codes, from, TILE);
-        else unpack<4, false>(codes, from, int(end - at));
-    }
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_s_greater;
-        if (32 > 0 && count == BLOCK) hop_pass0_stage0<32>(k, p, b, j, first, int(count), r_s_greater);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
-        b.r_s_greater[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
-        b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
-        put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(2)), INT64_C(255))), INT64_C(0), INT64_C(255)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) hop_pass0_values0<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values0<false>(k, p, b, j, live);
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -464,28 +609,27 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_code[TILE];
-    if (!FULL) std::memset(o_code, 0, TILE);
-    UInt32 widest{};
+    [[maybe_unused]] const int64_t own = tile * TILE / 32 - b.first;  // the block that the tile begins in
+    uint8_t room_code[LANES * 4];
+    uint8_t* const o_code = FULL ? k.f_code + tile * (LANES * 4) : room_code;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 1024);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = absolute(t0);
-            const Float t2 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
-            const Float t3 = divide(t1, t2);
+            const Float t2 = splat<Float>(b.h0[own + row * 4 + block * WIDTH / 32]);
+            const Float t3 = t1 * t2;
             const Int32 t4 = search<Int32, hop_bounds_table>(t3);
             const UInt32 t5 = float_bits(t0);
             const UInt32 t6 = shift_right(t5, splat<UInt32>(31u));
             const Int32 t7 = widen<Int32>(t6);
             const Int32 t8 = splat<Int32>(INT64_C(8)) * t7;
             const Int32 t9 = t4 + t8;
-            const Int32 t10 = saturate<Int32>(t9, INT64_C(0), INT64_C(15));
-            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
-            store<true>(o_code + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
+            const Int32 t10 = widen<Int32>(t9);
+            put_codes<4>(o_code + at / 8 * 4, FULL ? t10 : t10 & first_lanes(live));
     });
-    pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!FULL) std::memcpy(k.f_code + tile * (LANES * 4), room_code, (count * 4 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

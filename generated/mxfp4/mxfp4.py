@@ -18,7 +18,7 @@ OPERATIONS = {}
 #     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs(gradient[i]) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 2) : 255))
-#     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs(gradient[i]) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan))) + (8 * int((float_bits(gradient[i]) >> 31)))))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs(gradient[i]) * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
 #     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
@@ -70,7 +70,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
         x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
-        store(f32, b_h0, j, (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))), WHOLE)
+        store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), WHOLE)
 
 
@@ -85,14 +85,14 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             t1 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
-            t2 = divide(t0, t1)
+            t2 = t0 * t1
             t3 = search(Int32, encode_bounds_table, t2)
             t4 = float_bits(v_gradient)
             t5 = shift_right(t4, splat(UInt32, 31))
             t6 = widen(Int32, t5)
             t7 = splat(Int32, 8) * t6
             t8 = t3 + t7
-            t9 = saturate(Int32, t8, 0, 15)
+            t9 = widen(Int32, t8)
             bad = keep(live, bad | not_finite(v_gradient), bad)
             pack(4, k.f_code, start + at, t9, live)
     if any_(bad):
@@ -340,7 +340,7 @@ OPERATIONS["decode_add"] = Kernels(
 #     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 2) : 255))
-#     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan))) + (8 * int((float_bits((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) >> 31)))))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, (abs((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 2) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))) >> 31)))))
 #     check[n] (scale * (gradient[i] + (received_value_table[received_code[i]] * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan)))) is finite
 
 hop_frame = frame_type(
@@ -406,7 +406,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
         x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
-        store(f32, b_h0, j, (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))), WHOLE)
+        store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), WHOLE)
 
 
@@ -434,14 +434,14 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t10 = u_scale * t9
             t11 = absolute(t10)
             t12 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
-            t13 = divide(t11, t12)
+            t13 = t11 * t12
             t14 = search(Int32, hop_bounds_table, t13)
             t15 = float_bits(t10)
             t16 = shift_right(t15, splat(UInt32, 31))
             t17 = widen(Int32, t16)
             t18 = splat(Int32, 8) * t17
             t19 = t14 + t18
-            t20 = saturate(Int32, t19, 0, 15)
+            t20 = widen(Int32, t19)
             bad = keep(live, bad | not_finite(t10), bad)
             pack(4, k.f_code, start + at, t20, live)
     if any_(bad):

@@ -54,7 +54,7 @@ template <class T> inline T get(const uint8_t* from) {
 //     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 8) : 255))
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits(gradient[i]) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs((gradient[i] * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127) + (128 * int((float_bits(gradient[i]) >> 31)))))
 //     check[n] gradient[i] is finite
 
 
@@ -75,17 +75,40 @@ struct EncodeGreaterOf0 {
 
 struct encode_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
     int64_t first, begin;
-    float r_s_greater[32];
-    float h0[32];
+    alignas(64) float r_s_greater[32];
+    alignas(64) Element<Float> h0[32];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_s_greater = load<Float, true>(b.r_s_greater + j, live);
+    const UInt32 t0 = float_bits(v_s_greater);
+    const UInt32 t1 = shift_right(t0, splat<UInt32>(23u));
+    const Int32 t2 = widen<Int32>(t1);
+    const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
+    const Int32 t4 = t2 - splat<Int32>(INT64_C(8));
+    const Int32 t5 = select(t3, t4, splat<Int32>(INT64_C(255)));
+    const Int32 t6 = saturate<Int32>(t5, INT64_C(0), INT64_C(255));
+    const Mask t7 = lt(t6, splat<Int32>(INT64_C(255)));
+    const UInt32 t8 = widen<UInt32>(t6);
+    const UInt32 t9 = shift_left(t8, splat<UInt32>(23u));
+    const Float t10 = bits_float(t9);
+    const Float t11 = over(t10, splat<Float>(0x1.0000000000000p-127f));
+    const Float t12 = select(t7, t11, splat<Float>(__builtin_nanf("")));
+    const Float t13 = divide(splat<Float>(0x1.0000000000000p+0f), t12);
+    store<true>(b.h0 + j, t13, WIDTH);
+    store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + b.first + j, t6, live);
+    if (any(not_finite(FULL ? magnitude(v_s_greater) : magnitude(v_s_greater) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_s_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_s_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -98,8 +121,28 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_s_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_s_greater[block], t0, live), a_s_greater[block]);
         }
     }
-    if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, EncodeGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_s_greater = fold_far<(N < LANES ? N : LANES)>(a_s_greater, EncodeGreaterOf0{});
+    else if constexpr (FULL) r_s_greater = fold_known<LANES>(a_s_greater, EncodeGreaterOf0{});
     else r_s_greater = fold_any(a_s_greater, count < LANES ? count : LANES, EncodeGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 32;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_s_greater[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_s_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_s_greater[i] = r_s_greater[0];
+        fold_blocks(b.r_s_greater + j, float(0x0.0p+0f), r_s_greater, EncodeGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_s_greater;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_s_greater);
+        b.r_s_greater[j + i] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
@@ -111,14 +154,12 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_s_greater;
-        if (32 > 0 && count == BLOCK) encode_pass0_stage0<32>(k, p, b, j, first, int(count), r_s_greater);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
-        b.r_s_greater[j] = EncodeGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
-        b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
-        put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -128,41 +169,41 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 32 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
-    UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 1024);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
-            const Float t1 = divide(v_gradient, t0);
+            const Float t0 = splat<Float>(b.h0[own + row * 4 + block * WIDTH / 32]);
+            const Float t1 = v_gradient * t0;
             const Float t2 = absolute(t1);
-            const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t4 = float_bits(t3);
+            const Float t3 = under(splat<Float>(0x1.c000000000000p+8f), t2);
+            const UInt32 t4 = bits_of(t3);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
             const Int32 t6 = widen<Int32>(t5);
             const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
             const Int32 t8 = t7 - splat<Int32>(INT64_C(121));
             const Int32 t9 = t8 * splat<Int32>(INT64_C(8));
             const Int32 t10 = t7 - splat<Int32>(INT64_C(3));
-            const UInt32 t11 = widen<UInt32>(t10);
-            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
-            const Float t13 = bits_float(t12);
-            const Float t14 = divide(t3, t13);
-            const Float t15 = round_(t14);
-            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
-            const Int32 t17 = t9 + t16;
-            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
-            const UInt32 t19 = float_bits(v_gradient);
-            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
-            const Int32 t21 = widen<Int32>(t20);
-            const Int32 t22 = splat<Int32>(INT64_C(128)) * t21;
-            const Int32 t23 = t18 + t22;
-            const Int32 t24 = widen<Int32>(t23);
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t24, live);
+            const Int32 t11 = splat<Int32>(INT64_C(254)) - t10;
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = t3 * t14;
+            const Float t16 = round_(t15);
+            const Int32 t17 = widen<Int32>(over(t16, Float{}));
+            const Int32 t18 = t9 + t17;
+            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
+            const UInt32 t20 = float_bits(v_gradient);
+            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
+            const Int32 t22 = widen<Int32>(t21);
+            const Int32 t23 = splat<Int32>(INT64_C(128)) * t22;
+            const Int32 t24 = t19 + t23;
+            const Int32 t25 = widen<Int32>(t24);
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t25, live);
     });
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -221,7 +262,49 @@ struct DecodeFrame {
     uint8_t* f_code;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+
+struct decode_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[32];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_pass0_values0([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p,
+    decode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int32 v_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_s) + b.first + j, live);
+    const Mask t0 = lt(v_s, splat<Int32>(INT64_C(255)));
+    const UInt32 t1 = widen<UInt32>(v_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(23u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = over(t3, splat<Float>(0x1.0000000000000p-127f));
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h0 + j, t5, WIDTH);
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, const Params& p, const decode_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 32 elements, 1024 elements at a time: reduce each, then store.
+inline void decode_pass0_span(DecodeFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 32, SPAN = 1024;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_pass0<true>(k, p, b, tile, TILE);
+        else decode_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, const decode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 32 - b.first;  // the block that the tile begins in
     const auto* in_code = reinterpret_cast<const uint8_t*>(k.f_code) + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
@@ -234,18 +317,12 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
-            const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = widen<UInt32>(t7);
-            const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
-            const Float t11 = bits_float(t10);
-            const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
-            const Float t13 = select(t8, t12, splat<Float>(__builtin_nanf("")));
-            const Float t14 = t6 * t13;
-            const Float t15 = select(t2, splat<Float>(__builtin_nanf("")), t14);
-            const Float t16 = -t15;
-            const Float t17 = select(t0, t15, t16);
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t17), live);
+            const Float t7 = splat<Float>(b.h0[own + row * 4 + block * WIDTH / 32]);
+            const Float t8 = t6 * t7;
+            const Float t9 = select(t2, splat<Float>(__builtin_nanf("")), t8);
+            const Float t10 = -t9;
+            const Float t11 = select(t0, t9, t10);
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t11), live);
     });
 }
 
@@ -274,11 +351,8 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass0<true>(k, p, tile, TILE);
-            else decode_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 1024 - 1) / 1024;
+        for_tiles<64>(spans, threads, [&](int64_t span) { decode_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -302,8 +376,50 @@ struct DecodeAddFrame {
     uint8_t* f_code;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+
+struct decode_add_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[32];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_add_pass0_values0([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p,
+    decode_add_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int32 v_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_s) + b.first + j, live);
+    const Mask t0 = lt(v_s, splat<Int32>(INT64_C(255)));
+    const UInt32 t1 = widen<UInt32>(v_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(23u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = over(t3, splat<Float>(0x1.0000000000000p-127f));
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h0 + j, t5, WIDTH);
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 32 elements, 1024 elements at a time: reduce each, then store.
+inline void decode_add_pass0_span(DecodeAddFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 32, SPAN = 1024;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_add_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_add_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_add_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_add_pass0<true>(k, p, b, tile, TILE);
+        else decode_add_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
+    [[maybe_unused]] const int64_t own = tile * TILE / 32 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_code = reinterpret_cast<const uint8_t*>(k.f_code) + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -318,20 +434,14 @@ template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, 
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 32 * sizeof(uint8_t)));
-            const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = widen<UInt32>(t7);
-            const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
-            const Float t11 = bits_float(t10);
-            const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
-            const Float t13 = select(t8, t12, splat<Float>(__builtin_nanf("")));
-            const Float t14 = t6 * t13;
-            const Float t15 = select(t2, splat<Float>(__builtin_nanf("")), t14);
-            const Float t16 = -t15;
-            const Float t17 = select(t0, t15, t16);
-            const Float t18 = u_scale * t17;
-            const Float t19 = v_gradient + t18;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t19), live);
+            const Float t7 = splat<Float>(b.h0[own + row * 4 + block * WIDTH / 32]);
+            const Float t8 = t6 * t7;
+            const Float t9 = select(t2, splat<Float>(__builtin_nanf("")), t8);
+            const Float t10 = -t9;
+            const Float t11 = select(t0, t9, t10);
+            const Float t12 = u_scale * t11;
+            const Float t13 = v_gradient + t12;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t13), live);
     });
 }
 
@@ -360,11 +470,8 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_add_pass0<true>(k, p, tile, TILE);
-            else decode_add_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 1024 - 1) / 1024;
+        for_tiles<64>(spans, threads, [&](int64_t span) { decode_add_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -388,9 +495,9 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //     where %5 = uint8(((%4 < 255) ? (%4 - 8) : 255))
 //     where %6 = ((%2 == 127) ? nan : ((bits_float((uint32(%2) << 20)) * 0x1.0000000000000p+120) * ((%3 < 255) ? max(bits_float((uint32(%3) << 23)), 0x1.0000000000000p-127) : nan)))
 //     where %7 = (scale * (gradient[i] + ((%0 < 128) ? %6 : neg(%6))))
-//     where %8 = min(abs((%7 / ((%5 < 255) ? max(bits_float((uint32(%5) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)
+//     where %8 = min(abs((%7 * (0x1.0000000000000p+0 / ((%5 < 255) ? max(bits_float((uint32(%5) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8)
 //     where %9 = max(int((float_bits(%8) >> 23)), 121)
-//     store field code: uint8[n] = uint8((min((((%9 - 121) * 8) + int(round((%8 / bits_float((uint32((%9 - 3)) << 23)))))), 127) + (128 * int((float_bits(%7) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((%9 - 121) * 8) + int(round((%8 * bits_float((uint32((254 - (%9 - 3))) << 23)))))), 127) + (128 * int((float_bits(%7) >> 31)))))
 //     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))))) is finite
 
 
@@ -414,19 +521,56 @@ struct HopGreaterOf0 {
 struct hop_pass0_blocks {  // one value a block of 32, for the blocks of 1024 elements
     int64_t first, begin;
     alignas(64) float kept0[1024 + WIDTH];
-    float r_s_greater[32];
-    float h0[32];
+    alignas(64) float r_s_greater[32];
+    alignas(64) Element<Float> h1[32];
+    alignas(64) Element<Float> h0[32];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int32 v_received_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_received_s) + b.first + j, live);
+    const Mask t0 = lt(v_received_s, splat<Int32>(INT64_C(255)));
+    const UInt32 t1 = widen<UInt32>(v_received_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(23u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = over(t3, splat<Float>(0x1.0000000000000p-127f));
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h1 + j, t5, WIDTH);
+}
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_s_greater = load<Float, true>(b.r_s_greater + j, live);
+    const UInt32 t0 = float_bits(v_s_greater);
+    const UInt32 t1 = shift_right(t0, splat<UInt32>(23u));
+    const Int32 t2 = widen<Int32>(t1);
+    const Mask t3 = lt(t2, splat<Int32>(INT64_C(255)));
+    const Int32 t4 = t2 - splat<Int32>(INT64_C(8));
+    const Int32 t5 = select(t3, t4, splat<Int32>(INT64_C(255)));
+    const Int32 t6 = saturate<Int32>(t5, INT64_C(0), INT64_C(255));
+    const Mask t7 = lt(t6, splat<Int32>(INT64_C(255)));
+    const UInt32 t8 = widen<UInt32>(t6);
+    const UInt32 t9 = shift_left(t8, splat<UInt32>(23u));
+    const Float t10 = bits_float(t9);
+    const Float t11 = over(t10, splat<Float>(0x1.0000000000000p-127f));
+    const Float t12 = select(t7, t11, splat<Float>(__builtin_nanf("")));
+    const Float t13 = divide(splat<Float>(0x1.0000000000000p+0f), t12);
+    store<true>(b.h0 + j, t13, WIDTH);
+    store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + b.first + j, t6, live);
+    if (any(not_finite(FULL ? magnitude(v_s_greater) : magnitude(v_s_greater) & (UInt32)first_lanes(live)))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_s_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const auto* in_gradient = k.gradient + first;
     const auto* in_received_code = reinterpret_cast<const uint8_t*>(k.f_received_code) + first;
     Float a_s_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -441,28 +585,42 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
             const Float t5 = bits_float(t4);
             const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
-            const Int32 t7 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 32 * sizeof(uint8_t)));
-            const Mask t8 = lt(t7, splat<Int32>(INT64_C(255)));
-            const UInt32 t9 = widen<UInt32>(t7);
-            const UInt32 t10 = shift_left(t9, splat<UInt32>(23u));
-            const Float t11 = bits_float(t10);
-            const Float t12 = greater(t11, splat<Float>(0x1.0000000000000p-127f));
-            const Float t13 = select(t8, t12, splat<Float>(__builtin_nanf("")));
-            const Float t14 = t6 * t13;
-            const Float t15 = select(t2, splat<Float>(__builtin_nanf("")), t14);
-            const Float t16 = -t15;
-            const Float t17 = select(t0, t15, t16);
-            const Float t18 = v_gradient + t17;
-            const Float t19 = u_scale * t18;
-            const Float t20 = absolute(t19);
-            store<true>(b.kept0 + (first - b.begin) + at, t19, WIDTH);
-            if (row == 0) a_s_greater[block] = t20;
-            else if (FULL) a_s_greater[block] = HopGreaterOf0{}(a_s_greater[block], t20);
-            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t20, live), a_s_greater[block]);
+            const Float t7 = splat<Float>(b.h1[j]);
+            const Float t8 = t6 * t7;
+            const Float t9 = select(t2, splat<Float>(__builtin_nanf("")), t8);
+            const Float t10 = -t9;
+            const Float t11 = select(t0, t9, t10);
+            const Float t12 = v_gradient + t11;
+            const Float t13 = u_scale * t12;
+            const Float t14 = absolute(t13);
+            store<true>(b.kept0 + (first - b.begin) + at, t13, WIDTH);
+            if (row == 0) a_s_greater[block] = t14;
+            else if (FULL) a_s_greater[block] = HopGreaterOf0{}(a_s_greater[block], t14);
+            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_s_greater[block], t14, live), a_s_greater[block]);
         }
     }
-    if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_s_greater = fold_far<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf0{});
+    else if constexpr (FULL) r_s_greater = fold_known<LANES>(a_s_greater, HopGreaterOf0{});
     else r_s_greater = fold_any(a_s_greater, count < LANES ? count : LANES, HopGreaterOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 32;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_s_greater[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_s_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_s_greater[i] = r_s_greater[0];
+        fold_blocks(b.r_s_greater + j, float(0x0.0p+0f), r_s_greater, HopGreaterOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_s_greater;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_s_greater);
+        b.r_s_greater[j + i] = HopGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
@@ -474,14 +632,14 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_s_greater;
-        if (32 > 0 && count == BLOCK) hop_pass0_stage0<32>(k, p, b, j, first, int(count), r_s_greater);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
-        b.r_s_greater[j] = HopGreaterOf0{}(float(0x0.0p+0f), r_s_greater);
-        b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
-        put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)) - INT64_C(8)), INT64_C(255))), INT64_C(0), INT64_C(255)));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) hop_pass0_values0<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values0<false>(k, p, b, j, live);
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -491,40 +649,41 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    UInt32 widest{};
+    [[maybe_unused]] const int64_t own = tile * TILE / 32 - b.first;  // the block that the tile begins in
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 1024);  // what the next span reduces
+            __builtin_prefetch(reinterpret_cast<const uint8_t*>(k.f_received_code) + tile * TILE + at + 1024);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
-            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
-            const Float t2 = divide(t0, t1);
+            const Float t1 = splat<Float>(b.h0[own + row * 4 + block * WIDTH / 32]);
+            const Float t2 = t0 * t1;
             const Float t3 = absolute(t2);
-            const Float t4 = smaller(t3, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t5 = float_bits(t4);
+            const Float t4 = under(splat<Float>(0x1.c000000000000p+8f), t3);
+            const UInt32 t5 = bits_of(t4);
             const UInt32 t6 = shift_right(t5, splat<UInt32>(23u));
             const Int32 t7 = widen<Int32>(t6);
             const Int32 t8 = greater(t7, splat<Int32>(INT64_C(121)));
             const Int32 t9 = t8 - splat<Int32>(INT64_C(121));
             const Int32 t10 = t9 * splat<Int32>(INT64_C(8));
             const Int32 t11 = t8 - splat<Int32>(INT64_C(3));
-            const UInt32 t12 = widen<UInt32>(t11);
-            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
-            const Float t14 = bits_float(t13);
-            const Float t15 = divide(t4, t14);
-            const Float t16 = round_(t15);
-            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(229376));
-            const Int32 t18 = t10 + t17;
-            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
-            const UInt32 t20 = float_bits(t0);
-            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
-            const Int32 t22 = widen<Int32>(t21);
-            const Int32 t23 = splat<Int32>(INT64_C(128)) * t22;
-            const Int32 t24 = t19 + t23;
-            const Int32 t25 = widen<Int32>(t24);
-            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t25, live);
+            const Int32 t12 = splat<Int32>(INT64_C(254)) - t11;
+            const UInt32 t13 = widen<UInt32>(t12);
+            const UInt32 t14 = shift_left(t13, splat<UInt32>(23u));
+            const Float t15 = bits_float(t14);
+            const Float t16 = t4 * t15;
+            const Float t17 = round_(t16);
+            const Int32 t18 = widen<Int32>(over(t17, Float{}));
+            const Int32 t19 = t10 + t18;
+            const Int32 t20 = smaller(t19, splat<Int32>(INT64_C(127)));
+            const UInt32 t21 = float_bits(t0);
+            const UInt32 t22 = shift_right(t21, splat<UInt32>(31u));
+            const Int32 t23 = widen<Int32>(t22);
+            const Int32 t24 = splat<Int32>(INT64_C(128)) * t23;
+            const Int32 t25 = t20 + t24;
+            const Int32 t26 = widen<Int32>(t25);
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE + at, t26, live);
     });
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

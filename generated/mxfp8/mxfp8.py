@@ -17,7 +17,7 @@ OPERATIONS = {}
 #     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs(gradient[i]) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 8) : 255))
-#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits(gradient[i]) >> 31)))))
+#     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs((gradient[i] * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127) + (128 * int((float_bits(gradient[i]) >> 31)))))
 #     check[n] gradient[i] is finite
 
 encode_frame = frame_type(
@@ -68,7 +68,7 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
                 encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
         x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
-        store(f32, b_h0, j, (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))), WHOLE)
+        store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), WHOLE)
 
 
@@ -82,7 +82,7 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
-            t1 = divide(v_gradient, t0)
+            t1 = v_gradient * t0
             t2 = absolute(t1)
             t3 = smaller(t2, splat(Float, 448.0))
             t4 = float_bits(t3)
@@ -92,22 +92,23 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t8 = t7 - splat(Int32, 121)
             t9 = t8 * splat(Int32, 8)
             t10 = t7 - splat(Int32, 3)
-            t11 = widen(UInt32, t10)
-            t12 = shift_left(t11, splat(UInt32, 23))
-            t13 = bits_float(t12)
-            t14 = divide(t3, t13)
-            t15 = round_(t14)
-            t16 = saturate(Int32, t15, 0, 229376)
-            t17 = t9 + t16
-            t18 = smaller(t17, splat(Int32, 127))
-            t19 = float_bits(v_gradient)
-            t20 = shift_right(t19, splat(UInt32, 31))
-            t21 = widen(Int32, t20)
-            t22 = splat(Int32, 128) * t21
-            t23 = t18 + t22
-            t24 = widen(Int32, t23)
+            t11 = splat(Int32, 254) - t10
+            t12 = widen(UInt32, t11)
+            t13 = shift_left(t12, splat(UInt32, 23))
+            t14 = bits_float(t13)
+            t15 = t3 * t14
+            t16 = round_(t15)
+            t17 = saturate(Int32, t16, 0, 229376)
+            t18 = t9 + t17
+            t19 = smaller(t18, splat(Int32, 127))
+            t20 = float_bits(v_gradient)
+            t21 = shift_right(t20, splat(UInt32, 31))
+            t22 = widen(Int32, t21)
+            t23 = splat(Int32, 128) * t22
+            t24 = t19 + t23
+            t25 = widen(Int32, t24)
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            store(u8, k.f_code, start + at, t24, live)
+            store(u8, k.f_code, start + at, t25, live)
     if any_(bad):
         k.bad = 1
 
@@ -373,9 +374,9 @@ OPERATIONS["decode_add"] = Kernels(
 #     where %5 = uint8(((%4 < 255) ? (%4 - 8) : 255))
 #     where %6 = ((%2 == 127) ? nan : ((bits_float((uint32(%2) << 20)) * 0x1.0000000000000p+120) * ((%3 < 255) ? max(bits_float((uint32(%3) << 23)), 0x1.0000000000000p-127) : nan)))
 #     where %7 = (scale * (gradient[i] + ((%0 < 128) ? %6 : neg(%6))))
-#     where %8 = min(abs((%7 / ((%5 < 255) ? max(bits_float((uint32(%5) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)
+#     where %8 = min(abs((%7 * (0x1.0000000000000p+0 / ((%5 < 255) ? max(bits_float((uint32(%5) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8)
 #     where %9 = max(int((float_bits(%8) >> 23)), 121)
-#     store field code: uint8[n] = uint8((min((((%9 - 121) * 8) + int(round((%8 / bits_float((uint32((%9 - 3)) << 23)))))), 127) + (128 * int((float_bits(%7) >> 31)))))
+#     store field code: uint8[n] = uint8((min((((%9 - 121) * 8) + int(round((%8 * bits_float((uint32((254 - (%9 - 3))) << 23)))))), 127) + (128 * int((float_bits(%7) >> 31)))))
 #     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))))) is finite
 
 hop_frame = frame_type(
@@ -448,7 +449,7 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
                 hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
         x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
         store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
-        store(f32, b_h0, j, (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))), WHOLE)
+        store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), WHOLE)
 
 
@@ -484,7 +485,7 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t18 = v_gradient + t17
             t19 = u_scale * t18
             t20 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
-            t21 = divide(t19, t20)
+            t21 = t19 * t20
             t22 = absolute(t21)
             t23 = smaller(t22, splat(Float, 448.0))
             t24 = float_bits(t23)
@@ -494,22 +495,23 @@ def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t28 = t27 - splat(Int32, 121)
             t29 = t28 * splat(Int32, 8)
             t30 = t27 - splat(Int32, 3)
-            t31 = widen(UInt32, t30)
-            t32 = shift_left(t31, splat(UInt32, 23))
-            t33 = bits_float(t32)
-            t34 = divide(t23, t33)
-            t35 = round_(t34)
-            t36 = saturate(Int32, t35, 0, 229376)
-            t37 = t29 + t36
-            t38 = smaller(t37, splat(Int32, 127))
-            t39 = float_bits(t19)
-            t40 = shift_right(t39, splat(UInt32, 31))
-            t41 = widen(Int32, t40)
-            t42 = splat(Int32, 128) * t41
-            t43 = t38 + t42
-            t44 = widen(Int32, t43)
+            t31 = splat(Int32, 254) - t30
+            t32 = widen(UInt32, t31)
+            t33 = shift_left(t32, splat(UInt32, 23))
+            t34 = bits_float(t33)
+            t35 = t23 * t34
+            t36 = round_(t35)
+            t37 = saturate(Int32, t36, 0, 229376)
+            t38 = t29 + t37
+            t39 = smaller(t38, splat(Int32, 127))
+            t40 = float_bits(t19)
+            t41 = shift_right(t40, splat(UInt32, 31))
+            t42 = widen(Int32, t41)
+            t43 = splat(Int32, 128) * t42
+            t44 = t39 + t43
+            t45 = widen(Int32, t44)
             bad = keep(live, bad | not_finite(t19), bad)
-            store(u8, k.f_code, start + at, t44, live)
+            store(u8, k.f_code, start + at, t45, live)
     if any_(bad):
         k.bad = 1
 

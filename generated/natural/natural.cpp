@@ -51,7 +51,7 @@ template <class T> inline T get(const uint8_t* from) {
 //   field exponent: uint8[n]
 //   field negative: uint<1>[n]
 //   pass[n]
-//     store field exponent: uint8[n] = uint8(((abs(gradient[i]) < inf) ? min(stochastic_round0((float(float_bits(abs(gradient[i]))) / 0x1.0000000000000p+23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
+//     store field exponent: uint8[n] = uint8(((abs(gradient[i]) < inf) ? min(stochastic_round0((float(float_bits(abs(gradient[i]))) * 0x1.0000000000000p-23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
 //     store field negative: uint<1>[n] = uint<1>((gradient[i] < 0x0.0p+0))
 //     check[n] gradient[i] is finite
 
@@ -67,8 +67,8 @@ struct EncodeFrame {
 };
 
 template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
@@ -81,18 +81,18 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
             const Mask t1 = lt(t0, splat<Float>(__builtin_inff()));
             const UInt32 t2 = float_bits(t0);
             const Float t3 = widen<Float>(t2);
-            const Float t4 = divide(t3, splat<Float>(0x1.0000000000000p+23f));
+            const Float t4 = t3 * splat<Float>(0x1.0000000000000p-23f);
             const Float t5 = stochastic_round(r0[block][row], t4);
-            const Float t6 = smaller(t5, splat<Float>(0x1.fc00000000000p+7f));
+            const Float t6 = under(t5, splat<Float>(0x1.fc00000000000p+7f));
             const Float t7 = select(t1, t6, splat<Float>(0x1.fe00000000000p+7f));
-            const Int32 t8 = saturate<Int32>(t7, INT64_C(0), INT64_C(255));
+            const Int32 t8 = widen<Int32>(t7);
             const Mask t9 = lt(v_gradient, splat<Float>(0x0.0p+0f));
             const Int32 t10 = widen<Int32>(bit(t9));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_exponent) + tile * TILE + at, t8, live);
             put_bits(o_negative + at / 8, FULL ? ne(t10, Int32{}) : ne(t10, Int32{}) & first_lanes(live));
     });
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -156,14 +156,12 @@ struct DecodeFrame {
 };
 
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     const auto* in_exponent = reinterpret_cast<const uint8_t*>(k.f_exponent) + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Int32 v_exponent = load<Int32, FULL>(in_exponent + at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = lt(v_exponent, splat<Int32>(INT64_C(255)));
@@ -232,16 +230,14 @@ struct DecodeAddFrame {
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     const auto* in_exponent = reinterpret_cast<const uint8_t*>(k.f_exponent) + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Int32 v_exponent = load<Int32, FULL>(in_exponent + at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = lt(v_exponent, splat<Int32>(INT64_C(255)));
@@ -299,7 +295,7 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //   received received_exponent: uint8[n]
 //   received received_negative: uint<1>[n]
 //   pass[n]
-//     store field exponent: uint8[n] = uint8(((abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))) < inf) ? min(stochastic_round0((float(float_bits(abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))))) / 0x1.0000000000000p+23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
+//     store field exponent: uint8[n] = uint8(((abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))) < inf) ? min(stochastic_round0((float(float_bits(abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))))) * 0x1.0000000000000p-23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
 //     store field negative: uint<1>[n] = uint<1>(((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)))) < 0x0.0p+0))
 //     check[n] (scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)))) is finite
 
@@ -318,12 +314,10 @@ struct HopFrame {
 
 template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_received_negative[TILE];
-    unpack<1, FULL>(c_received_negative, k.f_received_negative + tile * (LANES * 1), count);
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_negative = c_received_negative;
+    const PackedCodes<1, true> in_received_negative(k.f_received_negative, tile * TILE);
     const auto* in_received_exponent = reinterpret_cast<const uint8_t*>(k.f_received_exponent) + tile * TILE;
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
@@ -332,7 +326,7 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_negative = load<Int32, true>(in_received_negative + at, live);
+            const Int32 v_received_negative = load_codes<FULL>(in_received_negative, at, live);
             const Int32 v_received_exponent = load<Int32, FULL>(in_received_exponent + at, live);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Mask t1 = lt(v_received_exponent, splat<Int32>(INT64_C(255)));
@@ -348,18 +342,18 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
             const Mask t11 = lt(t10, splat<Float>(__builtin_inff()));
             const UInt32 t12 = float_bits(t10);
             const Float t13 = widen<Float>(t12);
-            const Float t14 = divide(t13, splat<Float>(0x1.0000000000000p+23f));
+            const Float t14 = t13 * splat<Float>(0x1.0000000000000p-23f);
             const Float t15 = stochastic_round(r0[block][row], t14);
-            const Float t16 = smaller(t15, splat<Float>(0x1.fc00000000000p+7f));
+            const Float t16 = under(t15, splat<Float>(0x1.fc00000000000p+7f));
             const Float t17 = select(t11, t16, splat<Float>(0x1.fe00000000000p+7f));
-            const Int32 t18 = saturate<Int32>(t17, INT64_C(0), INT64_C(255));
+            const Int32 t18 = widen<Int32>(t17);
             const Mask t19 = lt(t9, splat<Float>(0x0.0p+0f));
             const Int32 t20 = widen<Int32>(bit(t19));
             widest = over(widest, FULL ? magnitude(t9) : magnitude(t9) & (UInt32)first_lanes(live));
             store<FULL>(reinterpret_cast<uint8_t*>(k.f_exponent) + tile * TILE + at, t18, live);
             put_bits(o_negative + at / 8, FULL ? ne(t20, Int32{}) : ne(t20, Int32{}) & first_lanes(live));
     });
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 

@@ -14,7 +14,7 @@ OPERATIONS = {}
 #   field exponent: uint8[n]
 #   field negative: uint<1>[n]
 #   pass[n]
-#     store field exponent: uint8[n] = uint8(((abs(gradient[i]) < inf) ? min(stochastic_round0((float(float_bits(abs(gradient[i]))) / 0x1.0000000000000p+23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
+#     store field exponent: uint8[n] = uint8(((abs(gradient[i]) < inf) ? min(stochastic_round0((float(float_bits(abs(gradient[i]))) * 0x1.0000000000000p-23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
 #     store field negative: uint<1>[n] = uint<1>((gradient[i] < 0x0.0p+0))
 #     check[n] gradient[i] is finite
 
@@ -44,7 +44,7 @@ def encode_pass0_tile(k, tile, count):
             t1 = lt(t0, splat(Float, inf))
             t2 = float_bits(t0)
             t3 = widen(Float, t2)
-            t4 = divide(t3, splat(Float, 8388608.0))
+            t4 = t3 * splat(Float, 1.1920928955078125e-07)
             t5 = stochastic_round(row_of(r0, row), t4)
             t6 = smaller(t5, splat(Float, 254.0))
             t7 = select(t1, t6, splat(Float, 255.0))
@@ -284,7 +284,7 @@ OPERATIONS["decode_add"] = Kernels(
 #   received received_exponent: uint8[n]
 #   received received_negative: uint<1>[n]
 #   pass[n]
-#     store field exponent: uint8[n] = uint8(((abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))) < inf) ? min(stochastic_round0((float(float_bits(abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))))) / 0x1.0000000000000p+23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
+#     store field exponent: uint8[n] = uint8(((abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))) < inf) ? min(stochastic_round0((float(float_bits(abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))))) * 0x1.0000000000000p-23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
 #     store field negative: uint<1>[n] = uint<1>(((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)))) < 0x0.0p+0))
 #     check[n] (scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)))) is finite
 
@@ -327,7 +327,7 @@ def hop_pass0_tile(k, tile, count):
             t11 = lt(t10, splat(Float, inf))
             t12 = float_bits(t10)
             t13 = widen(Float, t12)
-            t14 = divide(t13, splat(Float, 8388608.0))
+            t14 = t13 * splat(Float, 1.1920928955078125e-07)
             t15 = stochastic_round(row_of(r0, row), t14)
             t16 = smaller(t15, splat(Float, 254.0))
             t17 = select(t11, t16, splat(Float, 255.0))

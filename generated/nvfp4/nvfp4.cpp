@@ -64,9 +64,9 @@ template <class T> inline T get(const uint8_t* from) {
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
-//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
 
 constexpr float encode_bounds_table[] = { 0x1.0000000000000p-2f, 0x1.7ffffe0000000p-1f, 0x1.4000000000000p+0f, 0x1.bffffe0000000p+0f, 0x1.4000000000000p+1f, 0x1.bffffe0000000p+1f, 0x1.4000000000000p+2f };
 
@@ -95,16 +95,23 @@ struct EncodeGreaterOf1 {
 
 struct encode_pass0_blocks {  // one value a block of 16, for the blocks of 1024 elements
     int64_t first, begin;
-    float r_s_greater[64];
+    alignas(64) float r_s_greater[64];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_s_greater = load<Float, true>(b.r_s_greater + j, live);
+    store<FULL>(k.v_s_greater_stored + b.first + j, v_s_greater, live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_s_greater) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_s_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -117,8 +124,28 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_s_greater[block] = select(first_lanes(live), EncodeGreaterOf1{}(a_s_greater[block], t0, live), a_s_greater[block]);
         }
     }
-    if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, EncodeGreaterOf1{});
+    if constexpr (std::is_same_v<R0, Float>) r_s_greater = fold_far<(N < LANES ? N : LANES)>(a_s_greater, EncodeGreaterOf1{});
+    else if constexpr (FULL) r_s_greater = fold_known<LANES>(a_s_greater, EncodeGreaterOf1{});
     else r_s_greater = fold_any(a_s_greater, count < LANES ? count : LANES, EncodeGreaterOf1{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 16;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_s_greater[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_s_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_s_greater[i] = r_s_greater[0];
+        fold_blocks(b.r_s_greater + j, float(0x0.0p+0f), r_s_greater, EncodeGreaterOf1{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_s_greater;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_s_greater);
+        b.r_s_greater[j + i] = EncodeGreaterOf1{}(float(0x0.0p+0f), r_s_greater);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
@@ -130,13 +157,12 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_s_greater;
-        if (16 > 0 && count == BLOCK) encode_pass0_stage0<16>(k, p, b, j, first, int(count), r_s_greater);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
-        b.r_s_greater[j] = EncodeGreaterOf1{}(float(0x0.0p+0f), r_s_greater);
-        k.v_s_greater_stored[b.first + j] = b.r_s_greater[j];
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -146,21 +172,21 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 16 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_whole_greater[BLOCKS];
-    UInt32 widest{};
     each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 1024);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             if (row == 0) a_whole_greater[block] = t0;
             else if (FULL) a_whole_greater[block] = EncodeGreaterOf0{}(a_whole_greater[block], t0);
             else a_whole_greater[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_whole_greater[block], t0, live), a_whole_greater[block]);
     });
     k.whole_greater_tiles[tile] = fold<FULL>(a_whole_greater, count < LANES ? count : LANES, EncodeGreaterOf0{});
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!(absolute(k.whole_greater_tiles[tile]) < __builtin_inff())) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -173,38 +199,103 @@ template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe
             const Float t0 = divide(v_s_greater_stored, splat<Float>(0x1.8000000000000p+2f));
             const Float t1 = divide(t0, u_whole);
             const Float t2 = absolute(t1);
-            const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t4 = float_bits(t3);
+            const Float t3 = under(splat<Float>(0x1.c000000000000p+8f), t2);
+            const UInt32 t4 = bits_of(t3);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
             const Int32 t6 = widen<Int32>(t5);
             const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
             const Int32 t8 = t7 - splat<Int32>(INT64_C(121));
             const Int32 t9 = t8 * splat<Int32>(INT64_C(8));
             const Int32 t10 = t7 - splat<Int32>(INT64_C(3));
-            const UInt32 t11 = widen<UInt32>(t10);
-            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
-            const Float t13 = bits_float(t12);
-            const Float t14 = divide(t3, t13);
-            const Float t15 = round_(t14);
-            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
-            const Int32 t17 = t9 + t16;
-            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
-            const Int32 t19 = widen<Int32>(t18);
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t19, live);
+            const Int32 t11 = splat<Int32>(INT64_C(254)) - t10;
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = t3 * t14;
+            const Float t16 = round_(t15);
+            const Int32 t17 = widen<Int32>(over(t16, Float{}));
+            const Int32 t18 = t9 + t17;
+            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
+            const Int32 t20 = widen<Int32>(t19);
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t20, live);
     });
 }
 
-template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+
+struct encode_pass2_blocks {  // one value a block of 16, for the blocks of 1024 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[64];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass2_values0([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass2_blocks& b, int64_t j, [[maybe_unused]] int live) {
     const Float u_whole = splat<Float>(k.whole_);
-    alignas(64) uint8_t o_code[TILE];
-    if (!FULL) std::memset(o_code, 0, TILE);
+    const Float v_s_greater_stored = load<Float, FULL>(k.v_s_greater_stored + b.first + j, live);
+    const Float t0 = divide(v_s_greater_stored, splat<Float>(0x1.8000000000000p+2f));
+    const Float t1 = divide(t0, u_whole);
+    const Float t2 = absolute(t1);
+    const Float t3 = under(splat<Float>(0x1.c000000000000p+8f), t2);
+    const UInt32 t4 = bits_of(t3);
+    const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
+    const Int32 t6 = widen<Int32>(t5);
+    const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
+    const Int32 t8 = t7 - splat<Int32>(INT64_C(121));
+    const Int32 t9 = t8 * splat<Int32>(INT64_C(8));
+    const Int32 t10 = t7 - splat<Int32>(INT64_C(3));
+    const Int32 t11 = splat<Int32>(INT64_C(254)) - t10;
+    const UInt32 t12 = widen<UInt32>(t11);
+    const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+    const Float t14 = bits_float(t13);
+    const Float t15 = t3 * t14;
+    const Float t16 = round_(t15);
+    const Int32 t17 = widen<Int32>(over(t16, Float{}));
+    const Int32 t18 = t9 + t17;
+    const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
+    const Int32 t20 = widen<Int32>(t19);
+    const Mask t21 = lt(t20, splat<Int32>(INT64_C(127)));
+    const UInt32 t22 = widen<UInt32>(t20);
+    const UInt32 t23 = shift_left(t22, splat<UInt32>(20u));
+    const Float t24 = bits_float(t23);
+    const Float t25 = t24 * splat<Float>(0x1.0000000000000p+120f);
+    const Float t26 = select(t21, t25, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h0 + j, t26, WIDTH);
+}
+
+template <bool FULL> inline void encode_pass2(EncodeFrame& k, const Params& p, const encode_pass2_blocks& b, int64_t tile, int count);
+
+// Blocks of 16 elements, 1024 elements at a time: reduce each, then store.
+inline void encode_pass2_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 16, SPAN = 1024;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    encode_pass2_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) encode_pass2_values0<true>(k, p, b, j, WIDTH);
+        else encode_pass2_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) encode_pass2<true>(k, p, b, tile, TILE);
+        else encode_pass2<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void encode_pass2(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass2_blocks& b, int64_t tile, int count) {
+    const Float u_whole = splat<Float>(k.whole_);
+    [[maybe_unused]] const int64_t own = tile * TILE / 16 - b.first;  // the block that the tile begins in
+    uint8_t room_code[LANES * 4];
+    uint8_t* const o_code = FULL ? k.f_code + tile * (LANES * 4) : room_code;
     const auto* in_gradient = k.gradient + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = divide(v_gradient, u_whole);
-            const Float t1 = splat<Float>(((lt(saturate_one<int64_t>((smaller(((((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(121)) * INT64_C(8)) + saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>(((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(3)), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller(((((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(121)) * INT64_C(8)) + saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>(((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(3)), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
+            const Float t1 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
             const Float t2 = divide(t0, t1);
             const Float t3 = absolute(t2);
             const Int32 t4 = search<Int32, encode_bounds_table>(t3);
@@ -213,10 +304,10 @@ template <bool FULL> [[gnu::noinline]] void encode_pass2(EncodeFrame& k, [[maybe
             const Int32 t7 = widen<Int32>(t6);
             const Int32 t8 = splat<Int32>(INT64_C(8)) * t7;
             const Int32 t9 = t4 + t8;
-            const Int32 t10 = saturate<Int32>(t9, INT64_C(0), INT64_C(15));
-            store<true>(o_code + at, FULL ? t10 : t10 & first_lanes(live), WIDTH);
+            const Int32 t10 = widen<Int32>(t9);
+            put_codes<4>(o_code + at / 8 * 4, FULL ? t10 : t10 & first_lanes(live));
     });
-    pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
+    if (!FULL) std::memcpy(k.f_code + tile * (LANES * 4), room_code, (count * 4 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -272,11 +363,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) encode_pass2<true>(k, p, tile, TILE);
-            else encode_pass2<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 1024 - 1) / 1024;
+        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass2_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;
@@ -304,15 +392,55 @@ struct DecodeFrame {
     float whole_1_;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+
+struct decode_pass0_blocks {  // one value a block of 16, for the blocks of 1024 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[64];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_pass0_values0([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p,
+    decode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int32 v_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_s) + b.first + j, live);
+    const Mask t0 = lt(v_s, splat<Int32>(INT64_C(127)));
+    const UInt32 t1 = widen<UInt32>(v_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(20u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = t3 * splat<Float>(0x1.0000000000000p+120f);
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h0 + j, t5, WIDTH);
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, const Params& p, const decode_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 16 elements, 1024 elements at a time: reduce each, then store.
+inline void decode_pass0_span(DecodeFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 16, SPAN = 1024;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_pass0<true>(k, p, b, tile, TILE);
+        else decode_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, const decode_pass0_blocks& b, int64_t tile, int count) {
     const Float u_whole_1 = splat<Float>(k.whole_1_);
-    alignas(64) uint8_t c_code[TILE];
-    unpack<4, FULL>(c_code, k.f_code + tile * (LANES * 4), count);
-    const auto* in_code = c_code;
+    [[maybe_unused]] const int64_t own = tile * TILE / 16 - b.first;  // the block that the tile begins in
+    const PackedCodes<4, true> in_code(k.f_code, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_code = load<Int32, true>(in_code + at, live);
+            const Int32 v_code = load_codes<FULL>(in_code, at, live);
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
             const UInt32 t2 = widen<UInt32>(t1);
@@ -321,16 +449,10 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
             const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
             const Float t6 = -t5;
             const Float t7 = select(t0, t5, t6);
-            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
-            const UInt32 t10 = widen<UInt32>(t8);
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
-            const Float t15 = t7 * t14;
-            const Float t16 = t15 * u_whole_1;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t16), live);
+            const Float t8 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
+            const Float t9 = t7 * t8;
+            const Float t10 = t9 * u_whole_1;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
     });
 }
 
@@ -360,11 +482,8 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass0<true>(k, p, tile, TILE);
-            else decode_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 1024 - 1) / 1024;
+        for_tiles<64>(spans, threads, [&](int64_t span) { decode_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -391,18 +510,58 @@ struct DecodeAddFrame {
     float whole_1_;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+
+struct decode_add_pass0_blocks {  // one value a block of 16, for the blocks of 1024 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[64];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_add_pass0_values0([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p,
+    decode_add_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int32 v_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_s) + b.first + j, live);
+    const Mask t0 = lt(v_s, splat<Int32>(INT64_C(127)));
+    const UInt32 t1 = widen<UInt32>(v_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(20u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = t3 * splat<Float>(0x1.0000000000000p+120f);
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h0 + j, t5, WIDTH);
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 16 elements, 1024 elements at a time: reduce each, then store.
+inline void decode_add_pass0_span(DecodeAddFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 16, SPAN = 1024;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_add_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_add_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_add_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_add_pass0<true>(k, p, b, tile, TILE);
+        else decode_add_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_whole_1 = splat<Float>(k.whole_1_);
-    alignas(64) uint8_t c_code[TILE];
-    unpack<4, FULL>(c_code, k.f_code + tile * (LANES * 4), count);
+    [[maybe_unused]] const int64_t own = tile * TILE / 16 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_code = c_code;
+    const PackedCodes<4, true> in_code(k.f_code, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_code = load<Int32, true>(in_code + at, live);
+            const Int32 v_code = load_codes<FULL>(in_code, at, live);
             const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
             const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
             const UInt32 t2 = widen<UInt32>(t1);
@@ -411,18 +570,12 @@ template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, 
             const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
             const Float t6 = -t5;
             const Float t7 = select(t0, t5, t6);
-            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
-            const UInt32 t10 = widen<UInt32>(t8);
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
-            const Float t15 = t7 * t14;
-            const Float t16 = t15 * u_whole_1;
-            const Float t17 = u_scale * t16;
-            const Float t18 = v_gradient + t17;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t18), live);
+            const Float t8 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
+            const Float t9 = t7 * t8;
+            const Float t10 = t9 * u_whole_1;
+            const Float t11 = u_scale * t10;
+            const Float t12 = v_gradient + t11;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t12), live);
     });
 }
 
@@ -452,11 +605,8 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_add_pass0<true>(k, p, tile, TILE);
-            else decode_add_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 1024 - 1) / 1024;
+        for_tiles<64>(spans, threads, [&](int64_t span) { decode_add_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -482,9 +632,9 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
-//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
 constexpr float hop_bounds_table[] = { 0x1.0000000000000p-2f, 0x1.7ffffe0000000p-1f, 0x1.4000000000000p+0f, 0x1.bffffe0000000p+0f, 0x1.4000000000000p+1f, 0x1.bffffe0000000p+1f, 0x1.4000000000000p+2f };
 
@@ -517,29 +667,48 @@ struct HopGreaterOf1 {
 
 struct hop_pass0_blocks {  // one value a block of 16, for the blocks of 1024 elements
     int64_t first, begin;
-    alignas(64) uint8_t c_received_code[1024];
     alignas(64) float kept0[1024 + WIDTH];
-    float r_s_greater[64];
+    alignas(64) float r_s_greater[64];
+    alignas(64) Element<Float> h0[64];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Int32 v_received_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_received_s) + b.first + j, live);
+    const Mask t0 = lt(v_received_s, splat<Int32>(INT64_C(127)));
+    const UInt32 t1 = widen<UInt32>(v_received_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(20u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = t3 * splat<Float>(0x1.0000000000000p+120f);
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h0 + j, t5, WIDTH);
+}
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_s_greater = load<Float, true>(b.r_s_greater + j, live);
+    store<FULL>(k.v_s_greater_stored + b.first + j, v_s_greater, live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_s_greater) {
+template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_s_greater) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_whole_1 = splat<Float>(k.received_whole_1_);
-    const uint8_t* const c_received_code = b.c_received_code + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
-    const auto* in_received_code = c_received_code;
+    const PackedCodes<4, FULL> in_received_code(k.f_received_code, first);
     Float a_s_greater[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (FULL ? at >= N : at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
+            const Int32 v_received_code = load_codes<FULL>(in_received_code, at, live);
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
             const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
             const UInt32 t2 = widen<UInt32>(t1);
@@ -548,26 +717,40 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
             const Float t6 = -t5;
             const Float t7 = select(t0, t5, t6);
-            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 16 * sizeof(uint8_t)));
-            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
-            const UInt32 t10 = widen<UInt32>(t8);
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
-            const Float t15 = t7 * t14;
-            const Float t16 = t15 * u_received_whole_1;
-            const Float t17 = v_gradient + t16;
-            const Float t18 = u_scale * t17;
-            const Float t19 = absolute(t18);
-            store<true>(b.kept0 + (first - b.begin) + at, t18, WIDTH);
-            if (row == 0) a_s_greater[block] = t19;
-            else if (FULL) a_s_greater[block] = HopGreaterOf1{}(a_s_greater[block], t19);
-            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf1{}(a_s_greater[block], t19, live), a_s_greater[block]);
+            const Float t8 = splat<Float>(b.h0[j]);
+            const Float t9 = t7 * t8;
+            const Float t10 = t9 * u_received_whole_1;
+            const Float t11 = v_gradient + t10;
+            const Float t12 = u_scale * t11;
+            const Float t13 = absolute(t12);
+            store<true>(b.kept0 + (first - b.begin) + at, t12, WIDTH);
+            if (row == 0) a_s_greater[block] = t13;
+            else if (FULL) a_s_greater[block] = HopGreaterOf1{}(a_s_greater[block], t13);
+            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf1{}(a_s_greater[block], t13, live), a_s_greater[block]);
         }
     }
-    if constexpr (FULL) r_s_greater = fold_known<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf1{});
+    if constexpr (std::is_same_v<R0, Float>) r_s_greater = fold_far<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf1{});
+    else if constexpr (FULL) r_s_greater = fold_known<LANES>(a_s_greater, HopGreaterOf1{});
     else r_s_greater = fold_any(a_s_greater, count < LANES ? count : LANES, HopGreaterOf1{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 16;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_s_greater[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_s_greater[i]);
+        for (int i = live; i < WIDTH; ++i) r_s_greater[i] = r_s_greater[0];
+        fold_blocks(b.r_s_greater + j, float(0x0.0p+0f), r_s_greater, HopGreaterOf1{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_s_greater;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_s_greater);
+        b.r_s_greater[j + i] = HopGreaterOf1{}(float(0x0.0p+0f), r_s_greater);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
@@ -579,19 +762,14 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t at = begin; at < end; at += TILE) {
-        uint8_t* const codes = b.c_received_code + (at - begin);
-        const uint8_t* const from = k.f_received_code + at / 8 * 4;
-        if (end - at >= TILE) unpack<4, true>(codes, from, TILE);
-        else unpack<4, false>(codes, from, int(end - at));
-    }
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_s_greater;
-        if (16 > 0 && count == BLOCK) hop_pass0_stage0<16>(k, p, b, j, first, int(count), r_s_greater);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_s_greater);
-        b.r_s_greater[j] = HopGreaterOf1{}(float(0x0.0p+0f), r_s_greater);
-        k.v_s_greater_stored[b.first + j] = b.r_s_greater[j];
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) hop_pass0_values0<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values0<false>(k, p, b, j, live);
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -601,20 +779,20 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 16 - b.first;  // the block that the tile begins in
     Float a_whole_greater[BLOCKS];
-    UInt32 widest{};
     each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 1024);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = absolute(t0);
-            widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
             if (row == 0) a_whole_greater[block] = t1;
             else if (FULL) a_whole_greater[block] = HopGreaterOf0{}(a_whole_greater[block], t1);
             else a_whole_greater[block] = select(first_lanes(live), HopGreaterOf0{}(a_whole_greater[block], t1, live), a_whole_greater[block]);
     });
     k.whole_greater_tiles[tile] = fold<FULL>(a_whole_greater, count < LANES ? count : LANES, HopGreaterOf0{});
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!(absolute(k.whole_greater_tiles[tile]) < __builtin_inff())) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
@@ -627,42 +805,114 @@ template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unuse
             const Float t0 = divide(v_s_greater_stored, splat<Float>(0x1.8000000000000p+2f));
             const Float t1 = divide(t0, u_whole);
             const Float t2 = absolute(t1);
-            const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
-            const UInt32 t4 = float_bits(t3);
+            const Float t3 = under(splat<Float>(0x1.c000000000000p+8f), t2);
+            const UInt32 t4 = bits_of(t3);
             const UInt32 t5 = shift_right(t4, splat<UInt32>(23u));
             const Int32 t6 = widen<Int32>(t5);
             const Int32 t7 = greater(t6, splat<Int32>(INT64_C(121)));
             const Int32 t8 = t7 - splat<Int32>(INT64_C(121));
             const Int32 t9 = t8 * splat<Int32>(INT64_C(8));
             const Int32 t10 = t7 - splat<Int32>(INT64_C(3));
-            const UInt32 t11 = widen<UInt32>(t10);
-            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
-            const Float t13 = bits_float(t12);
-            const Float t14 = divide(t3, t13);
-            const Float t15 = round_(t14);
-            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
-            const Int32 t17 = t9 + t16;
-            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
-            const Int32 t19 = widen<Int32>(t18);
-            store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t19, live);
+            const Int32 t11 = splat<Int32>(INT64_C(254)) - t10;
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = t3 * t14;
+            const Float t16 = round_(t15);
+            const Int32 t17 = widen<Int32>(over(t16, Float{}));
+            const Int32 t18 = t9 + t17;
+            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
+            const Int32 t20 = widen<Int32>(t19);
+            store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE + at, t20, live);
     });
 }
 
-template <bool FULL> [[gnu::noinline]] void hop_pass2(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+
+struct hop_pass2_blocks {  // one value a block of 16, for the blocks of 1024 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[64];
+    alignas(64) Element<Float> h1[64];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass2_values0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass2_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float u_whole = splat<Float>(k.whole_);
+    const Int32 v_received_s = load<Int32, FULL>(reinterpret_cast<const uint8_t*>(k.f_received_s) + b.first + j, live);
+    const Float v_s_greater_stored = load<Float, FULL>(k.v_s_greater_stored + b.first + j, live);
+    const Mask t0 = lt(v_received_s, splat<Int32>(INT64_C(127)));
+    const UInt32 t1 = widen<UInt32>(v_received_s);
+    const UInt32 t2 = shift_left(t1, splat<UInt32>(20u));
+    const Float t3 = bits_float(t2);
+    const Float t4 = t3 * splat<Float>(0x1.0000000000000p+120f);
+    const Float t5 = select(t0, t4, splat<Float>(__builtin_nanf("")));
+    const Float t6 = divide(v_s_greater_stored, splat<Float>(0x1.8000000000000p+2f));
+    const Float t7 = divide(t6, u_whole);
+    const Float t8 = absolute(t7);
+    const Float t9 = under(splat<Float>(0x1.c000000000000p+8f), t8);
+    const UInt32 t10 = bits_of(t9);
+    const UInt32 t11 = shift_right(t10, splat<UInt32>(23u));
+    const Int32 t12 = widen<Int32>(t11);
+    const Int32 t13 = greater(t12, splat<Int32>(INT64_C(121)));
+    const Int32 t14 = t13 - splat<Int32>(INT64_C(121));
+    const Int32 t15 = t14 * splat<Int32>(INT64_C(8));
+    const Int32 t16 = t13 - splat<Int32>(INT64_C(3));
+    const Int32 t17 = splat<Int32>(INT64_C(254)) - t16;
+    const UInt32 t18 = widen<UInt32>(t17);
+    const UInt32 t19 = shift_left(t18, splat<UInt32>(23u));
+    const Float t20 = bits_float(t19);
+    const Float t21 = t9 * t20;
+    const Float t22 = round_(t21);
+    const Int32 t23 = widen<Int32>(over(t22, Float{}));
+    const Int32 t24 = t15 + t23;
+    const Int32 t25 = smaller(t24, splat<Int32>(INT64_C(127)));
+    const Int32 t26 = widen<Int32>(t25);
+    const Mask t27 = lt(t26, splat<Int32>(INT64_C(127)));
+    const UInt32 t28 = widen<UInt32>(t26);
+    const UInt32 t29 = shift_left(t28, splat<UInt32>(20u));
+    const Float t30 = bits_float(t29);
+    const Float t31 = t30 * splat<Float>(0x1.0000000000000p+120f);
+    const Float t32 = select(t27, t31, splat<Float>(__builtin_nanf("")));
+    store<true>(b.h0 + j, t5, WIDTH);
+    store<true>(b.h1 + j, t32, WIDTH);
+}
+
+template <bool FULL> inline void hop_pass2(HopFrame& k, const Params& p, const hop_pass2_blocks& b, int64_t tile, int count);
+
+// Blocks of 16 elements, 1024 elements at a time: reduce each, then store.
+inline void hop_pass2_span(HopFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 16, SPAN = 1024;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    hop_pass2_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) hop_pass2_values0<true>(k, p, b, j, WIDTH);
+        else hop_pass2_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) hop_pass2<true>(k, p, b, tile, TILE);
+        else hop_pass2<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass2_blocks& b, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_whole_1 = splat<Float>(k.received_whole_1_);
     const Float u_whole = splat<Float>(k.whole_);
-    alignas(64) uint8_t c_received_code[TILE];
-    unpack<4, FULL>(c_received_code, k.f_received_code + tile * (LANES * 4), count);
-    alignas(64) uint8_t o_code[TILE];
-    if (!FULL) std::memset(o_code, 0, TILE);
+    [[maybe_unused]] const int64_t own = tile * TILE / 16 - b.first;  // the block that the tile begins in
+    uint8_t room_code[LANES * 4];
+    uint8_t* const o_code = FULL ? k.f_code + tile * (LANES * 4) : room_code;
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_code = c_received_code;
+    const PackedCodes<4, true> in_received_code(k.f_received_code, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
+            const Int32 v_received_code = load_codes<FULL>(in_received_code, at, live);
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
             const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
             const UInt32 t2 = widen<UInt32>(t1);
@@ -671,31 +921,25 @@ template <bool FULL> [[gnu::noinline]] void hop_pass2(HopFrame& k, [[maybe_unuse
             const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
             const Float t6 = -t5;
             const Float t7 = select(t0, t5, t6);
-            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
-            const UInt32 t10 = widen<UInt32>(t8);
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
-            const Float t15 = t7 * t14;
-            const Float t16 = t15 * u_received_whole_1;
-            const Float t17 = v_gradient + t16;
-            const Float t18 = u_scale * t17;
-            const Float t19 = divide(t18, u_whole);
-            const Float t20 = splat<Float>(((lt(saturate_one<int64_t>((smaller(((((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(121)) * INT64_C(8)) + saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>(((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(3)), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller(((((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(121)) * INT64_C(8)) + saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>(((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))) - INT64_C(3)), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
-            const Float t21 = divide(t19, t20);
-            const Float t22 = absolute(t21);
-            const Int32 t23 = search<Int32, hop_bounds_table>(t22);
-            const UInt32 t24 = float_bits(t18);
-            const UInt32 t25 = shift_right(t24, splat<UInt32>(31u));
-            const Int32 t26 = widen<Int32>(t25);
-            const Int32 t27 = splat<Int32>(INT64_C(8)) * t26;
-            const Int32 t28 = t23 + t27;
-            const Int32 t29 = saturate<Int32>(t28, INT64_C(0), INT64_C(15));
-            store<true>(o_code + at, FULL ? t29 : t29 & first_lanes(live), WIDTH);
+            const Float t8 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
+            const Float t9 = t7 * t8;
+            const Float t10 = t9 * u_received_whole_1;
+            const Float t11 = v_gradient + t10;
+            const Float t12 = u_scale * t11;
+            const Float t13 = divide(t12, u_whole);
+            const Float t14 = splat<Float>(b.h1[own + row * 8 + block * WIDTH / 16]);
+            const Float t15 = divide(t13, t14);
+            const Float t16 = absolute(t15);
+            const Int32 t17 = search<Int32, hop_bounds_table>(t16);
+            const UInt32 t18 = float_bits(t12);
+            const UInt32 t19 = shift_right(t18, splat<UInt32>(31u));
+            const Int32 t20 = widen<Int32>(t19);
+            const Int32 t21 = splat<Int32>(INT64_C(8)) * t20;
+            const Int32 t22 = t17 + t21;
+            const Int32 t23 = widen<Int32>(t22);
+            put_codes<4>(o_code + at / 8 * 4, FULL ? t23 : t23 & first_lanes(live));
     });
-    pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, count);
+    if (!FULL) std::memcpy(k.f_code + tile * (LANES * 4), room_code, (count * 4 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -755,11 +999,8 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) hop_pass2<true>(k, p, tile, TILE);
-            else hop_pass2<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 1024 - 1) / 1024;
+        for_tiles<64>(spans, threads, [&](int64_t span) { hop_pass2_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;

@@ -56,9 +56,9 @@ constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scr
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
-//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
 
 struct encode_bounds_table {
     COMPLL_DEVICE float operator[](int64_t i) const {
@@ -202,16 +202,17 @@ template <bool FULL> COMPLL_DEVICE void encode_pass1([[maybe_unused]] compll_ite
             const Int32 t8 = wrap_subtract(t7, splat<Int32>(INT64_C(121)));
             const Int32 t9 = wrap_multiply(t8, splat<Int32>(INT64_C(8)));
             const Int32 t10 = wrap_subtract(t7, splat<Int32>(INT64_C(3)));
-            const UInt32 t11 = widen<UInt32>(t10);
-            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
-            const Float t13 = bits_float(t12);
-            const Float t14 = divide(t3, t13);
-            const Float t15 = round_(t14);
-            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
-            const Int32 t17 = wrap_add(t9, t16);
-            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
-            const Int32 t19 = widen<Int32>(t18);
-            o_field_s.at[block] = static_cast<uint8_t>(t19);
+            const Int32 t11 = wrap_subtract(splat<Int32>(INT64_C(254)), t10);
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = t3 * t14;
+            const Float t16 = round_(t15);
+            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(229376));
+            const Int32 t18 = wrap_add(t9, t17);
+            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
+            const Int32 t20 = widen<Int32>(t19);
+            o_field_s.at[block] = static_cast<uint8_t>(t20);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE, o_field_s, row, thread, count);
     }
@@ -232,7 +233,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float t0 = divide(v_gradient, u_whole);
-            const Float t1 = splat<Float>(((lt(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
+            const Float t1 = splat<Float>(((lt(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_(((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)) * (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract(INT64_C(254), (wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))))), INT64_C(0), INT64_C(4294967295)), 23u))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_(((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)) * (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract(INT64_C(254), (wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))))), INT64_C(0), INT64_C(4294967295)), 23u))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
             const Float t2 = divide(t0, t1);
             const Float t3 = absolute(t2);
             const Int32 t4 = search<Int32>(encode_bounds_table{}, 7, t3);
@@ -241,7 +242,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass2([[maybe_unused]] compll_ite
             const Int32 t7 = widen<Int32>(t6);
             const Int32 t8 = wrap_multiply(splat<Int32>(INT64_C(8)), t7);
             const Int32 t9 = wrap_add(t4, t8);
-            const Int32 t10 = saturate<Int32>(t9, INT64_C(0), INT64_C(15));
+            const Int32 t10 = widen<Int32>(t9);
             o_code.put(row, block, uint32_t(t10));
         }
     }
@@ -503,9 +504,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
-//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+//     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
 struct hop_bounds_table {
     COMPLL_DEVICE float operator[](int64_t i) const {
@@ -699,16 +700,17 @@ template <bool FULL> COMPLL_DEVICE void hop_pass1([[maybe_unused]] compll_item& 
             const Int32 t8 = wrap_subtract(t7, splat<Int32>(INT64_C(121)));
             const Int32 t9 = wrap_multiply(t8, splat<Int32>(INT64_C(8)));
             const Int32 t10 = wrap_subtract(t7, splat<Int32>(INT64_C(3)));
-            const UInt32 t11 = widen<UInt32>(t10);
-            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
-            const Float t13 = bits_float(t12);
-            const Float t14 = divide(t3, t13);
-            const Float t15 = round_(t14);
-            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
-            const Int32 t17 = wrap_add(t9, t16);
-            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
-            const Int32 t19 = widen<Int32>(t18);
-            o_field_s.at[block] = static_cast<uint8_t>(t19);
+            const Int32 t11 = wrap_subtract(splat<Int32>(INT64_C(254)), t10);
+            const UInt32 t12 = widen<UInt32>(t11);
+            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
+            const Float t14 = bits_float(t13);
+            const Float t15 = t3 * t14;
+            const Float t16 = round_(t15);
+            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(229376));
+            const Int32 t18 = wrap_add(t9, t17);
+            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
+            const Int32 t20 = widen<Int32>(t19);
+            o_field_s.at[block] = static_cast<uint8_t>(t20);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_s) + tile * TILE, o_field_s, row, thread, count);
     }
@@ -752,7 +754,7 @@ template <bool FULL> COMPLL_DEVICE void hop_pass2([[maybe_unused]] compll_item& 
             const Float t17 = v_gradient + t16;
             const Float t18 = u_scale * t17;
             const Float t19 = divide(t18, u_whole);
-            const Float t20 = splat<Float>(((lt(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
+            const Float t20 = splat<Float>(((lt(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_(((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)) * (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract(INT64_C(254), (wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))))), INT64_C(0), INT64_C(4294967295)), 23u))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_(((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)) * (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract(INT64_C(254), (wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))))), INT64_C(0), INT64_C(4294967295)), 23u))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
             const Float t21 = divide(t19, t20);
             const Float t22 = absolute(t21);
             const Int32 t23 = search<Int32>(hop_bounds_table{}, 7, t22);
@@ -761,7 +763,7 @@ template <bool FULL> COMPLL_DEVICE void hop_pass2([[maybe_unused]] compll_item& 
             const Int32 t26 = widen<Int32>(t25);
             const Int32 t27 = wrap_multiply(splat<Int32>(INT64_C(8)), t26);
             const Int32 t28 = wrap_add(t23, t27);
-            const Int32 t29 = saturate<Int32>(t28, INT64_C(0), INT64_C(15));
+            const Int32 t29 = widen<Int32>(t28);
             o_code.put(row, block, uint32_t(t29));
         }
     }

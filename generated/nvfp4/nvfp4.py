@@ -25,9 +25,9 @@ OPERATIONS = {}
 #   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 #   put whole: float = whole
 #   pass[((n + 15) / 16)]
-#     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+#     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 #   pass[n]
-#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs(((gradient[i] / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits(gradient[i]) >> 31)))))
 
 encode_frame = frame_type(
     params=[],
@@ -141,16 +141,17 @@ def encode_pass1_tile(k, tile, count):
             t8 = t7 - splat(Int32, 121)
             t9 = t8 * splat(Int32, 8)
             t10 = t7 - splat(Int32, 3)
-            t11 = widen(UInt32, t10)
-            t12 = shift_left(t11, splat(UInt32, 23))
-            t13 = bits_float(t12)
-            t14 = divide(t3, t13)
-            t15 = round_(t14)
-            t16 = saturate(Int32, t15, 0, 229376)
-            t17 = t9 + t16
-            t18 = smaller(t17, splat(Int32, 127))
-            t19 = widen(Int32, t18)
-            store(u8, k.f_s, start + at, t19, live)
+            t11 = splat(Int32, 254) - t10
+            t12 = widen(UInt32, t11)
+            t13 = shift_left(t12, splat(UInt32, 23))
+            t14 = bits_float(t13)
+            t15 = t3 * t14
+            t16 = round_(t15)
+            t17 = saturate(Int32, t16, 0, 229376)
+            t18 = t9 + t17
+            t19 = smaller(t18, splat(Int32, 127))
+            t20 = widen(Int32, t19)
+            store(u8, k.f_s, start + at, t20, live)
 
 
 @loop(encode_frame)
@@ -189,31 +190,32 @@ def encode_pass2_tile(k, tile, count):
             t10 = t9 - splat(Int32, 121)
             t11 = t10 * splat(Int32, 8)
             t12 = t9 - splat(Int32, 3)
-            t13 = widen(UInt32, t12)
-            t14 = shift_left(t13, splat(UInt32, 23))
-            t15 = bits_float(t14)
-            t16 = divide(t5, t15)
-            t17 = round_(t16)
-            t18 = saturate(Int32, t17, 0, 229376)
-            t19 = t11 + t18
-            t20 = smaller(t19, splat(Int32, 127))
-            t21 = widen(Int32, t20)
-            t22 = lt(t21, splat(Int32, 127))
-            t23 = widen(UInt32, t21)
-            t24 = shift_left(t23, splat(UInt32, 20))
-            t25 = bits_float(t24)
-            t26 = t25 * splat(Float, 1.329227995784916e+36)
-            t27 = select(t22, t26, splat(Float, nan))
-            t28 = divide(t0, t27)
-            t29 = absolute(t28)
-            t30 = search(Int32, encode_bounds_table, t29)
-            t31 = float_bits(v_gradient)
-            t32 = shift_right(t31, splat(UInt32, 31))
-            t33 = widen(Int32, t32)
-            t34 = splat(Int32, 8) * t33
-            t35 = t30 + t34
-            t36 = saturate(Int32, t35, 0, 15)
-            pack(4, k.f_code, start + at, t36, live)
+            t13 = splat(Int32, 254) - t12
+            t14 = widen(UInt32, t13)
+            t15 = shift_left(t14, splat(UInt32, 23))
+            t16 = bits_float(t15)
+            t17 = t5 * t16
+            t18 = round_(t17)
+            t19 = saturate(Int32, t18, 0, 229376)
+            t20 = t11 + t19
+            t21 = smaller(t20, splat(Int32, 127))
+            t22 = widen(Int32, t21)
+            t23 = lt(t22, splat(Int32, 127))
+            t24 = widen(UInt32, t22)
+            t25 = shift_left(t24, splat(UInt32, 20))
+            t26 = bits_float(t25)
+            t27 = t26 * splat(Float, 1.329227995784916e+36)
+            t28 = select(t23, t27, splat(Float, nan))
+            t29 = divide(t0, t28)
+            t30 = absolute(t29)
+            t31 = search(Int32, encode_bounds_table, t30)
+            t32 = float_bits(v_gradient)
+            t33 = shift_right(t32, splat(UInt32, 31))
+            t34 = widen(Int32, t33)
+            t35 = splat(Int32, 8) * t34
+            t36 = t31 + t35
+            t37 = widen(Int32, t36)
+            pack(4, k.f_code, start + at, t37, live)
 
 
 @loop(encode_frame)
@@ -532,9 +534,9 @@ OPERATIONS["decode_add"] = Kernels(
 #   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 #   put whole: float = whole
 #   pass[((n + 15) / 16)]
-#     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
+#     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 #   pass[n]
-#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
 hop_frame = frame_type(
     params=[],
@@ -692,16 +694,17 @@ def hop_pass1_tile(k, tile, count):
             t8 = t7 - splat(Int32, 121)
             t9 = t8 * splat(Int32, 8)
             t10 = t7 - splat(Int32, 3)
-            t11 = widen(UInt32, t10)
-            t12 = shift_left(t11, splat(UInt32, 23))
-            t13 = bits_float(t12)
-            t14 = divide(t3, t13)
-            t15 = round_(t14)
-            t16 = saturate(Int32, t15, 0, 229376)
-            t17 = t9 + t16
-            t18 = smaller(t17, splat(Int32, 127))
-            t19 = widen(Int32, t18)
-            store(u8, k.f_s, start + at, t19, live)
+            t11 = splat(Int32, 254) - t10
+            t12 = widen(UInt32, t11)
+            t13 = shift_left(t12, splat(UInt32, 23))
+            t14 = bits_float(t13)
+            t15 = t3 * t14
+            t16 = round_(t15)
+            t17 = saturate(Int32, t16, 0, 229376)
+            t18 = t9 + t17
+            t19 = smaller(t18, splat(Int32, 127))
+            t20 = widen(Int32, t19)
+            store(u8, k.f_s, start + at, t20, live)
 
 
 @loop(hop_frame)
@@ -762,31 +765,32 @@ def hop_pass2_tile(k, tile, count):
             t29 = t28 - splat(Int32, 121)
             t30 = t29 * splat(Int32, 8)
             t31 = t28 - splat(Int32, 3)
-            t32 = widen(UInt32, t31)
-            t33 = shift_left(t32, splat(UInt32, 23))
-            t34 = bits_float(t33)
-            t35 = divide(t24, t34)
-            t36 = round_(t35)
-            t37 = saturate(Int32, t36, 0, 229376)
-            t38 = t30 + t37
-            t39 = smaller(t38, splat(Int32, 127))
-            t40 = widen(Int32, t39)
-            t41 = lt(t40, splat(Int32, 127))
-            t42 = widen(UInt32, t40)
-            t43 = shift_left(t42, splat(UInt32, 20))
-            t44 = bits_float(t43)
-            t45 = t44 * splat(Float, 1.329227995784916e+36)
-            t46 = select(t41, t45, splat(Float, nan))
-            t47 = divide(t19, t46)
-            t48 = absolute(t47)
-            t49 = search(Int32, hop_bounds_table, t48)
-            t50 = float_bits(t18)
-            t51 = shift_right(t50, splat(UInt32, 31))
-            t52 = widen(Int32, t51)
-            t53 = splat(Int32, 8) * t52
-            t54 = t49 + t53
-            t55 = saturate(Int32, t54, 0, 15)
-            pack(4, k.f_code, start + at, t55, live)
+            t32 = splat(Int32, 254) - t31
+            t33 = widen(UInt32, t32)
+            t34 = shift_left(t33, splat(UInt32, 23))
+            t35 = bits_float(t34)
+            t36 = t24 * t35
+            t37 = round_(t36)
+            t38 = saturate(Int32, t37, 0, 229376)
+            t39 = t30 + t38
+            t40 = smaller(t39, splat(Int32, 127))
+            t41 = widen(Int32, t40)
+            t42 = lt(t41, splat(Int32, 127))
+            t43 = widen(UInt32, t41)
+            t44 = shift_left(t43, splat(UInt32, 20))
+            t45 = bits_float(t44)
+            t46 = t45 * splat(Float, 1.329227995784916e+36)
+            t47 = select(t42, t46, splat(Float, nan))
+            t48 = divide(t19, t47)
+            t49 = absolute(t48)
+            t50 = search(Int32, hop_bounds_table, t49)
+            t51 = float_bits(t18)
+            t52 = shift_right(t51, splat(UInt32, 31))
+            t53 = widen(Int32, t52)
+            t54 = splat(Int32, 8) * t53
+            t55 = t50 + t54
+            t56 = widen(Int32, t55)
+            pack(4, k.f_code, start + at, t56, live)
 
 
 @loop(hop_frame)

@@ -103,8 +103,8 @@ struct EncodeAddOf2 {
 };
 
 template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    uint8_t room_bit[LANES] = {};
-    uint8_t* const o_bit = FULL ? k.f_bit + tile * LANES : room_bit;
+    uint8_t room_bit[LANES * 1];
+    uint8_t* const o_bit = FULL ? k.f_bit + tile * (LANES * 1) : room_bit;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     Int32 a_ups[BLOCKS];
@@ -133,7 +133,7 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
             else if (FULL) a_down_add[block] = EncodeAddOf2{}(a_down_add[block], t4);
             else a_down_add[block] = select(first_lanes(live), EncodeAddOf2{}(a_down_add[block], t4, live), a_down_add[block]);
     });
-    if (!FULL) std::memcpy(k.f_bit + tile * LANES, room_bit, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_bit + tile * (LANES * 1), room_bit, (count * 1 + 7) / 8);
     k.ups_tiles[tile] = fold<FULL>(a_ups, count < LANES ? count : LANES, EncodeAddOf0{});
     k.up_add_tiles[tile] = fold<FULL>(a_up_add, count < LANES ? count : LANES, EncodeAddOf1{});
     k.down_add_tiles[tile] = fold<FULL>(a_down_add, count < LANES ? count : LANES, EncodeAddOf2{});
@@ -253,13 +253,11 @@ struct DecodeFrame {
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_up_1 = splat<Float>(k.up_1_);
     const Float u_down_1 = splat<Float>(k.down_1_);
-    alignas(64) uint8_t c_bit[TILE];
-    unpack<1, FULL>(c_bit, k.f_bit + tile * (LANES * 1), count);
-    const auto* in_bit = c_bit;
+    const PackedCodes<1, true> in_bit(k.f_bit, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_bit = load<Int32, true>(in_bit + at, live);
+            const Int32 v_bit = load_codes<FULL>(in_bit, at, live);
             const Mask t0 = ne(v_bit, splat<Int32>(INT64_C(0)));
             const Float t1 = select(t0, u_up_1, u_down_1);
             store<FULL>(k.gradient + tile * TILE + at, canonical(t1), live);
@@ -328,15 +326,13 @@ template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, 
     const Float u_scale = splat<Float>(k.scale);
     const Float u_up_1 = splat<Float>(k.up_1_);
     const Float u_down_1 = splat<Float>(k.down_1_);
-    alignas(64) uint8_t c_bit[TILE];
-    unpack<1, FULL>(c_bit, k.f_bit + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_bit = c_bit;
+    const PackedCodes<1, true> in_bit(k.f_bit, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_bit = load<Int32, true>(in_bit + at, live);
+            const Int32 v_bit = load_codes<FULL>(in_bit, at, live);
             const Mask t0 = ne(v_bit, splat<Int32>(INT64_C(0)));
             const Float t1 = select(t0, u_up_1, u_down_1);
             const Float t2 = u_scale * t1;
@@ -449,12 +445,10 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_up_1 = splat<Float>(k.received_up_1_);
     const Float u_received_down_1 = splat<Float>(k.received_down_1_);
-    alignas(64) uint8_t c_received_bit[TILE];
-    unpack<1, FULL>(c_received_bit, k.f_received_bit + tile * (LANES * 1), count);
-    uint8_t room_bit[LANES] = {};
-    uint8_t* const o_bit = FULL ? k.f_bit + tile * LANES : room_bit;
+    uint8_t room_bit[LANES * 1];
+    uint8_t* const o_bit = FULL ? k.f_bit + tile * (LANES * 1) : room_bit;
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_bit = c_received_bit;
+    const PackedCodes<1, true> in_received_bit(k.f_received_bit, tile * TILE);
     const auto* in_residual = k.s_residual + tile * TILE;
     Int32 a_ups[BLOCKS];
     Float a_up_add[BLOCKS];
@@ -464,7 +458,7 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_bit = load<Int32, true>(in_received_bit + at, live);
+            const Int32 v_received_bit = load_codes<FULL>(in_received_bit, at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Mask t0 = ne(v_received_bit, splat<Int32>(INT64_C(0)));
             const Float t1 = select(t0, u_received_up_1, u_received_down_1);
@@ -487,7 +481,7 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
             else if (FULL) a_down_add[block] = HopAddOf2{}(a_down_add[block], t8);
             else a_down_add[block] = select(first_lanes(live), HopAddOf2{}(a_down_add[block], t8, live), a_down_add[block]);
     });
-    if (!FULL) std::memcpy(k.f_bit + tile * LANES, room_bit, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_bit + tile * (LANES * 1), room_bit, (count * 1 + 7) / 8);
     k.ups_tiles[tile] = fold<FULL>(a_ups, count < LANES ? count : LANES, HopAddOf0{});
     k.up_add_tiles[tile] = fold<FULL>(a_up_add, count < LANES ? count : LANES, HopAddOf1{});
     k.down_add_tiles[tile] = fold<FULL>(a_down_add, count < LANES ? count : LANES, HopAddOf2{});
@@ -500,16 +494,14 @@ template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unuse
     const Float u_received_down_1 = splat<Float>(k.received_down_1_);
     const Float u_up = splat<Float>(k.up_);
     const Float u_down = splat<Float>(k.down_);
-    alignas(64) uint8_t c_received_bit[TILE];
-    unpack<1, FULL>(c_received_bit, k.f_received_bit + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_bit = c_received_bit;
+    const PackedCodes<1, true> in_received_bit(k.f_received_bit, tile * TILE);
     const auto* in_residual = k.s_residual + tile * TILE;
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_bit = load<Int32, true>(in_received_bit + at, live);
+            const Int32 v_received_bit = load_codes<FULL>(in_received_bit, at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Mask t0 = ne(v_received_bit, splat<Int32>(INT64_C(0)));
             const Float t1 = select(t0, u_received_up_1, u_received_down_1);

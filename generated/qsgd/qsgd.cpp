@@ -80,19 +80,28 @@ struct EncodeAddOf0 {
 };
 
 
-struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
+struct encode_pass0_blocks {  // one value a block of 512, for the blocks of 4096 elements
     int64_t first, begin;
-    float r_norm_add[2];
-    float h0[2];
+    alignas(64) float r_norm_add[16];
+    alignas(64) Element<Float> h0[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void encode_pass0_values1([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p,
+    encode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_norm_add = load<Float, true>(b.r_norm_add + j, live);
+    const Float t0 = sqrt_(v_norm_add);
+    store<true>(b.h0 + j, t0, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_norm) + b.first + j, canonical(t0), live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_norm_add) {
+template <int N, class R0> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] encode_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_norm_add) {
     constexpr bool FULL = N > 0;
     const auto* in_gradient = k.gradient + first;
     Float a_norm_add[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
@@ -105,27 +114,45 @@ template <int N> inline void encode_pass0_stage0(EncodeFrame& k, [[maybe_unused]
             else a_norm_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_norm_add[block], t0, live), a_norm_add[block]);
         }
     }
-    if constexpr (FULL) r_norm_add = fold_known<(N < LANES ? N : LANES)>(a_norm_add, EncodeAddOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_norm_add = fold_far<(N < LANES ? N : LANES)>(a_norm_add, EncodeAddOf0{});
+    else if constexpr (FULL) r_norm_add = fold_known<LANES>(a_norm_add, EncodeAddOf0{});
     else r_norm_add = fold_any(a_norm_add, count < LANES ? count : LANES, EncodeAddOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void encode_pass0_reduce0(EncodeFrame& k, const Params& p, encode_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 512;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_norm_add[WIDTH];
+        for (int i = 0; i < live; ++i) encode_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_norm_add[i]);
+        for (int i = live; i < WIDTH; ++i) r_norm_add[i] = r_norm_add[0];
+        fold_blocks(b.r_norm_add + j, float(0x0.0p+0f), r_norm_add, EncodeAddOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_norm_add;
+        encode_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_norm_add);
+        b.r_norm_add[j + i] = EncodeAddOf0{}(float(0x0.0p+0f), r_norm_add);
+    }
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, const Params& p, const encode_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 512 elements, 4096 elements at a time: reduce each, then store.
 inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 512, SPAN = 1024;
+    constexpr int64_t BLOCK = 512, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     encode_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_norm_add;
-        if (512 > 0 && count == BLOCK) encode_pass0_stage0<512>(k, p, b, j, first, int(count), r_norm_add);
-        else encode_pass0_stage0<0>(k, p, b, j, first, int(count), r_norm_add);
-        b.r_norm_add[j] = EncodeAddOf0{}(float(0x0.0p+0f), r_norm_add);
-        b.h0[j] = (sqrt_(b.r_norm_add[j]));
-        put<float>(k.f_norm + (b.first + j) * sizeof(float), (sqrt_(b.r_norm_add[j])));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        encode_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) encode_pass0_values1<true>(k, p, b, j, WIDTH);
+        else encode_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -135,10 +162,11 @@ inline void encode_pass0_span(EncodeFrame& k, const Params& p, int64_t span, int
 }
 
 template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, const encode_pass0_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_level[TILE];
-    if (!FULL) std::memset(o_level, 0, TILE);
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    [[maybe_unused]] const int64_t own = tile * TILE / 512 - b.first;  // the block that the tile begins in
+    uint8_t room_level[LANES * 3];
+    uint8_t* const o_level = FULL ? k.f_level + tile * (LANES * 3) : room_level;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
@@ -146,9 +174,10 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            const Float t1 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 512 - b.first]);
+            const Float t1 = splat<Float>(b.h0[own + row / 4]);
             const Float t2 = divide(t0, t1);
             const Float t3 = t2 * splat<Float>(0x1.c000000000000p+2f);
             const Float t4 = stochastic_round(r0[block][row], t3);
@@ -156,11 +185,11 @@ template <bool FULL> inline void encode_pass0(EncodeFrame& k, [[maybe_unused]] c
             const Mask t6 = lt(v_gradient, splat<Float>(0x0.0p+0f));
             const Int32 t7 = widen<Int32>(bit(t6));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            store<true>(o_level + at, FULL ? t5 : t5 & first_lanes(live), WIDTH);
+            put_codes<3>(o_level + at / 8 * 3, FULL ? t5 : t5 & first_lanes(live));
             put_bits(o_negative + at / 8, FULL ? ne(t7, Int32{}) : ne(t7, Int32{}) & first_lanes(live));
     });
-    pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_level + tile * (LANES * 3), room_level, (count * 3 + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -197,8 +226,8 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { encode_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;
@@ -227,21 +256,54 @@ struct DecodeFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    alignas(64) uint8_t c_level[TILE];
-    unpack<3, FULL>(c_level, k.f_level + tile * (LANES * 3), count);
-    const auto* in_negative = c_negative;
-    const auto* in_level = c_level;
+
+struct decode_pass0_blocks {  // one value a block of 512, for the blocks of 4096 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[16];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_pass0_values0([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p,
+    decode_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_norm = load<Float, FULL>(reinterpret_cast<const float*>(k.f_norm) + b.first + j, live);
+    const Float t0 = divide(v_norm, splat<Float>(0x1.c000000000000p+2f));
+    store<true>(b.h0 + j, t0, WIDTH);
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, const Params& p, const decode_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 512 elements, 4096 elements at a time: reduce each, then store.
+inline void decode_pass0_span(DecodeFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 512, SPAN = 4096;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_pass0<true>(k, p, b, tile, TILE);
+        else decode_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, const decode_pass0_blocks& b, int64_t tile, int count) {
+    [[maybe_unused]] const int64_t own = tile * TILE / 512 - b.first;  // the block that the tile begins in
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
+    const PackedCodes<3, true> in_level(k.f_level, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
-            const Int32 v_level = load<Int32, true>(in_level + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
+            const Int32 v_level = load_codes<FULL>(in_level, at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + uint64_t(tile * TILE + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>(b.h0[own + row / 4]);
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
@@ -275,11 +337,8 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_pass0<true>(k, p, tile, TILE);
-            else decode_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { decode_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -307,24 +366,57 @@ struct DecodeAddFrame {
     uint8_t* f_negative;
 };
 
-template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+
+struct decode_add_pass0_blocks {  // one value a block of 512, for the blocks of 4096 elements
+    int64_t first, begin;
+    alignas(64) Element<Float> h0[16];
+};
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void decode_add_pass0_values0([[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p,
+    decode_add_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_norm = load<Float, FULL>(reinterpret_cast<const float*>(k.f_norm) + b.first + j, live);
+    const Float t0 = divide(v_norm, splat<Float>(0x1.c000000000000p+2f));
+    store<true>(b.h0 + j, t0, WIDTH);
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count);
+
+// Blocks of 512 elements, 4096 elements at a time: reduce each, then store.
+inline void decode_add_pass0_span(DecodeAddFrame& k, const Params& p, int64_t span, int64_t length) {
+    constexpr int64_t BLOCK = 512, SPAN = 4096;
+    const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
+    decode_add_pass0_blocks b;
+    b.begin = begin;
+    b.first = begin / BLOCK;
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) decode_add_pass0_values0<true>(k, p, b, j, WIDTH);
+        else decode_add_pass0_values0<false>(k, p, b, j, live);
+    }
+    for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
+        const int64_t rest = length - tile * TILE;
+        if (rest >= TILE) decode_add_pass0<true>(k, p, b, tile, TILE);
+        else decode_add_pass0<false>(k, p, b, tile, int(rest));
+    }
+}
+
+template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, const decode_add_pass0_blocks& b, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    alignas(64) uint8_t c_level[TILE];
-    unpack<3, FULL>(c_level, k.f_level + tile * (LANES * 3), count);
+    [[maybe_unused]] const int64_t own = tile * TILE / 512 - b.first;  // the block that the tile begins in
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_negative = c_negative;
-    const auto* in_level = c_level;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
+    const PackedCodes<3, true> in_level(k.f_level, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
-            const Int32 v_level = load<Int32, true>(in_level + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
+            const Int32 v_level = load_codes<FULL>(in_level, at, live);
             const Mask t0 = eq(v_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_norm + uint64_t(tile * TILE + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>(b.h0[own + row / 4]);
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
@@ -360,11 +452,8 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        for_tiles(tiles, threads, [&](int64_t tile) {
-            const int64_t rest = length - tile * TILE;
-            if (rest >= TILE) decode_add_pass0<true>(k, p, tile, TILE);
-            else decode_add_pass0<false>(k, p, tile, int(rest));
-        });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { decode_add_pass0_span(k, p, span, length); });
     }
     if (k.outside && k.n) return OUT_OF_RANGE;
     return k.bad ? NOT_FINITE : OK;
@@ -408,38 +497,52 @@ struct HopAddOf0 {
 };
 
 
-struct hop_pass0_blocks {  // one value a block of 512, for the blocks of 1024 elements
+struct hop_pass0_blocks {  // one value a block of 512, for the blocks of 4096 elements
     int64_t first, begin;
-    alignas(64) uint8_t c_received_negative[1024];
-    alignas(64) uint8_t c_received_level[1024];
-    alignas(64) float kept0[1024 + WIDTH];
-    float r_norm_add[2];
-    float h0[2];
+    alignas(64) float kept0[4096 + WIDTH];
+    alignas(64) float r_norm_add[16];
+    alignas(64) Element<Float> h1[16];
+    alignas(64) Element<Float> h0[16];
 };
 
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values0([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_received_norm = load<Float, FULL>(reinterpret_cast<const float*>(k.f_received_norm) + b.first + j, live);
+    const Float t0 = divide(v_received_norm, splat<Float>(0x1.c000000000000p+2f));
+    store<true>(b.h1 + j, t0, WIDTH);
+}
+
+// Work out values of `live` blocks from block `j` of the span on, a block a lane.
+template <bool FULL> inline void hop_pass0_values1([[maybe_unused]] HopFrame& k, [[maybe_unused]] const Params& p,
+    hop_pass0_blocks& b, int64_t j, [[maybe_unused]] int live) {
+    const Float v_norm_add = load<Float, true>(b.r_norm_add + j, live);
+    const Float t0 = sqrt_(v_norm_add);
+    store<true>(b.h0 + j, t0, WIDTH);
+    store<FULL>(reinterpret_cast<float*>(k.f_norm) + b.first + j, canonical(t0), live);
+}
+
 // Reduce `count` elements from `first` on, at most a tile; N > 0: so many, known to the compiler.
-template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
-    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, float& r_norm_add) {
+template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] const Params& p,
+    [[maybe_unused]] hop_pass0_blocks& b, [[maybe_unused]] int64_t j, int64_t first, int count, R0& r_norm_add) {
     constexpr bool FULL = N > 0;
     const Float u_scale = splat<Float>(k.scale);
-    const uint8_t* const c_received_negative = b.c_received_negative + (first - b.begin);
-    const uint8_t* const c_received_level = b.c_received_level + (first - b.begin);
     const auto* in_gradient = k.gradient + first;
-    const auto* in_received_negative = c_received_negative;
-    const auto* in_received_level = c_received_level;
+    const PackedCodes<1, FULL> in_received_negative(k.f_received_negative, first);
+    const PackedCodes<3, FULL> in_received_level(k.f_received_level, first);
     Float a_norm_add[BLOCKS];
-    for (int row = 0; row < ROWS; ++row) {
+    for (int row = 0; row < (FULL ? (N + LANES - 1) / LANES : ROWS); ++row) {
 #pragma GCC unroll 8
         for (int block = 0; block < BLOCKS; ++block) {
             const int at = row * LANES + block * WIDTH;
             if (FULL ? at >= N : at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_negative = load<Int32, FULL>(in_received_negative + at, live);
-            const Int32 v_received_level = load<Int32, FULL>(in_received_level + at, live);
+            const Int32 v_received_negative = load_codes<FULL>(in_received_negative, at, live);
+            const Int32 v_received_level = load_codes<FULL>(in_received_level, at, live);
             const Mask t0 = eq(v_received_negative, splat<Int32>(INT64_C(1)));
             const Float t1 = widen<Float>(v_received_level);
-            const Float t2 = splat<Float>((divide(get<float>(k.f_received_norm + uint64_t(first + at) / 512 * sizeof(float)), 0x1.c000000000000p+2f)));
+            const Float t2 = splat<Float>(b.h1[j]);
             const Float t3 = t1 * t2;
             const Float t4 = -t3;
             const Float t5 = select(t0, t4, t3);
@@ -452,39 +555,47 @@ template <int N> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unused]] cons
             else a_norm_add[block] = select(first_lanes(live), HopAddOf0{}(a_norm_add[block], t8, live), a_norm_add[block]);
         }
     }
-    if constexpr (FULL) r_norm_add = fold_known<(N < LANES ? N : LANES)>(a_norm_add, HopAddOf0{});
+    if constexpr (std::is_same_v<R0, Float>) r_norm_add = fold_far<(N < LANES ? N : LANES)>(a_norm_add, HopAddOf0{});
+    else if constexpr (FULL) r_norm_add = fold_known<LANES>(a_norm_add, HopAddOf0{});
     else r_norm_add = fold_any(a_norm_add, count < LANES ? count : LANES, HopAddOf0{});
+}
+
+// Reduce `live` blocks from block `j` of the span on, which ends at `end`.
+inline void hop_pass0_reduce0(HopFrame& k, const Params& p, hop_pass0_blocks& b, int64_t j, int live, int64_t end) {
+    constexpr int64_t BLOCK = 512;
+    const int64_t begin = b.begin + j * BLOCK;
+    if (begin + live * BLOCK <= end) {  // whole blocks, whose lanes are folded side by side
+        Float r_norm_add[WIDTH];
+        for (int i = 0; i < live; ++i) hop_pass0_stage0<BLOCK>(k, p, b, j + i, begin + i * BLOCK, BLOCK, r_norm_add[i]);
+        for (int i = live; i < WIDTH; ++i) r_norm_add[i] = r_norm_add[0];
+        fold_blocks(b.r_norm_add + j, float(0x0.0p+0f), r_norm_add, HopAddOf0{});
+        return;
+    }
+    for (int i = 0; i < live; ++i) {
+        const int64_t first = begin + i * BLOCK, count = first + BLOCK < end ? BLOCK : end - first;
+        float r_norm_add;
+        hop_pass0_stage0<0>(k, p, b, j + i, first, int(count), r_norm_add);
+        b.r_norm_add[j + i] = HopAddOf0{}(float(0x0.0p+0f), r_norm_add);
+    }
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, const Params& p, const hop_pass0_blocks& b, int64_t tile, int count);
 
-// Blocks of 512 elements, 1024 elements at a time: reduce each, then store.
+// Blocks of 512 elements, 4096 elements at a time: reduce each, then store.
 inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t length) {
-    constexpr int64_t BLOCK = 512, SPAN = 1024;
+    constexpr int64_t BLOCK = 512, SPAN = 4096;
     const int64_t begin = span * SPAN, end = begin + SPAN < length ? begin + SPAN : length;
     hop_pass0_blocks b;
     b.begin = begin;
     b.first = begin / BLOCK;
-    for (int64_t at = begin; at < end; at += TILE) {
-        uint8_t* const codes = b.c_received_negative + (at - begin);
-        const uint8_t* const from = k.f_received_negative + at / 8 * 1;
-        if (end - at >= TILE) unpack<1, true>(codes, from, TILE);
-        else unpack<1, false>(codes, from, int(end - at));
-    }
-    for (int64_t at = begin; at < end; at += TILE) {
-        uint8_t* const codes = b.c_received_level + (at - begin);
-        const uint8_t* const from = k.f_received_level + at / 8 * 3;
-        if (end - at >= TILE) unpack<3, true>(codes, from, TILE);
-        else unpack<3, false>(codes, from, int(end - at));
-    }
-    for (int64_t j = 0, first = begin; first < end; ++j, first += BLOCK) {
-        const int64_t count = first + BLOCK < end ? BLOCK : end - first;
-        float r_norm_add;
-        if (512 > 0 && count == BLOCK) hop_pass0_stage0<512>(k, p, b, j, first, int(count), r_norm_add);
-        else hop_pass0_stage0<0>(k, p, b, j, first, int(count), r_norm_add);
-        b.r_norm_add[j] = HopAddOf0{}(float(0x0.0p+0f), r_norm_add);
-        b.h0[j] = (sqrt_(b.r_norm_add[j]));
-        put<float>(k.f_norm + (b.first + j) * sizeof(float), (sqrt_(b.r_norm_add[j])));
+    const int64_t count = (end - begin + BLOCK - 1) / BLOCK;
+    for (int64_t j = 0; j < count; j += WIDTH) {
+        const int live = count - j < WIDTH ? int(count - j) : WIDTH;
+        if (live == WIDTH) hop_pass0_values0<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values0<false>(k, p, b, j, live);
+        hop_pass0_reduce0(k, p, b, j, live, end);
+        if (live == WIDTH) hop_pass0_values1<true>(k, p, b, j, WIDTH);
+        else hop_pass0_values1<false>(k, p, b, j, live);
     }
     for (int64_t tile = begin / TILE; tile * TILE < end; ++tile) {
         const int64_t rest = length - tile * TILE;
@@ -494,19 +605,21 @@ inline void hop_pass0_span(HopFrame& k, const Params& p, int64_t span, int64_t l
 }
 
 template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, const hop_pass0_blocks& b, int64_t tile, int count) {
-    alignas(64) uint8_t o_level[TILE];
-    if (!FULL) std::memset(o_level, 0, TILE);
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    [[maybe_unused]] const int64_t own = tile * TILE / 512 - b.first;  // the block that the tile begins in
+    uint8_t room_level[LANES * 3];
+    uint8_t* const o_level = FULL ? k.f_level + tile * (LANES * 3) : room_level;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = absolute(t0);
-            const Float t2 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 512 - b.first]);
+            const Float t2 = splat<Float>(b.h0[own + row / 4]);
             const Float t3 = divide(t1, t2);
             const Float t4 = t3 * splat<Float>(0x1.c000000000000p+2f);
             const Float t5 = stochastic_round(r0[block][row], t4);
@@ -514,11 +627,11 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
             const Mask t7 = lt(t0, splat<Float>(0x0.0p+0f));
             const Int32 t8 = widen<Int32>(bit(t7));
             widest = over(widest, FULL ? magnitude(t0) : magnitude(t0) & (UInt32)first_lanes(live));
-            store<true>(o_level + at, FULL ? t6 : t6 & first_lanes(live), WIDTH);
+            put_codes<3>(o_level + at / 8 * 3, FULL ? t6 : t6 & first_lanes(live));
             put_bits(o_negative + at / 8, FULL ? ne(t8, Int32{}) : ne(t8, Int32{}) & first_lanes(live));
     });
-    pack<3, FULL>(k.f_level + tile * (LANES * 3), o_level, count);
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_level + tile * (LANES * 3), room_level, (count * 3 + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -558,8 +671,8 @@ int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]
     {
         const int64_t length = k.n;
         [[maybe_unused]] const int64_t tiles = (length + TILE - 1) / TILE;
-        const int64_t spans = (length + 1024 - 1) / 1024;
-        for_tiles<64>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
+        const int64_t spans = (length + 4096 - 1) / 4096;
+        for_tiles<16>(spans, threads, [&](int64_t span) { hop_pass0_span(k, p, span, length); });
     }
     item.length = at.end;
     if (k.outside && k.n) return OUT_OF_RANGE;

@@ -66,7 +66,7 @@ struct EncodeFrame {
 
 template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_ratio = splat<Float>(p.ratio_);
+    const Int64 u_n_Int64_1 = splat<Int64>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     UInt32 r_key0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_words(r_key0[block], k.shared_seed, 0, tile, block * WIDTH);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -74,19 +74,13 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position * u_n_Int64;
-            const Float t1 = widen<Float>(u_n_Int64);
-            const Float t2 = u_ratio * t1;
-            const Float t3 = ceil_(t2);
-            const Int64 t4 = saturate<Int64>(t3, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t5 = greater(t4, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t6 = smaller(t5, u_n_Int64);
-            const Int64 t7 = divide(t0, t6);
-            const Int64 t8 = position + widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int64 t9 = t8 * u_n_Int64;
-            const Int64 t10 = divide(t9, t6);
-            const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            const Float t12 = gather<Float>(k.gradient, k.n, t11, first_lanes(live), k.outside);
-            store<FULL>(reinterpret_cast<float*>(k.f_value) + tile * TILE + at, canonical(t12), live);
+            const Int64 t1 = divide(t0, u_n_Int64_1);
+            const Int64 t2 = position + widen<Int64>(splat<Int32>(INT64_C(1)));
+            const Int64 t3 = t2 * u_n_Int64;
+            const Int64 t4 = divide(t3, u_n_Int64_1);
+            const Int64 t5 = random_int(r_key0[block][row], t1, t4);
+            const Float t6 = gather<Float>(k.gradient, k.n, t5, first_lanes(live), k.outside);
+            store<FULL>(reinterpret_cast<float*>(k.f_value) + tile * TILE + at, canonical(t6), live);
     });
 }
 
@@ -174,7 +168,7 @@ struct DecodeFrame {
 
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_ratio = splat<Float>(p.ratio_);
+    const Int64 u_n_Int64_1 = splat<Int64>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     UInt32 r_key0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_words(r_key0[block], k.shared_seed, 0, tile, block * WIDTH);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -182,18 +176,12 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position * u_n_Int64;
-            const Float t1 = widen<Float>(u_n_Int64);
-            const Float t2 = u_ratio * t1;
-            const Float t3 = ceil_(t2);
-            const Int64 t4 = saturate<Int64>(t3, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t5 = greater(t4, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t6 = smaller(t5, u_n_Int64);
-            const Int64 t7 = divide(t0, t6);
-            const Int64 t8 = position + widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int64 t9 = t8 * u_n_Int64;
-            const Int64 t10 = divide(t9, t6);
-            const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t11, live);
+            const Int64 t1 = divide(t0, u_n_Int64_1);
+            const Int64 t2 = position + widen<Int64>(splat<Int32>(INT64_C(1)));
+            const Int64 t3 = t2 * u_n_Int64;
+            const Int64 t4 = divide(t3, u_n_Int64_1);
+            const Int64 t5 = random_int(r_key0[block][row], t1, t4);
+            store<FULL>(k.v_gradient_scatter_index + tile * TILE + at, t5, live);
     });
 }
 
@@ -278,7 +266,7 @@ struct DecodeAddFrame {
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_ratio = splat<Float>(p.ratio_);
+    const Int64 u_n_Int64_1 = splat<Int64>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     UInt32 r_key0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_words(r_key0[block], k.shared_seed, 0, tile, block * WIDTH);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
@@ -286,18 +274,12 @@ template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, 
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int64 position = Int64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (tile * TILE + at);
             const Int64 t0 = position * u_n_Int64;
-            const Float t1 = widen<Float>(u_n_Int64);
-            const Float t2 = u_ratio * t1;
-            const Float t3 = ceil_(t2);
-            const Int64 t4 = saturate<Int64>(t3, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t5 = greater(t4, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t6 = smaller(t5, u_n_Int64);
-            const Int64 t7 = divide(t0, t6);
-            const Int64 t8 = position + widen<Int64>(splat<Int32>(INT64_C(1)));
-            const Int64 t9 = t8 * u_n_Int64;
-            const Int64 t10 = divide(t9, t6);
-            const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            store<FULL>(k.v_gradient_index + tile * TILE + at, t11, live);
+            const Int64 t1 = divide(t0, u_n_Int64_1);
+            const Int64 t2 = position + widen<Int64>(splat<Int32>(INT64_C(1)));
+            const Int64 t3 = t2 * u_n_Int64;
+            const Int64 t4 = divide(t3, u_n_Int64_1);
+            const Int64 t5 = random_int(r_key0[block][row], t1, t4);
+            store<FULL>(k.v_gradient_index + tile * TILE + at, t5, live);
     });
 }
 

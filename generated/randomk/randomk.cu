@@ -61,7 +61,7 @@ static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratc
 template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_ratio = splat<Float>(p.ratio_);
+    const Int64 u_n_Int64_1 = splat<Int64>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     Words r_key0[QUAD];
 #pragma unroll
     for (int block = 0; block < QUAD; ++block) r_key0[block].fill(k.shared_seed, 0, tile, QUAD * thread + block);
@@ -75,19 +75,13 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 position = tile * TILE + at;
             const Int64 t0 = wrap_multiply(position, u_n_Int64);
-            const Float t1 = widen<Float>(u_n_Int64);
-            const Float t2 = u_ratio * t1;
-            const Float t3 = ceil_(t2);
-            const Int64 t4 = saturate<Int64>(t3, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t5 = greater(t4, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t6 = smaller(t5, u_n_Int64);
-            const Int64 t7 = divide(t0, t6);
-            const Int64 t8 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Int64 t9 = wrap_multiply(t8, u_n_Int64);
-            const Int64 t10 = divide(t9, t6);
-            const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            const Float t12 = gather<Float>(k.gradient, k.n, t11, true, k.outside);
-            o_field_value.at[block] = static_cast<float>(canonical(t12));
+            const Int64 t1 = divide(t0, u_n_Int64_1);
+            const Int64 t2 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
+            const Int64 t3 = wrap_multiply(t2, u_n_Int64);
+            const Int64 t4 = divide(t3, u_n_Int64_1);
+            const Int64 t5 = random_int(r_key0[block][row], t1, t4);
+            const Float t6 = gather<Float>(k.gradient, k.n, t5, true, k.outside);
+            o_field_value.at[block] = static_cast<float>(canonical(t6));
         }
         store<FULL>(reinterpret_cast<float*>(k.f_value) + tile * TILE, o_field_value, row, thread, count);
     }
@@ -172,7 +166,7 @@ static_assert(sizeof(DecodeFrame) <= FRAME_BYTES, "the frame outgrows the scratc
 template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_ratio = splat<Float>(p.ratio_);
+    const Int64 u_n_Int64_1 = splat<Int64>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     Words r_key0[QUAD];
 #pragma unroll
     for (int block = 0; block < QUAD; ++block) r_key0[block].fill(k.shared_seed, 0, tile, QUAD * thread + block);
@@ -186,18 +180,12 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int64 position = tile * TILE + at;
             const Int64 t0 = wrap_multiply(position, u_n_Int64);
-            const Float t1 = widen<Float>(u_n_Int64);
-            const Float t2 = u_ratio * t1;
-            const Float t3 = ceil_(t2);
-            const Int64 t4 = saturate<Int64>(t3, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t5 = greater(t4, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t6 = smaller(t5, u_n_Int64);
-            const Int64 t7 = divide(t0, t6);
-            const Int64 t8 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Int64 t9 = wrap_multiply(t8, u_n_Int64);
-            const Int64 t10 = divide(t9, t6);
-            const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t11);
+            const Int64 t1 = divide(t0, u_n_Int64_1);
+            const Int64 t2 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
+            const Int64 t3 = wrap_multiply(t2, u_n_Int64);
+            const Int64 t4 = divide(t3, u_n_Int64_1);
+            const Int64 t5 = random_int(r_key0[block][row], t1, t4);
+            o_vector_gradient_scatter_index.at[block] = static_cast<int64_t>(t5);
         }
         store<FULL>(k.v_gradient_scatter_index + tile * TILE, o_vector_gradient_scatter_index, row, thread, count);
     }
@@ -296,7 +284,7 @@ static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scr
 template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Int64 u_n_Int64 = splat<Int64>(k.n);
-    const Float u_ratio = splat<Float>(p.ratio_);
+    const Int64 u_n_Int64_1 = splat<Int64>((smaller((greater(saturate_one<int64_t>((ceil_((p.ratio_ * widen<float>(k.n)))), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(0))), k.n)));
     Words r_key0[QUAD];
 #pragma unroll
     for (int block = 0; block < QUAD; ++block) r_key0[block].fill(k.shared_seed, 0, tile, QUAD * thread + block);
@@ -310,18 +298,12 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             if (!FULL && at >= count) break;
             const Int64 position = tile * TILE + at;
             const Int64 t0 = wrap_multiply(position, u_n_Int64);
-            const Float t1 = widen<Float>(u_n_Int64);
-            const Float t2 = u_ratio * t1;
-            const Float t3 = ceil_(t2);
-            const Int64 t4 = saturate<Int64>(t3, INT64_MIN, INT64_C(9223372036854775807));
-            const Int64 t5 = greater(t4, widen<Int64>(splat<Int32>(INT64_C(0))));
-            const Int64 t6 = smaller(t5, u_n_Int64);
-            const Int64 t7 = divide(t0, t6);
-            const Int64 t8 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
-            const Int64 t9 = wrap_multiply(t8, u_n_Int64);
-            const Int64 t10 = divide(t9, t6);
-            const Int64 t11 = random_int(r_key0[block][row], t7, t10);
-            o_vector_gradient_index.at[block] = static_cast<int64_t>(t11);
+            const Int64 t1 = divide(t0, u_n_Int64_1);
+            const Int64 t2 = wrap_add(position, widen<Int64>(splat<Int32>(INT64_C(1))));
+            const Int64 t3 = wrap_multiply(t2, u_n_Int64);
+            const Int64 t4 = divide(t3, u_n_Int64_1);
+            const Int64 t5 = random_int(r_key0[block][row], t1, t4);
+            o_vector_gradient_index.at[block] = static_cast<int64_t>(t5);
         }
         store<FULL>(k.v_gradient_index + tile * TILE, o_vector_gradient_index, row, thread, count);
     }

@@ -33,7 +33,7 @@ encode_frame = frame_type(
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     u_n_Int64 = splat(Int64, one(k.n))
-    u_ratio = splat(Float, one(k.p_ratio))
+    u_n_Int64_1 = splat(Int64, (smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
     r_key0 = rows_buffer()
     for block in range(BLOCKS):
         random_words(r_key0, k.shared_seed, 0, tile, block * WIDTH)
@@ -42,19 +42,13 @@ def encode_pass0_tile(k, tile, count):
             live = left(count, at)
             position = positions(start + at)
             t0 = position * u_n_Int64
-            t1 = widen(Float, u_n_Int64)
-            t2 = u_ratio * t1
-            t3 = ceil_(t2)
-            t4 = saturate(Int64, t3, -9223372036854775808, 9223372036854775807)
-            t5 = greater(t4, widen(Int64, splat(Int32, 0)))
-            t6 = smaller(t5, u_n_Int64)
-            t7 = divide(t0, t6)
-            t8 = position + widen(Int64, splat(Int32, 1))
-            t9 = t8 * u_n_Int64
-            t10 = divide(t9, t6)
-            t11 = random_int(row_of(r_key0, row), t7, t10)
-            t12 = gather(Float, f32, k.gradient, native(one(k.n)), t11, first_lanes(live), k)
-            store(u32, k.f_value, start + at, float_bits(t12), live)
+            t1 = divide(t0, u_n_Int64_1)
+            t2 = position + widen(Int64, splat(Int32, 1))
+            t3 = t2 * u_n_Int64
+            t4 = divide(t3, u_n_Int64_1)
+            t5 = random_int(row_of(r_key0, row), t1, t4)
+            t6 = gather(Float, f32, k.gradient, native(one(k.n)), t5, first_lanes(live), k)
+            store(u32, k.f_value, start + at, float_bits(t6), live)
 
 
 @loop(encode_frame)
@@ -170,7 +164,7 @@ decode_frame = frame_type(
 def decode_pass0_tile(k, tile, count):
     start = tile * TILE
     u_n_Int64 = splat(Int64, one(k.n))
-    u_ratio = splat(Float, one(k.p_ratio))
+    u_n_Int64_1 = splat(Int64, (smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
     r_key0 = rows_buffer()
     for block in range(BLOCKS):
         random_words(r_key0, k.shared_seed, 0, tile, block * WIDTH)
@@ -179,18 +173,12 @@ def decode_pass0_tile(k, tile, count):
             live = left(count, at)
             position = positions(start + at)
             t0 = position * u_n_Int64
-            t1 = widen(Float, u_n_Int64)
-            t2 = u_ratio * t1
-            t3 = ceil_(t2)
-            t4 = saturate(Int64, t3, -9223372036854775808, 9223372036854775807)
-            t5 = greater(t4, widen(Int64, splat(Int32, 0)))
-            t6 = smaller(t5, u_n_Int64)
-            t7 = divide(t0, t6)
-            t8 = position + widen(Int64, splat(Int32, 1))
-            t9 = t8 * u_n_Int64
-            t10 = divide(t9, t6)
-            t11 = random_int(row_of(r_key0, row), t7, t10)
-            store(i64, k.v_gradient_scatter_index, start + at, t11, live)
+            t1 = divide(t0, u_n_Int64_1)
+            t2 = position + widen(Int64, splat(Int32, 1))
+            t3 = t2 * u_n_Int64
+            t4 = divide(t3, u_n_Int64_1)
+            t5 = random_int(row_of(r_key0, row), t1, t4)
+            store(i64, k.v_gradient_scatter_index, start + at, t5, live)
 
 
 @loop(decode_frame)
@@ -346,7 +334,7 @@ decode_add_frame = frame_type(
 def decode_add_pass0_tile(k, tile, count):
     start = tile * TILE
     u_n_Int64 = splat(Int64, one(k.n))
-    u_ratio = splat(Float, one(k.p_ratio))
+    u_n_Int64_1 = splat(Int64, (smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
     r_key0 = rows_buffer()
     for block in range(BLOCKS):
         random_words(r_key0, k.shared_seed, 0, tile, block * WIDTH)
@@ -355,18 +343,12 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             position = positions(start + at)
             t0 = position * u_n_Int64
-            t1 = widen(Float, u_n_Int64)
-            t2 = u_ratio * t1
-            t3 = ceil_(t2)
-            t4 = saturate(Int64, t3, -9223372036854775808, 9223372036854775807)
-            t5 = greater(t4, widen(Int64, splat(Int32, 0)))
-            t6 = smaller(t5, u_n_Int64)
-            t7 = divide(t0, t6)
-            t8 = position + widen(Int64, splat(Int32, 1))
-            t9 = t8 * u_n_Int64
-            t10 = divide(t9, t6)
-            t11 = random_int(row_of(r_key0, row), t7, t10)
-            store(i64, k.v_gradient_index, start + at, t11, live)
+            t1 = divide(t0, u_n_Int64_1)
+            t2 = position + widen(Int64, splat(Int32, 1))
+            t3 = t2 * u_n_Int64
+            t4 = divide(t3, u_n_Int64_1)
+            t5 = random_int(row_of(r_key0, row), t1, t4)
+            store(i64, k.v_gradient_index, start + at, t5, live)
 
 
 @loop(decode_add_frame)

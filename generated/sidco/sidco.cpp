@@ -135,13 +135,11 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_threshold_add[BLOCKS];
     Float a_threshold_greater[BLOCKS];
-    UInt32 widest{};
     each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Float t0 = absolute(v_gradient);
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             if (row == 0) a_threshold_add[block] = t0;
             else if (FULL) a_threshold_add[block] = EncodeAddOf0{}(a_threshold_add[block], t0);
             else a_threshold_add[block] = select(first_lanes(live), EncodeAddOf0{}(a_threshold_add[block], t0, live), a_threshold_add[block]);
@@ -151,7 +149,7 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
     });
     k.threshold_add_tiles[tile] = fold<FULL>(a_threshold_add, count < LANES ? count : LANES, EncodeAddOf0{});
     k.threshold_greater_tiles[tile] = fold<FULL>(a_threshold_greater, count < LANES ? count : LANES, EncodeGreaterOf1{});
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!(absolute(k.threshold_greater_tiles[tile]) < __builtin_inff())) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {

@@ -76,11 +76,10 @@ struct EncodeGreaterOf0 {
 };
 
 template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
-    uint8_t room_negative[LANES] = {};
-    uint8_t* const o_negative = FULL ? k.f_negative + tile * LANES : room_negative;
+    uint8_t room_negative[LANES * 1];
+    uint8_t* const o_negative = FULL ? k.f_negative + tile * (LANES * 1) : room_negative;
     const auto* in_gradient = k.gradient + tile * TILE;
     Float a_top[BLOCKS];
-    UInt32 widest{};
     each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
@@ -88,15 +87,14 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
             const Float t0 = absolute(v_gradient);
             const Mask t1 = lt(v_gradient, splat<Float>(0x0.0p+0f));
             const Int32 t2 = widen<Int32>(bit(t1));
-            widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
             put_bits(o_negative + at / 8, FULL ? ne(t2, Int32{}) : ne(t2, Int32{}) & first_lanes(live));
             if (row == 0) a_top[block] = t0;
             else if (FULL) a_top[block] = EncodeGreaterOf0{}(a_top[block], t0);
             else a_top[block] = select(first_lanes(live), EncodeGreaterOf0{}(a_top[block], t0, live), a_top[block]);
     });
-    if (!FULL) std::memcpy(k.f_negative + tile * LANES, room_negative, (count + 7) / 8);
+    if (!FULL) std::memcpy(k.f_negative + tile * (LANES * 1), room_negative, (count * 1 + 7) / 8);
     k.top_tiles[tile] = fold<FULL>(a_top, count < LANES ? count : LANES, EncodeGreaterOf0{});
-    if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
+    if (!(absolute(k.top_tiles[tile]) < __builtin_inff())) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -164,18 +162,16 @@ struct DecodeFrame {
 };
 
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
+    const Float u_n = splat<Float>((-k.unit_1_));
     const Float u_unit_1 = splat<Float>(k.unit_1_);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_unit_1;
-            const Float t2 = select(t0, t1, u_unit_1);
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t2), live);
+            const Float t1 = select(t0, u_n, u_unit_1);
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t1), live);
     });
 }
 
@@ -235,22 +231,20 @@ struct DecodeAddFrame {
 
 template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.unit_1_));
     const Float u_unit_1 = splat<Float>(k.unit_1_);
-    alignas(64) uint8_t c_negative[TILE];
-    unpack<1, FULL>(c_negative, k.f_negative + tile * (LANES * 1), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_negative = c_negative;
+    const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_negative = load<Int32, true>(in_negative + at, live);
+            const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_unit_1;
-            const Float t2 = select(t0, t1, u_unit_1);
-            const Float t3 = u_scale * t2;
-            const Float t4 = v_gradient + t3;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t4), live);
+            const Float t1 = select(t0, u_n, u_unit_1);
+            const Float t2 = u_scale * t1;
+            const Float t3 = v_gradient + t2;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
     });
 }
 

@@ -161,6 +161,7 @@ static_assert(sizeof(DecodeFrame) <= FRAME_BYTES, "the frame outgrows the scratc
 
 template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
+    const Float u_n = splat<Float>((-k.unit_1_));
     const Float u_unit_1 = splat<Float>(k.unit_1_);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
 #pragma unroll
@@ -173,9 +174,8 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_unit_1;
-            const Float t2 = select(t0, t1, u_unit_1);
-            o_output_gradient.at[block] = static_cast<float>(canonical(t2));
+            const Float t1 = select(t0, u_n, u_unit_1);
+            o_output_gradient.at[block] = static_cast<float>(canonical(t1));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -239,6 +239,7 @@ static_assert(sizeof(DecodeAddFrame) <= FRAME_BYTES, "the frame outgrows the scr
 template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
+    const Float u_n = splat<Float>((-k.unit_1_));
     const Float u_unit_1 = splat<Float>(k.unit_1_);
     const auto c_negative = unpack<1, FULL>(k.f_negative + tile * (LANES * 1), thread, count);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
@@ -253,11 +254,10 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_negative = widen<Int32>(c_negative.get(row, block));
             const Mask t0 = ne(v_negative, splat<Int32>(INT64_C(0)));
-            const Float t1 = -u_unit_1;
-            const Float t2 = select(t0, t1, u_unit_1);
-            const Float t3 = u_scale * t2;
-            const Float t4 = v_gradient + t3;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t4));
+            const Float t1 = select(t0, u_n, u_unit_1);
+            const Float t2 = u_scale * t1;
+            const Float t3 = v_gradient + t2;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t3));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }

@@ -160,6 +160,7 @@ decode_frame = frame_type(
 @inner
 def decode_pass0_tile(k, tile, count):
     start = tile * TILE
+    u_n = splat(Float, (-one(k.unit_1_)))
     u_unit_1 = splat(Float, one(k.unit_1_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -167,9 +168,8 @@ def decode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_negative = unpack(1, k.f_negative, start + at, live)
             t0 = ne(v_negative, splat(Int32, 0))
-            t1 = -u_unit_1
-            t2 = select(t0, t1, u_unit_1)
-            store(u32, k.gradient, start + at, float_bits(t2), live)
+            t1 = select(t0, u_n, u_unit_1)
+            store(u32, k.gradient, start + at, float_bits(t1), live)
 
 
 @loop(decode_frame)
@@ -241,6 +241,7 @@ decode_add_frame = frame_type(
 def decode_add_pass0_tile(k, tile, count):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
+    u_n = splat(Float, (-one(k.unit_1_)))
     u_unit_1 = splat(Float, one(k.unit_1_))
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -249,11 +250,10 @@ def decode_add_pass0_tile(k, tile, count):
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_negative = unpack(1, k.f_negative, start + at, live)
             t0 = ne(v_negative, splat(Int32, 0))
-            t1 = -u_unit_1
-            t2 = select(t0, t1, u_unit_1)
-            t3 = u_scale * t2
-            t4 = v_gradient + t3
-            store(u32, k.gradient, start + at, float_bits(t4), live)
+            t1 = select(t0, u_n, u_unit_1)
+            t2 = u_scale * t1
+            t3 = v_gradient + t2
+            store(u32, k.gradient, start + at, float_bits(t3), live)
 
 
 @loop(decode_add_frame)

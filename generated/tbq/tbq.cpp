@@ -69,8 +69,9 @@ struct EncodeFrame {
 
 template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold = splat<Float>(p.threshold_);
-    alignas(64) uint8_t o_code[TILE];
-    if (!FULL) std::memset(o_code, 0, TILE);
+    const Float u_n = splat<Float>((-p.threshold_));
+    uint8_t room_code[LANES * 2];
+    uint8_t* const o_code = FULL ? k.f_code + tile * (LANES * 2) : room_code;
     const auto* in_gradient = k.gradient + tile * TILE;
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
@@ -81,23 +82,22 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Float t0 = v_gradient + v_residual;
             const Mask t1 = ge(t0, u_threshold);
-            const Float t2 = -u_threshold;
-            const Mask t3 = le(t0, t2);
-            const Int32 t4 = select(t3, splat<Int32>(INT64_C(0)), splat<Int32>(INT64_C(1)));
-            const Int32 t5 = select(t1, splat<Int32>(INT64_C(2)), t4);
-            const Int32 t6 = widen<Int32>(t5);
-            const Int32 t7 = t6 - splat<Int32>(INT64_C(1));
-            const Float t8 = widen<Float>(t7);
-            const Float t9 = t8 * u_threshold;
-            const Float t10 = t0 - t9;
-            const Float t11 = absolute(t10);
-            const Mask t12 = le(t11, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t13 = select(t12, t10, splat<Float>(0x0.0p+0f));
+            const Mask t2 = le(t0, u_n);
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(0)), splat<Int32>(INT64_C(1)));
+            const Int32 t4 = select(t1, splat<Int32>(INT64_C(2)), t3);
+            const Int32 t5 = widen<Int32>(t4);
+            const Int32 t6 = t5 - splat<Int32>(INT64_C(1));
+            const Float t7 = widen<Float>(t6);
+            const Float t8 = t7 * u_threshold;
+            const Float t9 = t0 - t8;
+            const Float t10 = absolute(t9);
+            const Mask t11 = le(t10, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t12 = select(t11, t9, splat<Float>(0x0.0p+0f));
             widest = over(widest, FULL ? magnitude(v_gradient) : magnitude(v_gradient) & (UInt32)first_lanes(live));
-            store<true>(o_code + at, FULL ? t6 : t6 & first_lanes(live), WIDTH);
-            store<FULL>(k.new_residual + tile * TILE + at, t13, live);
+            put_codes<2>(o_code + at / 8 * 2, FULL ? t5 : t5 & first_lanes(live));
+            store<FULL>(k.new_residual + tile * TILE + at, t12, live);
     });
-    pack<2, FULL>(k.f_code + tile * (LANES * 2), o_code, count);
+    if (!FULL) std::memcpy(k.f_code + tile * (LANES * 2), room_code, (count * 2 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 
@@ -161,13 +161,11 @@ struct DecodeFrame {
 
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_threshold = splat<Float>(p.threshold_);
-    alignas(64) uint8_t c_code[TILE];
-    unpack<2, FULL>(c_code, k.f_code + tile * (LANES * 2), count);
-    const auto* in_code = c_code;
+    const PackedCodes<2, true> in_code(k.f_code, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_code = load<Int32, true>(in_code + at, live);
+            const Int32 v_code = load_codes<FULL>(in_code, at, live);
             const Int32 t0 = v_code - splat<Int32>(INT64_C(1));
             const Float t1 = widen<Float>(t0);
             const Float t2 = t1 * u_threshold;
@@ -229,15 +227,13 @@ struct DecodeAddFrame {
 template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_threshold = splat<Float>(p.threshold_);
-    alignas(64) uint8_t c_code[TILE];
-    unpack<2, FULL>(c_code, k.f_code + tile * (LANES * 2), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_code = c_code;
+    const PackedCodes<2, true> in_code(k.f_code, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_code = load<Int32, true>(in_code + at, live);
+            const Int32 v_code = load_codes<FULL>(in_code, at, live);
             const Int32 t0 = v_code - splat<Int32>(INT64_C(1));
             const Float t1 = widen<Float>(t0);
             const Float t2 = t1 * u_threshold;
@@ -308,19 +304,18 @@ struct HopFrame {
 template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_scale = splat<Float>(k.scale);
     const Float u_threshold = splat<Float>(p.threshold_);
-    alignas(64) uint8_t c_received_code[TILE];
-    unpack<2, FULL>(c_received_code, k.f_received_code + tile * (LANES * 2), count);
-    alignas(64) uint8_t o_code[TILE];
-    if (!FULL) std::memset(o_code, 0, TILE);
+    const Float u_n = splat<Float>((-p.threshold_));
+    uint8_t room_code[LANES * 2];
+    uint8_t* const o_code = FULL ? k.f_code + tile * (LANES * 2) : room_code;
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_code = c_received_code;
+    const PackedCodes<2, true> in_received_code(k.f_received_code, tile * TILE);
     const auto* in_residual = k.s_residual + tile * TILE;
     UInt32 widest{};
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_code = load<Int32, true>(in_received_code + at, live);
+            const Int32 v_received_code = load_codes<FULL>(in_received_code, at, live);
             const Float v_residual = load<Float, FULL>(in_residual + at, live);
             const Int32 t0 = v_received_code - splat<Int32>(INT64_C(1));
             const Float t1 = widen<Float>(t0);
@@ -329,23 +324,22 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
             const Float t4 = u_scale * t3;
             const Float t5 = t4 + v_residual;
             const Mask t6 = ge(t5, u_threshold);
-            const Float t7 = -u_threshold;
-            const Mask t8 = le(t5, t7);
-            const Int32 t9 = select(t8, splat<Int32>(INT64_C(0)), splat<Int32>(INT64_C(1)));
-            const Int32 t10 = select(t6, splat<Int32>(INT64_C(2)), t9);
-            const Int32 t11 = widen<Int32>(t10);
-            const Int32 t12 = t11 - splat<Int32>(INT64_C(1));
-            const Float t13 = widen<Float>(t12);
-            const Float t14 = t13 * u_threshold;
-            const Float t15 = t5 - t14;
-            const Float t16 = absolute(t15);
-            const Mask t17 = le(t16, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t18 = select(t17, t15, splat<Float>(0x0.0p+0f));
+            const Mask t7 = le(t5, u_n);
+            const Int32 t8 = select(t7, splat<Int32>(INT64_C(0)), splat<Int32>(INT64_C(1)));
+            const Int32 t9 = select(t6, splat<Int32>(INT64_C(2)), t8);
+            const Int32 t10 = widen<Int32>(t9);
+            const Int32 t11 = t10 - splat<Int32>(INT64_C(1));
+            const Float t12 = widen<Float>(t11);
+            const Float t13 = t12 * u_threshold;
+            const Float t14 = t5 - t13;
+            const Float t15 = absolute(t14);
+            const Mask t16 = le(t15, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t17 = select(t16, t14, splat<Float>(0x0.0p+0f));
             widest = over(widest, FULL ? magnitude(t4) : magnitude(t4) & (UInt32)first_lanes(live));
-            store<true>(o_code + at, FULL ? t11 : t11 & first_lanes(live), WIDTH);
-            store<FULL>(k.new_residual + tile * TILE + at, t18, live);
+            put_codes<2>(o_code + at / 8 * 2, FULL ? t10 : t10 & first_lanes(live));
+            store<FULL>(k.new_residual + tile * TILE + at, t17, live);
     });
-    pack<2, FULL>(k.f_code + tile * (LANES * 2), o_code, count);
+    if (!FULL) std::memcpy(k.f_code + tile * (LANES * 2), room_code, (count * 2 + 7) / 8);
     if (any(not_finite(widest))) __atomic_store_n(&k.bad, 1, __ATOMIC_RELAXED);
 }
 

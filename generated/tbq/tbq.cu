@@ -64,6 +64,7 @@ static_assert(sizeof(EncodeFrame) <= FRAME_BYTES, "the frame outgrows the scratc
 template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_item& item, [[maybe_unused]] EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const int thread = threadIdx.x % WARP;
     const Float u_threshold = splat<Float>(p.threshold_);
+    const Float u_n = splat<Float>((-p.threshold_));
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
     Codes<2> o_code;
@@ -81,21 +82,20 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Float v_residual = widen<Float>(in_residual.row[row].at[block]);
             const Float t0 = v_gradient + v_residual;
             const Mask t1 = ge(t0, u_threshold);
-            const Float t2 = -u_threshold;
-            const Mask t3 = le(t0, t2);
-            const Int32 t4 = select(t3, splat<Int32>(INT64_C(0)), splat<Int32>(INT64_C(1)));
-            const Int32 t5 = select(t1, splat<Int32>(INT64_C(2)), t4);
-            const Int32 t6 = widen<Int32>(t5);
-            const Int32 t7 = wrap_subtract(t6, splat<Int32>(INT64_C(1)));
-            const Float t8 = widen<Float>(t7);
-            const Float t9 = t8 * u_threshold;
-            const Float t10 = t0 - t9;
-            const Float t11 = absolute(t10);
-            const Mask t12 = le(t11, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t13 = select(t12, t10, splat<Float>(0x0.0p+0f));
+            const Mask t2 = le(t0, u_n);
+            const Int32 t3 = select(t2, splat<Int32>(INT64_C(0)), splat<Int32>(INT64_C(1)));
+            const Int32 t4 = select(t1, splat<Int32>(INT64_C(2)), t3);
+            const Int32 t5 = widen<Int32>(t4);
+            const Int32 t6 = wrap_subtract(t5, splat<Int32>(INT64_C(1)));
+            const Float t7 = widen<Float>(t6);
+            const Float t8 = t7 * u_threshold;
+            const Float t9 = t0 - t8;
+            const Float t10 = absolute(t9);
+            const Mask t11 = le(t10, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t12 = select(t11, t9, splat<Float>(0x0.0p+0f));
             bad = bad || not_finite(v_gradient);
-            o_code.put(row, block, uint32_t(t6));
-            o_state_residual.at[block] = static_cast<float>(t13);
+            o_code.put(row, block, uint32_t(t5));
+            o_state_residual.at[block] = static_cast<float>(t12);
         }
         store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
     }
@@ -320,6 +320,7 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
     const int thread = threadIdx.x % WARP;
     const Float u_scale = splat<Float>(k.scale);
     const Float u_threshold = splat<Float>(p.threshold_);
+    const Float u_n = splat<Float>((-p.threshold_));
     const auto c_received_code = unpack<2, FULL>(k.f_received_code + tile * (LANES * 2), thread, count);
     const auto in_gradient = load<FULL>(k.gradient + tile * TILE, thread, count);
     const auto in_residual = load<FULL>(k.s_residual + tile * TILE, thread, count);
@@ -344,21 +345,20 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Float t4 = u_scale * t3;
             const Float t5 = t4 + v_residual;
             const Mask t6 = ge(t5, u_threshold);
-            const Float t7 = -u_threshold;
-            const Mask t8 = le(t5, t7);
-            const Int32 t9 = select(t8, splat<Int32>(INT64_C(0)), splat<Int32>(INT64_C(1)));
-            const Int32 t10 = select(t6, splat<Int32>(INT64_C(2)), t9);
-            const Int32 t11 = widen<Int32>(t10);
-            const Int32 t12 = wrap_subtract(t11, splat<Int32>(INT64_C(1)));
-            const Float t13 = widen<Float>(t12);
-            const Float t14 = t13 * u_threshold;
-            const Float t15 = t5 - t14;
-            const Float t16 = absolute(t15);
-            const Mask t17 = le(t16, splat<Float>(0x1.fffffe0000000p+127f));
-            const Float t18 = select(t17, t15, splat<Float>(0x0.0p+0f));
+            const Mask t7 = le(t5, u_n);
+            const Int32 t8 = select(t7, splat<Int32>(INT64_C(0)), splat<Int32>(INT64_C(1)));
+            const Int32 t9 = select(t6, splat<Int32>(INT64_C(2)), t8);
+            const Int32 t10 = widen<Int32>(t9);
+            const Int32 t11 = wrap_subtract(t10, splat<Int32>(INT64_C(1)));
+            const Float t12 = widen<Float>(t11);
+            const Float t13 = t12 * u_threshold;
+            const Float t14 = t5 - t13;
+            const Float t15 = absolute(t14);
+            const Mask t16 = le(t15, splat<Float>(0x1.fffffe0000000p+127f));
+            const Float t17 = select(t16, t14, splat<Float>(0x0.0p+0f));
             bad = bad || not_finite(t4);
-            o_code.put(row, block, uint32_t(t11));
-            o_state_residual.at[block] = static_cast<float>(t18);
+            o_code.put(row, block, uint32_t(t10));
+            o_state_residual.at[block] = static_cast<float>(t17);
         }
         store<FULL>(k.new_residual + tile * TILE, o_state_residual, row, thread, count);
     }

@@ -34,6 +34,7 @@ encode_frame = frame_type(
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     u_threshold = splat(Float, one(k.p_threshold))
+    u_n = splat(Float, (-one(k.p_threshold)))
     bad = splat(Mask, False)
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -43,21 +44,20 @@ def encode_pass0_tile(k, tile, count):
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = v_gradient + v_residual
             t1 = ge(t0, u_threshold)
-            t2 = -u_threshold
-            t3 = le(t0, t2)
-            t4 = select(t3, splat(Int32, 0), splat(Int32, 1))
-            t5 = select(t1, splat(Int32, 2), t4)
-            t6 = widen(Int32, t5)
-            t7 = t6 - splat(Int32, 1)
-            t8 = widen(Float, t7)
-            t9 = t8 * u_threshold
-            t10 = t0 - t9
-            t11 = absolute(t10)
-            t12 = le(t11, splat(Float, 3.4028234663852886e+38))
-            t13 = select(t12, t10, splat(Float, 0.0))
+            t2 = le(t0, u_n)
+            t3 = select(t2, splat(Int32, 0), splat(Int32, 1))
+            t4 = select(t1, splat(Int32, 2), t3)
+            t5 = widen(Int32, t4)
+            t6 = t5 - splat(Int32, 1)
+            t7 = widen(Float, t6)
+            t8 = t7 * u_threshold
+            t9 = t0 - t8
+            t10 = absolute(t9)
+            t11 = le(t10, splat(Float, 3.4028234663852886e+38))
+            t12 = select(t11, t9, splat(Float, 0.0))
             bad = keep(live, bad | not_finite(v_gradient), bad)
-            pack(2, k.f_code, start + at, t6, live)
-            store(f32, k.new_residual, start + at, t13, live)
+            pack(2, k.f_code, start + at, t5, live)
+            store(f32, k.new_residual, start + at, t12, live)
     if any_(bad):
         k.bad = 1
 
@@ -289,6 +289,7 @@ def hop_pass0_tile(k, tile, count):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
     u_threshold = splat(Float, one(k.p_threshold))
+    u_n = splat(Float, (-one(k.p_threshold)))
     bad = splat(Mask, False)
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -304,21 +305,20 @@ def hop_pass0_tile(k, tile, count):
             t4 = u_scale * t3
             t5 = t4 + v_residual
             t6 = ge(t5, u_threshold)
-            t7 = -u_threshold
-            t8 = le(t5, t7)
-            t9 = select(t8, splat(Int32, 0), splat(Int32, 1))
-            t10 = select(t6, splat(Int32, 2), t9)
-            t11 = widen(Int32, t10)
-            t12 = t11 - splat(Int32, 1)
-            t13 = widen(Float, t12)
-            t14 = t13 * u_threshold
-            t15 = t5 - t14
-            t16 = absolute(t15)
-            t17 = le(t16, splat(Float, 3.4028234663852886e+38))
-            t18 = select(t17, t15, splat(Float, 0.0))
+            t7 = le(t5, u_n)
+            t8 = select(t7, splat(Int32, 0), splat(Int32, 1))
+            t9 = select(t6, splat(Int32, 2), t8)
+            t10 = widen(Int32, t9)
+            t11 = t10 - splat(Int32, 1)
+            t12 = widen(Float, t11)
+            t13 = t12 * u_threshold
+            t14 = t5 - t13
+            t15 = absolute(t14)
+            t16 = le(t15, splat(Float, 3.4028234663852886e+38))
+            t17 = select(t16, t14, splat(Float, 0.0))
             bad = keep(live, bad | not_finite(t4), bad)
-            pack(2, k.f_code, start + at, t11, live)
-            store(f32, k.new_residual, start + at, t18, live)
+            pack(2, k.f_code, start + at, t10, live)
+            store(f32, k.new_residual, start + at, t17, live)
     if any_(bad):
         k.bad = 1
 

@@ -118,8 +118,8 @@ template <bool FULL> [[gnu::noinline]] void encode_pass0(EncodeFrame& k, [[maybe
 template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_low = splat<Float>(k.low_);
     const Float u_gap = splat<Float>(k.gap_);
-    alignas(64) uint8_t o_level[TILE];
-    if (!FULL) std::memset(o_level, 0, TILE);
+    uint8_t room_level[LANES * 2];
+    uint8_t* const o_level = FULL ? k.f_level + tile * (LANES * 2) : room_level;
     const auto* in_gradient = k.gradient + tile * TILE;
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
@@ -131,9 +131,9 @@ template <bool FULL> [[gnu::noinline]] void encode_pass1(EncodeFrame& k, [[maybe
             const Float t1 = divide(t0, u_gap);
             const Float t2 = stochastic_round(r0[block][row], t1);
             const Int32 t3 = saturate<Int32>(t2, INT64_C(0), INT64_C(3));
-            store<true>(o_level + at, FULL ? t3 : t3 & first_lanes(live), WIDTH);
+            put_codes<2>(o_level + at / 8 * 2, FULL ? t3 : t3 & first_lanes(live));
     });
-    pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, count);
+    if (!FULL) std::memcpy(k.f_level + tile * (LANES * 2), room_level, (count * 2 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.
@@ -229,13 +229,11 @@ struct DecodeFrame {
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const Float u_gap_1 = splat<Float>(k.gap_1_);
     const Float u_low_1 = splat<Float>(k.low_1_);
-    alignas(64) uint8_t c_level[TILE];
-    unpack<2, FULL>(c_level, k.f_level + tile * (LANES * 2), count);
-    const auto* in_level = c_level;
+    const PackedCodes<2, true> in_level(k.f_level, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            const Int32 v_level = load<Int32, true>(in_level + at, live);
+            const Int32 v_level = load_codes<FULL>(in_level, at, live);
             const Float t0 = widen<Float>(v_level);
             const Float t1 = t0 * u_gap_1;
             const Float t2 = t1 + u_low_1;
@@ -312,15 +310,13 @@ template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, 
     const Float u_scale = splat<Float>(k.scale);
     const Float u_gap_1 = splat<Float>(k.gap_1_);
     const Float u_low_1 = splat<Float>(k.low_1_);
-    alignas(64) uint8_t c_level[TILE];
-    unpack<2, FULL>(c_level, k.f_level + tile * (LANES * 2), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_level = c_level;
+    const PackedCodes<2, true> in_level(k.f_level, tile * TILE);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_level = load<Int32, true>(in_level + at, live);
+            const Int32 v_level = load_codes<FULL>(in_level, at, live);
             const Float t0 = widen<Float>(v_level);
             const Float t1 = t0 * u_gap_1;
             const Float t2 = t1 + u_low_1;
@@ -430,10 +426,8 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
     const Float u_scale = splat<Float>(k.scale);
     const Float u_received_gap_1 = splat<Float>(k.received_gap_1_);
     const Float u_received_low_1 = splat<Float>(k.received_low_1_);
-    alignas(64) uint8_t c_received_level[TILE];
-    unpack<2, FULL>(c_received_level, k.f_received_level + tile * (LANES * 2), count);
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_level = c_received_level;
+    const PackedCodes<2, true> in_received_level(k.f_received_level, tile * TILE);
     Float a_low[BLOCKS];
     Float a_high[BLOCKS];
     UInt32 widest{};
@@ -441,7 +435,7 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_level = load<Int32, true>(in_received_level + at, live);
+            const Int32 v_received_level = load_codes<FULL>(in_received_level, at, live);
             const Float t0 = widen<Float>(v_received_level);
             const Float t1 = t0 * u_received_gap_1;
             const Float t2 = t1 + u_received_low_1;
@@ -466,19 +460,17 @@ template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unuse
     const Float u_received_low_1 = splat<Float>(k.received_low_1_);
     const Float u_low = splat<Float>(k.low_);
     const Float u_gap = splat<Float>(k.gap_);
-    alignas(64) uint8_t c_received_level[TILE];
-    unpack<2, FULL>(c_received_level, k.f_received_level + tile * (LANES * 2), count);
-    alignas(64) uint8_t o_level[TILE];
-    if (!FULL) std::memset(o_level, 0, TILE);
+    uint8_t room_level[LANES * 2];
+    uint8_t* const o_level = FULL ? k.f_level + tile * (LANES * 2) : room_level;
     const auto* in_gradient = k.gradient + tile * TILE;
-    const auto* in_received_level = c_received_level;
+    const PackedCodes<2, true> in_received_level(k.f_received_level, tile * TILE);
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
-            const Int32 v_received_level = load<Int32, true>(in_received_level + at, live);
+            const Int32 v_received_level = load_codes<FULL>(in_received_level, at, live);
             const Float t0 = widen<Float>(v_received_level);
             const Float t1 = t0 * u_received_gap_1;
             const Float t2 = t1 + u_received_low_1;
@@ -488,9 +480,9 @@ template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unuse
             const Float t6 = divide(t5, u_gap);
             const Float t7 = stochastic_round(r0[block][row], t6);
             const Int32 t8 = saturate<Int32>(t7, INT64_C(0), INT64_C(3));
-            store<true>(o_level + at, FULL ? t8 : t8 & first_lanes(live), WIDTH);
+            put_codes<2>(o_level + at / 8 * 2, FULL ? t8 : t8 & first_lanes(live));
     });
-    pack<2, FULL>(k.f_level + tile * (LANES * 2), o_level, count);
+    if (!FULL) std::memcpy(k.f_level + tile * (LANES * 2), room_level, (count * 2 + 7) / 8);
 }
 
 // Give the vectors that live in scratch their places; return the bytes that they take.

@@ -132,7 +132,10 @@ template <class T> inline T shift_right(T a, T n) {
 #if defined(__AVX512F__)
 inline Float over(Float a, Float b) { return __builtin_ia32_maxps512_mask(a, b, Float{}, -1, 4); }
 inline Float under(Float a, Float b) { return __builtin_ia32_minps512_mask(a, b, Float{}, -1, 4); }
+inline Int32 over(Int32 a, Int32 b) { return __builtin_ia32_pmaxsd512_mask(a, b, Int32{}, -1); }
+inline Int32 under(Int32 a, Int32 b) { return __builtin_ia32_pminsd512_mask(a, b, Int32{}, -1); }
 inline UInt32 over(UInt32 a, UInt32 b) { return (UInt32)__builtin_ia32_pmaxud512_mask((Int32)a, (Int32)b, Int32{}, -1); }
+inline UInt32 under(UInt32 a, UInt32 b) { return (UInt32)__builtin_ia32_pminud512_mask((Int32)a, (Int32)b, Int32{}, -1); }
 #endif
 template <class T> inline T over(T a, T b) { return select(gt(a, b), a, b); }
 template <class T> inline T under(T a, T b) { return select(lt(a, b), a, b); }

@@ -26,8 +26,15 @@ template <class To> inline To saturate_floats(Float x, Element<To> low, Element<
     if constexpr (std::is_same_v<To, Int32>) {
         if (low == 0 && high <= 1 << 24)  // both bounds are floats: clamp there; `over` makes 0 of a NaN
             return __builtin_convertvector(under(over(x, Float{}), splat<Float>(high)), Int32);
-        if (low >= -(1 << 24) && high <= 1 << 24)
+        if (low >= -(1 << 24) && high <= 1 << 24) {
+#if defined(__AVX512F__)
+            const uint16_t numbers = __builtin_ia32_cmpps512_mask(x, x, 7, -1, 4);  // none is NaN: others become 0
+            const Float bounded = __builtin_ia32_minps512_mask(over(x, splat<Float>(low)), splat<Float>(high), Float{}, numbers, 4);
+            return __builtin_convertvector(bounded, Int32);
+#else
             return __builtin_convertvector(clamp(select(ne(x, x), Float{}, x), float(low), float(high)), Int32);
+#endif
+        }
     }
     const Float bound = splat<Float>(0x1p31f);
     if (!any(negation(lt(absolute(x), bound)))) {  // as a rule 32 bits hold them all
@@ -67,15 +74,17 @@ inline Mask first_lanes(int live) {
     return mask(Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} < live);
 }
 // Bytes to 32 bits in two steps: compilers widen a vector to twice its size well, and no further.
-inline Int32 expand(const uint8_t* p) {
+using Bytes = uint8_t __attribute__((vector_size(16)));
+inline Int32 expand(Bytes x) {
 #if defined(__AVX512F__)
-    using Bytes = char __attribute__((vector_size(16), aligned(1), may_alias));
-    return (Int32)__builtin_ia32_pmovzxbd512_mask(*(const Bytes*)p, (Int32){}, -1);
+    using Signed = char __attribute__((vector_size(16)));
+    return (Int32)__builtin_ia32_pmovzxbd512_mask((Signed)x, (Int32){}, -1);
 #else
     using Half = uint16_t __attribute__((vector_size(32)));
-    return __builtin_convertvector(__builtin_convertvector(*(const Loose<uint8_t, 16>::type*)p, Half), Int32);
+    return __builtin_convertvector(__builtin_convertvector(x, Half), Int32);
 #endif
 }
+inline Int32 expand(const uint8_t* p) { return expand((Bytes) * (const Loose<uint8_t, 16>::type*)p); }
 inline Int32 expand(const int8_t* p) {
     using Half = int16_t __attribute__((vector_size(32)));
     return __builtin_convertvector(__builtin_convertvector(*(const Loose<int8_t, 16>::type*)p, Half), Int32);
@@ -188,49 +197,72 @@ inline void put_bits(uint8_t* to, Mask m) {
     const uint16_t bits = mask_bits(m);
     std::memcpy(to, &bits, 2);
 }
-template <int W> inline void pack_tile(uint8_t* out, const uint8_t* codes) {
-    for (int g = 0; g < TILE / 8; ++g) {
+template <int W> inline void put_codes(uint8_t* to, Int32 codes) {  // 16 of them, in 2 * W bytes
+#if defined(__AVX512F__)
+    if constexpr (W <= 4) {  // two codes side by side in a byte of each 64 bits
+        using Words = long long __attribute__((vector_size(64)));
+        using Bytes = char __attribute__((vector_size(16)));
+        const Words pairs = (Words)codes | (Words)codes >> (32 - W);
+        const Bytes bytes = __builtin_ia32_pmovqb512_mask(pairs, Bytes{}, -1);
         uint64_t x;
-        std::memcpy(&x, codes + 8 * g, 8);
+        std::memcpy(&x, &bytes, 8);
+        if constexpr (W < 4) x = squeeze<2 * W>(x);
+        std::memcpy(to, &x, 2 * W);
+        return;
+    }
+#endif
+    uint8_t bytes[WIDTH];
+    store<true>(bytes, codes, WIDTH);
+    for (int g = 0; g < 2; ++g) {
+        uint64_t x;
+        std::memcpy(&x, bytes + 8 * g, 8);
         x = squeeze<W>(x);
-        std::memcpy(out + W * g, &x, W);
+        std::memcpy(to + W * g, &x, W);
     }
 }
-// Unpack the groups of 8 codes that `bytes` bytes hold.  Each is read as 8 bytes where there are so many: what is
-// put together from parts in memory, the processor reads much later.
-template <int W> inline void unpack_groups(uint8_t* codes, const uint8_t* in, int bytes) {
-    int g = 0;
-    const auto put = [&](uint64_t x) {
-        x = spread<W>(x);
+template <int N> inline uint64_t load_bytes(const uint8_t* p) {  // up to 8, put together in a register
+    constexpr int PART = N >= 8 ? 8 : N >= 4 ? 4 : N >= 2 ? 2 : 1;
+    uint64_t low = 0, high = 0;
+    std::memcpy(&low, p, PART);
+    std::memcpy(&high, p + N - PART, PART);
+    if constexpr (N == PART) return low;
+    else return low | high << 8 * (N - PART);
+}
+template <int W> inline Int32 take_codes(const uint8_t* from) {  // 16 of them, of 2 * W bytes
+#if defined(__AVX512DQ__)
+    if constexpr (W == 1) return (Int32)__builtin_ia32_cvtmask2d512(uint16_t(load_bytes<2>(from))) & 1;
+    if constexpr (W > 1 && W <= 4) {  // a byte with two codes for each 64 bits
+        using Words = long long __attribute__((vector_size(64)));
+        using Signed = char __attribute__((vector_size(16)));
+        using Pair = long long __attribute__((vector_size(16)));
+        uint64_t x = load_bytes<2 * W>(from);
+        if constexpr (W < 4) x = spread<2 * W>(x);
+        const Words pairs = (Words)__builtin_ia32_pmovzxbq512_mask((Signed)Pair{(long long)x}, Words{}, -1);
+        return (Int32)((pairs | pairs << (32 - W)) & (Words{} + ((1ll << W) - 1) * ((1ll << 32) + 1)));
+    }
+#endif
+    using Pair = uint64_t __attribute__((vector_size(16)));
+    return expand((Bytes)Pair{spread<W>(load_bytes<W>(from)), spread<W>(load_bytes<W>(from + W))});
+}
+// Codes from element `first` on: a multiple of 8 if they are ALIGNED.
+template <int W, bool ALIGNED> struct PackedCodes {
+    const uint8_t* from;
+    int skip;
+    PackedCodes(const uint8_t* all, int64_t first) : from(all + uint64_t(first) / 8 * W), skip(ALIGNED ? 0 : int(first % 8)) {}
+};
+// Load the 16 codes from element `at` on, a multiple of 8; of a ragged end only bytes with the first `live` of them.
+template <bool FULL, int W, bool ALIGNED> inline Int32 load_codes(PackedCodes<W, ALIGNED> c, int at, int live) {
+    const uint8_t* from = c.from + uint32_t(at) / 8 * W;
+    if constexpr (FULL && ALIGNED) return take_codes<W>(from);
+    uint8_t bytes[4 * W] = {};
+    std::memcpy(bytes, from, ((c.skip + live) * W + 7) / 8);
+    if constexpr (ALIGNED) return take_codes<W>(bytes);
+    uint8_t codes[4 * 8];
+    for (int g = 0; g < 4; ++g) {
+        const uint64_t x = spread<W>(load_bytes<W>(bytes + g * W));
         std::memcpy(codes + 8 * g, &x, 8);
-    };
-    for (; W * g + 8 <= bytes; ++g) {
-        uint64_t x;
-        std::memcpy(&x, in + W * g, 8);
-        put(x);
     }
-    for (; W * g < bytes; ++g) {
-        uint64_t x = 0;
-        std::memcpy(&x, in + W * g, W < bytes - W * g ? W : bytes - W * g);
-        put(x);
-    }
-}
-template <int W, bool FULL> inline void pack(uint8_t* out, const uint8_t* codes, int count) {
-    if constexpr (FULL) return pack_tile<W>(out, codes);
-    uint8_t whole[LANES * W];
-    pack_tile<W>(whole, codes);
-    std::memcpy(out, whole, (count * W + 7) / 8);
-}
-template <int W, bool FULL> inline void unpack(uint8_t* codes, const uint8_t* in, int count) {
-    if constexpr (FULL) return unpack_groups<W>(codes, in, LANES * W);
-    std::memset(codes, 0, TILE);
-    unpack_groups<W>(codes, in, (count * W + 7) / 8);
-}
-// Unpack `count` elements from element `first` on, at most a tile; return where the first of them is.
-template <int W> inline const uint8_t* unpack_some(uint8_t (&codes)[TILE + 8], const uint8_t* in, int64_t first, int count) {
-    const int skip = int(first % 8);
-    unpack_groups<W>(codes, in + first / 8 * W, ((skip + count) * W + 7) / 8);
-    return codes + skip;
+    return expand(codes + c.skip);
 }
 
 }  // namespace compll

@@ -56,6 +56,28 @@ template <int W> inline int64_t bits_at(const uint8_t* p, int64_t i) {  // eleme
 template <class V, int W> inline V gather_bits(const uint8_t* p, int64_t n, Int64 at, Mask asked, int32_t& outside) {
     return gather_each<V>(n, at, asked, outside, [&](int64_t i) { return bits_at<W>(p, i); });
 }
+// The 16 elements from `first` on, lane j that of number order[j]: one load where they are all in range.
+template <class V> inline V in_order(V x, Int32 order) {
+    if constexpr (sizeof(V) == sizeof(Int32)) return __builtin_shuffle(x, order);
+    else return __builtin_shuffle(x, __builtin_convertvector(order, Int64));
+}
+template <class V, class T>
+__attribute__((noinline)) V near_end(const T* p, int64_t n, int64_t first, Int32 order, Mask asked, int32_t& outside) {
+    return gather_each<V>(n, __builtin_convertvector(order, Int64) + first, asked, outside, [&](int64_t i) { return p[i]; });
+}
+template <class V, class T> inline V near(const T* p, int64_t n, int64_t first, Int32 order, Mask asked, int32_t& outside) {
+    if (first < 0 || first + WIDTH > n) return near_end<V>(p, n, first, order, asked, outside);
+    return in_order(load<V, true>(p + first, WIDTH), order);
+}
+template <class V, int W> inline V near_codes(const uint8_t* p, int64_t n, int64_t first, Int32 order, Mask asked, int32_t& outside) {
+    if (first < 0 || first + WIDTH > n) return gather_bits<V, W>(p, n, __builtin_convertvector(order, Int64) + first, asked, outside);
+    return widen<V>(in_order(take_codes<W>(p + first / 8 * W), order));
+}
+template <class V, class T> inline V near_one(const T* p, int64_t n, int64_t at, Mask asked, int32_t& outside) {
+    if (at >= 0 && at < n) return splat<V>(Element<V>(p[at]));
+    if (any(asked)) note(outside);
+    return V{};
+}
 template <class R, class T> inline R read_at(const T* p, int64_t n, int64_t at, int32_t& outside) {
     if (at >= 0 && at < n) return R(p[at]);
     note(outside);
@@ -138,15 +160,15 @@ template <class R, const auto& TABLE, class X> inline R search(X x) {
         for (int step = TOP; step; step /= 2)
             if (below + step <= N && TABLE[below + step - 1] < x) below += step;
         return R(below);
+    } else if constexpr (PICKED<X, TABLE> && N > 2) {
+        static constexpr auto tree = as_tree<TABLE, LEVELS>();
+        Mask turns[LEVELS];
+        return widen<R>(descend<0, LEVELS>(tree, splat<Int32>(1), turns, x));
     } else if constexpr (N <= WIDTH) {
         Int32 below{};
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) below -= lt(splat<X>(TABLE[i]), x);
         return widen<R>(below);
-    } else if constexpr (PICKED<X, TABLE>) {
-        static constexpr auto tree = as_tree<TABLE, LEVELS>();
-        Mask turns[LEVELS];
-        return widen<R>(descend<0, LEVELS>(tree, splat<Int32>(1), turns, x));
     } else {
         Int32 below{};
         for (int step = TOP; step; step /= 2) {

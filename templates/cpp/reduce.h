@@ -17,25 +17,59 @@ template <class V, class F> inline Element<V> fold_any(V (&a)[BLOCKS], int lanes
         for (int j = 0; j < w && j + w < lanes; ++j) x[j] = f(x[j], x[j + w]);
     return x[0];
 }
-template <int KNOWN, class V, class F> inline Element<V> fold_known(V (&a)[BLOCKS], F f) {  // a multiple of 16
+// What w = 64, 32, 16 leave of KNOWN lanes, a multiple of 16.
+template <int KNOWN, class V, class F> inline V fold_far(V (&a)[BLOCKS], F f) {
 #pragma GCC unroll 3
     for (int w = BLOCKS / 2; w; w /= 2)
 #pragma GCC unroll 4
         for (int k = 0; k < w; ++k)
             if (k + w < KNOWN / WIDTH) a[k] = f(a[k], a[k + w]);
+    return a[0];
+}
+template <class V, class F> inline Element<V> fold_near(V x, F f) {  // what w = 8, 4, 2, 1 leave of 16 lanes
     if constexpr (sizeof(V) == sizeof(Int32)) {  // all lanes at once, of which the first w count
-        V x = a[0];
         x = f(x, __builtin_shuffle(x, Int32{8, 9, 10, 11, 12, 13, 14, 15}));
         x = f(x, __builtin_shuffle(x, Int32{4, 5, 6, 7}));
         x = f(x, __builtin_shuffle(x, Int32{2, 3}));
         return f(x, __builtin_shuffle(x, Int32{1}))[0];
     } else {
-        Element<V> x[WIDTH];
-        for (int j = 0; j < WIDTH; ++j) x[j] = a[0][j];
+        Element<V> y[WIDTH];
+        for (int j = 0; j < WIDTH; ++j) y[j] = x[j];
         for (int w = WIDTH / 2; w; w /= 2)
-            for (int j = 0; j < w; ++j) x[j] = f(x[j], x[j + w]);
-        return x[0];
+            for (int j = 0; j < w; ++j) y[j] = f(y[j], y[j + w]);
+        return y[0];
     }
+}
+template <int KNOWN, class V, class F> inline Element<V> fold_known(V (&a)[BLOCKS], F f) {
+    return fold_near(fold_far<KNOWN>(a, f), f);
+}
+// Sixteen `fold_near` side by side: lane j is what x[j] is folded to.  Halves of two vectors, in turns, make one of
+// 16 lanes to combine, until each vector has one lane left.
+template <int W, int UPPER, int... P> inline Int32 halves(std::integer_sequence<int, P...>) {
+    return Int32{(P / W % 2 * WIDTH + (P / W / 2 * 2 + UPPER) * W + P % W)...};
+}
+template <int W, class V, class F> inline void fold_pairs(V (&x)[WIDTH], F f) {
+    constexpr auto all = std::make_integer_sequence<int, WIDTH>();
+#pragma GCC unroll 8
+    for (int j = 0; j < W; ++j)
+        x[j] = f(__builtin_shuffle(x[j], x[j + W], halves<W, 0>(all)), __builtin_shuffle(x[j], x[j + W], halves<W, 1>(all)));
+}
+template <class V, class F> inline V fold_sixteen(V (&x)[WIDTH], F f) {
+    if constexpr (sizeof(V) == sizeof(Int32)) {
+        fold_pairs<8>(x, f);
+        fold_pairs<4>(x, f);
+        fold_pairs<2>(x, f);
+        fold_pairs<1>(x, f);
+        return x[0];
+    } else {
+        return each<V>([&](int j) { return fold_near(x[j], f); });
+    }
+}
+// Store `init` combined with each of them.
+template <class T, class V, class F> inline void fold_blocks(T* to, T init, V (&x)[WIDTH], F f) {
+    const V folded = fold_sixteen(x, f);
+    if constexpr (std::is_same_v<T, Element<V>>) store<true>(to, f(splat<V>(init), folded), WIDTH);
+    else for (int j = 0; j < WIDTH; ++j) to[j] = f(init, T(folded[j]));
 }
 template <bool FULL, class V, class F> inline Element<V> fold(V (&a)[BLOCKS], int lanes, F f) {
     if constexpr (FULL) return fold_known<LANES>(a, f);
