@@ -31,6 +31,7 @@ from compll.backends.numba_lanes import Lanes as LanesType
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 shared = njit(nogil=True, error_model="numpy")
+constants = njit(forceinline=True, nogil=True, error_model="numpy")  # compiled by LLVM for arguments it knows
 inner = njit(inline="always", nogil=True, error_model="numpy")  # compiled into the kernels that call it
 
 
