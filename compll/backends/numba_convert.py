@@ -69,8 +69,9 @@ def _saturate(_: Any, b: Builder, want: Lanes, args: Any, v: Sequence[Value]) ->
     x = v[0]
     if have.kind == "f32":
         lowest, highest = have.constant(float(low)), have.constant(float(high))
-        x = b.select(isnan(b, have, [x]), have.constant(0.0), x)
-        x = b.select(b.fcmp_ordered("<", x, lowest), lowest, x)
+        if low:
+            x = b.select(isnan(b, have, [x]), have.constant(0.0), x)
+        x = b.select(b.fcmp_ordered(">", x, lowest), x, lowest)
         convert = b.fptosi if want.signed else b.fptoui
         if high <= 1 << 24:  # a float: clamp there, then convert
             return convert(b.select(b.fcmp_ordered(">", x, highest), highest, x), want.llvm)

@@ -324,10 +324,15 @@ def _bits_float(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
     return b.bitcast(v[0], t.of("f32").llvm)
 
 
-def _not_finite(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+def _magnitude(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
     bits = t.of("u32")
-    exponent = bits.constant(0x7F800000)
-    return b.icmp_unsigned("==", b.and_(b.bitcast(v[0], bits.llvm), exponent), exponent)
+    return b.and_(b.bitcast(v[0], bits.llvm), bits.constant(0x7FFFFFFF))
+
+
+def _greater_of_positives(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    """Emit the greater of floats without sign bits, or the NaN: their bits are ordered as they are."""
+    bits = t.of("u32")
+    return b.bitcast(_prefer(more)(b, bits, [b.bitcast(x, bits.llvm) for x in v]), t.llvm)
 
 
 for _key, _emit in (
@@ -355,6 +360,7 @@ remainder = lanes_function("remainder", 2, same, _remainder)
 shift_left = lanes_function("shift_left", 2, same, _shift(True))
 shift_right = lanes_function("shift_right", 2, same, _shift(False))
 greater = lanes_function("greater", 2, same, _prefer(more))
+greater_of_positives = lanes_function("greater_of_positives", 2, same, _greater_of_positives)
 smaller = lanes_function("smaller", 2, same, _prefer(less))
 absolute = lanes_function("absolute", 1, same, _absolute)
 floor_ = lanes_function("floor_", 1, same, _rounding("floor"))
@@ -367,4 +373,7 @@ sign = lanes_function("sign", 1, counted, _sign)
 popcount = lanes_function("popcount", 1, counted, _popcount)
 float_bits = lanes_function("float_bits", 1, lambda t: t.of("u32"), _float_bits)
 bits_float = lanes_function("bits_float", 1, lambda t: t.of("f32"), _bits_float)
-not_finite = lanes_function("not_finite", 1, mask, _not_finite)
+magnitude = lanes_function("magnitude", 1, lambda t: t.of("u32"), _magnitude)
+not_finite = lanes_function(  # of a magnitude
+    "not_finite", 1, mask, lambda b, t, v: b.icmp_unsigned(">=", v[0], t.constant(0x7F800000))
+)

@@ -87,10 +87,6 @@ class Python(Dialect):
             return f"({b} if native({a}) else {texts[2]})"
         return f"({b} if native({a}) else {a})" if op == "&&" else f"({a} if native({a}) else {b})"
 
-    def greater_of_positives(self, a: str, b: str) -> str:
-        """Return the greater of two floats: LLVM needs no help."""
-        return f"greater({a}, {b})"
-
     def random_row(self, name: str) -> str:
         """Return the random bits of the lanes at work, of those that a tile holds under a name."""
         return f"row_of({name}, row)"
