@@ -15,13 +15,11 @@ from compll.backends.numba_lanes import (
     Builder,
     Lanes,
     Value,
-    call,
     isnan,
     less,
     make_intrinsic,
     more,
     resize,
-    suffix,
 )
 
 

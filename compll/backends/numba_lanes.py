@@ -14,6 +14,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.registry import cpu_target
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model, typeof_impl
@@ -100,6 +101,12 @@ def call(builder: Builder, name: str, result: Any, *args: Value) -> Value:
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
 
 
+def has(feature: str) -> bool:
+    """Whether the processor that is compiled for has a feature, as LLVM names it."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return f"+{feature}" in features.split(",")
+
+
 def suffix(kind: Lanes) -> str:
     """Return how LLVM's intrinsics spell a type."""
     one = "f32" if kind.kind == "f32" else f"i{BITS[kind.kind]}"
@@ -165,7 +172,7 @@ def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
     if have.kind in ("f16", "bf16"):
         return _widened(b, x, have)
     if want.kind in ("f16", "bf16"):
-        return b.trunc(_rounded(b, x, have, want.kind), want.llvm)
+        return _rounded(b, x, have, want)
     if want.kind == "f32":
         return (b.sitofp if have.signed else b.uitofp)(x, want.llvm)
     if BITS[want.kind] < BITS[have.kind]:
@@ -178,6 +185,8 @@ def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
 def _widened(b: Builder, x: Value, have: Lanes) -> Value:
     """Emit the float32 that a half or bfloat16 is; as templates/cpp/half.h does it."""
     u, f = have.of("u32"), have.of("f32")
+    if have.kind == "f16" and has("f16c"):
+        return b.fpext(b.bitcast(x, _half(have)), f.llvm)
     code = b.zext(x, u.llvm)
     if have.kind == "bf16":
         return b.bitcast(b.shl(code, u.constant(16)), f.llvm)
@@ -191,11 +200,17 @@ def _widened(b: Builder, x: Value, have: Lanes) -> Value:
     return b.bitcast(b.or_(sign, b.select(none, b.bitcast(denormal, u.llvm), magnitude)), f.llvm)
 
 
-def _rounded(b: Builder, x: Value, have: Lanes, to: str) -> Value:
-    """Emit the bits, in 32, of the nearest half or bfloat16; as templates/cpp/half.h does it."""
+def _half(kind: Lanes) -> Any:
+    return ir.HalfType() if kind.width == 1 else ir.VectorType(ir.HalfType(), kind.width)
+
+
+def _rounded(b: Builder, x: Value, have: Lanes, to: Lanes) -> Value:
+    """Emit the bits of the nearest half or bfloat16; as templates/cpp/half.h does it."""
     u = have.of("u32")
     bits = b.bitcast(x, u.llvm)
     nan = b.fcmp_unordered("uno", x, x)
+    if to.kind == "f16" and has("f16c"):
+        return b.select(nan, to.constant(0x7E00), b.bitcast(b.fptrunc(x, _half(to)), to.llvm))
 
     def even(whole: Value, drop: int, base: int) -> Value:
         """Emit `whole` less `base` without its lowest bits, rounded to nearest even."""
@@ -203,8 +218,8 @@ def _rounded(b: Builder, x: Value, have: Lanes, to: str) -> Value:
         half = u.constant(((1 << drop - 1) - 1 - base) & 0xFFFFFFFF)
         return b.lshr(b.add(b.add(whole, half), odd), u.constant(drop))
 
-    if to == "bf16":
-        return b.select(nan, u.constant(0x7FC0), even(bits, 16, 0))
+    if to.kind == "bf16":
+        return b.trunc(b.select(nan, u.constant(0x7FC0), even(bits, 16, 0)), to.llvm)
     magnitude = b.and_(bits, u.constant(0x7FFFFFFF))
     half = b.fadd(b.bitcast(magnitude, have.llvm), have.constant(0.5))  # rounds to the least denormal
     denormal = b.sub(b.bitcast(half, u.llvm), u.constant(126 << 23))
@@ -212,7 +227,7 @@ def _rounded(b: Builder, x: Value, have: Lanes, to: str) -> Value:
     code = b.select(small, denormal, even(magnitude, 13, 112 << 23))
     code = b.select(b.icmp_unsigned("<", magnitude, u.constant(143 << 23)), code, u.constant(0x7C00))
     sign = b.and_(b.lshr(bits, u.constant(16)), u.constant(0x8000))
-    return b.select(nan, u.constant(0x7E00), b.or_(sign, code))
+    return b.trunc(b.select(nan, u.constant(0x7E00), b.or_(sign, code)), to.llvm)
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------
