@@ -26,7 +26,6 @@ class Python(Dialect):
     """How the functions of `compll.backends.numba_runtime` are called."""
 
     backend = "numba"
-    keeps = False
     width = 32
 
     def number(self, e: ir.Const) -> str:
@@ -222,6 +221,10 @@ class NumbaEmitter(NumbaSelections, Emitter):
         """Return the lanes of a value of each block of `size` elements."""
         own = self.dialect.scalar(kind)
         return f"per_block({lanes}, {own}, b_{name}, start + at, {size}, block0, live, WIDTH)"
+
+    def kept_lanes(self, name: str) -> str:
+        """Return the lanes of what the reductions of blocks have kept."""
+        return f"load(Float, f32, {name}, start + at - begin, WHOLE)"
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""
