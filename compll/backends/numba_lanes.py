@@ -285,10 +285,8 @@ def _shift(left: bool) -> Emit:
 
 def _prefer(better: Emit) -> Emit:
     def emit(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
-        first = better(b, t, v)
-        if t.kind == "f32":
-            first = b.or_(first, b.fcmp_unordered("uno", v[0], v[0]))
-        return b.select(first, *v)
+        found = b.select(better(b, t, v), *v)  # one instruction, which of a NaN and another gives the other
+        return b.select(isnan(b, t, v), v[0], found) if t.kind == "f32" else found
 
     return emit
 
