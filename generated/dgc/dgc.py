@@ -105,10 +105,10 @@ def encode_pass0_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -121,22 +121,22 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
-    if any_(bad):
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -172,10 +172,10 @@ def encode_pass2_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass2(frame, begin, end):
+def encode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass2_tile(k, tile, WHOLE)
@@ -214,10 +214,10 @@ def encode_pass3_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass3(frame, begin, end):
+def encode_pass3(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass3_tile(k, tile, WHOLE)
@@ -252,10 +252,10 @@ def encode_pass4_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass4(frame, begin, end):
+def encode_pass4(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass4_tile(k, tile, WHOLE)
@@ -279,10 +279,10 @@ def encode_pass5_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass5(frame, begin, end):
+def encode_pass5(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass5_tile(k, tile, WHOLE)
@@ -508,10 +508,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -532,10 +532,10 @@ def decode_pass1_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass1(frame, begin, end):
+def decode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass1_tile(k, tile, WHOLE)
@@ -558,10 +558,10 @@ def decode_pass2_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass2(frame, begin, end):
+def decode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass2_tile(k, tile, WHOLE)
@@ -683,10 +683,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -713,10 +713,10 @@ def decode_add_pass1_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass1(frame, begin, end):
+def decode_add_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass1_tile(k, tile, WHOLE)

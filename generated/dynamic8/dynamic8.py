@@ -35,49 +35,50 @@ encode_border = np.array([-0.9859374761581421, -0.971875011920929, -0.9578124880
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale, lanes_scale, tiles_scale):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_scale, lanes_scale):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             a_scale = t0 if row == 0 else keep(live, encode_greater_0(a_scale, t0, live, k), a_scale)
         store(f32, lanes_scale, block * WIDTH, a_scale, WHOLE)
-    store(f32, tiles_scale, t, encode_greater_0_fold(Float, f32, lanes_scale, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_scale):
-    lanes_scale = buffer_of(f32)
-    tiles_scale = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_scale):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_scale = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_scale, lanes_scale)
+                x_scale = encode_greater_0_fold_known(Float, f32, lanes_scale, 256, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
-        x_scale = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale, tiles_of(length), k)), 1, k)
-        store(f32, b_r_scale, j, first(x_scale), WHOLE)
+                lanes_scale = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale, lanes_scale)
+                x_scale = encode_greater_0_fold(Float, f32, lanes_scale, rest, k)
+        y_scale = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale), 1, k)
+        store(f32, b_r_scale, j, first(y_scale), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits(load(f32, f32, b_r_scale, j, WHOLE)), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_scale):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -89,27 +90,28 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale):
             t3 = search(Int32, encode_border, t2)
             t4 = select(t1, t3, splat(Int32, 127))
             t5 = saturate(Int32, t4, 0, 255)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             store(u8, k.f_code, start + at, t5, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_scale)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_scale)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_scale)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_scale)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_scale)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_scale)
     set_flags(flags)
 
 
@@ -220,10 +222,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -339,10 +341,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -413,21 +415,21 @@ hop_border = np.array([-0.9859374761581421, -0.971875011920929, -0.9578124880790
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale, lanes_scale, tiles_scale):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_scale, lanes_scale):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
             t0 = v_received_code - splat(Int32, 127)
@@ -471,129 +473,72 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale, lanes_scale
             t38 = v_gradient + t37
             t39 = u_scale * t38
             t40 = absolute(t39)
+            store(f32, kept0, start - begin + at, t39, WHOLE)
             a_scale = t40 if row == 0 else keep(live, hop_greater_0(a_scale, t40, live, k), a_scale)
         store(f32, lanes_scale, block * WIDTH, a_scale, WHOLE)
-    store(f32, tiles_scale, t, hop_greater_0_fold(Float, f32, lanes_scale, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_scale):
-    lanes_scale = buffer_of(f32)
-    tiles_scale = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_scale = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_scale, lanes_scale)
+                x_scale = hop_greater_0_fold_known(Float, f32, lanes_scale, 256, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
-        x_scale = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale, tiles_of(length), k)), 1, k)
-        store(f32, b_r_scale, j, first(x_scale), WHOLE)
+                lanes_scale = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_scale, lanes_scale)
+                x_scale = hop_greater_0_fold(Float, f32, lanes_scale, rest, k)
+        y_scale = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale), 1, k)
+        store(f32, b_r_scale, j, first(y_scale), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits(load(f32, f32, b_r_scale, j, WHOLE)), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_scale):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
-            t0 = v_received_code - splat(Int32, 127)
-            t1 = absolute(t0)
-            t2 = eq(t1, splat(Int32, 0))
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = per_block(Float, f32, b_r_scale, start + at, 256, block0, live, WIDTH)
+            t2 = gt(t1, splat(Float, 0.0))
             t3 = both(first_lanes(live), t2)
-            t4 = both(first_lanes(live), negation(t2))
-            t5 = lt(v_received_code, splat(Int32, 127))
-            t6 = both(t4, t5)
-            t7 = widen(Float, t1)
-            t8 = float_bits(t7)
-            t9 = shift_right(t8, splat(UInt32, 23))
-            t10 = widen(Int32, t9)
-            t11 = t10 - splat(Int32, 127)
-            t12 = gt(t11, splat(Int32, 6))
-            t13 = both(t6, t12)
-            t14 = both(t6, negation(t12))
-            t15 = widen(Int64, t11)
-            t16 = gather(Float, f32, hop_received_tenth_table.ctypes.data, native(splat(i64, 7)), t15, t14, k)
-            t17 = shift_left(splat(Int32, 1), t11)
-            t18 = t1 - t17
-            t19 = widen(Float, t18)
-            t20 = t19 + splat(Float, 0.5)
-            t21 = splat(Float, 0.8999999761581421) * t20
-            t22 = widen(Float, t17)
-            t23 = divide(t21, t22)
-            t24 = splat(Float, 0.10000000149011612) + t23
-            t25 = t16 * t24
-            t26 = select(t12, splat(Float, 1.0), t25)
-            t27 = -t26
-            t28 = both(t4, negation(t5))
-            t29 = both(t28, t12)
-            t30 = both(t28, negation(t12))
-            t31 = gather(Float, f32, hop_received_tenth_table.ctypes.data, native(splat(i64, 7)), t15, t30, k)
-            t32 = t31 * t24
-            t33 = select(t12, splat(Float, 1.0), t32)
-            t34 = select(t5, t27, t33)
-            t35 = select(t2, splat(Float, 0.0), t34)
-            t36 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
-            t37 = t35 * t36
-            t38 = v_gradient + t37
-            t39 = u_scale * t38
-            t40 = per_block(Float, f32, b_r_scale, start + at, 256, block0, live, WIDTH)
-            t41 = gt(t40, splat(Float, 0.0))
-            t42 = both(first_lanes(live), t41)
-            t43 = both(t42, t2)
-            t44 = both(t42, negation(t2))
-            t45 = both(t44, t5)
-            t46 = both(t45, t12)
-            t47 = both(t45, negation(t12))
-            t48 = gather(Float, f32, hop_received_tenth_table.ctypes.data, native(splat(i64, 7)), t15, t47, k)
-            t49 = t48 * t24
-            t50 = select(t12, splat(Float, 1.0), t49)
-            t51 = -t50
-            t52 = both(t44, negation(t5))
-            t53 = both(t52, t12)
-            t54 = both(t52, negation(t12))
-            t55 = gather(Float, f32, hop_received_tenth_table.ctypes.data, native(splat(i64, 7)), t15, t54, k)
-            t56 = t55 * t24
-            t57 = select(t12, splat(Float, 1.0), t56)
-            t58 = select(t5, t51, t57)
-            t59 = select(t2, splat(Float, 0.0), t58)
-            t60 = t59 * t36
-            t61 = v_gradient + t60
-            t62 = u_scale * t61
-            t63 = divide(t62, t40)
-            t64 = search(Int32, hop_border, t63)
-            t65 = both(first_lanes(live), negation(t41))
-            t66 = select(t41, t64, splat(Int32, 127))
-            t67 = saturate(Int32, t66, 0, 255)
-            bad = keep(live, bad | not_finite(t39), bad)
-            store(u8, k.f_code, start + at, t67, live)
-    if any_(bad):
+            t4 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t5 = divide(t4, t1)
+            t6 = search(Int32, hop_border, t5)
+            t7 = both(first_lanes(live), negation(t2))
+            t8 = select(t2, t6, splat(Int32, 127))
+            t9 = saturate(Int32, t8, 0, 255)
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            store(u8, k.f_code, start + at, t9, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale = memory(f32, 4)
-    for span in range(begin, end):
+    kept0 = memory(f32, 1056)
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_scale)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_scale)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_scale)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_scale)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale)
     set_flags(flags)
 
 

@@ -97,10 +97,10 @@ def encode_pass0_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -113,22 +113,22 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
-    if any_(bad):
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -160,10 +160,10 @@ def encode_pass2_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass2(frame, begin, end):
+def encode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass2_tile(k, tile, WHOLE)
@@ -197,10 +197,10 @@ def encode_pass3_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass3(frame, begin, end):
+def encode_pass3(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass3_tile(k, tile, WHOLE)
@@ -252,10 +252,10 @@ def encode_pass4_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass4(frame, begin, end):
+def encode_pass4(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass4_tile(k, tile, WHOLE)
@@ -283,10 +283,10 @@ def encode_pass5_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass5(frame, begin, end):
+def encode_pass5(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass5_tile(k, tile, WHOLE)
@@ -309,10 +309,10 @@ def encode_pass6_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass6(frame, begin, end):
+def encode_pass6(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass6_tile(k, tile, WHOLE)
@@ -549,10 +549,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -573,10 +573,10 @@ def decode_pass1_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass1(frame, begin, end):
+def decode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass1_tile(k, tile, WHOLE)
@@ -599,10 +599,10 @@ def decode_pass2_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass2(frame, begin, end):
+def decode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass2_tile(k, tile, WHOLE)
@@ -723,10 +723,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -753,10 +753,10 @@ def decode_add_pass1_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass1(frame, begin, end):
+def decode_add_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass1_tile(k, tile, WHOLE)
