@@ -15,13 +15,11 @@ from compll.backends.numba_lanes import (
     Builder,
     Lanes,
     Value,
-    call,
     isnan,
     less,
     make_intrinsic,
     more,
     resize,
-    suffix,
 )
 
 
@@ -68,15 +66,15 @@ def _saturate(_: Any, b: Builder, want: Lanes, args: Any, v: Sequence[Value]) ->
     have, low, high = args[0], args[1].literal_value, args[2].literal_value
     x = v[0]
     if have.kind == "f32":
-        if max(abs(low), abs(high)) <= 1 << 24:  # both bounds are floats: clamp there, then convert
+        lowest, highest = have.constant(float(low)), have.constant(float(high))
+        if low:
             x = b.select(isnan(b, have, [x]), have.constant(0.0), x)
-            lowest, highest = have.constant(float(low)), have.constant(float(high))
-            x = b.select(b.fcmp_ordered("<", x, lowest), lowest, x)
-            x = b.select(b.fcmp_ordered(">", x, highest), highest, x)
-            return b.fptosi(x, want.llvm)
-        exact = want.of(f"{'i' if low else 'u'}{high.bit_length() + bool(low)}")
-        name = f"llvm.fpto{'si' if low else 'ui'}.sat.{suffix(exact)}.{suffix(have)}"
-        return resize(b, call(b, name, exact.llvm, x), exact, want)
+        x = b.select(b.fcmp_ordered(">", x, lowest), x, lowest)
+        convert = b.fptosi if want.signed else b.fptoui
+        if high <= 1 << 24:  # a float: clamp there, then convert
+            return convert(b.select(b.fcmp_ordered(">", x, highest), highest, x), want.llvm)
+        # Else all ones; as a float it is 1 more.  LLVM's own saturating conversion works lane by lane.
+        return b.select(b.fcmp_ordered(">=", x, highest), want.constant(high), convert(x, want.llvm))
     bits = BITS[have.kind]
     least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if have.signed else (0, (1 << bits) - 1)
     if low > least:

@@ -14,6 +14,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.registry import cpu_target
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model, typeof_impl
@@ -100,6 +101,12 @@ def call(builder: Builder, name: str, result: Any, *args: Value) -> Value:
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
 
 
+def has(feature: str) -> bool:
+    """Whether the processor that is compiled for has a feature, as LLVM names it."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return f"+{feature}" in features.split(",")
+
+
 def suffix(kind: Lanes) -> str:
     """Return how LLVM's intrinsics spell a type."""
     one = "f32" if kind.kind == "f32" else f"i{BITS[kind.kind]}"
@@ -165,7 +172,7 @@ def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
     if have.kind in ("f16", "bf16"):
         return _widened(b, x, have)
     if want.kind in ("f16", "bf16"):
-        return b.trunc(_rounded(b, x, have, want.kind), want.llvm)
+        return _rounded(b, x, have, want)
     if want.kind == "f32":
         return (b.sitofp if have.signed else b.uitofp)(x, want.llvm)
     if BITS[want.kind] < BITS[have.kind]:
@@ -178,6 +185,8 @@ def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
 def _widened(b: Builder, x: Value, have: Lanes) -> Value:
     """Emit the float32 that a half or bfloat16 is; as templates/cpp/half.h does it."""
     u, f = have.of("u32"), have.of("f32")
+    if have.kind == "f16" and has("f16c"):
+        return b.fpext(b.bitcast(x, _half(have)), f.llvm)
     code = b.zext(x, u.llvm)
     if have.kind == "bf16":
         return b.bitcast(b.shl(code, u.constant(16)), f.llvm)
@@ -191,11 +200,17 @@ def _widened(b: Builder, x: Value, have: Lanes) -> Value:
     return b.bitcast(b.or_(sign, b.select(none, b.bitcast(denormal, u.llvm), magnitude)), f.llvm)
 
 
-def _rounded(b: Builder, x: Value, have: Lanes, to: str) -> Value:
-    """Emit the bits, in 32, of the nearest half or bfloat16; as templates/cpp/half.h does it."""
+def _half(kind: Lanes) -> Any:
+    return ir.HalfType() if kind.width == 1 else ir.VectorType(ir.HalfType(), kind.width)
+
+
+def _rounded(b: Builder, x: Value, have: Lanes, to: Lanes) -> Value:
+    """Emit the bits of the nearest half or bfloat16; as templates/cpp/half.h does it."""
     u = have.of("u32")
     bits = b.bitcast(x, u.llvm)
     nan = b.fcmp_unordered("uno", x, x)
+    if to.kind == "f16" and has("f16c"):
+        return b.select(nan, to.constant(0x7E00), b.bitcast(b.fptrunc(x, _half(to)), to.llvm))
 
     def even(whole: Value, drop: int, base: int) -> Value:
         """Emit `whole` less `base` without its lowest bits, rounded to nearest even."""
@@ -203,8 +218,8 @@ def _rounded(b: Builder, x: Value, have: Lanes, to: str) -> Value:
         half = u.constant(((1 << drop - 1) - 1 - base) & 0xFFFFFFFF)
         return b.lshr(b.add(b.add(whole, half), odd), u.constant(drop))
 
-    if to == "bf16":
-        return b.select(nan, u.constant(0x7FC0), even(bits, 16, 0))
+    if to.kind == "bf16":
+        return b.trunc(b.select(nan, u.constant(0x7FC0), even(bits, 16, 0)), to.llvm)
     magnitude = b.and_(bits, u.constant(0x7FFFFFFF))
     half = b.fadd(b.bitcast(magnitude, have.llvm), have.constant(0.5))  # rounds to the least denormal
     denormal = b.sub(b.bitcast(half, u.llvm), u.constant(126 << 23))
@@ -212,7 +227,7 @@ def _rounded(b: Builder, x: Value, have: Lanes, to: str) -> Value:
     code = b.select(small, denormal, even(magnitude, 13, 112 << 23))
     code = b.select(b.icmp_unsigned("<", magnitude, u.constant(143 << 23)), code, u.constant(0x7C00))
     sign = b.and_(b.lshr(bits, u.constant(16)), u.constant(0x8000))
-    return b.select(nan, u.constant(0x7E00), b.or_(sign, code))
+    return b.trunc(b.select(nan, u.constant(0x7E00), b.or_(sign, code)), to.llvm)
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------
@@ -270,10 +285,8 @@ def _shift(left: bool) -> Emit:
 
 def _prefer(better: Emit) -> Emit:
     def emit(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
-        first = better(b, t, v)
-        if t.kind == "f32":
-            first = b.or_(first, b.fcmp_unordered("uno", v[0], v[0]))
-        return b.select(first, *v)
+        found = b.select(better(b, t, v), *v)  # one instruction, which of a NaN and another gives the other
+        return b.select(isnan(b, t, v), v[0], found) if t.kind == "f32" else found
 
     return emit
 
@@ -324,10 +337,15 @@ def _bits_float(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
     return b.bitcast(v[0], t.of("f32").llvm)
 
 
-def _not_finite(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+def _magnitude(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
     bits = t.of("u32")
-    exponent = bits.constant(0x7F800000)
-    return b.icmp_unsigned("==", b.and_(b.bitcast(v[0], bits.llvm), exponent), exponent)
+    return b.and_(b.bitcast(v[0], bits.llvm), bits.constant(0x7FFFFFFF))
+
+
+def _greater_of_positives(b: Builder, t: Lanes, v: Sequence[Value]) -> Value:
+    """Emit the greater of floats without sign bits, or the NaN: their bits are ordered as they are."""
+    bits = t.of("u32")
+    return b.bitcast(_prefer(more)(b, bits, [b.bitcast(x, bits.llvm) for x in v]), t.llvm)
 
 
 for _key, _emit in (
@@ -355,6 +373,7 @@ remainder = lanes_function("remainder", 2, same, _remainder)
 shift_left = lanes_function("shift_left", 2, same, _shift(True))
 shift_right = lanes_function("shift_right", 2, same, _shift(False))
 greater = lanes_function("greater", 2, same, _prefer(more))
+greater_of_positives = lanes_function("greater_of_positives", 2, same, _greater_of_positives)
 smaller = lanes_function("smaller", 2, same, _prefer(less))
 absolute = lanes_function("absolute", 1, same, _absolute)
 floor_ = lanes_function("floor_", 1, same, _rounding("floor"))
@@ -367,4 +386,7 @@ sign = lanes_function("sign", 1, counted, _sign)
 popcount = lanes_function("popcount", 1, counted, _popcount)
 float_bits = lanes_function("float_bits", 1, lambda t: t.of("u32"), _float_bits)
 bits_float = lanes_function("bits_float", 1, lambda t: t.of("f32"), _bits_float)
-not_finite = lanes_function("not_finite", 1, mask, _not_finite)
+magnitude = lanes_function("magnitude", 1, lambda t: t.of("u32"), _magnitude)
+not_finite = lanes_function(  # of a magnitude
+    "not_finite", 1, mask, lambda b, t, v: b.icmp_unsigned(">=", v[0], t.constant(0x7F800000))
+)

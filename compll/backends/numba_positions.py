@@ -25,6 +25,7 @@ from compll.backends.numba_lanes import (
     Value,
     both,
     call,
+    has,
     i64,
     negation,
     resize,
@@ -71,17 +72,22 @@ def _places(b: Builder, base: Value, at: Value, there: Value, one: Lanes) -> Val
     return b.inttoptr(place, ir.VectorType(one.llvm.as_pointer(), WIDTH))
 
 
+def _gather(b: Builder, base: Value, at: Value, there: Value, one: Lanes) -> Value:
+    """Emit the elements at positions; 0 where not `there`."""
+    raw = Lanes(one.kind, WIDTH)
+    places = _places(b, base, at, there, one)
+    name = f"llvm.masked.gather.{suffix(raw)}.v{WIDTH}p0"
+    return call(b, name, raw.llvm, places, I32(1), EVERY, raw.constant(0))
+
+
 @intrinsic
 def gathered(_: Any, want: Any, stored: Any, base: Any, at: Any, there: Any) -> Any:
     """Return lanes of type `want` from the elements of type `stored` at positions; 0 where not `there`."""
     out, one = want.instance_type, stored.instance_type
-    raw = Lanes(one.kind, WIDTH)
 
     def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
         _, _, base_, at_, there_ = as_i64(context, b, sig, v)
-        places = _places(b, base_, at_, there_, one)
-        name = f"llvm.masked.gather.{suffix(raw)}.v{WIDTH}p0"
-        return resize(b, call(b, name, raw.llvm, places, I32(1), EVERY, raw.constant(0)), raw, out)
+        return resize(b, _gather(b, base_, at_, there_, one), Lanes(one.kind, WIDTH), out)
 
     return signature(out, want, stored, base, at, there), emit
 
@@ -95,10 +101,41 @@ def gather(want: Any, stored: Any, base: Any, n: Any, at: Any, asked: Any, k: An
     return gathered(want, stored, base, at, there)
 
 
-@inner
-def lookup(want: Any, stored: Any, base: Any, at: Any) -> Any:
-    """Return the entries of a table at positions that are in range."""
-    return gathered(want, stored, base, widen(Int64, at), first_lanes(WHOLE))
+def _shuffle(b: Builder, base: Value, entries: int, at: Value) -> Value:
+    """Emit the entries of a table, of 32 bits and at most 32 of them, at positions: 16 by one instruction."""
+    row, given = ir.VectorType(I32, 16), ir.VectorType(I32, entries)
+    table = b.load(b.inttoptr(base, given.as_pointer()), align=4)
+
+    def part(x: Value, first: int, end: int) -> Value:
+        order = [min(i, end - 1) for i in range(first, first + 16)]
+        return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), ir.Constant(row, order))
+
+    rows = [part(table, first, entries) for first in range(0, entries, 16)]
+    found = []
+    for first in range(0, WIDTH, 16):
+        own = part(at, first, WIDTH)
+        if len(rows) == 1:
+            found.append(call(b, "llvm.x86.avx512.permvar.si.512", row, rows[0], own))
+        else:
+            found.append(call(b, "llvm.x86.avx512.vpermi2var.d.512", row, rows[0], own, rows[1]))
+    return b.shuffle_vector(*found, ir.Constant(Int32.llvm, list(range(WIDTH))))
+
+
+@intrinsic(prefer_literal=True)
+def lookup(_: Any, want: Any, stored: Any, base: Any, count: Any, at: Any) -> Any:
+    """Return the entries of a table of `count` at Int32 positions that are in range."""
+    out, one, entries = want.instance_type, stored.instance_type, count.literal_value
+    raw = Lanes(one.kind, WIDTH)
+
+    def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
+        _, _, base_, _, at_ = as_i64(context, b, sig, v)
+        if has("avx512f") and BITS[one.kind] == 32 and entries <= 32:
+            found = b.bitcast(_shuffle(b, base_, entries, at_), raw.llvm)
+        else:
+            found = _gather(b, base_, b.sext(at_, Int64.llvm), EVERY, one)
+        return resize(b, found, raw, out)
+
+    return signature(out, want, stored, base, count, at), emit
 
 
 @inner

@@ -38,7 +38,7 @@ from compll.backends.numba_lanes import (
 )
 from compll.backends.numba_positions import *  # noqa: F403
 from compll.backends.numba_tiles import *  # noqa: F403
-from compll.backends.numba_tiles import WHOLE, buffer_of, inner, keep, left, load, shared, store
+from compll.backends.numba_tiles import WHOLE, buffer_of, constants, inner, keep, left, load, shared, store
 
 nan, inf = np.nan, np.inf
 OK, OUT_OF_RANGE, REFUSED, BAD_BUFFER, NEEDS_MEMORY = 0, -1, -2, -3, -4
@@ -213,7 +213,7 @@ def down(_: Any, x: Any, by: Any) -> Any:
     return signature(x, x, by), emit
 
 
-def reduction(f: Any) -> tuple[Any, Any]:
+def reduction(f: Any) -> tuple[Any, Any, Any]:
     """Return the functions that reduce lanes in memory and tile results by `f`.
 
     They hold `f` as a name of theirs: as an argument Numba could not keep the kernel in its cache.  It takes
@@ -221,7 +221,6 @@ def reduction(f: Any) -> tuple[Any, Any]:
     nothing that the order of reduction does not ask for.
     """
 
-    @shared
     def fold(kind: Any, stored: Any, lanes: Any, count: Any, k: Any) -> Any:
         """Return f over LANES values in memory by halves: lane j < w becomes f(a[j], a[j + w]).
 
@@ -248,6 +247,8 @@ def reduction(f: Any) -> tuple[Any, Any]:
         a = keep(live, f(a, down(a, 1), live, k), a)
         return first(a)
 
+    fold_any, fold_known = shared(fold), constants(fold)
+
     @shared
     def reduce_tiles(kind: Any, stored: Any, values: Any, count: Any, k: Any) -> Any:
         """Return `count` > 0 scalars in memory reduced by the same rule; they are overwritten."""
@@ -264,11 +265,11 @@ def reduction(f: Any) -> tuple[Any, Any]:
                         x = load(kind, stored, values, tile * TILE + at, live)
                         a = keep(live, f(a, x, live, k), a)
                     store(stored, lanes, block * WIDTH, a, WHOLE)
-                store(stored, values, tile, fold(kind, stored, lanes, rest, k), WHOLE)
+                store(stored, values, tile, fold_any(kind, stored, lanes, rest, k), WHOLE)
             count = tiles
         return load(stored, stored, values, 0, WHOLE)
 
-    return fold, reduce_tiles
+    return fold_any, fold_known, reduce_tiles
 
 
 # --- entry --------------------------------------------------------------------------------------------

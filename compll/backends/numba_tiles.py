@@ -31,6 +31,7 @@ from compll.backends.numba_lanes import Lanes as LanesType
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 shared = njit(nogil=True, error_model="numpy")
+constants = njit(forceinline=True, nogil=True, error_model="numpy")  # compiled by LLVM for arguments it knows
 inner = njit(inline="always", nogil=True, error_model="numpy")  # compiled into the kernels that call it
 
 
@@ -211,7 +212,8 @@ def per_block(
     multiples of WIDTH from a multiple of `step` on.
     """
     out, one = want.instance_type, LanesType(stored.instance_type.kind)
-    single = size.literal_value % WIDTH == 0 and step.literal_value % WIDTH == 0
+    several, aligned = size.literal_value, step.literal_value % WIDTH == 0
+    single = aligned and several % WIDTH == 0
 
     def emit(context: Any, b: Builder, sig: Any, values: Sequence[Value]) -> Value:
         _, _, base_, at_, size_, first_, live_, _ = as_i64(context, b, sig, values)
@@ -228,6 +230,13 @@ def per_block(
 
         if single:
             return broadcast(b, read(0), out)
+        if aligned and live == _whole and WIDTH % several == 0:
+            stored_, wanted = (LanesType(kind.kind, WIDTH // several) for kind in (one, out))
+            block = b.sub(b.udiv(at_, size_), first_)
+            x = b.load(_pointer(b, base_, block, BITS[one.kind], stored_.llvm), align=1)
+            order = ir.Constant(ir.VectorType(I32, WIDTH), [lane // several for lane in range(WIDTH)])
+            x = resize(b, x, stored_, wanted)
+            return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), order)
         lanes = ir.Constant(out.llvm, ir.Undefined)
         for lane in range(WIDTH):
             lanes = b.insert_element(lanes, read(lane), ir.Constant(I32, lane))

@@ -29,7 +29,6 @@ class Python(Dialect):
     backend = "numba"
     without = ("carry_selected",)
     clears = False
-    keeps = False
     block_lanes = False
     plain: ClassVar[Mapping[str, str]] = {}
     width = 32
@@ -91,10 +90,6 @@ class Python(Dialect):
         if op == "select":
             return f"({b} if native({a}) else {texts[2]})"
         return f"({b} if native({a}) else {a})" if op == "&&" else f"({a} if native({a}) else {b})"
-
-    def greater_of_positives(self, a: str, b: str) -> str:
-        """Return the greater of two floats: LLVM needs no help."""
-        return f"greater({a}, {b})"
 
     def random_row(self, name: str) -> str:
         """Return the random bits of the lanes at work, of those that a tile holds under a name."""
@@ -231,6 +226,10 @@ class NumbaEmitter(NumbaSelections, Emitter):
         """Return the lanes of a value of each block of `size` elements."""
         own = self.dialect.scalar(kind)
         return f"per_block({lanes}, {own}, b_{name}, start + at, {size}, block0, live, WIDTH)"
+
+    def kept_lanes(self, name: str) -> str:
+        """Return the lanes of what the reductions of blocks have kept."""
+        return f"load(Float, f32, {name}, start + at - begin, WHOLE)"
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""

@@ -95,7 +95,8 @@ class NumbaSelections(Selections):
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""
         stored = self.dialect.stored(self.vectors[e.vector])
-        return f"lookup({lanes}, {stored}, {self.where(e.vector)}, {position})"
+        count = len(self.tables[e.vector].values)
+        return f"lookup({lanes}, {stored}, {self.where(e.vector)}, {count}, {position})"
 
     def read_at(self, e: ir.Read | ir.Search, operand: str) -> str:
         """Return one element of a vector, or what a search in a table gives, as a scalar."""

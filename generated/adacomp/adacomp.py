@@ -47,10 +47,10 @@ encode_frame = frame_type(
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 @inner
@@ -58,17 +58,17 @@ def encode_add_1(a, b, live, k):
     return (a + b)
 
 
-encode_add_1_fold, encode_add_1_tiles = reduction(encode_add_1)
+encode_add_1_fold, encode_add_1_fold_known, encode_add_1_tiles = reduction(encode_add_1)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top, tiles_top):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_top, lanes_top):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_top = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = v_gradient + v_residual
@@ -77,31 +77,32 @@ def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top,
             t3 = select(t2, t1, splat(Float, 0.0))
             a_top = t3 if row == 0 else keep(live, encode_greater_0(a_top, t3, live, k), a_top)
         store(f32, lanes_top, block * WIDTH, a_top, WHOLE)
-    store(f32, tiles_top, t, encode_greater_0_fold(Float, f32, lanes_top, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_top):
-    lanes_top = buffer_of(f32)
-    tiles_top = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_top):
     for j in range((stop - begin + 511) // 512):
         origin = begin + j * 512
         length = min(512, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_top, lanes_top, tiles_top)
+            rest = min(512, length - t * TILE)
+            if rest == 512:
+                lanes_top = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, b_r_top, lanes_top)
+                x_top = encode_greater_0_fold_known(Float, f32, lanes_top, 512, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_top, lanes_top, tiles_top)
-        x_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_top, tiles_of(length), k)), 1, k)
-        store(f32, b_r_top, j, first(x_top), WHOLE)
+                lanes_top = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_top, lanes_top)
+                x_top = encode_greater_0_fold(Float, f32, lanes_top, rest, k)
+        y_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_top), 1, k)
+        store(f32, b_r_top, j, first(y_top), WHOLE)
         store(f32, k.v_top_stored, block0 + j, load(f32, f32, b_r_top, j, WHOLE), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_top):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_top):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -119,27 +120,28 @@ def encode_pass0_tile(k, tile, count, block0, b_r_top):
             t8 = lt(t5, splat(Float, inf))
             t9 = both(t7, t8)
             t10 = widen(Int32, bit(t9))
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(1, k.v_index_filter_mask, start + at, t10, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_top = memory(f32, 2)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 2
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_top)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_top)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_top)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_top)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_top)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_top)
     set_flags(flags)
 
 
@@ -163,10 +165,10 @@ def encode_pass1_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -195,10 +197,10 @@ def encode_pass2_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass2(frame, begin, end):
+def encode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass2_tile(k, tile, WHOLE)
@@ -240,10 +242,10 @@ def encode_pass3_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass3(frame, begin, end):
+def encode_pass3(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass3_tile(k, tile, WHOLE)
@@ -428,10 +430,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -452,10 +454,10 @@ def decode_pass1_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass1(frame, begin, end):
+def decode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass1_tile(k, tile, WHOLE)
@@ -482,10 +484,10 @@ def decode_pass2_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass2(frame, begin, end):
+def decode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass2_tile(k, tile, WHOLE)
@@ -611,10 +613,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -645,10 +647,10 @@ def decode_add_pass1_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass1(frame, begin, end):
+def decode_add_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass1_tile(k, tile, WHOLE)

@@ -38,50 +38,51 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_sum, b_h0, b_h1, lanes_sum):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_sum = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = v_gradient + v_residual
             t1 = absolute(t0)
             a_sum = t1 if row == 0 else keep(live, encode_add_0(a_sum, t1, live, k), a_sum)
         store(f32, lanes_sum, block * WIDTH, a_sum, WHOLE)
-    store(f32, tiles_sum, t, encode_add_0_fold(Float, f32, lanes_sum, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_sum, b_h0, b_h1):
-    lanes_sum = buffer_of(f32)
-    tiles_sum = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_sum, b_h0, b_h1):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_sum = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_sum, b_h0, b_h1, lanes_sum)
+                x_sum = encode_add_0_fold_known(Float, f32, lanes_sum, 256, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum)
-        x_sum = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_add_0_tiles(Float, f32, tiles_sum, tiles_of(length), k)), 1, k)
-        store(f32, b_r_sum, j, first(x_sum), WHOLE)
+                lanes_sum = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_sum, b_h0, b_h1, lanes_sum)
+                x_sum = encode_add_0_fold(Float, f32, lanes_sum, rest, k)
+        y_sum = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_sum), 1, k)
+        store(f32, b_r_sum, j, first(y_sum), WHOLE)
         store(f32, b_h0, j, (-(divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
         store(f32, b_h1, j, (divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256)))))))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_sum, b_h0, b_h1):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_sum, b_h0, b_h1):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -99,30 +100,31 @@ def encode_pass0_tile(k, tile, count, block0, b_r_sum, b_h0, b_h1):
             t8 = absolute(t7)
             t9 = le(t8, splat(Float, 3.4028234663852886e+38))
             t10 = select(t9, t7, splat(Float, 0.0))
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(1, k.f_negative, start + at, t2, live)
             store(f32, k.new_residual, start + at, t10, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_sum = memory(f32, 4)
     b_h0 = memory(f32, 4)
     b_h1 = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_sum, b_h0, b_h1)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_sum, b_h0, b_h1)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_sum, b_h0, b_h1)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_sum, b_h0, b_h1)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_sum, b_h0, b_h1)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_sum, b_h0, b_h1)
     set_flags(flags)
 
 
@@ -199,10 +201,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -282,10 +284,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -357,18 +359,18 @@ def hop_add_0(a, b, live, k):
     return (a + b)
 
 
-hop_add_0_fold, hop_add_0_tiles = reduction(hop_add_0)
+hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles = reduction(hop_add_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_sum, b_h0, b_h1, lanes_sum):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_sum = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_negative = unpack(1, k.f_received_negative, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
@@ -380,84 +382,80 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_sum, b_h0, b_h1, l
             t5 = u_scale * t4
             t6 = t5 + v_residual
             t7 = absolute(t6)
+            store(f32, kept0, start - begin + at, t5, WHOLE)
             a_sum = t7 if row == 0 else keep(live, hop_add_0(a_sum, t7, live, k), a_sum)
         store(f32, lanes_sum, block * WIDTH, a_sum, WHOLE)
-    store(f32, tiles_sum, t, hop_add_0_fold(Float, f32, lanes_sum, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_sum, b_h0, b_h1):
-    lanes_sum = buffer_of(f32)
-    tiles_sum = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_sum, b_h0, b_h1):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_sum = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_sum, b_h0, b_h1, lanes_sum)
+                x_sum = hop_add_0_fold_known(Float, f32, lanes_sum, 256, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_sum, b_h0, b_h1, lanes_sum, tiles_sum)
-        x_sum = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_add_0_tiles(Float, f32, tiles_sum, tiles_of(length), k)), 1, k)
-        store(f32, b_r_sum, j, first(x_sum), WHOLE)
+                lanes_sum = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_sum, b_h0, b_h1, lanes_sum)
+                x_sum = hop_add_0_fold(Float, f32, lanes_sum, rest, k)
+        y_sum = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_sum), 1, k)
+        store(f32, b_r_sum, j, first(y_sum), WHOLE)
         store(f32, b_h0, j, (-(divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
         store(f32, b_h1, j, (divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256)))))))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_sum, b_h0, b_h1):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_sum, b_h0, b_h1):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_negative = unpack(1, k.f_received_negative, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            t0 = eq(v_received_negative, splat(Int32, 1))
-            t1 = splat(Float, (-load(f32, f32, k.f_received_scale, min(start + at, k.length - 1) // 256, WHOLE)))
-            t2 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
-            t3 = select(t0, t1, t2)
-            t4 = v_gradient + t3
-            t5 = u_scale * t4
-            t6 = t5 + v_residual
-            t7 = lt(t6, splat(Float, 0.0))
-            t8 = widen(Int32, bit(t7))
-            t9 = eq(t8, splat(Int32, 1))
-            t10 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
-            t11 = per_block(Float, f32, b_h1, start + at, 256, block0, live, WIDTH)
-            t12 = select(t9, t10, t11)
-            t13 = t6 - t12
-            t14 = absolute(t13)
-            t15 = le(t14, splat(Float, 3.4028234663852886e+38))
-            t16 = select(t15, t13, splat(Float, 0.0))
-            bad = keep(live, bad | not_finite(t5), bad)
-            pack(1, k.f_negative, start + at, t8, live)
-            store(f32, k.new_residual, start + at, t16, live)
-    if any_(bad):
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = t0 + v_residual
+            t2 = lt(t1, splat(Float, 0.0))
+            t3 = widen(Int32, bit(t2))
+            t4 = eq(t3, splat(Int32, 1))
+            t5 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
+            t6 = per_block(Float, f32, b_h1, start + at, 256, block0, live, WIDTH)
+            t7 = select(t4, t5, t6)
+            t8 = t1 - t7
+            t9 = absolute(t8)
+            t10 = le(t9, splat(Float, 3.4028234663852886e+38))
+            t11 = select(t10, t8, splat(Float, 0.0))
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            pack(1, k.f_negative, start + at, t3, live)
+            store(f32, k.new_residual, start + at, t11, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_sum = memory(f32, 4)
+    kept0 = memory(f32, 1056)
     b_h0 = memory(f32, 4)
     b_h1 = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_sum, b_h0, b_h1)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_sum, b_h0, b_h1)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_sum, b_h0, b_h1)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_sum, b_h0, b_h1)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_sum, b_h0, b_h1)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_sum, b_h0, b_h1)
     set_flags(flags)
 
 

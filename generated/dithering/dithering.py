@@ -36,50 +36,51 @@ encode_frame = frame_type(
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top, tiles_top):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_top, lanes_top):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_top = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             a_top = t0 if row == 0 else keep(live, encode_greater_0(a_top, t0, live, k), a_top)
         store(f32, lanes_top, block * WIDTH, a_top, WHOLE)
-    store(f32, tiles_top, t, encode_greater_0_fold(Float, f32, lanes_top, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_top):
-    lanes_top = buffer_of(f32)
-    tiles_top = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_top):
     for j in range((stop - begin + 511) // 512):
         origin = begin + j * 512
         length = min(512, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_top, lanes_top, tiles_top)
+            rest = min(512, length - t * TILE)
+            if rest == 512:
+                lanes_top = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, b_r_top, lanes_top)
+                x_top = encode_greater_0_fold_known(Float, f32, lanes_top, 512, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_top, lanes_top, tiles_top)
-        x_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_top, tiles_of(length), k)), 1, k)
-        store(f32, b_r_top, j, first(x_top), WHOLE)
+                lanes_top = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_top, lanes_top)
+                x_top = encode_greater_0_fold(Float, f32, lanes_top, rest, k)
+        y_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_top), 1, k)
+        store(f32, b_r_top, j, first(y_top), WHOLE)
         store(u32, k.f_top, block0 + j, float_bits(load(f32, f32, b_r_top, j, WHOLE)), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_top):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_top):
     start = tile * TILE
     r0 = rows_buffer()
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         random_halves(r0, k.seed, 0, tile, block * WIDTH)
         for row in range(ROWS):
@@ -100,28 +101,29 @@ def encode_pass0_tile(k, tile, count, block0, b_r_top):
             t11 = saturate(Int32, t10, 0, 7)
             t12 = lt(v_gradient, splat(Float, 0.0))
             t13 = widen(Int32, bit(t12))
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(3, k.f_level, start + at, t11, live)
             pack(1, k.f_negative, start + at, t13, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_top = memory(f32, 2)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 2
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_top)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_top)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_top)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_top)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_top)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_top)
     set_flags(flags)
 
 
@@ -211,10 +213,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -307,10 +309,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -384,21 +386,21 @@ hop_frame = frame_type(
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top, tiles_top):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_top, lanes_top):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_top = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_negative = unpack(1, k.f_received_negative, start + at, live)
             v_received_level = unpack(3, k.f_received_level, start + at, live)
@@ -416,92 +418,80 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_top, lanes_top, ti
             t11 = v_gradient + t10
             t12 = u_scale * t11
             t13 = absolute(t12)
+            store(f32, kept0, start - begin + at, t12, WHOLE)
             a_top = t13 if row == 0 else keep(live, hop_greater_0(a_top, t13, live, k), a_top)
         store(f32, lanes_top, block * WIDTH, a_top, WHOLE)
-    store(f32, tiles_top, t, hop_greater_0_fold(Float, f32, lanes_top, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_top):
-    lanes_top = buffer_of(f32)
-    tiles_top = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_top):
     for j in range((stop - begin + 511) // 512):
         origin = begin + j * 512
         length = min(512, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_top, lanes_top, tiles_top)
+            rest = min(512, length - t * TILE)
+            if rest == 512:
+                lanes_top = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, kept0, b_r_top, lanes_top)
+                x_top = hop_greater_0_fold_known(Float, f32, lanes_top, 512, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_top, lanes_top, tiles_top)
-        x_top = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_top, tiles_of(length), k)), 1, k)
-        store(f32, b_r_top, j, first(x_top), WHOLE)
+                lanes_top = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_top, lanes_top)
+                x_top = hop_greater_0_fold(Float, f32, lanes_top, rest, k)
+        y_top = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_top), 1, k)
+        store(f32, b_r_top, j, first(y_top), WHOLE)
         store(u32, k.f_top, block0 + j, float_bits(load(f32, f32, b_r_top, j, WHOLE)), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_top):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_top):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
     r0 = rows_buffer()
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         random_halves(r0, k.seed, 0, tile, block * WIDTH)
         for row in range(ROWS):
             at = row * LANES + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_negative = unpack(1, k.f_received_negative, start + at, live)
-            v_received_level = unpack(3, k.f_received_level, start + at, live)
-            t0 = eq(v_received_negative, splat(Int32, 1))
-            t1 = gt(v_received_level, splat(Int32, 0))
-            t2 = v_received_level + splat(Int32, 120)
-            t3 = widen(UInt32, t2)
-            t4 = shift_left(t3, splat(UInt32, 23))
-            t5 = bits_float(t4)
-            t6 = select(t1, t5, splat(Float, 0.0))
-            t7 = -t6
-            t8 = select(t0, t7, t6)
-            t9 = per_block(Float, f32, k.f_received_top, start + at, 512, 0, live, WIDTH)
-            t10 = t8 * t9
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = absolute(t12)
-            t14 = per_block(Float, f32, b_r_top, start + at, 512, block0, live, WIDTH)
-            t15 = divide(t13, t14)
-            t16 = lt(t15, splat(Float, 0.015625))
-            t17 = t15 * splat(Float, 64.0)
-            t18 = float_bits(t15)
-            t19 = t18 - splat(UInt32, 1006632960)
-            t20 = widen(Float, t19)
-            t21 = t20 * splat(Float, 1.1920928955078125e-07)
-            t22 = select(t16, t17, t21)
-            t23 = stochastic_round(row_of(r0, row), t22)
-            t24 = saturate(Int32, t23, 0, 7)
-            t25 = lt(t12, splat(Float, 0.0))
-            t26 = widen(Int32, bit(t25))
-            bad = keep(live, bad | not_finite(t12), bad)
-            pack(3, k.f_level, start + at, t24, live)
-            pack(1, k.f_negative, start + at, t26, live)
-    if any_(bad):
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = absolute(t0)
+            t2 = per_block(Float, f32, b_r_top, start + at, 512, block0, live, WIDTH)
+            t3 = divide(t1, t2)
+            t4 = lt(t3, splat(Float, 0.015625))
+            t5 = t3 * splat(Float, 64.0)
+            t6 = float_bits(t3)
+            t7 = t6 - splat(UInt32, 1006632960)
+            t8 = widen(Float, t7)
+            t9 = t8 * splat(Float, 1.1920928955078125e-07)
+            t10 = select(t4, t5, t9)
+            t11 = stochastic_round(row_of(r0, row), t10)
+            t12 = saturate(Int32, t11, 0, 7)
+            t13 = lt(t0, splat(Float, 0.0))
+            t14 = widen(Int32, bit(t13))
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            pack(3, k.f_level, start + at, t12, live)
+            pack(1, k.f_negative, start + at, t14, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_top = memory(f32, 2)
-    for span in range(begin, end):
+    kept0 = memory(f32, 1056)
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 2
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_top)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_top)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_top)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_top)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_top)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_top)
     set_flags(flags)
 
 

@@ -35,49 +35,50 @@ encode_border = np.array([-0.9859374761581421, -0.971875011920929, -0.9578124880
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale, lanes_scale, tiles_scale):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_scale, lanes_scale):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             a_scale = t0 if row == 0 else keep(live, encode_greater_0(a_scale, t0, live, k), a_scale)
         store(f32, lanes_scale, block * WIDTH, a_scale, WHOLE)
-    store(f32, tiles_scale, t, encode_greater_0_fold(Float, f32, lanes_scale, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_scale):
-    lanes_scale = buffer_of(f32)
-    tiles_scale = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_scale):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_scale = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_scale, lanes_scale)
+                x_scale = encode_greater_0_fold_known(Float, f32, lanes_scale, 256, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
-        x_scale = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale, tiles_of(length), k)), 1, k)
-        store(f32, b_r_scale, j, first(x_scale), WHOLE)
+                lanes_scale = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale, lanes_scale)
+                x_scale = encode_greater_0_fold(Float, f32, lanes_scale, rest, k)
+        y_scale = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale), 1, k)
+        store(f32, b_r_scale, j, first(y_scale), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits(load(f32, f32, b_r_scale, j, WHOLE)), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_scale):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -89,27 +90,28 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale):
             t3 = search(Int32, encode_border, t2)
             t4 = select(t1, t3, splat(Int32, 127))
             t5 = widen(Int32, t4)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             store(u8, k.f_code, start + at, t5, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_scale)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_scale)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_scale)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_scale)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_scale)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_scale)
     set_flags(flags)
 
 
@@ -180,17 +182,17 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_code = stream(Int32, u8, k.f_code, start + at, live)
-            t0 = lookup(Float, f32, decode_decoded0.ctypes.data, v_code)
+            t0 = lookup(Float, f32, decode_decoded0.ctypes.data, 256, v_code)
             t1 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
             t2 = t0 * t1
             store(u32, k.gradient, start + at, float_bits(t2), live)
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -264,7 +266,7 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = stream(Int32, u8, k.f_code, start + at, live)
-            t0 = lookup(Float, f32, decode_add_decoded0.ctypes.data, v_code)
+            t0 = lookup(Float, f32, decode_add_decoded0.ctypes.data, 256, v_code)
             t1 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
             t2 = t0 * t1
             t3 = u_scale * t2
@@ -273,10 +275,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -349,95 +351,92 @@ hop_border = np.array([-0.9859374761581421, -0.971875011920929, -0.9578124880790
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale, lanes_scale, tiles_scale):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_scale, lanes_scale):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
-            t0 = lookup(Float, f32, hop_decoded0.ctypes.data, v_received_code)
+            t0 = lookup(Float, f32, hop_decoded0.ctypes.data, 256, v_received_code)
             t1 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, 256)
             t2 = t0 * t1
             t3 = v_gradient + t2
             t4 = u_scale * t3
             t5 = absolute(t4)
+            store(f32, kept0, start - begin + at, t4, WHOLE)
             a_scale = t5 if row == 0 else keep(live, hop_greater_0(a_scale, t5, live, k), a_scale)
         store(f32, lanes_scale, block * WIDTH, a_scale, WHOLE)
-    store(f32, tiles_scale, t, hop_greater_0_fold(Float, f32, lanes_scale, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_scale):
-    lanes_scale = buffer_of(f32)
-    tiles_scale = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_scale = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_scale, lanes_scale)
+                x_scale = hop_greater_0_fold_known(Float, f32, lanes_scale, 256, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale, lanes_scale, tiles_scale)
-        x_scale = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale, tiles_of(length), k)), 1, k)
-        store(f32, b_r_scale, j, first(x_scale), WHOLE)
+                lanes_scale = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_scale, lanes_scale)
+                x_scale = hop_greater_0_fold(Float, f32, lanes_scale, rest, k)
+        y_scale = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale), 1, k)
+        store(f32, b_r_scale, j, first(y_scale), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits(load(f32, f32, b_r_scale, j, WHOLE)), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_scale):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
-            t0 = lookup(Float, f32, hop_decoded0.ctypes.data, v_received_code)
-            t1 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
-            t2 = t0 * t1
-            t3 = v_gradient + t2
-            t4 = u_scale * t3
-            t5 = per_block(Float, f32, b_r_scale, start + at, 256, block0, live, WIDTH)
-            t6 = gt(t5, splat(Float, 0.0))
-            t7 = divide(t4, t5)
-            t8 = search(Int32, hop_border, t7)
-            t9 = select(t6, t8, splat(Int32, 127))
-            t10 = widen(Int32, t9)
-            bad = keep(live, bad | not_finite(t4), bad)
-            store(u8, k.f_code, start + at, t10, live)
-    if any_(bad):
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = per_block(Float, f32, b_r_scale, start + at, 256, block0, live, WIDTH)
+            t2 = gt(t1, splat(Float, 0.0))
+            t3 = divide(t0, t1)
+            t4 = search(Int32, hop_border, t3)
+            t5 = select(t2, t4, splat(Int32, 127))
+            t6 = widen(Int32, t5)
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            store(u8, k.f_code, start + at, t6, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale = memory(f32, 4)
-    for span in range(begin, end):
+    kept0 = memory(f32, 1056)
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_scale)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_scale)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_scale)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_scale)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale)
     set_flags(flags)
 
 

@@ -39,7 +39,7 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
 
 
 
@@ -47,7 +47,7 @@ encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     lanes_scale_add = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_scale_add = splat(Float, 0)
         for row in range(ROWS):
@@ -59,21 +59,21 @@ def encode_pass0_tile(k, tile, count):
             t1 = absolute(t0)
             t2 = lt(t0, splat(Float, 0.0))
             t3 = widen(Int32, bit(t2))
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(1, k.f_negative, start + at, t3, live)
             a_scale_add = t1 if row == 0 else keep(live, encode_add_0(a_scale_add, t1, live, k), a_scale_add)
         store(f32, lanes_scale_add, block * WIDTH, a_scale_add, WHOLE)
     x_scale_add = encode_add_0_fold(Float, f32, lanes_scale_add, k.length - start, k)
     store(f32, k.scale_add_tiles, tile, x_scale_add, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -105,10 +105,10 @@ def encode_pass1_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -216,10 +216,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -300,10 +300,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -378,7 +378,7 @@ def hop_add_0(a, b, live, k):
     return (a + b)
 
 
-hop_add_0_fold, hop_add_0_tiles = reduction(hop_add_0)
+hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles = reduction(hop_add_0)
 
 
 
@@ -389,7 +389,7 @@ def hop_pass0_tile(k, tile, count):
     u_n = splat(Float, (-one(k.received_scale_1_)))
     u_received_scale_1 = splat(Float, one(k.received_scale_1_))
     lanes_scale_add = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_scale_add = splat(Float, 0)
         for row in range(ROWS):
@@ -406,21 +406,21 @@ def hop_pass0_tile(k, tile, count):
             t5 = absolute(t4)
             t6 = lt(t4, splat(Float, 0.0))
             t7 = widen(Int32, bit(t6))
-            bad = keep(live, bad | not_finite(t3), bad)
+            widest = keep(live, greater(widest, magnitude(t3)), widest)
             pack(1, k.f_negative, start + at, t7, live)
             a_scale_add = t5 if row == 0 else keep(live, hop_add_0(a_scale_add, t5, live, k), a_scale_add)
         store(f32, lanes_scale_add, block * WIDTH, a_scale_add, WHOLE)
     x_scale_add = hop_add_0_fold(Float, f32, lanes_scale_add, k.length - start, k)
     store(f32, k.scale_add_tiles, tile, x_scale_add, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass0_tile(k, tile, WHOLE)
@@ -460,10 +460,10 @@ def hop_pass1_tile(k, tile, count):
 
 
 @loop(hop_frame)
-def hop_pass1(frame, begin, end):
+def hop_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass1_tile(k, tile, WHOLE)

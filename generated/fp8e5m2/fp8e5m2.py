@@ -33,50 +33,51 @@ encode_frame = frame_type(
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             a_scale_greater = t0 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t0, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
-    lanes_scale_greater = buffer_of(f32)
-    tiles_scale_greater = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_scale_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = encode_greater_0_fold_known(Float, f32, lanes_scale_greater, 256, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
+                lanes_scale_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+        y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
         store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 57344.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 57344.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -108,28 +109,29 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t23 = splat(Int32, 128) * t22
             t24 = t19 + t23
             t25 = widen(Int32, t24)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             store(u8, k.f_code, start + at, t25, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 4)
     b_h0 = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_scale_greater, b_h0)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_scale_greater, b_h0)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_scale_greater, b_h0)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0)
     set_flags(flags)
 
 
@@ -214,10 +216,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -307,10 +309,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -377,21 +379,21 @@ hop_frame = frame_type(
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
             t0 = lt(v_received_code, splat(Int32, 128))
@@ -411,105 +413,91 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h
             t14 = v_gradient + t13
             t15 = u_scale * t14
             t16 = absolute(t15)
+            store(f32, kept0, start - begin + at, t15, WHOLE)
             a_scale_greater = t16 if row == 0 else keep(live, hop_greater_0(a_scale_greater, t16, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
-    lanes_scale_greater = buffer_of(f32)
-    tiles_scale_greater = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale_greater, b_h0):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_scale_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = hop_greater_0_fold_known(Float, f32, lanes_scale_greater, 256, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
+                lanes_scale_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+        y_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
         store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 57344.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 57344.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
-            t0 = lt(v_received_code, splat(Int32, 128))
-            t1 = v_received_code & splat(Int32, 127)
-            t2 = lt(t1, splat(Int32, 124))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 21))
-            t5 = bits_float(t4)
-            t6 = t5 * splat(Float, 5.192296858534828e+33)
-            t7 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
-            t8 = t6 * t7
-            t9 = eq(t1, splat(Int32, 124))
-            t10 = select(t9, splat(Float, inf), splat(Float, nan))
-            t11 = select(t2, t8, t10)
-            t12 = -t11
-            t13 = select(t0, t11, t12)
-            t14 = v_gradient + t13
-            t15 = u_scale * t14
-            t16 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
-            t17 = divide(t15, t16)
-            t18 = absolute(t17)
-            t19 = smaller(t18, splat(Float, 57344.0))
-            t20 = float_bits(t19)
-            t21 = shift_right(t20, splat(UInt32, 23))
-            t22 = widen(Int32, t21)
-            t23 = greater(t22, splat(Int32, 113))
-            t24 = t23 - splat(Int32, 113)
-            t25 = t24 * splat(Int32, 4)
-            t26 = t23 - splat(Int32, 2)
-            t27 = splat(Int32, 254) - t26
-            t28 = widen(UInt32, t27)
-            t29 = shift_left(t28, splat(UInt32, 23))
-            t30 = bits_float(t29)
-            t31 = t19 * t30
-            t32 = round_(t31)
-            t33 = saturate(Int32, t32, 0, 32767)
-            t34 = t25 + t33
-            t35 = smaller(t34, splat(Int32, 127))
-            t36 = float_bits(t17)
-            t37 = shift_right(t36, splat(UInt32, 31))
-            t38 = widen(Int32, t37)
-            t39 = splat(Int32, 128) * t38
-            t40 = t35 + t39
-            t41 = widen(Int32, t40)
-            bad = keep(live, bad | not_finite(t15), bad)
-            store(u8, k.f_code, start + at, t41, live)
-    if any_(bad):
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
+            t2 = divide(t0, t1)
+            t3 = absolute(t2)
+            t4 = smaller(t3, splat(Float, 57344.0))
+            t5 = float_bits(t4)
+            t6 = shift_right(t5, splat(UInt32, 23))
+            t7 = widen(Int32, t6)
+            t8 = greater(t7, splat(Int32, 113))
+            t9 = t8 - splat(Int32, 113)
+            t10 = t9 * splat(Int32, 4)
+            t11 = t8 - splat(Int32, 2)
+            t12 = splat(Int32, 254) - t11
+            t13 = widen(UInt32, t12)
+            t14 = shift_left(t13, splat(UInt32, 23))
+            t15 = bits_float(t14)
+            t16 = t4 * t15
+            t17 = round_(t16)
+            t18 = saturate(Int32, t17, 0, 32767)
+            t19 = t10 + t18
+            t20 = smaller(t19, splat(Int32, 127))
+            t21 = float_bits(t2)
+            t22 = shift_right(t21, splat(UInt32, 31))
+            t23 = widen(Int32, t22)
+            t24 = splat(Int32, 128) * t23
+            t25 = t20 + t24
+            t26 = widen(Int32, t25)
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            store(u8, k.f_code, start + at, t26, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 4)
+    kept0 = memory(f32, 1056)
     b_h0 = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_scale_greater, b_h0)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_scale_greater, b_h0)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_scale_greater, b_h0)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0)
     set_flags(flags)
 
 

@@ -82,10 +82,10 @@ def encode_pass0_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -99,7 +99,7 @@ def encode_pass0(frame, begin, end):
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
     u_threshold = splat(Float, one(k.threshold_))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -114,17 +114,17 @@ def encode_pass1_tile(k, tile, count):
             t5 = lt(t1, splat(Float, inf))
             t6 = both(t4, t5)
             t7 = widen(Int32, bit(t6))
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(1, k.v_filter_mask, start + at, t7, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -162,10 +162,10 @@ def encode_pass2_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass2(frame, begin, end):
+def encode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass2_tile(k, tile, WHOLE)
@@ -193,10 +193,10 @@ def encode_pass3_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass3(frame, begin, end):
+def encode_pass3(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass3_tile(k, tile, WHOLE)
@@ -219,10 +219,10 @@ def encode_pass4_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass4(frame, begin, end):
+def encode_pass4(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass4_tile(k, tile, WHOLE)
@@ -427,10 +427,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -451,10 +451,10 @@ def decode_pass1_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass1(frame, begin, end):
+def decode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass1_tile(k, tile, WHOLE)
@@ -477,10 +477,10 @@ def decode_pass2_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass2(frame, begin, end):
+def decode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass2_tile(k, tile, WHOLE)
@@ -601,10 +601,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -631,10 +631,10 @@ def decode_add_pass1_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass1(frame, begin, end):
+def decode_add_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass1_tile(k, tile, WHOLE)

@@ -44,10 +44,10 @@ encode_frame = frame_type(
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
@@ -70,10 +70,10 @@ def encode_pass0_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -86,22 +86,22 @@ def encode_pass0(frame, begin, end):
 @inner
 def encode_pass1_tile(k, tile, count):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
-    if any_(bad):
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -133,10 +133,10 @@ def encode_pass2_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass2(frame, begin, end):
+def encode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass2_tile(k, tile, WHOLE)
@@ -168,10 +168,10 @@ def encode_pass3_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass3(frame, begin, end):
+def encode_pass3(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass3_tile(k, tile, WHOLE)
@@ -203,10 +203,10 @@ def encode_pass4_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass4(frame, begin, end):
+def encode_pass4(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass4_tile(k, tile, WHOLE)
@@ -238,10 +238,10 @@ def encode_pass5_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass5(frame, begin, end):
+def encode_pass5(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass5_tile(k, tile, WHOLE)
@@ -252,12 +252,12 @@ def encode_pass5(frame, begin, end):
 
 
 @inner
-def encode_pass6_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass6_stage0(k, start, count, live_of, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             position = positions(start + at)
             t0 = position & widen(Int64, splat(Int32, -17))
             t1 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
@@ -272,30 +272,31 @@ def encode_pass6_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, 
             t10 = absolute(t9)
             a_scale_greater = t10 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t10, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
-def encode_pass6_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
-    lanes_scale_greater = buffer_of(f32)
-    tiles_scale_greater = memory(f32, 1)
+def encode_pass6_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0):
     for j in range((stop - begin + 127) // 128):
         origin = begin + j * 128
         length = min(128, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass6_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
+            rest = min(128, length - t * TILE)
+            if rest == 128:
+                lanes_scale_greater = buffer_of(f32)
+                encode_pass6_stage0(k, origin + t * TILE, 128, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = encode_greater_0_fold_known(Float, f32, lanes_scale_greater, 128, k)
             else:
-                encode_pass6_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
+                lanes_scale_greater = buffer_of(f32)
+                encode_pass6_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+        y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
         store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
 
 
 @inner
-def encode_pass6_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
+def encode_pass6_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
     start = tile * TILE
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -322,21 +323,22 @@ def encode_pass6_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
 
 
 @loop(encode_frame)
-def encode_pass6(frame, begin, end):
+def encode_pass6(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 8)
     b_h0 = memory(f32, 8)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 8
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass6_blocks(k, span * 1024, stop, block0, b_r_scale_greater, b_h0)
+        stop = min(begin + 1024, k.length)
+        encode_pass6_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass6_tile(k, tile, WHOLE, block0, b_r_scale_greater, b_h0)
+                encode_pass6_tile(k, tile, WHOLE, begin, block0, b_r_scale_greater, b_h0)
             else:
-                encode_pass6_tile(k, tile, count, block0, b_r_scale_greater, b_h0)
+                encode_pass6_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0)
     set_flags(flags)
 
 
@@ -542,10 +544,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -577,10 +579,10 @@ def decode_pass1_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass1(frame, begin, end):
+def decode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass1_tile(k, tile, WHOLE)
@@ -612,10 +614,10 @@ def decode_pass2_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass2(frame, begin, end):
+def decode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass2_tile(k, tile, WHOLE)
@@ -647,10 +649,10 @@ def decode_pass3_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass3(frame, begin, end):
+def decode_pass3(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass3_tile(k, tile, WHOLE)
@@ -682,10 +684,10 @@ def decode_pass4_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass4(frame, begin, end):
+def decode_pass4(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass4_tile(k, tile, WHOLE)
@@ -862,10 +864,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -897,10 +899,10 @@ def decode_add_pass1_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass1(frame, begin, end):
+def decode_add_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass1_tile(k, tile, WHOLE)
@@ -932,10 +934,10 @@ def decode_add_pass2_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass2(frame, begin, end):
+def decode_add_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass2_tile(k, tile, WHOLE)
@@ -967,10 +969,10 @@ def decode_add_pass3_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass3(frame, begin, end):
+def decode_add_pass3(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass3_tile(k, tile, WHOLE)
@@ -1006,10 +1008,10 @@ def decode_add_pass4_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass4(frame, begin, end):
+def decode_add_pass4(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass4_tile(k, tile, WHOLE)

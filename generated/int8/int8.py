@@ -33,50 +33,51 @@ encode_frame = frame_type(
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             a_scale_greater = t0 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t0, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
-    lanes_scale_greater = buffer_of(f32)
-    tiles_scale_greater = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_scale_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = encode_greater_0_fold_known(Float, f32, lanes_scale_greater, 256, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
+                lanes_scale_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+        y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
         store(f32, b_h0, j, (divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0)))), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -86,28 +87,29 @@ def encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
             t1 = divide(v_gradient, t0)
             t2 = round_(t1)
             t3 = saturate(Int32, t2, -128, 127)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             store(i8, k.f_q, start + at, t3, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 4)
     b_h0 = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_scale_greater, b_h0)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_scale_greater, b_h0)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_scale_greater, b_h0)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0)
     set_flags(flags)
 
 
@@ -181,10 +183,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -263,10 +265,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -333,21 +335,21 @@ hop_frame = frame_type(
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_q = stream(Int32, i8, k.f_received_q, start + at, live)
             t0 = widen(Float, v_received_q)
@@ -356,72 +358,69 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_scale_greater, b_h
             t3 = v_gradient + t2
             t4 = u_scale * t3
             t5 = absolute(t4)
+            store(f32, kept0, start - begin + at, t4, WHOLE)
             a_scale_greater = t5 if row == 0 else keep(live, hop_greater_0(a_scale_greater, t5, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
-    store(f32, tiles_scale_greater, t, hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_scale_greater, b_h0):
-    lanes_scale_greater = buffer_of(f32)
-    tiles_scale_greater = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale_greater, b_h0):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_scale_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = hop_greater_0_fold_known(Float, f32, lanes_scale_greater, 256, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_scale_greater, b_h0, lanes_scale_greater, tiles_scale_greater)
-        x_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_scale_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_scale_greater, j, first(x_scale_greater), WHOLE)
+                lanes_scale_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                x_scale_greater = hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+        y_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
         store(f32, b_h0, j, (divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0))), WHOLE)
         store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 127.0)))), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_q = stream(Int32, i8, k.f_received_q, start + at, live)
-            t0 = widen(Float, v_received_q)
-            t1 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, WIDTH)
-            t2 = t0 * t1
-            t3 = v_gradient + t2
-            t4 = u_scale * t3
-            t5 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
-            t6 = divide(t4, t5)
-            t7 = round_(t6)
-            t8 = saturate(Int32, t7, -128, 127)
-            bad = keep(live, bad | not_finite(t4), bad)
-            store(i8, k.f_q, start + at, t8, live)
-    if any_(bad):
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
+            t2 = divide(t0, t1)
+            t3 = round_(t2)
+            t4 = saturate(Int32, t3, -128, 127)
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            store(i8, k.f_q, start + at, t4, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 4)
+    kept0 = memory(f32, 1056)
     b_h0 = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_scale_greater, b_h0)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_scale_greater, b_h0)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_scale_greater, b_h0)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_scale_greater, b_h0)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0)
     set_flags(flags)
 
 

@@ -40,7 +40,7 @@ def encode_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
-encode_smaller_0_fold, encode_smaller_0_tiles = reduction(encode_smaller_0)
+encode_smaller_0_fold, encode_smaller_0_fold_known, encode_smaller_0_tiles = reduction(encode_smaller_0)
 
 
 @inner
@@ -48,46 +48,48 @@ def encode_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
-encode_greater_1_fold, encode_greater_1_tiles = reduction(encode_greater_1)
+encode_greater_1_fold, encode_greater_1_fold_known, encode_greater_1_tiles = reduction(encode_greater_1)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_low = splat(Float, 0)
         a_high = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             a_low = v_gradient if row == 0 else keep(live, encode_smaller_0(a_low, v_gradient, live, k), a_low)
             a_high = v_gradient if row == 0 else keep(live, encode_greater_1(a_high, v_gradient, live, k), a_high)
         store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
         store(f32, lanes_high, block * WIDTH, a_high, WHOLE)
-    store(f32, tiles_low, t, encode_smaller_0_fold(Float, f32, lanes_low, rest, k), WHOLE)
-    store(f32, tiles_high, t, encode_greater_1_fold(Float, f32, lanes_high, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_low, b_r_high, b_h0, b_h1):
-    lanes_low = buffer_of(f32)
-    tiles_low = memory(f32, 1)
-    lanes_high = buffer_of(f32)
-    tiles_high = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_low, b_r_high, b_h0, b_h1):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_low = buffer_of(f32)
+                lanes_high = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+                x_low = encode_smaller_0_fold_known(Float, f32, lanes_low, 256, k)
+                x_high = encode_greater_1_fold_known(Float, f32, lanes_high, 256, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high)
-        x_low = encode_smaller_0(splat(Float, splat(f32, inf)), splat(Float, encode_smaller_0_tiles(Float, f32, tiles_low, tiles_of(length), k)), 1, k)
-        store(f32, b_r_low, j, first(x_low), WHOLE)
-        x_high = encode_greater_1(splat(Float, splat(f32, -inf)), splat(Float, encode_greater_1_tiles(Float, f32, tiles_high, tiles_of(length), k)), 1, k)
-        store(f32, b_r_high, j, first(x_high), WHOLE)
+                lanes_low = buffer_of(f32)
+                lanes_high = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+                x_low = encode_smaller_0_fold(Float, f32, lanes_low, rest, k)
+                x_high = encode_greater_1_fold(Float, f32, lanes_high, rest, k)
+        y_low = encode_smaller_0(splat(Float, splat(f32, inf)), splat(Float, x_low), 1, k)
+        store(f32, b_r_low, j, first(y_low), WHOLE)
+        y_high = encode_greater_1(splat(Float, splat(f32, -inf)), splat(Float, x_high), 1, k)
+        store(f32, b_r_high, j, first(y_high), WHOLE)
         store(f32, b_h0, j, ((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), WHOLE)
         store(f32, b_h1, j, (divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0))), WHOLE)
         store(u32, k.f_middle, block0 + j, float_bits(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5)))), WHOLE)
@@ -95,9 +97,9 @@ def encode_pass0_blocks(k, begin, stop, block0, b_r_low, b_r_high, b_h0, b_h1):
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_low, b_r_high, b_h0, b_h1):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_low, b_r_high, b_h0, b_h1):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -111,30 +113,31 @@ def encode_pass0_tile(k, tile, count, block0, b_r_low, b_r_high, b_h0, b_h1):
             t5 = greater(t4, splat(Float, -127.0))
             t6 = smaller(t5, splat(Float, 127.0))
             t7 = saturate(Int32, t6, -127, 127)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             store(i8, k.f_q, start + at, t7, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_low = memory(f32, 4)
     b_r_high = memory(f32, 4)
     b_h0 = memory(f32, 4)
     b_h1 = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_low, b_r_high, b_h0, b_h1)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_low, b_r_high, b_h0, b_h1)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_low, b_r_high, b_h0, b_h1)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_low, b_r_high, b_h0, b_h1)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_low, b_r_high, b_h0, b_h1)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_low, b_r_high, b_h0, b_h1)
     set_flags(flags)
 
 
@@ -216,10 +219,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -304,10 +307,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -385,7 +388,7 @@ def hop_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
-hop_smaller_0_fold, hop_smaller_0_tiles = reduction(hop_smaller_0)
+hop_smaller_0_fold, hop_smaller_0_fold_known, hop_smaller_0_tiles = reduction(hop_smaller_0)
 
 
 @inner
@@ -393,19 +396,19 @@ def hop_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
-hop_greater_1_fold, hop_greater_1_tiles = reduction(hop_greater_1)
+hop_greater_1_fold, hop_greater_1_fold_known, hop_greater_1_tiles = reduction(hop_greater_1)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_low = splat(Float, 0)
         a_high = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_q = stream(Int32, i8, k.f_received_q, start + at, live)
             t0 = widen(Float, v_received_q)
@@ -415,33 +418,36 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_low, b_r_high, b_h
             t4 = t2 + t3
             t5 = v_gradient + t4
             t6 = u_scale * t5
+            store(f32, kept0, start - begin + at, t6, WHOLE)
             a_low = t6 if row == 0 else keep(live, hop_smaller_0(a_low, t6, live, k), a_low)
             a_high = t6 if row == 0 else keep(live, hop_greater_1(a_high, t6, live, k), a_high)
         store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
         store(f32, lanes_high, block * WIDTH, a_high, WHOLE)
-    store(f32, tiles_low, t, hop_smaller_0_fold(Float, f32, lanes_low, rest, k), WHOLE)
-    store(f32, tiles_high, t, hop_greater_1_fold(Float, f32, lanes_high, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_low, b_r_high, b_h0, b_h1):
-    lanes_low = buffer_of(f32)
-    tiles_low = memory(f32, 1)
-    lanes_high = buffer_of(f32)
-    tiles_high = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1):
     for j in range((stop - begin + 255) // 256):
         origin = begin + j * 256
         length = min(256, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high)
+            rest = min(256, length - t * TILE)
+            if rest == 256:
+                lanes_low = buffer_of(f32)
+                lanes_high = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+                x_low = hop_smaller_0_fold_known(Float, f32, lanes_low, 256, k)
+                x_high = hop_greater_1_fold_known(Float, f32, lanes_high, 256, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, tiles_low, lanes_high, tiles_high)
-        x_low = hop_smaller_0(splat(Float, splat(f32, inf)), splat(Float, hop_smaller_0_tiles(Float, f32, tiles_low, tiles_of(length), k)), 1, k)
-        store(f32, b_r_low, j, first(x_low), WHOLE)
-        x_high = hop_greater_1(splat(Float, splat(f32, -inf)), splat(Float, hop_greater_1_tiles(Float, f32, tiles_high, tiles_of(length), k)), 1, k)
-        store(f32, b_r_high, j, first(x_high), WHOLE)
+                lanes_low = buffer_of(f32)
+                lanes_high = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+                x_low = hop_smaller_0_fold(Float, f32, lanes_low, rest, k)
+                x_high = hop_greater_1_fold(Float, f32, lanes_high, rest, k)
+        y_low = hop_smaller_0(splat(Float, splat(f32, inf)), splat(Float, x_low), 1, k)
+        store(f32, b_r_low, j, first(y_low), WHOLE)
+        y_high = hop_greater_1(splat(Float, splat(f32, -inf)), splat(Float, x_high), 1, k)
+        store(f32, b_r_high, j, first(y_high), WHOLE)
         store(f32, b_h0, j, ((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), WHOLE)
         store(f32, b_h1, j, (divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0))), WHOLE)
         store(u32, k.f_middle, block0 + j, float_bits(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5)))), WHOLE)
@@ -449,55 +455,48 @@ def hop_pass0_blocks(k, begin, stop, block0, b_r_low, b_r_high, b_h0, b_h1):
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_low, b_r_high, b_h0, b_h1):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_q = stream(Int32, i8, k.f_received_q, start + at, live)
-            t0 = widen(Float, v_received_q)
-            t1 = per_block(Float, f32, k.f_received_step, start + at, 256, 0, live, WIDTH)
-            t2 = t0 * t1
-            t3 = per_block(Float, f32, k.f_received_middle, start + at, 256, 0, live, WIDTH)
-            t4 = t2 + t3
-            t5 = v_gradient + t4
-            t6 = u_scale * t5
-            t7 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
-            t8 = t6 - t7
-            t9 = per_block(Float, f32, b_h1, start + at, 256, block0, live, WIDTH)
-            t10 = divide(t8, t9)
-            t11 = round_(t10)
-            t12 = greater(t11, splat(Float, -127.0))
-            t13 = smaller(t12, splat(Float, 127.0))
-            t14 = saturate(Int32, t13, -127, 127)
-            bad = keep(live, bad | not_finite(t6), bad)
-            store(i8, k.f_q, start + at, t14, live)
-    if any_(bad):
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
+            t2 = t0 - t1
+            t3 = per_block(Float, f32, b_h1, start + at, 256, block0, live, WIDTH)
+            t4 = divide(t2, t3)
+            t5 = round_(t4)
+            t6 = greater(t5, splat(Float, -127.0))
+            t7 = smaller(t6, splat(Float, 127.0))
+            t8 = saturate(Int32, t7, -127, 127)
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            store(i8, k.f_q, start + at, t8, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_low = memory(f32, 4)
     b_r_high = memory(f32, 4)
+    kept0 = memory(f32, 1056)
     b_h0 = memory(f32, 4)
     b_h1 = memory(f32, 4)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 4
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_low, b_r_high, b_h0, b_h1)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_low, b_r_high, b_h0, b_h1)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_low, b_r_high, b_h0, b_h1)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1)
     set_flags(flags)
 
 

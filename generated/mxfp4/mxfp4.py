@@ -34,50 +34,51 @@ encode_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.74999988079071
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_s_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             a_s_greater = t0 if row == 0 else keep(live, encode_greater_0(a_s_greater, t0, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
-    lanes_s_greater = buffer_of(f32)
-    tiles_s_greater = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_s_greater, b_h0):
     for j in range((stop - begin + 31) // 32):
         origin = begin + j * 32
         length = min(32, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
+            rest = min(32, length - t * TILE)
+            if rest == 32:
+                lanes_s_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 32, WHOLE, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater)
+                x_s_greater = encode_greater_0_fold_known(Float, f32, lanes_s_greater, 32, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
-        x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
+                lanes_s_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater)
+                x_s_greater = encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+        y_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
         store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater, b_h0):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -93,28 +94,29 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t7 = splat(Int32, 8) * t6
             t8 = t3 + t7
             t9 = widen(Int32, t8)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(4, k.f_code, start + at, t9, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 32)
     b_h0 = memory(f32, 32)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 32
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_s_greater, b_h0)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_s_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_s_greater, b_h0)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_s_greater, b_h0)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater, b_h0)
     set_flags(flags)
 
 
@@ -182,7 +184,7 @@ def decode_pass0_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = lookup(Float, f32, decode_value_table.ctypes.data, v_code)
+            t0 = lookup(Float, f32, decode_value_table.ctypes.data, 16, v_code)
             t1 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
             t2 = lt(t1, splat(Int32, 255))
             t3 = widen(UInt32, t1)
@@ -195,10 +197,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -269,7 +271,7 @@ def decode_add_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = lookup(Float, f32, decode_add_value_table.ctypes.data, v_code)
+            t0 = lookup(Float, f32, decode_add_value_table.ctypes.data, 16, v_code)
             t1 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
             t2 = lt(t1, splat(Int32, 255))
             t3 = widen(UInt32, t1)
@@ -284,10 +286,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -357,24 +359,24 @@ hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104,
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_s_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, 16, v_received_code)
             t1 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, 32)
             t2 = lt(t1, splat(Int32, 255))
             t3 = widen(UInt32, t1)
@@ -386,84 +388,75 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, l
             t9 = v_gradient + t8
             t10 = u_scale * t9
             t11 = absolute(t10)
+            store(f32, kept0, start - begin + at, t10, WHOLE)
             a_s_greater = t11 if row == 0 else keep(live, hop_greater_0(a_s_greater, t11, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
-    lanes_s_greater = buffer_of(f32)
-    tiles_s_greater = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h0):
     for j in range((stop - begin + 31) // 32):
         origin = begin + j * 32
         length = min(32, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
+            rest = min(32, length - t * TILE)
+            if rest == 32:
+                lanes_s_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 32, WHOLE, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater)
+                x_s_greater = hop_greater_0_fold_known(Float, f32, lanes_s_greater, 32, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
-        x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
+                lanes_s_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater)
+                x_s_greater = hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+        y_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
         store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, v_received_code)
-            t1 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, WIDTH)
-            t2 = lt(t1, splat(Int32, 255))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 23))
-            t5 = bits_float(t4)
-            t6 = greater(t5, splat(Float, 5.877471754111438e-39))
-            t7 = select(t2, t6, splat(Float, nan))
-            t8 = t0 * t7
-            t9 = v_gradient + t8
-            t10 = u_scale * t9
-            t11 = absolute(t10)
-            t12 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
-            t13 = t11 * t12
-            t14 = search(Int32, hop_bounds_table, t13)
-            t15 = float_bits(t10)
-            t16 = shift_right(t15, splat(UInt32, 31))
-            t17 = widen(Int32, t16)
-            t18 = splat(Int32, 8) * t17
-            t19 = t14 + t18
-            t20 = widen(Int32, t19)
-            bad = keep(live, bad | not_finite(t10), bad)
-            pack(4, k.f_code, start + at, t20, live)
-    if any_(bad):
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = absolute(t0)
+            t2 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
+            t3 = t1 * t2
+            t4 = search(Int32, hop_bounds_table, t3)
+            t5 = float_bits(t0)
+            t6 = shift_right(t5, splat(UInt32, 31))
+            t7 = widen(Int32, t6)
+            t8 = splat(Int32, 8) * t7
+            t9 = t4 + t8
+            t10 = widen(Int32, t9)
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            pack(4, k.f_code, start + at, t10, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 32)
+    kept0 = memory(f32, 1056)
     b_h0 = memory(f32, 32)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 32
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_s_greater, b_h0)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_s_greater, b_h0)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_s_greater, b_h0)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0)
     set_flags(flags)
 
 

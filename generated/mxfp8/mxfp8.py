@@ -32,50 +32,51 @@ encode_frame = frame_type(
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_s_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             a_s_greater = t0 if row == 0 else keep(live, encode_greater_0(a_s_greater, t0, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
-    lanes_s_greater = buffer_of(f32)
-    tiles_s_greater = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_s_greater, b_h0):
     for j in range((stop - begin + 31) // 32):
         origin = begin + j * 32
         length = min(32, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
+            rest = min(32, length - t * TILE)
+            if rest == 32:
+                lanes_s_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 32, WHOLE, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater)
+                x_s_greater = encode_greater_0_fold_known(Float, f32, lanes_s_greater, 32, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
-        x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
+                lanes_s_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater)
+                x_s_greater = encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+        y_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
         store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater, b_h0):
     start = tile * TILE
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -107,28 +108,29 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
             t23 = splat(Int32, 128) * t22
             t24 = t19 + t23
             t25 = widen(Int32, t24)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             store(u8, k.f_code, start + at, t25, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 32)
     b_h0 = memory(f32, 32)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 32
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_s_greater, b_h0)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_s_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_s_greater, b_h0)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_s_greater, b_h0)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater, b_h0)
     set_flags(flags)
 
 
@@ -216,10 +218,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -312,10 +314,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -391,21 +393,21 @@ hop_frame = frame_type(
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_s_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
             t0 = lt(v_received_code, splat(Int32, 128))
@@ -429,109 +431,91 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, b_h0, l
             t18 = v_gradient + t17
             t19 = u_scale * t18
             t20 = absolute(t19)
+            store(f32, kept0, start - begin + at, t19, WHOLE)
             a_s_greater = t20 if row == 0 else keep(live, hop_greater_0(a_s_greater, t20, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_s_greater, b_h0):
-    lanes_s_greater = buffer_of(f32)
-    tiles_s_greater = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h0):
     for j in range((stop - begin + 31) // 32):
         origin = begin + j * 32
         length = min(32, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
+            rest = min(32, length - t * TILE)
+            if rest == 32:
+                lanes_s_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 32, WHOLE, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater)
+                x_s_greater = hop_greater_0_fold_known(Float, f32, lanes_s_greater, 32, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, b_h0, lanes_s_greater, tiles_s_greater)
-        x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
+                lanes_s_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater)
+                x_s_greater = hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+        y_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
         store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
         store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 8)), splat(i64, 255))), 0, 255), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = stream(Int32, u8, k.f_received_code, start + at, live)
-            t0 = lt(v_received_code, splat(Int32, 128))
-            t1 = v_received_code & splat(Int32, 127)
-            t2 = eq(t1, splat(Int32, 127))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 20))
-            t5 = bits_float(t4)
-            t6 = t5 * splat(Float, 1.329227995784916e+36)
-            t7 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, WIDTH)
-            t8 = lt(t7, splat(Int32, 255))
-            t9 = widen(UInt32, t7)
-            t10 = shift_left(t9, splat(UInt32, 23))
-            t11 = bits_float(t10)
-            t12 = greater(t11, splat(Float, 5.877471754111438e-39))
-            t13 = select(t8, t12, splat(Float, nan))
-            t14 = t6 * t13
-            t15 = select(t2, splat(Float, nan), t14)
-            t16 = -t15
-            t17 = select(t0, t15, t16)
-            t18 = v_gradient + t17
-            t19 = u_scale * t18
-            t20 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
-            t21 = t19 * t20
-            t22 = absolute(t21)
-            t23 = smaller(t22, splat(Float, 448.0))
-            t24 = float_bits(t23)
-            t25 = shift_right(t24, splat(UInt32, 23))
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
+            t2 = t0 * t1
+            t3 = absolute(t2)
+            t4 = smaller(t3, splat(Float, 448.0))
+            t5 = float_bits(t4)
+            t6 = shift_right(t5, splat(UInt32, 23))
+            t7 = widen(Int32, t6)
+            t8 = greater(t7, splat(Int32, 121))
+            t9 = t8 - splat(Int32, 121)
+            t10 = t9 * splat(Int32, 8)
+            t11 = t8 - splat(Int32, 3)
+            t12 = splat(Int32, 254) - t11
+            t13 = widen(UInt32, t12)
+            t14 = shift_left(t13, splat(UInt32, 23))
+            t15 = bits_float(t14)
+            t16 = t4 * t15
+            t17 = round_(t16)
+            t18 = saturate(Int32, t17, 0, 229376)
+            t19 = t10 + t18
+            t20 = smaller(t19, splat(Int32, 127))
+            t21 = float_bits(t0)
+            t22 = shift_right(t21, splat(UInt32, 31))
+            t23 = widen(Int32, t22)
+            t24 = splat(Int32, 128) * t23
+            t25 = t20 + t24
             t26 = widen(Int32, t25)
-            t27 = greater(t26, splat(Int32, 121))
-            t28 = t27 - splat(Int32, 121)
-            t29 = t28 * splat(Int32, 8)
-            t30 = t27 - splat(Int32, 3)
-            t31 = splat(Int32, 254) - t30
-            t32 = widen(UInt32, t31)
-            t33 = shift_left(t32, splat(UInt32, 23))
-            t34 = bits_float(t33)
-            t35 = t23 * t34
-            t36 = round_(t35)
-            t37 = saturate(Int32, t36, 0, 229376)
-            t38 = t29 + t37
-            t39 = smaller(t38, splat(Int32, 127))
-            t40 = float_bits(t19)
-            t41 = shift_right(t40, splat(UInt32, 31))
-            t42 = widen(Int32, t41)
-            t43 = splat(Int32, 128) * t42
-            t44 = t39 + t43
-            t45 = widen(Int32, t44)
-            bad = keep(live, bad | not_finite(t19), bad)
-            store(u8, k.f_code, start + at, t45, live)
-    if any_(bad):
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            store(u8, k.f_code, start + at, t26, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 32)
+    kept0 = memory(f32, 1056)
     b_h0 = memory(f32, 32)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 32
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_s_greater, b_h0)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_s_greater, b_h0)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_s_greater, b_h0)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_s_greater, b_h0)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0)
     set_flags(flags)
 
 

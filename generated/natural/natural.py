@@ -33,7 +33,7 @@ encode_frame = frame_type(
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     r0 = rows_buffer()
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         random_halves(r0, k.seed, 0, tile, block * WIDTH)
         for row in range(ROWS):
@@ -51,18 +51,18 @@ def encode_pass0_tile(k, tile, count):
             t8 = saturate(Int32, t7, 0, 255)
             t9 = lt(v_gradient, splat(Float, 0.0))
             t10 = widen(Int32, bit(t9))
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             store(u8, k.f_exponent, start + at, t8, live)
             pack(1, k.f_negative, start + at, t10, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -146,10 +146,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -233,10 +233,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -304,7 +304,7 @@ def hop_pass0_tile(k, tile, count):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
     r0 = rows_buffer()
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         random_halves(r0, k.seed, 0, tile, block * WIDTH)
         for row in range(ROWS):
@@ -334,18 +334,18 @@ def hop_pass0_tile(k, tile, count):
             t18 = saturate(Int32, t17, 0, 255)
             t19 = lt(t9, splat(Float, 0.0))
             t20 = widen(Int32, bit(t19))
-            bad = keep(live, bad | not_finite(t9), bad)
+            widest = keep(live, greater(widest, magnitude(t9)), widest)
             store(u8, k.f_exponent, start + at, t18, live)
             pack(1, k.f_negative, start + at, t20, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass0_tile(k, tile, WHOLE)

@@ -42,50 +42,51 @@ encode_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.74999988079071
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_s_greater, lanes_s_greater):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_s_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
             a_s_greater = t0 if row == 0 else keep(live, encode_greater_0(a_s_greater, t0, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_s_greater):
-    lanes_s_greater = buffer_of(f32)
-    tiles_s_greater = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_s_greater):
     for j in range((stop - begin + 15) // 16):
         origin = begin + j * 16
         length = min(16, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater)
+            rest = min(16, length - t * TILE)
+            if rest == 16:
+                lanes_s_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 16, 16, j, begin, block0, b_r_s_greater, lanes_s_greater)
+                x_s_greater = encode_greater_0_fold_known(Float, f32, lanes_s_greater, 16, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater)
-        x_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
+                lanes_s_greater = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_s_greater, lanes_s_greater)
+                x_s_greater = encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+        y_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
         store(f32, k.v_s_greater_stored, block0 + j, load(f32, f32, b_r_s_greater, j, WHOLE), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_s_greater):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater):
     start = tile * TILE
     lanes_whole_greater = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_whole_greater = splat(Float, 0)
         for row in range(ROWS):
@@ -93,30 +94,31 @@ def encode_pass0_tile(k, tile, count, block0, b_r_s_greater):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             a_whole_greater = t0 if row == 0 else keep(live, encode_greater_0(a_whole_greater, t0, live, k), a_whole_greater)
         store(f32, lanes_whole_greater, block * WIDTH, a_whole_greater, WHOLE)
     x_whole_greater = encode_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start, k)
     store(f32, k.whole_greater_tiles, tile, x_whole_greater, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 64)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 64
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_s_greater)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_s_greater)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_s_greater)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_s_greater)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_s_greater)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater)
     set_flags(flags)
 
 
@@ -155,10 +157,10 @@ def encode_pass1_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -219,10 +221,10 @@ def encode_pass2_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass2(frame, begin, end):
+def encode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass2_tile(k, tile, WHOLE)
@@ -364,10 +366,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -466,10 +468,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -551,22 +553,22 @@ hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104,
 
 @inner
 def hop_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_greater, lanes_s_greater):
     u_scale = splat(Float, one(k.scale))
     u_received_whole_1 = splat(Float, one(k.received_whole_1_))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_s_greater = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
             t0 = lt(v_received_code, splat(Int32, 8))
@@ -589,87 +591,69 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_s_greater, lanes_s
             t17 = v_gradient + t16
             t18 = u_scale * t17
             t19 = absolute(t18)
+            store(f32, kept0, start - begin + at, t18, WHOLE)
             a_s_greater = t19 if row == 0 else keep(live, hop_greater_0(a_s_greater, t19, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
-    store(f32, tiles_s_greater, t, hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_s_greater):
-    lanes_s_greater = buffer_of(f32)
-    tiles_s_greater = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater):
     for j in range((stop - begin + 15) // 16):
         origin = begin + j * 16
         length = min(16, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater)
+            rest = min(16, length - t * TILE)
+            if rest == 16:
+                lanes_s_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 16, 16, j, begin, block0, kept0, b_r_s_greater, lanes_s_greater)
+                x_s_greater = hop_greater_0_fold_known(Float, f32, lanes_s_greater, 16, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_s_greater, lanes_s_greater, tiles_s_greater)
-        x_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_greater_0_tiles(Float, f32, tiles_s_greater, tiles_of(length), k)), 1, k)
-        store(f32, b_r_s_greater, j, first(x_s_greater), WHOLE)
+                lanes_s_greater = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_s_greater, lanes_s_greater)
+                x_s_greater = hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+        y_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
         store(f32, k.v_s_greater_stored, block0 + j, load(f32, f32, b_r_s_greater, j, WHOLE), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_s_greater):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
-    u_received_whole_1 = splat(Float, one(k.received_whole_1_))
     lanes_whole_greater = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_whole_greater = splat(Float, 0)
         for row in range(ROWS):
             at = row * LANES + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lt(v_received_code, splat(Int32, 8))
-            t1 = v_received_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_received_whole_1
-            t17 = v_gradient + t16
-            t18 = u_scale * t17
-            t19 = absolute(t18)
-            bad = keep(live, bad | not_finite(t18), bad)
-            a_whole_greater = t19 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t19, live, k), a_whole_greater)
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = absolute(t0)
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            a_whole_greater = t1 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t1, live, k), a_whole_greater)
         store(f32, lanes_whole_greater, block * WIDTH, a_whole_greater, WHOLE)
     x_whole_greater = hop_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start, k)
     store(f32, k.whole_greater_tiles, tile, x_whole_greater, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 64)
-    for span in range(begin, end):
+    kept0 = memory(f32, 1056)
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 64
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_s_greater)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_s_greater)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_s_greater)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_s_greater)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater)
     set_flags(flags)
 
 
@@ -708,10 +692,10 @@ def hop_pass1_tile(k, tile, count):
 
 
 @loop(hop_frame)
-def hop_pass1(frame, begin, end):
+def hop_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass1_tile(k, tile, WHOLE)
@@ -794,10 +778,10 @@ def hop_pass2_tile(k, tile, count):
 
 
 @loop(hop_frame)
-def hop_pass2(frame, begin, end):
+def hop_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass2_tile(k, tile, WHOLE)

@@ -46,7 +46,7 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
 
 
 @inner
@@ -54,7 +54,7 @@ def encode_add_1(a, b, live, k):
     return (a + b)
 
 
-encode_add_1_fold, encode_add_1_tiles = reduction(encode_add_1)
+encode_add_1_fold, encode_add_1_fold_known, encode_add_1_tiles = reduction(encode_add_1)
 
 
 
@@ -64,7 +64,7 @@ def encode_pass0_tile(k, tile, count):
     lanes_ups = buffer_of(i32)
     lanes_up_add = buffer_of(f32)
     lanes_down_add = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_ups = splat(Int32, 0)
         a_up_add = splat(Float, 0)
@@ -79,7 +79,7 @@ def encode_pass0_tile(k, tile, count):
             t2 = widen(Int32, bit(t1))
             t3 = select(t1, t0, splat(Float, 0.0))
             t4 = select(t1, splat(Float, 0.0), t0)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(1, k.f_bit, start + at, t2, live)
             a_ups = t2 if row == 0 else keep(live, encode_add_0(a_ups, t2, live, k), a_ups)
             a_up_add = t3 if row == 0 else keep(live, encode_add_1(a_up_add, t3, live, k), a_up_add)
@@ -93,15 +93,15 @@ def encode_pass0_tile(k, tile, count):
     store(f32, k.up_add_tiles, tile, x_up_add, WHOLE)
     x_down_add = encode_add_1_fold(Float, f32, lanes_down_add, k.length - start, k)
     store(f32, k.down_add_tiles, tile, x_down_add, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -133,10 +133,10 @@ def encode_pass1_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -265,10 +265,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -355,10 +355,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -446,7 +446,7 @@ def hop_add_0(a, b, live, k):
     return (a + b)
 
 
-hop_add_0_fold, hop_add_0_tiles = reduction(hop_add_0)
+hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles = reduction(hop_add_0)
 
 
 @inner
@@ -454,7 +454,7 @@ def hop_add_1(a, b, live, k):
     return (a + b)
 
 
-hop_add_1_fold, hop_add_1_tiles = reduction(hop_add_1)
+hop_add_1_fold, hop_add_1_fold_known, hop_add_1_tiles = reduction(hop_add_1)
 
 
 
@@ -467,7 +467,7 @@ def hop_pass0_tile(k, tile, count):
     lanes_ups = buffer_of(i32)
     lanes_up_add = buffer_of(f32)
     lanes_down_add = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_ups = splat(Int32, 0)
         a_up_add = splat(Float, 0)
@@ -487,7 +487,7 @@ def hop_pass0_tile(k, tile, count):
             t6 = widen(Int32, bit(t5))
             t7 = select(t5, t4, splat(Float, 0.0))
             t8 = select(t5, splat(Float, 0.0), t4)
-            bad = keep(live, bad | not_finite(t3), bad)
+            widest = keep(live, greater(widest, magnitude(t3)), widest)
             pack(1, k.f_bit, start + at, t6, live)
             a_ups = t6 if row == 0 else keep(live, hop_add_0(a_ups, t6, live, k), a_ups)
             a_up_add = t7 if row == 0 else keep(live, hop_add_1(a_up_add, t7, live, k), a_up_add)
@@ -501,15 +501,15 @@ def hop_pass0_tile(k, tile, count):
     store(f32, k.up_add_tiles, tile, x_up_add, WHOLE)
     x_down_add = hop_add_1_fold(Float, f32, lanes_down_add, k.length - start, k)
     store(f32, k.down_add_tiles, tile, x_down_add, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass0_tile(k, tile, WHOLE)
@@ -549,10 +549,10 @@ def hop_pass1_tile(k, tile, count):
 
 
 @loop(hop_frame)
-def hop_pass1(frame, begin, end):
+def hop_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass1_tile(k, tile, WHOLE)

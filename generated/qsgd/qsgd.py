@@ -39,48 +39,49 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
 
 
 
 @inner
-def encode_pass0_stage0(k, start, rest, count, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add):
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_norm_add, b_h0, lanes_norm_add):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_norm_add = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = v_gradient * v_gradient
             a_norm_add = t0 if row == 0 else keep(live, encode_add_0(a_norm_add, t0, live, k), a_norm_add)
         store(f32, lanes_norm_add, block * WIDTH, a_norm_add, WHOLE)
-    store(f32, tiles_norm_add, t, encode_add_0_fold(Float, f32, lanes_norm_add, rest, k), WHOLE)
 
 
 @inner
-def encode_pass0_blocks(k, begin, stop, block0, b_r_norm_add, b_h0):
-    lanes_norm_add = buffer_of(f32)
-    tiles_norm_add = memory(f32, 1)
+def encode_pass0_blocks(k, stop, begin, block0, b_r_norm_add, b_h0):
     for j in range((stop - begin + 511) // 512):
         origin = begin + j * 512
         length = min(512, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                encode_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
+            rest = min(512, length - t * TILE)
+            if rest == 512:
+                lanes_norm_add = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, b_r_norm_add, b_h0, lanes_norm_add)
+                x_norm_add = encode_add_0_fold_known(Float, f32, lanes_norm_add, 512, k)
             else:
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
-        x_norm_add = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, encode_add_0_tiles(Float, f32, tiles_norm_add, tiles_of(length), k)), 1, k)
-        store(f32, b_r_norm_add, j, first(x_norm_add), WHOLE)
+                lanes_norm_add = buffer_of(f32)
+                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_norm_add, b_h0, lanes_norm_add)
+                x_norm_add = encode_add_0_fold(Float, f32, lanes_norm_add, rest, k)
+        y_norm_add = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_norm_add), 1, k)
+        store(f32, b_r_norm_add, j, first(y_norm_add), WHOLE)
         store(f32, b_h0, j, (sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE))), WHOLE)
         store(u32, k.f_norm, block0 + j, float_bits((sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE)))), WHOLE)
 
 
 @inner
-def encode_pass0_tile(k, tile, count, block0, b_r_norm_add, b_h0):
+def encode_pass0_tile(k, tile, count, begin, block0, b_r_norm_add, b_h0):
     start = tile * TILE
     r0 = rows_buffer()
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         random_halves(r0, k.seed, 0, tile, block * WIDTH)
         for row in range(ROWS):
@@ -95,29 +96,30 @@ def encode_pass0_tile(k, tile, count, block0, b_r_norm_add, b_h0):
             t5 = saturate(Int32, t4, 0, 7)
             t6 = lt(v_gradient, splat(Float, 0.0))
             t7 = widen(Int32, bit(t6))
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(3, k.f_level, start + at, t5, live)
             pack(1, k.f_negative, start + at, t7, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_norm_add = memory(f32, 2)
     b_h0 = memory(f32, 2)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 2
-        stop = min((span + 1) * 1024, k.length)
-        encode_pass0_blocks(k, span * 1024, stop, block0, b_r_norm_add, b_h0)
+        stop = min(begin + 1024, k.length)
+        encode_pass0_blocks(k, stop, begin, block0, b_r_norm_add, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                encode_pass0_tile(k, tile, WHOLE, block0, b_r_norm_add, b_h0)
+                encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_norm_add, b_h0)
             else:
-                encode_pass0_tile(k, tile, count, block0, b_r_norm_add, b_h0)
+                encode_pass0_tile(k, tile, count, begin, block0, b_r_norm_add, b_h0)
     set_flags(flags)
 
 
@@ -202,10 +204,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -293,10 +295,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -373,18 +375,18 @@ def hop_add_0(a, b, live, k):
     return (a + b)
 
 
-hop_add_0_fold, hop_add_0_tiles = reduction(hop_add_0)
+hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles = reduction(hop_add_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add):
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_norm_add, b_h0, lanes_norm_add):
     u_scale = splat(Float, one(k.scale))
-    for block in range(min(BLOCKS, (rest + WIDTH - 1) // WIDTH)):
+    for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_norm_add = splat(Float, 0)
-        for row in range((min(rest, TILE) - block * WIDTH + LANES - 1) // LANES):
+        for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
-            live = left(count, at)
+            live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_negative = unpack(1, k.f_received_negative, start + at, live)
             v_received_level = unpack(3, k.f_received_level, start + at, live)
@@ -397,83 +399,76 @@ def hop_pass0_stage0(k, start, rest, count, j, t, block0, b_r_norm_add, b_h0, la
             t6 = v_gradient + t5
             t7 = u_scale * t6
             t8 = t7 * t7
+            store(f32, kept0, start - begin + at, t7, WHOLE)
             a_norm_add = t8 if row == 0 else keep(live, hop_add_0(a_norm_add, t8, live, k), a_norm_add)
         store(f32, lanes_norm_add, block * WIDTH, a_norm_add, WHOLE)
-    store(f32, tiles_norm_add, t, hop_add_0_fold(Float, f32, lanes_norm_add, rest, k), WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, begin, stop, block0, b_r_norm_add, b_h0):
-    lanes_norm_add = buffer_of(f32)
-    tiles_norm_add = memory(f32, 1)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_norm_add, b_h0):
     for j in range((stop - begin + 511) // 512):
         origin = begin + j * 512
         length = min(512, stop - origin)
         for t in range(tiles_of(length)):
-            rest = length - t * TILE
-            if rest >= TILE or rest % WIDTH == 0:
-                hop_pass0_stage0(k, origin + t * TILE, rest, WHOLE, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
+            rest = min(512, length - t * TILE)
+            if rest == 512:
+                lanes_norm_add = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, kept0, b_r_norm_add, b_h0, lanes_norm_add)
+                x_norm_add = hop_add_0_fold_known(Float, f32, lanes_norm_add, 512, k)
             else:
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, t, block0, b_r_norm_add, b_h0, lanes_norm_add, tiles_norm_add)
-        x_norm_add = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, hop_add_0_tiles(Float, f32, tiles_norm_add, tiles_of(length), k)), 1, k)
-        store(f32, b_r_norm_add, j, first(x_norm_add), WHOLE)
+                lanes_norm_add = buffer_of(f32)
+                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_norm_add, b_h0, lanes_norm_add)
+                x_norm_add = hop_add_0_fold(Float, f32, lanes_norm_add, rest, k)
+        y_norm_add = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_norm_add), 1, k)
+        store(f32, b_r_norm_add, j, first(y_norm_add), WHOLE)
         store(f32, b_h0, j, (sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE))), WHOLE)
         store(u32, k.f_norm, block0 + j, float_bits((sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE)))), WHOLE)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, block0, b_r_norm_add, b_h0):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_norm_add, b_h0):
     start = tile * TILE
-    u_scale = splat(Float, one(k.scale))
     r0 = rows_buffer()
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         random_halves(r0, k.seed, 0, tile, block * WIDTH)
         for row in range(ROWS):
             at = row * LANES + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_received_negative = unpack(1, k.f_received_negative, start + at, live)
-            v_received_level = unpack(3, k.f_received_level, start + at, live)
-            t0 = eq(v_received_negative, splat(Int32, 1))
-            t1 = widen(Float, v_received_level)
-            t2 = splat(Float, (divide(load(f32, f32, k.f_received_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))
-            t3 = t1 * t2
-            t4 = -t3
-            t5 = select(t0, t4, t3)
-            t6 = v_gradient + t5
-            t7 = u_scale * t6
-            t8 = absolute(t7)
-            t9 = per_block(Float, f32, b_h0, start + at, 512, block0, live, WIDTH)
-            t10 = divide(t8, t9)
-            t11 = t10 * splat(Float, 7.0)
-            t12 = stochastic_round(row_of(r0, row), t11)
-            t13 = saturate(Int32, t12, 0, 7)
-            t14 = lt(t7, splat(Float, 0.0))
-            t15 = widen(Int32, bit(t14))
-            bad = keep(live, bad | not_finite(t7), bad)
-            pack(3, k.f_level, start + at, t13, live)
-            pack(1, k.f_negative, start + at, t15, live)
-    if any_(bad):
+            t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
+            t1 = absolute(t0)
+            t2 = per_block(Float, f32, b_h0, start + at, 512, block0, live, WIDTH)
+            t3 = divide(t1, t2)
+            t4 = t3 * splat(Float, 7.0)
+            t5 = stochastic_round(row_of(r0, row), t4)
+            t6 = saturate(Int32, t5, 0, 7)
+            t7 = lt(t0, splat(Float, 0.0))
+            t8 = widen(Int32, bit(t7))
+            widest = keep(live, greater(widest, magnitude(t0)), widest)
+            pack(3, k.f_level, start + at, t6, live)
+            pack(1, k.f_negative, start + at, t8, live)
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
     b_r_norm_add = memory(f32, 2)
+    kept0 = memory(f32, 1056)
     b_h0 = memory(f32, 2)
-    for span in range(begin, end):
+    for span in range(low, high):
+        begin = span * 1024
         block0 = span * 2
-        stop = min((span + 1) * 1024, k.length)
-        hop_pass0_blocks(k, span * 1024, stop, block0, b_r_norm_add, b_h0)
+        stop = min(begin + 1024, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_norm_add, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, block0, b_r_norm_add, b_h0)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_norm_add, b_h0)
             else:
-                hop_pass0_tile(k, tile, count, block0, b_r_norm_add, b_h0)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_norm_add, b_h0)
     set_flags(flags)
 
 

@@ -54,15 +54,15 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
 
 
 @inner
 def encode_greater_1(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_1_fold, encode_greater_1_tiles = reduction(encode_greater_1)
+encode_greater_1_fold, encode_greater_1_fold_known, encode_greater_1_tiles = reduction(encode_greater_1)
 
 
 @inner
@@ -70,7 +70,7 @@ def encode_add_2(a, b, live, k):
     return (a + b)
 
 
-encode_add_2_fold, encode_add_2_tiles = reduction(encode_add_2)
+encode_add_2_fold, encode_add_2_fold_known, encode_add_2_tiles = reduction(encode_add_2)
 
 
 
@@ -79,7 +79,7 @@ def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     lanes_threshold_add = buffer_of(f32)
     lanes_threshold_greater = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_threshold_add = splat(Float, 0)
         a_threshold_greater = splat(Float, 0)
@@ -88,7 +88,7 @@ def encode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             a_threshold_add = t0 if row == 0 else keep(live, encode_add_0(a_threshold_add, t0, live, k), a_threshold_add)
             a_threshold_greater = t0 if row == 0 else keep(live, encode_greater_1(a_threshold_greater, t0, live, k), a_threshold_greater)
         store(f32, lanes_threshold_add, block * WIDTH, a_threshold_add, WHOLE)
@@ -97,15 +97,15 @@ def encode_pass0_tile(k, tile, count):
     store(f32, k.threshold_add_tiles, tile, x_threshold_add, WHOLE)
     x_threshold_greater = encode_greater_1_fold(Float, f32, lanes_threshold_greater, k.length - start, k)
     store(f32, k.threshold_greater_tiles, tile, x_threshold_greater, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -144,10 +144,10 @@ def encode_pass1_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -177,10 +177,10 @@ def encode_pass2_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass2(frame, begin, end):
+def encode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass2_tile(k, tile, WHOLE)
@@ -205,10 +205,10 @@ def encode_pass3_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass3(frame, begin, end):
+def encode_pass3(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass3_tile(k, tile, WHOLE)
@@ -400,10 +400,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -424,10 +424,10 @@ def decode_pass1_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass1(frame, begin, end):
+def decode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass1_tile(k, tile, WHOLE)
@@ -450,10 +450,10 @@ def decode_pass2_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass2(frame, begin, end):
+def decode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass2_tile(k, tile, WHOLE)
@@ -574,10 +574,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -604,10 +604,10 @@ def decode_add_pass1_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass1(frame, begin, end):
+def decode_add_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass1_tile(k, tile, WHOLE)

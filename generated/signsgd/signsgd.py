@@ -33,10 +33,10 @@ encode_frame = frame_type(
 
 @inner
 def encode_greater_0(a, b, live, k):
-    return greater(a, b)
+    return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
 
 
 
@@ -44,7 +44,7 @@ encode_greater_0_fold, encode_greater_0_tiles = reduction(encode_greater_0)
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     lanes_top = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_top = splat(Float, 0)
         for row in range(ROWS):
@@ -54,21 +54,21 @@ def encode_pass0_tile(k, tile, count):
             t0 = absolute(v_gradient)
             t1 = lt(v_gradient, splat(Float, 0.0))
             t2 = widen(Int32, bit(t1))
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(1, k.f_negative, start + at, t2, live)
             a_top = t0 if row == 0 else keep(live, encode_greater_0(a_top, t0, live, k), a_top)
         store(f32, lanes_top, block * WIDTH, a_top, WHOLE)
     x_top = encode_greater_0_fold(Float, f32, lanes_top, k.length - start, k)
     store(f32, k.top_tiles, tile, x_top, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -173,10 +173,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -257,10 +257,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)

@@ -35,7 +35,7 @@ def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     u_threshold = splat(Float, one(k.p_threshold))
     u_n = splat(Float, (-one(k.p_threshold)))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -55,18 +55,18 @@ def encode_pass0_tile(k, tile, count):
             t10 = absolute(t9)
             t11 = le(t10, splat(Float, 3.4028234663852886e+38))
             t12 = select(t11, t9, splat(Float, 0.0))
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(2, k.f_code, start + at, t5, live)
             store(f32, k.new_residual, start + at, t12, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -142,10 +142,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -221,10 +221,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -290,7 +290,7 @@ def hop_pass0_tile(k, tile, count):
     u_scale = splat(Float, one(k.scale))
     u_threshold = splat(Float, one(k.p_threshold))
     u_n = splat(Float, (-one(k.p_threshold)))
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -316,18 +316,18 @@ def hop_pass0_tile(k, tile, count):
             t15 = absolute(t14)
             t16 = le(t15, splat(Float, 3.4028234663852886e+38))
             t17 = select(t16, t14, splat(Float, 0.0))
-            bad = keep(live, bad | not_finite(t4), bad)
+            widest = keep(live, greater(widest, magnitude(t4)), widest)
             pack(2, k.f_code, start + at, t10, live)
             store(f32, k.new_residual, start + at, t17, live)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass0_tile(k, tile, WHOLE)

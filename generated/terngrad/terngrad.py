@@ -44,7 +44,7 @@ def encode_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
-encode_smaller_0_fold, encode_smaller_0_tiles = reduction(encode_smaller_0)
+encode_smaller_0_fold, encode_smaller_0_fold_known, encode_smaller_0_tiles = reduction(encode_smaller_0)
 
 
 @inner
@@ -52,7 +52,7 @@ def encode_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
-encode_greater_1_fold, encode_greater_1_tiles = reduction(encode_greater_1)
+encode_greater_1_fold, encode_greater_1_fold_known, encode_greater_1_tiles = reduction(encode_greater_1)
 
 
 
@@ -61,7 +61,7 @@ def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     lanes_low = buffer_of(f32)
     lanes_high = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_low = splat(Float, 0)
         a_high = splat(Float, 0)
@@ -69,7 +69,7 @@ def encode_pass0_tile(k, tile, count):
             at = row * LANES + block * WIDTH
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            bad = keep(live, bad | not_finite(v_gradient), bad)
+            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             a_low = v_gradient if row == 0 else keep(live, encode_smaller_0(a_low, v_gradient, live, k), a_low)
             a_high = v_gradient if row == 0 else keep(live, encode_greater_1(a_high, v_gradient, live, k), a_high)
         store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
@@ -78,15 +78,15 @@ def encode_pass0_tile(k, tile, count):
     store(f32, k.low_tiles, tile, x_low, WHOLE)
     x_high = encode_greater_1_fold(Float, f32, lanes_high, k.length - start, k)
     store(f32, k.high_tiles, tile, x_high, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(encode_frame)
-def encode_pass0(frame, begin, end):
+def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass0_tile(k, tile, WHOLE)
@@ -116,10 +116,10 @@ def encode_pass1_tile(k, tile, count):
 
 
 @loop(encode_frame)
-def encode_pass1(frame, begin, end):
+def encode_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             encode_pass1_tile(k, tile, WHOLE)
@@ -250,10 +250,10 @@ def decode_pass0_tile(k, tile, count):
 
 
 @loop(decode_frame)
-def decode_pass0(frame, begin, end):
+def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_pass0_tile(k, tile, WHOLE)
@@ -351,10 +351,10 @@ def decode_add_pass0_tile(k, tile, count):
 
 
 @loop(decode_add_frame)
-def decode_add_pass0(frame, begin, end):
+def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             decode_add_pass0_tile(k, tile, WHOLE)
@@ -449,7 +449,7 @@ def hop_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
-hop_smaller_0_fold, hop_smaller_0_tiles = reduction(hop_smaller_0)
+hop_smaller_0_fold, hop_smaller_0_fold_known, hop_smaller_0_tiles = reduction(hop_smaller_0)
 
 
 @inner
@@ -457,7 +457,7 @@ def hop_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
-hop_greater_1_fold, hop_greater_1_tiles = reduction(hop_greater_1)
+hop_greater_1_fold, hop_greater_1_fold_known, hop_greater_1_tiles = reduction(hop_greater_1)
 
 
 
@@ -469,7 +469,7 @@ def hop_pass0_tile(k, tile, count):
     u_received_low_1 = splat(Float, one(k.received_low_1_))
     lanes_low = buffer_of(f32)
     lanes_high = buffer_of(f32)
-    bad = splat(Mask, False)
+    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_low = splat(Float, 0)
         a_high = splat(Float, 0)
@@ -483,7 +483,7 @@ def hop_pass0_tile(k, tile, count):
             t2 = t1 + u_received_low_1
             t3 = v_gradient + t2
             t4 = u_scale * t3
-            bad = keep(live, bad | not_finite(t4), bad)
+            widest = keep(live, greater(widest, magnitude(t4)), widest)
             a_low = t4 if row == 0 else keep(live, hop_smaller_0(a_low, t4, live, k), a_low)
             a_high = t4 if row == 0 else keep(live, hop_greater_1(a_high, t4, live, k), a_high)
         store(f32, lanes_low, block * WIDTH, a_low, WHOLE)
@@ -492,15 +492,15 @@ def hop_pass0_tile(k, tile, count):
     store(f32, k.low_tiles, tile, x_low, WHOLE)
     x_high = hop_greater_1_fold(Float, f32, lanes_high, k.length - start, k)
     store(f32, k.high_tiles, tile, x_high, WHOLE)
-    if any_(bad):
+    if any_(not_finite(widest)):
         k.bad = 1
 
 
 @loop(hop_frame)
-def hop_pass0(frame, begin, end):
+def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass0_tile(k, tile, WHOLE)
@@ -539,10 +539,10 @@ def hop_pass1_tile(k, tile, count):
 
 
 @loop(hop_frame)
-def hop_pass1(frame, begin, end):
+def hop_pass1(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(begin, end):
+    for tile in range(low, high):
         count = k.length - tile * TILE
         if count >= TILE:
             hop_pass1_tile(k, tile, WHOLE)

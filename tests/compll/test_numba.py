@@ -154,6 +154,19 @@ def test_codecs_are_bit_equal(name: str, params: dict[str, int]) -> None:
             equal(a, b, gradient(label, n))
 
 
+@pytest.mark.parametrize("block", [16, 48, 1500])
+def test_hops_by_blocks_of_any_size_are_bit_equal(block: int) -> None:
+    """A block is part of a vector, a vector and a rest, or a tile and a rest; the last may be shorter."""
+    a, b = pair("int4", block=block)
+    for n in (1, 48, 100, 1024, 4096 * 3 + 5):
+        for label in ("normal", "mixed"):
+            grad, received = gradient(label, n), a.encode(gradient("mixed", n, seed=4))
+            item = compll.codec.Item(grad=grad, payload=received, scale=0.5)
+            want, got = (codec.batch("hop", [item])[0] for codec in (a, b))
+            assert same_bits(want.value, got.value), (n, label)
+            assert want.finite is got.finite, (n, label)
+
+
 @pytest.mark.parametrize("name", ["onebit", "terngrad", "qsgd"])
 def test_large_gradients_are_bit_equal_at_every_thread_count(name: str) -> None:
     a, b = pair(name)
@@ -294,6 +307,50 @@ def test_builds_are_kept_and_a_broken_one_mends_itself(tmp_path: Path) -> None:
     done = probe(cache)
     assert done.stdout.strip() == WANT, done.stderr
     assert [k.stat().st_mtime_ns for k in kernels] != times
+
+
+# What some processors have instructions for: halves, tables, conversions that saturate, maxima.
+PORTABLE = """
+void PortableEncode(float* g, uint8* c) {
+    float* border = {-1, 0, 0.5, 2};
+    half* h = g;
+    int* whole = map(g, [&](float x) -> int { return x * 1e10; });
+    uint32* natural = g * 1e9;
+    uint4* code = map(range(g.size), [&](int i) -> uint4 { return search(border, g[i]); });
+    float* top = reduce(chunk(g, 16), greater);
+    float* low = reduce(chunk(g, 16), smaller);
+    c = concat(h, whole, natural, code, top, low);
+}
+void PortableDecode(uint8* c, float* g) {
+    float* few = {0.5, -0.0, 3, 1e-40, 7};
+    float* some = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17};
+    half* h; int* whole; uint32* natural; uint4* code; float* top; float* low;
+    extract(c, h, whole, natural, code, top, low);
+    g = map(range(g.size), [&](int i) -> float {
+        float entries = few[code[i] & 3] * some[code[i]];
+        return h[i] + entries + (top[i / 16] - low[i / 16]) * (float(whole[i]) + float(natural[i]));
+    });
+}
+"""
+COMPARE = """
+import sys, compll, numpy as np
+from compll.backends import numba_lanes
+from compll.tools.samples import EDGES, same_bits
+assert not numba_lanes.has("f16c") and not numba_lanes.has("avx512f")
+g = np.tile(EDGES, 30)
+codecs = [compll.compile(sys.argv[1], backend) for backend in ("interp", "numba")]
+a, b = (codec.encode(g) for codec in codecs)
+assert same_bits(a, b)
+assert same_bits(*(codec.decode(a, len(g)) for codec in codecs))
+print("equal")
+"""
+
+
+def test_processors_without_those_instructions_get_the_same_bits(tmp_path: Path) -> None:
+    variables = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "COMPLL_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", COMPARE, str(write(PORTABLE, "portable"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | variables)
+    assert done.stdout.strip() == "equal", done.stderr
 
 
 def test_auto_is_numba_where_there_is_no_compiler(tmp_path: Path) -> None:
