@@ -209,7 +209,7 @@ class Codec:
             raise ParameterError("dtype is that of out where out is given: leave one of them away")
         elif len(out) != n:
             raise ParameterError(f"out has {len(out)} elements, and n is {n}")
-        item = Item(payload=payload, out=out, shared_seed=shared_seed)
+        item = Item(None, out, payload, None, shared_seed)
         return self.batch("decode", [item], wait=wait)[0].value
 
     def decode_add(
@@ -225,7 +225,7 @@ class Codec:
 
         `wait` is as for decode.
         """
-        item = Item(payload=payload, out=out, scale=scale, shared_seed=shared_seed)
+        item = Item(None, out, payload, None, shared_seed, None, None, scale)
         return self.batch("decode_add", [item], wait=wait)[0].value
 
     def hop(

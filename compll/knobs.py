@@ -33,16 +33,19 @@ def threads() -> int:
     """
     value = os.environ.get("COMPLL_THREADS", "")
     if not value:
-        return _usable_cores(os.getpid())
+        return _usable_cores()
     if not value.isdecimal() or int(value) < 1:
         raise BackendError(f"COMPLL_THREADS is '{value}'; it must be a positive integer, such as 2")
     return int(value)
 
 
-@functools.lru_cache(1)
-def _usable_cores(process: int) -> int:
-    """Return the cores that a process, which is this one, may run on."""
-    return len(os.sched_getaffinity(process))
+@functools.cache
+def _usable_cores() -> int:
+    """Return the cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+os.register_at_fork(after_in_child=_usable_cores.cache_clear)  # a launcher may give it other cores
 
 
 def backend() -> str:
