@@ -36,7 +36,7 @@ class CudaDialect(Dialect):
     """CUDA C++: sums of signed integers must wrap, which its compilers do not promise."""
 
     backend = "cuda"
-    without = ("carry_selected",)
+    without = ("carry_selected", "tabulate")
     clears = False
     keeps = False
     block_lanes = False
