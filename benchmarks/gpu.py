@@ -28,7 +28,7 @@ from gpu_machines import Machine, machine_of
 
 import compll
 from compll.errors import BackendError
-from compll.types import HALF
+from compll.types import HALF, dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,7 +153,7 @@ def build(
 
 def reference(against: str, name: str, params: dict[str, int]) -> compll.Codec:
     codec = compll.compile(name, against, **params)
-    codec._library.of(HALF)
+    codec._library.of(dtype(HALF))
     return codec
 
 

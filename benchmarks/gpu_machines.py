@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 import compll
-from compll.types import FLOAT, HALF
+from compll.types import FLOAT, HALF, dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,7 @@ class Simulator:
         to[...] = source
 
     def load(self, codec: compll.Codec) -> None:
-        codec._library.of(HALF)
+        codec._library.of(dtype(HALF))
 
     def kernels(self, codec: compll.Codec) -> dict[str, dict[str, int]]:  # noqa: ARG002
         return {}
@@ -139,11 +139,11 @@ class Cuda:
 
     def load(self, codec: compll.Codec) -> None:
         for element in (FLOAT, HALF):
-            library: Any = codec._library.of(element)
+            library: Any = codec._library.of(dtype(element))
             library.device.module.compile()
 
     def kernels(self, codec: compll.Codec) -> dict[str, dict[str, int]]:
-        library: Any = codec._library.of(FLOAT)
+        library: Any = codec._library.of()
         names = [x.kernel for xs in library.generated.launches.values() for x in xs]
         found = {name: library.device.kernel(name) for name in names}
         return {

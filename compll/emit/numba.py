@@ -133,7 +133,7 @@ class NumbaEmitter(NumbaSelections, Emitter):
     def __init__(self, typed: ir.Function) -> None:
         """Begin with no functions to combine by."""
         super().__init__(typed)
-        self.functors: list[tuple[ir.Combine, str]] = []
+        self.functors: list[tuple[ir.Combine, bool, str]] = []
 
     def pieces(self) -> tuple[NumbaEmitter, Operation, list[FieldText], list[tuple[str, str]], list[Segment]]:
         """Return what the template lays out."""
@@ -255,11 +255,11 @@ class NumbaEmitter(NumbaSelections, Emitter):
 
     def functor(self, combine: ir.Combine, *, positive: bool = False) -> str:
         """Return the name of what a reduction combines by; equal ones are compiled once."""
-        for have, name in self.functors:
-            if have == combine:
+        for *have, name in self.functors:
+            if have == [combine, positive]:
                 return name
-        self.functors.append((combine, super().functor(combine, positive=positive)))
-        return self.functors[-1][1]
+        self.functors.append((combine, positive, super().functor(combine, positive=positive)))
+        return self.functors[-1][-1]
 
     def functor_object(self, combine: Combine) -> str:
         """Return the name of a function: every one takes the frame."""

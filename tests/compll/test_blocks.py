@@ -150,6 +150,34 @@ def test_statistics_of_blocks_of_two_sizes_meet(over: str, size: int, tmp_path: 
     assert payload[-4:].view("<f4")[0] == want.min()
 
 
+BOTH_SIGNS = """
+void BothEncode(float* gradient, uint8* compressed) {
+    float* size = reduce(chunk(abs(gradient), 48), 0, greater);
+    float* top = reduce(chunk(gradient, 48), -9, greater);
+    float sizes = reduce(abs(gradient), 0, greater);
+    float highest = reduce(gradient, -9, greater);
+    compressed = concat(size, top, sizes, highest);
+}
+void BothDecode(uint8* compressed, float* gradient) {
+    float* size; float* top; float sizes; float highest;
+    extract(compressed, size, top, sizes, highest);
+    gradient = map(range(gradient.size), [&](int i) -> float {
+        return size[i / 48] + top[i / 48] + sizes + highest;
+    });
+}
+"""
+
+
+@pytest.mark.parametrize("backend", ["cpp", "numba", "cudasim"])
+def test_the_greatest_of_both_signs_is_not_taken_as_that_of_sizes(backend: str, tmp_path: Path) -> None:
+    path = tmp_path / "both.pse"
+    path.write_text(BOTH_SIGNS, "utf-8")
+    meant, codec = (compll.compile(path, b) for b in ("interp", backend))
+    for n in (1, 47, 100, 3000):
+        g = -1 - np.abs(gradient("normal", n))
+        assert same_bits(codec.encode(g), meant.encode(g))
+
+
 INT8 = {b: compll.compile("int8", "cpp", block=b) for b in (32, 256)}
 QSGD = {b: compll.compile("qsgd", "cpp", bits=b) for b in (1, 3, 7)}
 
