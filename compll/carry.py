@@ -29,8 +29,9 @@ def carry_selected(f: ir.Function) -> ir.Function:
         readers = [
             b for b in body[at:] if isinstance(b, ir.Sink) and b.length == ir.Scalar(compact.count, INT)
         ]
+        seen: set[ir.Expr] = set()
         for e in (e for b in readers for e in ir.expressions(b)):
-            for x, everywhere in _carried(e, compact, lengths, known):
+            for x, everywhere in _carried(e, compact, lengths, known, seen):
                 values.setdefault(x, (f"{kept}{len(values)}", everywhere))
         body[at] = ir.Keep(kept, compact.length, holds, tuple((f"{v}_all", e) for v, e in values.values()))
         new = {x: own(name, FLOAT) for x, (name, _) in values.items()}
@@ -48,12 +49,20 @@ def _is_mask(b: ir.Binding, compact: ir.Compact) -> bool:
 
 
 def _carried(
-    e: ir.Expr, compact: ir.Compact, lengths: Mapping[str, ir.Expr], known: set[ir.Expr]
+    e: ir.Expr,
+    compact: ir.Compact,
+    lengths: Mapping[str, ir.Expr],
+    known: set[ir.Expr],
+    seen: set[ir.Expr],
 ) -> Iterator[tuple[ir.Expr, ir.Expr]]:
     """Yield the largest parts of an expression that can be carried, and what they are at all positions.
 
-    That is what the pass knows since the condition is made of it, and what it can read on its way.
+    That is what the pass knows since the condition is made of it, and what it can read on its way.  What was
+    `seen` is left out: large formulas have the same parts in many places.
     """
+    if e in seen:
+        return
+    seen.add(e)
     everywhere = at_index(e, own(compact.name, INT)) if e.type == FLOAT else None
     if everywhere is not None and along(everywhere):
         reads = [x for x in ir.walk(everywhere) if isinstance(x, ir.Read)]
@@ -62,4 +71,4 @@ def _carried(
             yield e, everywhere
             return
     for child in ir.children(e):
-        yield from _carried(child, compact, lengths, known)
+        yield from _carried(child, compact, lengths, known, seen)

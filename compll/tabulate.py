@@ -24,7 +24,9 @@ def tabulate(f: ir.Function) -> ir.Function:
     """Look up what depends on nothing but an own element of at most 8 bits, if it is dear."""
     tables = {b.name: b for b in f.body if isinstance(b, ir.Table)}
     elems = {name: elem for name, elem in f.vectors if elem.kind in ("int", "uint") and elem.bits <= 8}
-    found = dict.fromkeys(x for b in f.body for e in ir.expressions(b) for x in _decoding(e, elems, tables))
+    seen: set[ir.Expr] = set()
+    every = (e for b in f.body for e in ir.expressions(b))
+    found = dict.fromkeys(x for e in every for x in _decoding(e, elems, tables, seen))
     if not found:
         return f
     known = Environment(0, {}, {name: _entries(t.elem, t.values) for name, t in tables.items()})
@@ -41,8 +43,13 @@ def tabulate(f: ir.Function) -> ir.Function:
     return replace(f, body=tuple(body))
 
 
-def _decoding(e: ir.Expr, elems: Mapping[str, Elem], tables: Collection[str]) -> Iterator[ir.Expr]:
-    """Yield the largest parts of an expression that decode a code."""
+def _decoding(
+    e: ir.Expr, elems: Mapping[str, Elem], tables: Collection[str], seen: set[ir.Expr]
+) -> Iterator[ir.Expr]:
+    """Yield the largest parts of an expression that decode a code, where they were not `seen` yet."""
+    if e in seen:
+        return
+    seen.add(e)
     code = _code(e, elems, tables) if e.type == FLOAT else None
     if code is not None:
         operations = sum(isinstance(x, ir.Apply | ir.Convert) for x in ir.walk(e))
@@ -50,7 +57,7 @@ def _decoding(e: ir.Expr, elems: Mapping[str, Elem], tables: Collection[str]) ->
             yield e
         return
     for child in ir.children(e):
-        yield from _decoding(child, elems, tables)
+        yield from _decoding(child, elems, tables, seen)
 
 
 def _code(e: ir.Expr, elems: Mapping[str, Elem], tables: Collection[str]) -> ir.Read | None:

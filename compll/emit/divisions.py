@@ -7,6 +7,7 @@ out the same if the inverse of 0 is an infinity and the other way round.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from compll import ir
@@ -47,23 +48,46 @@ def _inverse(y: ir.Expr, ranges: Ranges) -> ir.Expr | None:
 
 def _same_for_many(e: ir.Expr) -> bool:
     """Whether an expression depends on the block of an element at most."""
-    if isinstance(e, ir.Position | ir.Random | ir.StochasticRound | ir.Search):
-        return False
-    if isinstance(e, ir.Read):
-        return ir.block_of(e.position) > 1
-    return all(_same_for_many(c) for c in ir.children(e))
+    for x in _parts(e, lambda x: () if isinstance(x, ir.Read) else ir.children(x)):
+        if isinstance(x, ir.Position | ir.Random | ir.StochasticRound | ir.Search):
+            return False
+        if isinstance(x, ir.Read) and ir.block_of(x.position) <= 1:
+            return False
+    return True
 
 
 def _is_power(e: ir.Expr) -> bool:
     """Whether an expression is 0, a power of two whose inverse is a float, an infinity or NaN."""
+    return all(_chosen(x) or _is_power_itself(x) for x in _parts(e, _chosen))
+
+
+def _chosen(e: ir.Expr) -> tuple[ir.Expr, ...]:
+    """Return the expressions of which this one is one, but for the sign."""
+    match e:
+        case ir.Apply("select", (_, a, b), kind) if kind == FLOAT:
+            return a, b
+        case ir.Apply(("min" | "max" | "neg" | "abs"), args, kind) if kind == FLOAT:
+            return args
+    return ()
+
+
+def _is_power_itself(e: ir.Expr) -> bool:
     match e:
         case ir.Const(value, kind) if kind == FLOAT:
             mantissa, exponent = math.frexp(value)
             return not math.isfinite(value) or (abs(mantissa) in (0, 0.5) and exponent > LEAST)
         case ir.Apply("bits_float", (ir.Apply("<<", (_, ir.Const(count, _)), _),), _):
             return int(count) >= MANTISSA
-        case ir.Apply("select", (_, a, b), kind) if kind == FLOAT:
-            return _is_power(a) and _is_power(b)
-        case ir.Apply(("min" | "max" | "neg" | "abs"), args, kind) if kind == FLOAT:
-            return all(_is_power(a) for a in args)
     return False
+
+
+def _parts(e: ir.Expr, below: Callable[[ir.Expr], Iterable[ir.Expr]]) -> Iterator[ir.Expr]:
+    """Yield an expression and what is below it, each once: large formulas share their parts."""
+    seen: set[ir.Expr] = set()
+    waiting = [e]
+    while waiting:
+        x = waiting.pop()
+        if x not in seen:
+            seen.add(x)
+            yield x
+            waiting += below(x)
