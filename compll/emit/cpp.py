@@ -94,7 +94,8 @@ class Emitter(Texts):
             if isinstance(s, ir.BlockReduce)
         }
         self.vectors |= made
-        self.f = multiply_instead(self.f, self.ranges())
+        if "multiply_instead" not in self.dialect.without:
+            self.f = multiply_instead(self.f, self.ranges())
 
     def ranges(self) -> Ranges:
         """Return the intervals of expressions, of which none is known yet."""

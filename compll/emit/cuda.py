@@ -36,7 +36,8 @@ class CudaDialect(Dialect):
     """CUDA C++: sums of signed integers must wrap, which its compilers do not promise."""
 
     backend = "cuda"
-    without = ("carry_selected", "tabulate")
+    # the latter two take registers: a table is one, and without divisions more rows are in flight at once
+    without = ("carry_selected", "tabulate", "multiply_instead")
     clears = False
     keeps = False
     block_lanes = False

@@ -51,7 +51,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //     top: float[((n + 511) / 512)] = reduce[n] by 512 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field top: float[((n + 511) / 512)] = top[i]
-//     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs(gradient[i]) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs(gradient[i]) / top[(i / 512)]) * 0x1.0000000000000p+6) : (float((float_bits((abs(gradient[i]) / top[(i / 512)])) - 1006632960)) * 0x1.0000000000000p-23))))
+//     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs(gradient[i]) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs(gradient[i]) / top[(i / 512)]) / 0x1.0000000000000p-6) : (float((float_bits((abs(gradient[i]) / top[(i / 512)])) - 1006632960)) / 0x1.0000000000000p+23))))
 //     store field negative: uint<1>[n] = uint<1>((gradient[i] < 0x0.0p+0))
 //     check[n] gradient[i] is finite
 
@@ -157,11 +157,11 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Float t1 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Float t2 = divide(t0, t1);
             const Mask t3 = lt(t2, splat<Float>(0x1.0000000000000p-6f));
-            const Float t4 = t2 * splat<Float>(0x1.0000000000000p+6f);
+            const Float t4 = divide(t2, splat<Float>(0x1.0000000000000p-6f));
             const UInt32 t5 = float_bits(t2);
             const UInt32 t6 = wrap_subtract(t5, splat<UInt32>(1006632960u));
             const Float t7 = widen<Float>(t6);
-            const Float t8 = t7 * splat<Float>(0x1.0000000000000p-23f);
+            const Float t8 = divide(t7, splat<Float>(0x1.0000000000000p+23f));
             const Float t9 = select(t3, t4, t8);
             const Float t10 = stochastic_round(r0[block][row], t9);
             const Int32 t11 = saturate<Int32>(t10, INT64_C(0), INT64_C(7));
@@ -414,7 +414,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //     top: float[((n + 511) / 512)] = reduce[n] by 512 abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field top: float[((n + 511) / 512)] = top[i]
-//     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) * 0x1.0000000000000p+6) : (float((float_bits((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)])) - 1006632960)) * 0x1.0000000000000p-23))))
+//     store field level: uint<3>[n] = uint<3>(stochastic_round0((((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) < 0x1.0000000000000p-6) ? ((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)]) / 0x1.0000000000000p-6) : (float((float_bits((abs((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)])))) / top[(i / 512)])) - 1006632960)) / 0x1.0000000000000p+23))))
 //     store field negative: uint<1>[n] = uint<1>(((scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)]))) < 0x0.0p+0))
 //     check[n] (scale * (gradient[i] + (((received_negative[i] == 1) ? neg(((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) : ((received_level[i] > 0) ? bits_float((uint32((received_level[i] + 120)) << 23)) : 0x0.0p+0)) * received_top[(i / 512)]))) is finite
 
@@ -559,11 +559,11 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Float t14 = splat<Float>(b.r_top[uint64_t(tile * TILE + at) / 512 - b.first]);
             const Float t15 = divide(t13, t14);
             const Mask t16 = lt(t15, splat<Float>(0x1.0000000000000p-6f));
-            const Float t17 = t15 * splat<Float>(0x1.0000000000000p+6f);
+            const Float t17 = divide(t15, splat<Float>(0x1.0000000000000p-6f));
             const UInt32 t18 = float_bits(t15);
             const UInt32 t19 = wrap_subtract(t18, splat<UInt32>(1006632960u));
             const Float t20 = widen<Float>(t19);
-            const Float t21 = t20 * splat<Float>(0x1.0000000000000p-23f);
+            const Float t21 = divide(t20, splat<Float>(0x1.0000000000000p+23f));
             const Float t22 = select(t16, t17, t21);
             const Float t23 = stochastic_round(r0[block][row], t22);
             const Int32 t24 = saturate<Int32>(t23, INT64_C(0), INT64_C(7));

@@ -47,7 +47,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+8), 0x1.0000000000000p-149)
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
 //     check[n] gradient[i] is finite
 
 struct EncodeFrame {
@@ -156,23 +156,22 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Int32 t8 = wrap_subtract(t7, splat<Int32>(INT64_C(121)));
             const Int32 t9 = wrap_multiply(t8, splat<Int32>(INT64_C(8)));
             const Int32 t10 = wrap_subtract(t7, splat<Int32>(INT64_C(3)));
-            const Int32 t11 = wrap_subtract(splat<Int32>(INT64_C(254)), t10);
-            const UInt32 t12 = widen<UInt32>(t11);
-            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
-            const Float t14 = bits_float(t13);
-            const Float t15 = t3 * t14;
-            const Float t16 = round_(t15);
-            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(229376));
-            const Int32 t18 = wrap_add(t9, t17);
-            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
-            const UInt32 t20 = float_bits(t1);
-            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
-            const Int32 t22 = widen<Int32>(t21);
-            const Int32 t23 = wrap_multiply(splat<Int32>(INT64_C(128)), t22);
-            const Int32 t24 = wrap_add(t19, t23);
-            const Int32 t25 = widen<Int32>(t24);
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t3, t13);
+            const Float t15 = round_(t14);
+            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
+            const Int32 t17 = wrap_add(t9, t16);
+            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
+            const UInt32 t19 = float_bits(t1);
+            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
+            const Int32 t21 = widen<Int32>(t20);
+            const Int32 t22 = wrap_multiply(splat<Int32>(INT64_C(128)), t21);
+            const Int32 t23 = wrap_add(t18, t22);
+            const Int32 t24 = widen<Int32>(t23);
             bad = bad || not_finite(v_gradient);
-            o_field_code.at[block] = static_cast<uint8_t>(t25);
+            o_field_code.at[block] = static_cast<uint8_t>(t24);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }
@@ -401,7 +400,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)]))))))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+8), 0x1.0000000000000p-149)
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+8), 0x1.0000000000000p-149))) >> 31)))))
 //     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * received_scale[(i / 256)])))))) is finite
 
 struct HopFrame {
@@ -546,23 +545,22 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 t22 = wrap_subtract(t21, splat<Int32>(INT64_C(121)));
             const Int32 t23 = wrap_multiply(t22, splat<Int32>(INT64_C(8)));
             const Int32 t24 = wrap_subtract(t21, splat<Int32>(INT64_C(3)));
-            const Int32 t25 = wrap_subtract(splat<Int32>(INT64_C(254)), t24);
-            const UInt32 t26 = widen<UInt32>(t25);
-            const UInt32 t27 = shift_left(t26, splat<UInt32>(23u));
-            const Float t28 = bits_float(t27);
-            const Float t29 = t17 * t28;
-            const Float t30 = round_(t29);
-            const Int32 t31 = saturate<Int32>(t30, INT64_C(0), INT64_C(229376));
-            const Int32 t32 = wrap_add(t23, t31);
-            const Int32 t33 = smaller(t32, splat<Int32>(INT64_C(127)));
-            const UInt32 t34 = float_bits(t15);
-            const UInt32 t35 = shift_right(t34, splat<UInt32>(31u));
-            const Int32 t36 = widen<Int32>(t35);
-            const Int32 t37 = wrap_multiply(splat<Int32>(INT64_C(128)), t36);
-            const Int32 t38 = wrap_add(t33, t37);
-            const Int32 t39 = widen<Int32>(t38);
+            const UInt32 t25 = widen<UInt32>(t24);
+            const UInt32 t26 = shift_left(t25, splat<UInt32>(23u));
+            const Float t27 = bits_float(t26);
+            const Float t28 = divide(t17, t27);
+            const Float t29 = round_(t28);
+            const Int32 t30 = saturate<Int32>(t29, INT64_C(0), INT64_C(229376));
+            const Int32 t31 = wrap_add(t23, t30);
+            const Int32 t32 = smaller(t31, splat<Int32>(INT64_C(127)));
+            const UInt32 t33 = float_bits(t15);
+            const UInt32 t34 = shift_right(t33, splat<UInt32>(31u));
+            const Int32 t35 = widen<Int32>(t34);
+            const Int32 t36 = wrap_multiply(splat<Int32>(INT64_C(128)), t35);
+            const Int32 t37 = wrap_add(t32, t36);
+            const Int32 t38 = widen<Int32>(t37);
             bad = bad || not_finite(t13);
-            o_field_code.at[block] = static_cast<uint8_t>(t39);
+            o_field_code.at[block] = static_cast<uint8_t>(t38);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }

@@ -47,7 +47,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+15), 0x1.0000000000000p-149)
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) * bits_float((uint32((254 - (max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2))) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits((gradient[i] / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
 //     check[n] gradient[i] is finite
 
 struct EncodeFrame {
@@ -156,23 +156,22 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Int32 t8 = wrap_subtract(t7, splat<Int32>(INT64_C(113)));
             const Int32 t9 = wrap_multiply(t8, splat<Int32>(INT64_C(4)));
             const Int32 t10 = wrap_subtract(t7, splat<Int32>(INT64_C(2)));
-            const Int32 t11 = wrap_subtract(splat<Int32>(INT64_C(254)), t10);
-            const UInt32 t12 = widen<UInt32>(t11);
-            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
-            const Float t14 = bits_float(t13);
-            const Float t15 = t3 * t14;
-            const Float t16 = round_(t15);
-            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(32767));
-            const Int32 t18 = wrap_add(t9, t17);
-            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
-            const UInt32 t20 = float_bits(t1);
-            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
-            const Int32 t22 = widen<Int32>(t21);
-            const Int32 t23 = wrap_multiply(splat<Int32>(INT64_C(128)), t22);
-            const Int32 t24 = wrap_add(t19, t23);
-            const Int32 t25 = widen<Int32>(t24);
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t3, t13);
+            const Float t15 = round_(t14);
+            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(32767));
+            const Int32 t17 = wrap_add(t9, t16);
+            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
+            const UInt32 t19 = float_bits(t1);
+            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
+            const Int32 t21 = widen<Int32>(t20);
+            const Int32 t22 = wrap_multiply(splat<Int32>(INT64_C(128)), t21);
+            const Int32 t23 = wrap_add(t18, t22);
+            const Int32 t24 = widen<Int32>(t23);
             bad = bad || not_finite(v_gradient);
-            o_field_code.at[block] = static_cast<uint8_t>(t25);
+            o_field_code.at[block] = static_cast<uint8_t>(t24);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }
@@ -405,7 +404,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //     scale_greater: float[((n + 255) / 256)] = reduce[n] by 256 abs((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan))))))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field scale: float[((n + 255) / 256)] = max((scale_greater[i] / 0x1.c000000000000p+15), 0x1.0000000000000p-149)
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2))) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 113) * 4) + int16(round((min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15) / bits_float((uint32((max(int((float_bits(min(abs(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))), 0x1.c000000000000p+15)) >> 23)), 113) - 2)) << 23)))))), 127) + (128 * int((float_bits(((scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) / max((scale_greater[(i / 256)] / 0x1.c000000000000p+15), 0x1.0000000000000p-149))) >> 31)))))
 //     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)) : neg((((received_code[i] & 127) < 124) ? ((bits_float((uint32((received_code[i] & 127)) << 21)) * 0x1.0000000000000p+112) * received_scale[(i / 256)]) : (((received_code[i] & 127) == 124) ? inf : nan)))))) is finite
 
 struct HopFrame {
@@ -554,23 +553,22 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 t24 = wrap_subtract(t23, splat<Int32>(INT64_C(113)));
             const Int32 t25 = wrap_multiply(t24, splat<Int32>(INT64_C(4)));
             const Int32 t26 = wrap_subtract(t23, splat<Int32>(INT64_C(2)));
-            const Int32 t27 = wrap_subtract(splat<Int32>(INT64_C(254)), t26);
-            const UInt32 t28 = widen<UInt32>(t27);
-            const UInt32 t29 = shift_left(t28, splat<UInt32>(23u));
-            const Float t30 = bits_float(t29);
-            const Float t31 = t19 * t30;
-            const Float t32 = round_(t31);
-            const Int32 t33 = saturate<Int32>(t32, INT64_C(0), INT64_C(32767));
-            const Int32 t34 = wrap_add(t25, t33);
-            const Int32 t35 = smaller(t34, splat<Int32>(INT64_C(127)));
-            const UInt32 t36 = float_bits(t17);
-            const UInt32 t37 = shift_right(t36, splat<UInt32>(31u));
-            const Int32 t38 = widen<Int32>(t37);
-            const Int32 t39 = wrap_multiply(splat<Int32>(INT64_C(128)), t38);
-            const Int32 t40 = wrap_add(t35, t39);
-            const Int32 t41 = widen<Int32>(t40);
+            const UInt32 t27 = widen<UInt32>(t26);
+            const UInt32 t28 = shift_left(t27, splat<UInt32>(23u));
+            const Float t29 = bits_float(t28);
+            const Float t30 = divide(t19, t29);
+            const Float t31 = round_(t30);
+            const Int32 t32 = saturate<Int32>(t31, INT64_C(0), INT64_C(32767));
+            const Int32 t33 = wrap_add(t25, t32);
+            const Int32 t34 = smaller(t33, splat<Int32>(INT64_C(127)));
+            const UInt32 t35 = float_bits(t17);
+            const UInt32 t36 = shift_right(t35, splat<UInt32>(31u));
+            const Int32 t37 = widen<Int32>(t36);
+            const Int32 t38 = wrap_multiply(splat<Int32>(INT64_C(128)), t37);
+            const Int32 t39 = wrap_add(t34, t38);
+            const Int32 t40 = widen<Int32>(t39);
             bad = bad || not_finite(t15);
-            o_field_code.at[block] = static_cast<uint8_t>(t41);
+            o_field_code.at[block] = static_cast<uint8_t>(t40);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }

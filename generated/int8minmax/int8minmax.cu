@@ -51,9 +51,9 @@ constexpr int64_t FRAME_BYTES = 192;  // the greatest frame below; an item's scr
 //       by smaller, where smaller(a, b) = min(a, b)
 //     high: float[((n + 255) / 256)] = reduce[n] by 256 gradient[i] from -inf
 //       by greater, where greater(a, b) = max(a, b)
-//     store field middle: float[((n + 255) / 256)] = ((high[i] * 0x1.0000000000000p-1) + (low[i] * 0x1.0000000000000p-1))
-//     store field step: float[((n + 255) / 256)] = (((high[i] * 0x1.0000000000000p-1) - (low[i] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6)
-//     store field q: int8[n] = int8(min(max(round(((gradient[i] - ((high[(i / 256)] * 0x1.0000000000000p-1) + (low[(i / 256)] * 0x1.0000000000000p-1))) / (((high[(i / 256)] * 0x1.0000000000000p-1) - (low[(i / 256)] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
+//     store field middle: float[((n + 255) / 256)] = ((high[i] / 0x1.0000000000000p+1) + (low[i] / 0x1.0000000000000p+1))
+//     store field step: float[((n + 255) / 256)] = (((high[i] / 0x1.0000000000000p+1) - (low[i] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6)
+//     store field q: int8[n] = int8(min(max(round(((gradient[i] - ((high[(i / 256)] / 0x1.0000000000000p+1) + (low[(i / 256)] / 0x1.0000000000000p+1))) / (((high[(i / 256)] / 0x1.0000000000000p+1) - (low[(i / 256)] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
 //     check[n] gradient[i] is finite
 
 struct EncodeFrame {
@@ -141,10 +141,10 @@ COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Pa
         }
         __syncwarp();
         if (thread == 0) {
-            b.h0[j] = ((b.r_high[j] * 0x1.0000000000000p-1f) + (b.r_low[j] * 0x1.0000000000000p-1f));
-            b.h1[j] = (divide(((b.r_high[j] * 0x1.0000000000000p-1f) - (b.r_low[j] * 0x1.0000000000000p-1f)), 0x1.fc00000000000p+6f));
-            put<float>(k.f_middle + (b.first + j) * sizeof(float), ((b.r_high[j] * 0x1.0000000000000p-1f) + (b.r_low[j] * 0x1.0000000000000p-1f)));
-            put<float>(k.f_step + (b.first + j) * sizeof(float), (divide(((b.r_high[j] * 0x1.0000000000000p-1f) - (b.r_low[j] * 0x1.0000000000000p-1f)), 0x1.fc00000000000p+6f)));
+            b.h0[j] = ((divide(b.r_high[j], 0x1.0000000000000p+1f)) + (divide(b.r_low[j], 0x1.0000000000000p+1f)));
+            b.h1[j] = (divide(((divide(b.r_high[j], 0x1.0000000000000p+1f)) - (divide(b.r_low[j], 0x1.0000000000000p+1f))), 0x1.fc00000000000p+6f));
+            put<float>(k.f_middle + (b.first + j) * sizeof(float), ((divide(b.r_high[j], 0x1.0000000000000p+1f)) + (divide(b.r_low[j], 0x1.0000000000000p+1f))));
+            put<float>(k.f_step + (b.first + j) * sizeof(float), (divide(((divide(b.r_high[j], 0x1.0000000000000p+1f)) - (divide(b.r_low[j], 0x1.0000000000000p+1f))), 0x1.fc00000000000p+6f)));
         }
     }
     __syncwarp();
@@ -406,9 +406,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //       by smaller, where smaller(a, b) = min(a, b)
 //     high: float[((n + 255) / 256)] = reduce[n] by 256 (scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) from -inf
 //       by greater, where greater(a, b) = max(a, b)
-//     store field middle: float[((n + 255) / 256)] = ((high[i] * 0x1.0000000000000p-1) + (low[i] * 0x1.0000000000000p-1))
-//     store field step: float[((n + 255) / 256)] = (((high[i] * 0x1.0000000000000p-1) - (low[i] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6)
-//     store field q: int8[n] = int8(min(max(round((((scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) - ((high[(i / 256)] * 0x1.0000000000000p-1) + (low[(i / 256)] * 0x1.0000000000000p-1))) / (((high[(i / 256)] * 0x1.0000000000000p-1) - (low[(i / 256)] * 0x1.0000000000000p-1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
+//     store field middle: float[((n + 255) / 256)] = ((high[i] / 0x1.0000000000000p+1) + (low[i] / 0x1.0000000000000p+1))
+//     store field step: float[((n + 255) / 256)] = (((high[i] / 0x1.0000000000000p+1) - (low[i] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6)
+//     store field q: int8[n] = int8(min(max(round((((scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) - ((high[(i / 256)] / 0x1.0000000000000p+1) + (low[(i / 256)] / 0x1.0000000000000p+1))) / (((high[(i / 256)] / 0x1.0000000000000p+1) - (low[(i / 256)] / 0x1.0000000000000p+1)) / 0x1.fc00000000000p+6))), -0x1.fc00000000000p+6), 0x1.fc00000000000p+6))
 //     check[n] (scale * (gradient[i] + ((float(received_q[i]) * received_step[(i / 256)]) + received_middle[(i / 256)]))) is finite
 
 struct HopFrame {
@@ -509,10 +509,10 @@ COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& 
         }
         __syncwarp();
         if (thread == 0) {
-            b.h0[j] = ((b.r_high[j] * 0x1.0000000000000p-1f) + (b.r_low[j] * 0x1.0000000000000p-1f));
-            b.h1[j] = (divide(((b.r_high[j] * 0x1.0000000000000p-1f) - (b.r_low[j] * 0x1.0000000000000p-1f)), 0x1.fc00000000000p+6f));
-            put<float>(k.f_middle + (b.first + j) * sizeof(float), ((b.r_high[j] * 0x1.0000000000000p-1f) + (b.r_low[j] * 0x1.0000000000000p-1f)));
-            put<float>(k.f_step + (b.first + j) * sizeof(float), (divide(((b.r_high[j] * 0x1.0000000000000p-1f) - (b.r_low[j] * 0x1.0000000000000p-1f)), 0x1.fc00000000000p+6f)));
+            b.h0[j] = ((divide(b.r_high[j], 0x1.0000000000000p+1f)) + (divide(b.r_low[j], 0x1.0000000000000p+1f)));
+            b.h1[j] = (divide(((divide(b.r_high[j], 0x1.0000000000000p+1f)) - (divide(b.r_low[j], 0x1.0000000000000p+1f))), 0x1.fc00000000000p+6f));
+            put<float>(k.f_middle + (b.first + j) * sizeof(float), ((divide(b.r_high[j], 0x1.0000000000000p+1f)) + (divide(b.r_low[j], 0x1.0000000000000p+1f))));
+            put<float>(k.f_step + (b.first + j) * sizeof(float), (divide(((divide(b.r_high[j], 0x1.0000000000000p+1f)) - (divide(b.r_low[j], 0x1.0000000000000p+1f))), 0x1.fc00000000000p+6f)));
         }
     }
     __syncwarp();

@@ -46,7 +46,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //     s_greater: float[((n + 31) / 32)] = reduce[n] by 32 abs(gradient[i]) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store field s: uint8[((n + 31) / 32)] = uint8(((int((float_bits(s_greater[i]) >> 23)) < 255) ? (int((float_bits(s_greater[i]) >> 23)) - 8) : 255))
-//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs((gradient[i] * (0x1.0000000000000p+0 / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127) + (128 * int((float_bits(gradient[i]) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((max(int((float_bits(min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs((gradient[i] / ((uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255)) < 255) ? max(bits_float((uint32(uint8(((int((float_bits(s_greater[(i / 32)]) >> 23)) < 255) ? (int((float_bits(s_greater[(i / 32)]) >> 23)) - 8) : 255))) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127) + (128 * int((float_bits(gradient[i]) >> 31)))))
 //     check[n] gradient[i] is finite
 
 struct EncodeFrame {
@@ -119,7 +119,7 @@ COMPLL_DEVICE void encode_pass0_span(compll_item& item, EncodeFrame& k, const Pa
         }
         __syncwarp();
         if (thread == 0) {
-            b.h0[j] = (divide(0x1.0000000000000p+0f, (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")))));
+            b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
             put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)));
         }
     }
@@ -145,7 +145,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Float t0 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
-            const Float t1 = v_gradient * t0;
+            const Float t1 = divide(v_gradient, t0);
             const Float t2 = absolute(t1);
             const Float t3 = smaller(t2, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t4 = float_bits(t3);
@@ -155,23 +155,22 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Int32 t8 = wrap_subtract(t7, splat<Int32>(INT64_C(121)));
             const Int32 t9 = wrap_multiply(t8, splat<Int32>(INT64_C(8)));
             const Int32 t10 = wrap_subtract(t7, splat<Int32>(INT64_C(3)));
-            const Int32 t11 = wrap_subtract(splat<Int32>(INT64_C(254)), t10);
-            const UInt32 t12 = widen<UInt32>(t11);
-            const UInt32 t13 = shift_left(t12, splat<UInt32>(23u));
-            const Float t14 = bits_float(t13);
-            const Float t15 = t3 * t14;
-            const Float t16 = round_(t15);
-            const Int32 t17 = saturate<Int32>(t16, INT64_C(0), INT64_C(229376));
-            const Int32 t18 = wrap_add(t9, t17);
-            const Int32 t19 = smaller(t18, splat<Int32>(INT64_C(127)));
-            const UInt32 t20 = float_bits(v_gradient);
-            const UInt32 t21 = shift_right(t20, splat<UInt32>(31u));
-            const Int32 t22 = widen<Int32>(t21);
-            const Int32 t23 = wrap_multiply(splat<Int32>(INT64_C(128)), t22);
-            const Int32 t24 = wrap_add(t19, t23);
-            const Int32 t25 = widen<Int32>(t24);
+            const UInt32 t11 = widen<UInt32>(t10);
+            const UInt32 t12 = shift_left(t11, splat<UInt32>(23u));
+            const Float t13 = bits_float(t12);
+            const Float t14 = divide(t3, t13);
+            const Float t15 = round_(t14);
+            const Int32 t16 = saturate<Int32>(t15, INT64_C(0), INT64_C(229376));
+            const Int32 t17 = wrap_add(t9, t16);
+            const Int32 t18 = smaller(t17, splat<Int32>(INT64_C(127)));
+            const UInt32 t19 = float_bits(v_gradient);
+            const UInt32 t20 = shift_right(t19, splat<UInt32>(31u));
+            const Int32 t21 = widen<Int32>(t20);
+            const Int32 t22 = wrap_multiply(splat<Int32>(INT64_C(128)), t21);
+            const Int32 t23 = wrap_add(t18, t22);
+            const Int32 t24 = widen<Int32>(t23);
             bad = bad || not_finite(v_gradient);
-            o_field_code.at[block] = static_cast<uint8_t>(t25);
+            o_field_code.at[block] = static_cast<uint8_t>(t24);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }
@@ -417,9 +416,9 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //     where %5 = uint8(((%4 < 255) ? (%4 - 8) : 255))
 //     where %6 = ((%2 == 127) ? nan : ((bits_float((uint32(%2) << 20)) * 0x1.0000000000000p+120) * ((%3 < 255) ? max(bits_float((uint32(%3) << 23)), 0x1.0000000000000p-127) : nan)))
 //     where %7 = (scale * (gradient[i] + ((%0 < 128) ? %6 : neg(%6))))
-//     where %8 = min(abs((%7 * (0x1.0000000000000p+0 / ((%5 < 255) ? max(bits_float((uint32(%5) << 23)), 0x1.0000000000000p-127) : nan)))), 0x1.c000000000000p+8)
+//     where %8 = min(abs((%7 / ((%5 < 255) ? max(bits_float((uint32(%5) << 23)), 0x1.0000000000000p-127) : nan))), 0x1.c000000000000p+8)
 //     where %9 = max(int((float_bits(%8) >> 23)), 121)
-//     store field code: uint8[n] = uint8((min((((%9 - 121) * 8) + int(round((%8 * bits_float((uint32((254 - (%9 - 3))) << 23)))))), 127) + (128 * int((float_bits(%7) >> 31)))))
+//     store field code: uint8[n] = uint8((min((((%9 - 121) * 8) + int(round((%8 / bits_float((uint32((%9 - 3)) << 23)))))), 127) + (128 * int((float_bits(%7) >> 31)))))
 //     check[n] (scale * (gradient[i] + ((received_code[i] < 128) ? (((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))) : neg((((received_code[i] & 127) == 127) ? nan : ((bits_float((uint32((received_code[i] & 127)) << 20)) * 0x1.0000000000000p+120) * ((received_s[(i / 32)] < 255) ? max(bits_float((uint32(received_s[(i / 32)]) << 23)), 0x1.0000000000000p-127) : nan))))))) is finite
 
 struct HopFrame {
@@ -517,7 +516,7 @@ COMPLL_DEVICE void hop_pass0_span(compll_item& item, HopFrame& k, const Params& 
         }
         __syncwarp();
         if (thread == 0) {
-            b.h0[j] = (divide(0x1.0000000000000p+0f, (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")))));
+            b.h0[j] = (select((lt(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(255))), (greater((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 23u)))), 0x1.0000000000000p-127f)), __builtin_nanf("")));
             put<uint8_t>(k.f_s + (b.first + j) * sizeof(uint8_t), saturate_one<int64_t>((select((lt(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(255))), (wrap_subtract(saturate_one<int64_t>((shift_right((float_bits(b.r_s_greater[j])), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(8))), INT64_C(255))), INT64_C(0), INT64_C(255)));
         }
     }
@@ -566,7 +565,7 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Float t18 = v_gradient + t17;
             const Float t19 = u_scale * t18;
             const Float t20 = splat<Float>(b.h0[uint64_t(tile * TILE + at) / 32 - b.first]);
-            const Float t21 = t19 * t20;
+            const Float t21 = divide(t19, t20);
             const Float t22 = absolute(t21);
             const Float t23 = smaller(t22, splat<Float>(0x1.c000000000000p+8f));
             const UInt32 t24 = float_bits(t23);
@@ -576,23 +575,22 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Int32 t28 = wrap_subtract(t27, splat<Int32>(INT64_C(121)));
             const Int32 t29 = wrap_multiply(t28, splat<Int32>(INT64_C(8)));
             const Int32 t30 = wrap_subtract(t27, splat<Int32>(INT64_C(3)));
-            const Int32 t31 = wrap_subtract(splat<Int32>(INT64_C(254)), t30);
-            const UInt32 t32 = widen<UInt32>(t31);
-            const UInt32 t33 = shift_left(t32, splat<UInt32>(23u));
-            const Float t34 = bits_float(t33);
-            const Float t35 = t23 * t34;
-            const Float t36 = round_(t35);
-            const Int32 t37 = saturate<Int32>(t36, INT64_C(0), INT64_C(229376));
-            const Int32 t38 = wrap_add(t29, t37);
-            const Int32 t39 = smaller(t38, splat<Int32>(INT64_C(127)));
-            const UInt32 t40 = float_bits(t19);
-            const UInt32 t41 = shift_right(t40, splat<UInt32>(31u));
-            const Int32 t42 = widen<Int32>(t41);
-            const Int32 t43 = wrap_multiply(splat<Int32>(INT64_C(128)), t42);
-            const Int32 t44 = wrap_add(t39, t43);
-            const Int32 t45 = widen<Int32>(t44);
+            const UInt32 t31 = widen<UInt32>(t30);
+            const UInt32 t32 = shift_left(t31, splat<UInt32>(23u));
+            const Float t33 = bits_float(t32);
+            const Float t34 = divide(t23, t33);
+            const Float t35 = round_(t34);
+            const Int32 t36 = saturate<Int32>(t35, INT64_C(0), INT64_C(229376));
+            const Int32 t37 = wrap_add(t29, t36);
+            const Int32 t38 = smaller(t37, splat<Int32>(INT64_C(127)));
+            const UInt32 t39 = float_bits(t19);
+            const UInt32 t40 = shift_right(t39, splat<UInt32>(31u));
+            const Int32 t41 = widen<Int32>(t40);
+            const Int32 t42 = wrap_multiply(splat<Int32>(INT64_C(128)), t41);
+            const Int32 t43 = wrap_add(t38, t42);
+            const Int32 t44 = widen<Int32>(t43);
             bad = bad || not_finite(t19);
-            o_field_code.at[block] = static_cast<uint8_t>(t45);
+            o_field_code.at[block] = static_cast<uint8_t>(t44);
         }
         store<FULL>(reinterpret_cast<uint8_t*>(k.f_code) + tile * TILE, o_field_code, row, thread, count);
     }

@@ -43,7 +43,7 @@ constexpr int64_t FRAME_BYTES = 128;  // the greatest frame below; an item's scr
 //   field exponent: uint8[n]
 //   field negative: uint<1>[n]
 //   pass[n]
-//     store field exponent: uint8[n] = uint8(((abs(gradient[i]) < inf) ? min(stochastic_round0((float(float_bits(abs(gradient[i]))) * 0x1.0000000000000p-23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
+//     store field exponent: uint8[n] = uint8(((abs(gradient[i]) < inf) ? min(stochastic_round0((float(float_bits(abs(gradient[i]))) / 0x1.0000000000000p+23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
 //     store field negative: uint<1>[n] = uint<1>((gradient[i] < 0x0.0p+0))
 //     check[n] gradient[i] is finite
 
@@ -82,7 +82,7 @@ template <bool FULL> COMPLL_DEVICE void encode_pass0([[maybe_unused]] compll_ite
             const Mask t1 = lt(t0, splat<Float>(__builtin_inff()));
             const UInt32 t2 = float_bits(t0);
             const Float t3 = widen<Float>(t2);
-            const Float t4 = t3 * splat<Float>(0x1.0000000000000p-23f);
+            const Float t4 = divide(t3, splat<Float>(0x1.0000000000000p+23f));
             const Float t5 = stochastic_round(r0[block][row], t4);
             const Float t6 = smaller(t5, splat<Float>(0x1.fc00000000000p+7f));
             const Float t7 = select(t1, t6, splat<Float>(0x1.fe00000000000p+7f));
@@ -309,7 +309,7 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //   received received_exponent: uint8[n]
 //   received received_negative: uint<1>[n]
 //   pass[n]
-//     store field exponent: uint8[n] = uint8(((abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))) < inf) ? min(stochastic_round0((float(float_bits(abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))))) * 0x1.0000000000000p-23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
+//     store field exponent: uint8[n] = uint8(((abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))) < inf) ? min(stochastic_round0((float(float_bits(abs((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan))))))) / 0x1.0000000000000p+23)), 0x1.fc00000000000p+7) : 0x1.fe00000000000p+7))
 //     store field negative: uint<1>[n] = uint<1>(((scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)))) < 0x0.0p+0))
 //     check[n] (scale * (gradient[i] + ((received_negative[i] == 1) ? neg(((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)) : ((received_exponent[i] < 255) ? bits_float((uint32(received_exponent[i]) << 23)) : nan)))) is finite
 
@@ -365,7 +365,7 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             const Mask t11 = lt(t10, splat<Float>(__builtin_inff()));
             const UInt32 t12 = float_bits(t10);
             const Float t13 = widen<Float>(t12);
-            const Float t14 = t13 * splat<Float>(0x1.0000000000000p-23f);
+            const Float t14 = divide(t13, splat<Float>(0x1.0000000000000p+23f));
             const Float t15 = stochastic_round(r0[block][row], t14);
             const Float t16 = smaller(t15, splat<Float>(0x1.fc00000000000p+7f));
             const Float t17 = select(t11, t16, splat<Float>(0x1.fe00000000000p+7f));
