@@ -166,7 +166,7 @@ def counted(kind: Lanes) -> Lanes:
 
 
 def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
-    """Emit a conversion between integers that hold the value, from one to float, or of floats to 16 bits."""
+    """Emit a conversion between integers, from or to float, that hold the value; or of floats to 16 bits."""
     if have.kind == want.kind:
         return x
     if have.kind in ("f16", "bf16"):
@@ -175,6 +175,8 @@ def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
         return _rounded(b, x, have, want)
     if want.kind == "f32":
         return (b.sitofp if have.signed else b.uitofp)(x, want.llvm)
+    if have.kind == "f32":
+        return (b.fptosi if want.signed else b.fptoui)(x, want.llvm)
     if BITS[want.kind] < BITS[have.kind]:
         return b.trunc(x, want.llvm)
     if BITS[want.kind] == BITS[have.kind]:

@@ -34,7 +34,7 @@ from compll.backends.numba_lanes import (
     u8,
     u32,
 )
-from compll.backends.numba_tiles import WHOLE, as_i64, existing, inner, is_whole, load, shared, store
+from compll.backends.numba_tiles import WHOLE, as_i64, existing, inner, is_whole, load, shared, store, unpack
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 EVERY = ir.Constant(Mask.llvm, [1] * WIDTH)
@@ -150,6 +150,68 @@ def gather_bits(width: Any, base: Any, n: Any, at: Any, asked: Any, k: Any) -> A
     high = gathered(Int32, u8, base, shift_right(last, splat(Int64, 3)), there)
     two = low | shift_left_8(high)
     return shift_right(two, widen(Int32, first & splat(Int64, 7))) & splat(Int32, (1 << width) - 1)
+
+
+# A position whose bits are kept and flipped as constants say: `keep` and `flip` are of the lanes' numbers.
+far, far_bits = shared(gather.py_func), shared(gather_bits.py_func)
+
+
+@intrinsic(prefer_literal=True)
+def numbered(_: Any, want: Any, first: Any, keep: Any, flip: Any) -> Any:
+    """Return `first` + what becomes of the lanes' numbers."""
+    out = want.instance_type
+    order = [lane & keep.literal_value ^ flip.literal_value for lane in range(WIDTH)]
+
+    def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
+        begin = resize(b, as_i64(context, b, sig, v)[1], i64, Lanes(out.kind))
+        return b.add(broadcast(b, begin, out), ir.Constant(out.llvm, order))
+
+    return signature(out, want, first, keep, flip), emit
+
+
+@intrinsic(prefer_literal=True)
+def ordered(_: Any, x: Any, keep: Any, flip: Any) -> Any:
+    """Return lanes in the order of what becomes of their numbers."""
+    order = [lane & keep.literal_value ^ flip.literal_value for lane in range(WIDTH)]
+
+    def emit(_c: Any, b: Builder, _s: Any, v: Sequence[Value]) -> Value:
+        none, picks = ir.Constant(v[0].type, ir.Undefined), ir.Constant(ir.VectorType(I32, WIDTH), order)
+        return b.shuffle_vector(v[0], none, picks)
+
+    return signature(x, x, keep, flip), emit
+
+
+@inner
+def near(
+    want: Any, stored: Any, base: Any, n: Any, first: Any, keep: Any, flip: Any, asked: Any, k: Any
+) -> Any:
+    """Return the elements of a vector from `first` on in an order: one load where they are all in range."""
+    if first >= 0 and first + WIDTH <= n:
+        x = ordered(load(want, stored, base, first, WHOLE), keep, flip)
+    else:
+        x = far(want, stored, base, n, numbered(Int64, first, keep, flip), asked, k)
+    return x
+
+
+@inner
+def near_codes(width: Any, base: Any, n: Any, first: Any, keep: Any, flip: Any, asked: Any, k: Any) -> Any:
+    """Return the codes of a packed vector from `first` on in an order, as Int32 lanes."""
+    if first >= 0 and first + WIDTH <= n:
+        x = ordered(unpack(width, base, first, WHOLE), keep, flip)
+    else:
+        x = far_bits(width, base, n, numbered(Int64, first, keep, flip), asked, k)
+    return x
+
+
+@inner
+def near_one(want: Any, stored: Any, base: Any, n: Any, at: Any, asked: Any, k: Any) -> Any:
+    """Return one element of a vector in all lanes."""
+    x = splat(want, 0)
+    if 0 <= at < n:
+        x = splat(want, load(stored, stored, base, at, WHOLE))
+    elif any_(asked):
+        k.outside = 1
+    return x
 
 
 @intrinsic

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from compll import ir
-from compll.emit.expressions import LANES, ScalarWriter
+from compll.emit.expressions import ScalarWriter
 from compll.emit.loops import Emitter, Lanes, besides, made_of, one_a_block
-from compll.emit.pieces import MOST_KEPT, TILE, BlockText, Load, Stage, Values
+from compll.emit.pieces import MOST_KEPT, TILE, BlockText, Stage, Values
 from compll.types import BOOL, FLOAT
 
 DRAWS = (ir.Random, ir.StochasticRound)
@@ -50,7 +50,7 @@ class BlockLanes(Lanes):
     def read(self, e: ir.Read | ir.Search, lanes: str) -> str:
         """Return the lanes of a vector; of a reduction they wait in the span."""
         if isinstance(e, ir.Read) and e.vector in self.made and self.own(e):
-            self.loads[e.vector] = Load(e.vector, LANES[e.type.name], f"b.r_{e.vector}", True, False)
+            self.loads[e.vector] = self.emitter.load_blocks(e.vector, e.type)
             return f"v_{e.vector}"
         return super().read(e, lanes)
 

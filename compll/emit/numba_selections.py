@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from compll import ir
 from compll.emit.pieces import Buffer, Step
+from compll.emit.positions import Bits
 from compll.emit.selections import BINS, PARTS, Selections
 from compll.types import BOOL, INT, Elem, arithmetic, dtype
 
@@ -91,6 +92,21 @@ class NumbaSelections(Selections):
         if elem == BOOL:
             return f"ne(gather(Int32, u8, {args}), splat(Int32, 0))"
         return f"gather({lanes}, {self.dialect.stored(elem)}, {args})"
+
+    def near(self, e: ir.Read, lanes: str, length: str, start: str, bits: Bits, asked: str) -> str:
+        """Return the lanes of a vector at positions that a load gives in some order; 0 where out of range."""
+        elem, first = self.vectors[e.vector], self.dialect.first(start, bits)
+        args = f"{self.where(e.vector)}, {length}, {first}, {self.dialect.order(bits)}, {asked}, k"
+        if elem.packed:
+            return f"near_codes({elem.bits}, {args})"
+        return f"near({lanes}, {self.dialect.stored(elem)}, {args})"
+
+    def near_one(self, e: ir.Read, lanes: str, length: str, first: str, size: int, asked: str) -> str:
+        """Return element `first` / `size` in all lanes; 0 if it is out of range."""
+        stored = self.dialect.stored(self.vectors[e.vector])
+        return (
+            f"near_one({lanes}, {stored}, {self.where(e.vector)}, {length}, ({first}) // {size}, {asked}, k)"
+        )
 
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""
