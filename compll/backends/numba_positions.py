@@ -27,6 +27,7 @@ from compll.backends.numba_lanes import (
     call,
     has,
     i64,
+    less,
     negation,
     resize,
     shift_right,
@@ -101,24 +102,28 @@ def gather(want: Any, stored: Any, base: Any, n: Any, at: Any, asked: Any, k: An
     return gathered(want, stored, base, at, there)
 
 
-def _shuffle(b: Builder, base: Value, entries: int, at: Value) -> Value:
-    """Emit the entries of a table, of 32 bits and at most 32 of them, at positions: 16 by one instruction."""
-    row, given = ir.VectorType(I32, 16), ir.VectorType(I32, entries)
-    table = b.load(b.inttoptr(base, given.as_pointer()), align=4)
+ROW = Lanes("i32", 16)  # what one instruction looks into
 
-    def part(x: Value, first: int, end: int) -> Value:
-        order = [min(i, end - 1) for i in range(first, first + 16)]
-        return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), ir.Constant(row, order))
 
-    rows = [part(table, first, entries) for first in range(0, entries, 16)]
+def _part(b: Builder, x: Value, first: int, *beyond: Value) -> Value:
+    """Emit 16 elements from number `first` on; behind the last comes the first of `beyond`, or anything."""
+    order = [min(i, x.type.count - (not beyond)) for i in range(first, first + ROW.width)]
+    other = beyond[0] if beyond else ir.Constant(x.type, ir.Undefined)
+    return b.shuffle_vector(x, other, ir.Constant(ROW.llvm, order))
+
+
+def _shuffle(b: Builder, rows: Sequence[Value], at: Value) -> Value:
+    """Emit the entries of one or two rows at positions, 16 by one instruction."""
+    name = "permvar.si" if len(rows) == 1 else "vpermi2var.d"
     found = []
-    for first in range(0, WIDTH, 16):
-        own = part(at, first, WIDTH)
-        if len(rows) == 1:
-            found.append(call(b, "llvm.x86.avx512.permvar.si.512", row, rows[0], own))
-        else:
-            found.append(call(b, "llvm.x86.avx512.vpermi2var.d.512", row, rows[0], own, rows[1]))
+    for first in range(0, WIDTH, ROW.width):
+        args = rows[0], _part(b, at, first), *rows[1:]
+        found.append(call(b, f"llvm.x86.avx512.{name}.512", ROW.llvm, *args))
     return b.shuffle_vector(*found, ir.Constant(Int32.llvm, list(range(WIDTH))))
+
+
+def _entries(b: Builder, base: Value, count: int) -> Value:
+    return b.load(b.inttoptr(base, ir.VectorType(I32, count).as_pointer()), align=4)
 
 
 @intrinsic(prefer_literal=True)
@@ -130,7 +135,9 @@ def lookup(_: Any, want: Any, stored: Any, base: Any, count: Any, at: Any) -> An
     def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
         _, _, base_, _, at_ = as_i64(context, b, sig, v)
         if has("avx512f") and BITS[one.kind] == 32 and entries <= 32:
-            found = b.bitcast(_shuffle(b, base_, entries, at_), raw.llvm)
+            table = _entries(b, base_, entries)
+            rows = [_part(b, table, first) for first in range(0, entries, ROW.width)]
+            found = b.bitcast(_shuffle(b, rows, at_), raw.llvm)
         else:
             found = _gather(b, base_, b.sext(at_, Int64.llvm), EVERY, one)
         return resize(b, found, raw, out)
@@ -276,6 +283,29 @@ def below(_: Any, entry: Any, x: Any) -> Any:
         return b.zext(less, out.llvm)
 
     return signature(out, entry, x), emit
+
+
+@intrinsic(prefer_literal=True)
+def search_few(_: Any, kind: Any, base: Any, count: Any, x: Any) -> Any:
+    """Return how many of at most 16 ascending floats are below x, in lanes."""
+    out, entries = kind.instance_type, count.literal_value
+
+    def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
+        _, base_, _, x_ = as_i64(context, b, sig, v)
+        table, found = _entries(b, base_, entries), Int32.constant(0)
+        if not has("avx512f"):
+            for at in range(entries):
+                entry = b.bitcast(b.extract_element(table, I32(at)), ir.FloatType())
+                found = b.add(found, b.zext(less(b, x, (broadcast(b, entry, x), x_)), Int32.llvm))
+            return resize(b, found, Int32, out)
+        nan, step = ir.Constant(table.type, [0x7FC00000] * entries), 1 << entries.bit_length() - 1
+        while step:  # they are halved in a register, beyond the end of which nothing is below
+            entry = b.bitcast(_shuffle(b, [_part(b, table, step - 1, nan)], found), x.llvm)
+            found = b.select(less(b, x, (entry, x_)), b.add(found, Int32.constant(step)), found)
+            step //= 2
+        return resize(b, found, Int32, out)
+
+    return signature(out, kind, base, count, x), emit
 
 
 @inner

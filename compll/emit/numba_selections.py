@@ -8,10 +8,11 @@ from compll import ir
 from compll.emit.pieces import Buffer, Step
 from compll.emit.positions import Bits
 from compll.emit.selections import BINS, PARTS, Selections
-from compll.types import BOOL, INT, Elem, arithmetic, dtype
+from compll.types import BOOL, FLOAT, INT, Elem, arithmetic, dtype
 
 Vectors = list[tuple[str, str]]
 POSITIONS = "i8"
+FEW = 16  # entries of a table that one register holds
 
 
 class NumbaSelections(Selections):
@@ -130,6 +131,9 @@ class NumbaSelections(Selections):
 
     def search(self, e: ir.Search, kind: str, arg: str) -> str:
         """Return how many entries of a table are below, in scalars or lanes."""
+        table, count = self.tables[e.table], len(self.tables[e.table].values)
+        if table.elem == FLOAT and count <= FEW and kind != "i64":
+            return f"search_few({kind}, {self.where(e.table)}, {count}, {arg})"
         return f"search({kind}, {self.f.op}_{e.table}, {arg})"
 
     def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
