@@ -103,27 +103,40 @@ def gather(want: Any, stored: Any, base: Any, n: Any, at: Any, asked: Any, k: An
 
 
 ROW = Lanes("i32", 16)  # what one instruction looks into
+MOST_PICKED = 16 * ROW.width  # entries of a table that are found faster in registers than in the cache
 
 
-def _part(b: Builder, x: Value, first: int, *beyond: Value) -> Value:
-    """Emit 16 elements from number `first` on; behind the last comes the first of `beyond`, or anything."""
-    order = [min(i, x.type.count - (not beyond)) for i in range(first, first + ROW.width)]
-    other = beyond[0] if beyond else ir.Constant(x.type, ir.Undefined)
-    return b.shuffle_vector(x, other, ir.Constant(ROW.llvm, order))
+def _rows(b: Builder, base: Value, count: int) -> list[Value]:
+    """Emit a table of `count` entries of 32 bits as registers; behind its end the last entry repeats."""
+    rows = []
+    for first in range(0, count, ROW.width):
+        some = ir.VectorType(I32, min(ROW.width, count - first))
+        x = b.load(b.inttoptr(b.add(base, I64(4 * first)), some.as_pointer()), align=4)
+        rows.append(_part(b, x, 0) if some.count < ROW.width else x)
+    return rows
 
 
-def _shuffle(b: Builder, rows: Sequence[Value], at: Value) -> Value:
-    """Emit the entries of one or two rows at positions, 16 by one instruction."""
+def _part(b: Builder, x: Value, first: int) -> Value:
+    """Emit 16 elements from number `first` on; behind its end the last repeats."""
+    order = [min(i, x.type.count - 1) for i in range(first, first + ROW.width)]
+    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), ir.Constant(ROW.llvm, order))
+
+
+def _pick(b: Builder, rows: Sequence[Value], at: Value, turns: Sequence[Value]) -> Value:
+    """Emit entries of rows, a power of two of them, at the low bits of `at`.
+
+    One instruction looks into two rows; of more, into the half that the first of the `turns` tells.
+    """
+    if len(rows) > 2:
+        half = len(rows) // 2
+        high, low = (_pick(b, part, at, turns[1:]) for part in (rows[half:], rows[:half]))
+        return b.select(turns[0], high, low)
     name = "permvar.si" if len(rows) == 1 else "vpermi2var.d"
     found = []
     for first in range(0, WIDTH, ROW.width):
         args = rows[0], _part(b, at, first), *rows[1:]
         found.append(call(b, f"llvm.x86.avx512.{name}.512", ROW.llvm, *args))
     return b.shuffle_vector(*found, ir.Constant(Int32.llvm, list(range(WIDTH))))
-
-
-def _entries(b: Builder, base: Value, count: int) -> Value:
-    return b.load(b.inttoptr(base, ir.VectorType(I32, count).as_pointer()), align=4)
 
 
 @intrinsic(prefer_literal=True)
@@ -134,15 +147,43 @@ def lookup(_: Any, want: Any, stored: Any, base: Any, count: Any, at: Any) -> An
 
     def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
         _, _, base_, _, at_ = as_i64(context, b, sig, v)
-        if has("avx512f") and BITS[one.kind] == 32 and entries <= 32:
-            table = _entries(b, base_, entries)
-            rows = [_part(b, table, first) for first in range(0, entries, ROW.width)]
-            found = b.bitcast(_shuffle(b, rows, at_), raw.llvm)
+        if has("avx512f") and BITS[one.kind] == 32 and entries <= MOST_PICKED:
+            bits = (entries - 1).bit_length()
+            rows = _rows(b, base_, entries)
+            rows += rows[-1:] * (max(1, (1 << bits) // ROW.width) - len(rows))
+            tells = [b.and_(at_, Int32.constant(1 << bit)) for bit in reversed(range(bits))]
+            turns = [b.icmp_unsigned("!=", tell, Int32.constant(0)) for tell in tells]
+            found = b.bitcast(_pick(b, rows, at_, turns), raw.llvm)
         else:
             found = _gather(b, base_, b.sext(at_, Int64.llvm), EVERY, one)
         return resize(b, found, raw, out)
 
     return signature(out, want, stored, base, count, at), emit
+
+
+@intrinsic(prefer_literal=True)
+def search_tree(_: Any, kind: Any, base: Any, levels: Any, x: Any) -> Any:
+    """Return how many entries are below x, in lanes of 32 bits; the table is a tree of so many levels.
+
+    Its node 1 is the root, 2 i and 2 i + 1 are below i: at the end of the way down stands the count.
+    """
+    out, depth = kind.instance_type, levels.literal_value
+
+    def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
+        _, base_, _, x_ = as_i64(context, b, sig, v)
+        picked, node, turns = has("avx512f") and 1 << depth <= MOST_PICKED, Int32.constant(1), list[Value]()
+        rows = _rows(b, base_, 1 << depth) if picked else []
+        for level in range(depth):
+            if picked:
+                own = rows[(1 << level) // ROW.width : max(1, (2 << level) // ROW.width)]
+                entry = b.bitcast(_pick(b, own, node, turns), x.llvm)
+            else:
+                entry = _gather(b, base_, b.zext(node, Int64.llvm), EVERY, Lanes(x.kind))
+            turns.append(less(b, x, (entry, x_)))
+            node = b.add(b.shl(node, Int32.constant(1)), b.zext(turns[-1], Int32.llvm))
+        return resize(b, b.sub(node, Int32.constant(1 << depth)), Int32, out)
+
+    return signature(out, kind, base, levels, x), emit
 
 
 @inner
@@ -283,29 +324,6 @@ def below(_: Any, entry: Any, x: Any) -> Any:
         return b.zext(less, out.llvm)
 
     return signature(out, entry, x), emit
-
-
-@intrinsic(prefer_literal=True)
-def search_few(_: Any, kind: Any, base: Any, count: Any, x: Any) -> Any:
-    """Return how many of at most 16 ascending floats are below x, in lanes."""
-    out, entries = kind.instance_type, count.literal_value
-
-    def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
-        _, base_, _, x_ = as_i64(context, b, sig, v)
-        table, found = _entries(b, base_, entries), Int32.constant(0)
-        if not has("avx512f"):
-            for at in range(entries):
-                entry = b.bitcast(b.extract_element(table, I32(at)), ir.FloatType())
-                found = b.add(found, b.zext(less(b, x, (broadcast(b, entry, x), x_)), Int32.llvm))
-            return resize(b, found, Int32, out)
-        nan, step = ir.Constant(table.type, [0x7FC00000] * entries), 1 << entries.bit_length() - 1
-        while step:  # they are halved in a register, beyond the end of which nothing is below
-            entry = b.bitcast(_shuffle(b, [_part(b, table, step - 1, nan)], found), x.llvm)
-            found = b.select(less(b, x, (entry, x_)), b.add(found, Int32.constant(step)), found)
-            step //= 2
-        return resize(b, found, Int32, out)
-
-    return signature(out, kind, base, count, x), emit
 
 
 @inner

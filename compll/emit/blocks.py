@@ -17,13 +17,13 @@ DRAWS = (ir.Random, ir.StochasticRound)
 
 def block_of_fields(emitter: Emitter, b: ir.Pass) -> int:
     """Return the size of the blocks whose values a loop reads, where these go into lanes together; else 0."""
-    if not emitter.dialect.block_lanes:
+    dialect = emitter.dialect
+    if not dialect.block_lanes:
         return 0
     bodies = [s.body for s in b.sinks if s.length == b.length]
     reads = [x for e in bodies for x in ir.walk(e) if isinstance(x, ir.Read)]
     sizes = {one_a_block(emitter, x, b.length) for x in reads}
-    width = emitter.dialect.width
-    fitting = [size for size in sizes if size and size % width == 0 and math.lcm(size, TILE) <= MOST_KEPT]
+    fitting = [size for size in sizes if size and size % dialect.blocks_of == 0 and math.lcm(size, TILE) <= MOST_KEPT]
     return min(fitting, default=0)
 
 

@@ -24,6 +24,7 @@ class Dialect:
 
     backend = "cpp"
     width = 16  # lanes
+    blocks_of = 16  # values of blocks of multiples of it are spread over lanes at once
     without: tuple[str, ...] = ()  # passes of the compiler that its backend does without
     clears = True  # whether there is a faster way to set memory to 0 than to store it
     keeps = True  # whether values wait in a cache between the reductions of blocks and their stores

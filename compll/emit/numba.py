@@ -158,8 +158,9 @@ class NumbaEmitter(NumbaSelections, Emitter):
     dialect = PYTHON
 
     def __init__(self, typed: ir.Function) -> None:
-        """Begin with no functions to combine by."""
+        """Begin with no functions to combine by, and no trees to search."""
         super().__init__(typed)
+        self.trees = {}
         self.functors: list[tuple[ir.Combine, str]] = []
 
     def pieces(self) -> tuple[NumbaEmitter, Operation, list[FieldText], list[tuple[str, str]], list[Segment]]:

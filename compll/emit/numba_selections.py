@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from compll import ir
 from compll.emit.pieces import Buffer, Step
 from compll.emit.positions import Bits
 from compll.emit.selections import BINS, PARTS, Selections
-from compll.types import BOOL, FLOAT, INT, Elem, arithmetic, dtype
+from compll.types import BOOL, FLOAT, INT, Elem, arithmetic, dtype, limits
 
 Vectors = list[tuple[str, str]]
 POSITIONS = "i8"
-FEW = 16  # entries of a table that one register holds
+FEW = 2  # entries that are compared one by one
 
 
 class NumbaSelections(Selections):
     """Spells scratch vectors and what works on them.  A vector is its address, a member of the frame `k`."""
+
+    trees: dict[str, tuple[ir.Expr, ...]]
 
     def lowered(self, b: ir.Lowered) -> Iterator[Step]:
         """Yield the steps of what a selection became: what it needs and gives is in the frame."""
@@ -131,22 +134,40 @@ class NumbaSelections(Selections):
 
     def search(self, e: ir.Search, kind: str, arg: str) -> str:
         """Return how many entries of a table are below, in scalars or lanes."""
-        table, count = self.tables[e.table], len(self.tables[e.table].values)
-        if table.elem == FLOAT and count <= FEW and kind != "i64":
-            return f"search_few({kind}, {self.where(e.table)}, {count}, {arg})"
-        return f"search({kind}, {self.f.op}_{e.table}, {arg})"
+        table = self.tables[e.table]
+        if kind == "i64" or arithmetic(table.elem).bits != 32 or len(table.values) <= FEW:
+            return f"search({kind}, {self.f.op}_{e.table}, {arg})"
+        self.trees[e.table] = tree = as_tree(table)
+        levels = len(tree).bit_length() - 1
+        return f"search_tree({kind}, {self.f.op}_{e.table}_tree.ctypes.data, {levels}, {arg})"
 
     def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-        """Return type, name and entries of the tables."""
+        """Return type, name and entries of the tables, and of the trees that are searched."""
+        named = {name: (t.elem, t.values) for name, t in self.tables.items()}
+        named |= {f"{name}_tree": (self.tables[name].elem, tree) for name, tree in self.trees.items()}
         return tuple(
-            (code(t.elem), f"{self.f.op}_{name}", tuple(map(self.entry, t.values)))
-            for name, t in self.tables.items()
+            (code(elem), f"{self.f.op}_{name}", tuple(map(self.entry, values)))
+            for name, (elem, values) in named.items()
         )
 
     def entry(self, e: ir.Expr) -> str:
         """Return one entry of a table, a constant."""
         assert isinstance(e, ir.Const)
         return self.dialect.number(e)
+
+
+def as_tree(table: ir.Table) -> tuple[ir.Expr, ...]:
+    """Return a table as a binary tree: node 1 is the root, 2 i and 2 i + 1 are below i; node 0 is nothing.
+
+    What is missing at the end is below nothing.
+    """
+    levels = len(table.values).bit_length()
+    never = ir.const(math.nan if table.elem == FLOAT else limits(table.elem)[1], table.elem)
+    nodes = [never]
+    for level in range(levels):
+        places = (((2 * i + 1) << (levels - 1 - level)) - 1 for i in range(1 << level))
+        nodes += [table.values[at] if at < len(table.values) else never for at in places]
+    return tuple(nodes)
 
 
 def one_more(count: ir.Expr) -> ir.Expr:
