@@ -34,7 +34,13 @@ class NumbaSelections(Selections):
             case ir.Select(name, keys, length, k, _, block):
                 tiles = ir.apply("*", one_more(self.tiles_of(length)), ir.const(2, INT))
                 work = self.memory(f"{name}_work", ir.apply("+", tiles, ir.const(PARTS * BINS, INT)))
-                vectors = [self.held(keys), (f"v_{name}", POSITIONS), work]
+                quarter = ir.apply("/", self.most_of(length), ir.const(4, INT))
+                near = [
+                    self.memory(f"{name}_near_bits", ir.blocks(self.most_of(length), 64), "u8"),
+                    self.memory(f"{name}_near_at", quarter),
+                    self.memory(f"{name}_near_keys", quarter, code(keys.type)),
+                ]
+                vectors = [self.held(keys), (f"v_{name}", POSITIONS), work, *near]
                 yield from self.selection("select_least", vectors, length, k, block)
             case ir.Arrange(name, keys, values, length, block):
                 most = self.most_of(length)
