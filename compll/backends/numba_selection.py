@@ -55,7 +55,7 @@ def lowest(_: Any, word: Any) -> Any:
 def at_most(_: Any, keys: Any, at: Any, flip: Any, last: Any) -> Any:
     """Return which of 64 keys from `at` on are no greater than the last, as bits."""
 
-    def emit(context: Any, b: Any, sig: Any, v: Any) -> Any:
+    def emit(context: Any, b: Any, _s: Any, v: Any) -> Any:
         one = context.get_value_type(keys.dtype)
         some = ir.VectorType(one, 64)
         data = context.make_array(keys)(context, b, v[0]).data

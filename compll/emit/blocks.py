@@ -23,7 +23,9 @@ def block_of_fields(emitter: Emitter, b: ir.Pass) -> int:
     bodies = [s.body for s in b.sinks if s.length == b.length]
     reads = [x for e in bodies for x in ir.walk(e) if isinstance(x, ir.Read)]
     sizes = {one_a_block(emitter, x, b.length) for x in reads}
-    fitting = [size for size in sizes if size and size % dialect.blocks_of == 0 and math.lcm(size, TILE) <= MOST_KEPT]
+    fitting = [
+        size for size in sizes if size and size % dialect.blocks_of == 0 and math.lcm(size, TILE) <= MOST_KEPT
+    ]
     return min(fitting, default=0)
 
 

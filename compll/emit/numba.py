@@ -6,7 +6,7 @@ The analysis is the one of the C++ emitter; here stands what Python spells diffe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compll import ir
 from compll.backends import Unit
@@ -183,6 +183,14 @@ class NumbaEmitter(NumbaSelections, Emitter):
                 return
             yield Segment(folds, tuple(lines), step.loop, step.text)
             before, lines = step.loop, []
+
+    def loop(self, b: ir.Pass) -> PassText:
+        """Return one loop over memory, or that it sets memory to 0."""
+        text = super().loop(b)
+        match b.sinks:
+            case (ir.Store() as s,) if self.clears(s):
+                self.passes[-1] = text = replace(text, clears=(self.target(s), scalar_bytes(s.elem)))
+        return text
 
     def counts(self) -> list[tuple[str, str]]:
         """Return the names of the payload's counts, and the most that each can be."""

@@ -169,7 +169,7 @@ def as_tree(table: ir.Table) -> tuple[ir.Expr, ...]:
     """
     levels = len(table.values).bit_length()
     never = ir.const(math.nan if table.elem == FLOAT else limits(table.elem)[1], table.elem)
-    nodes = [never]
+    nodes: list[ir.Expr] = [never]
     for level in range(levels):
         places = (((2 * i + 1) << (levels - 1 - level)) - 1 for i in range(1 << level))
         nodes += [table.values[at] if at < len(table.values) else never for at in places]

@@ -199,6 +199,7 @@ class PassText:
     finite: tuple[str, ...]
     told: tuple[str, ...] = ()
     stops: bool = False  # it writes what must stay as it is when a position was out of range
+    clears: tuple[str, int] | None = None  # place and bytes of elements, if it does nothing but set them to 0
 
 
 @dataclass(frozen=True)
