@@ -40,7 +40,7 @@ SEES = {
 NUMBA = {
     "compll/backends/numba.py",
     *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "lanes", "positions")),
-    *(f"compll/backends/numba_{part}.py" for part in ("runtime", "selection", "tiles")),
+    *(f"compll/backends/numba_{part}.py" for part in ("reduce", "runtime", "selection", "tiles")),
 }
 TORCH = {
     f"casync/torch/{part}.py"

@@ -166,7 +166,7 @@ def counted(kind: Lanes) -> Lanes:
 
 
 def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
-    """Emit a conversion between integers that hold the value, from one to float, or of floats to 16 bits."""
+    """Emit a conversion between integers, from or to float, that hold the value; or of floats to 16 bits."""
     if have.kind == want.kind:
         return x
     if have.kind in ("f16", "bf16"):
@@ -175,6 +175,8 @@ def resize(b: Builder, x: Value, have: Lanes, want: Lanes) -> Value:
         return _rounded(b, x, have, want)
     if want.kind == "f32":
         return (b.sitofp if have.signed else b.uitofp)(x, want.llvm)
+    if have.kind == "f32":
+        return (b.fptosi if want.signed else b.fptoui)(x, want.llvm)
     if BITS[want.kind] < BITS[have.kind]:
         return b.trunc(x, want.llvm)
     if BITS[want.kind] == BITS[have.kind]:
@@ -372,6 +374,8 @@ divide = lanes_function("divide", 2, same, _divide)
 remainder = lanes_function("remainder", 2, same, _remainder)
 shift_left = lanes_function("shift_left", 2, same, _shift(True))
 shift_right = lanes_function("shift_right", 2, same, _shift(False))
+over = lanes_function("over", 2, same, lambda b, t, v: b.select(more(b, t, v), *v))  # of NaN the other
+under = lanes_function("under", 2, same, lambda b, t, v: b.select(less(b, t, v), *v))
 greater = lanes_function("greater", 2, same, _prefer(more))
 greater_of_positives = lanes_function("greater_of_positives", 2, same, _greater_of_positives)
 smaller = lanes_function("smaller", 2, same, _prefer(less))
@@ -385,6 +389,9 @@ bit = lanes_function("bit", 1, counted, _bit)
 sign = lanes_function("sign", 1, counted, _sign)
 popcount = lanes_function("popcount", 1, counted, _popcount)
 float_bits = lanes_function("float_bits", 1, lambda t: t.of("u32"), _float_bits)
+bits_of = lanes_function(  # where there is no NaN
+    "bits_of", 1, lambda t: t.of("u32"), lambda b, t, v: b.bitcast(v[0], t.of("u32").llvm)
+)
 bits_float = lanes_function("bits_float", 1, lambda t: t.of("f32"), _bits_float)
 magnitude = lanes_function("magnitude", 1, lambda t: t.of("u32"), _magnitude)
 not_finite = lanes_function(  # of a magnitude

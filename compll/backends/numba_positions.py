@@ -27,6 +27,7 @@ from compll.backends.numba_lanes import (
     call,
     has,
     i64,
+    less,
     negation,
     resize,
     shift_right,
@@ -34,7 +35,7 @@ from compll.backends.numba_lanes import (
     u8,
     u32,
 )
-from compll.backends.numba_tiles import WHOLE, as_i64, existing, inner, is_whole, load, shared, store
+from compll.backends.numba_tiles import WHOLE, as_i64, existing, inner, is_whole, load, shared, store, unpack
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 EVERY = ir.Constant(Mask.llvm, [1] * WIDTH)
@@ -101,23 +102,40 @@ def gather(want: Any, stored: Any, base: Any, n: Any, at: Any, asked: Any, k: An
     return gathered(want, stored, base, at, there)
 
 
-def _shuffle(b: Builder, base: Value, entries: int, at: Value) -> Value:
-    """Emit the entries of a table, of 32 bits and at most 32 of them, at positions: 16 by one instruction."""
-    row, given = ir.VectorType(I32, 16), ir.VectorType(I32, entries)
-    table = b.load(b.inttoptr(base, given.as_pointer()), align=4)
+ROW = Lanes("i32", 16)  # what one instruction looks into
+MOST_PICKED = 16 * ROW.width  # entries of a table that are found faster in registers than in the cache
 
-    def part(x: Value, first: int, end: int) -> Value:
-        order = [min(i, end - 1) for i in range(first, first + 16)]
-        return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), ir.Constant(row, order))
 
-    rows = [part(table, first, entries) for first in range(0, entries, 16)]
+def _rows(b: Builder, base: Value, count: int) -> list[Value]:
+    """Emit a table of `count` entries of 32 bits as registers; behind its end the last entry repeats."""
+    rows = []
+    for first in range(0, count, ROW.width):
+        some = ir.VectorType(I32, min(ROW.width, count - first))
+        x = b.load(b.inttoptr(b.add(base, I64(4 * first)), some.as_pointer()), align=4)
+        rows.append(_part(b, x, 0) if some.count < ROW.width else x)
+    return rows
+
+
+def _part(b: Builder, x: Value, first: int) -> Value:
+    """Emit 16 elements from number `first` on; behind its end the last repeats."""
+    order = [min(i, x.type.count - 1) for i in range(first, first + ROW.width)]
+    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), ir.Constant(ROW.llvm, order))
+
+
+def _pick(b: Builder, rows: Sequence[Value], at: Value, turns: Sequence[Value]) -> Value:
+    """Emit entries of rows, a power of two of them, at the low bits of `at`.
+
+    One instruction looks into two rows; of more, into the half that the first of the `turns` tells.
+    """
+    if len(rows) > 2:
+        half = len(rows) // 2
+        high, low = (_pick(b, part, at, turns[1:]) for part in (rows[half:], rows[:half]))
+        return b.select(turns[0], high, low)
+    name = "permvar.si" if len(rows) == 1 else "vpermi2var.d"
     found = []
-    for first in range(0, WIDTH, 16):
-        own = part(at, first, WIDTH)
-        if len(rows) == 1:
-            found.append(call(b, "llvm.x86.avx512.permvar.si.512", row, rows[0], own))
-        else:
-            found.append(call(b, "llvm.x86.avx512.vpermi2var.d.512", row, rows[0], own, rows[1]))
+    for first in range(0, WIDTH, ROW.width):
+        args = rows[0], _part(b, at, first), *rows[1:]
+        found.append(call(b, f"llvm.x86.avx512.{name}.512", ROW.llvm, *args))
     return b.shuffle_vector(*found, ir.Constant(Int32.llvm, list(range(WIDTH))))
 
 
@@ -129,13 +147,43 @@ def lookup(_: Any, want: Any, stored: Any, base: Any, count: Any, at: Any) -> An
 
     def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
         _, _, base_, _, at_ = as_i64(context, b, sig, v)
-        if has("avx512f") and BITS[one.kind] == 32 and entries <= 32:
-            found = b.bitcast(_shuffle(b, base_, entries, at_), raw.llvm)
+        if has("avx512f") and BITS[one.kind] == 32 and entries <= MOST_PICKED:
+            bits = (entries - 1).bit_length()
+            rows = _rows(b, base_, entries)
+            rows += rows[-1:] * (max(1, (1 << bits) // ROW.width) - len(rows))
+            tells = [b.and_(at_, Int32.constant(1 << bit)) for bit in reversed(range(bits))]
+            turns = [b.icmp_unsigned("!=", tell, Int32.constant(0)) for tell in tells]
+            found = b.bitcast(_pick(b, rows, at_, turns), raw.llvm)
         else:
             found = _gather(b, base_, b.sext(at_, Int64.llvm), EVERY, one)
         return resize(b, found, raw, out)
 
     return signature(out, want, stored, base, count, at), emit
+
+
+@intrinsic(prefer_literal=True)
+def search_tree(_: Any, kind: Any, base: Any, levels: Any, x: Any) -> Any:
+    """Return how many entries are below x, in lanes of 32 bits; the table is a tree of so many levels.
+
+    Its node 1 is the root, 2 i and 2 i + 1 are below i: at the end of the way down stands the count.
+    """
+    out, depth = kind.instance_type, levels.literal_value
+
+    def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
+        _, base_, _, x_ = as_i64(context, b, sig, v)
+        picked, node, turns = has("avx512f") and 1 << depth <= MOST_PICKED, Int32.constant(1), list[Value]()
+        rows = _rows(b, base_, 1 << depth) if picked else []
+        for level in range(depth):
+            if picked:
+                own = rows[(1 << level) // ROW.width : max(1, (2 << level) // ROW.width)]
+                entry = b.bitcast(_pick(b, own, node, turns), x.llvm)
+            else:
+                entry = _gather(b, base_, b.zext(node, Int64.llvm), EVERY, Lanes(x.kind))
+            turns.append(less(b, x, (entry, x_)))
+            node = b.add(b.shl(node, Int32.constant(1)), b.zext(turns[-1], Int32.llvm))
+        return resize(b, b.sub(node, Int32.constant(1 << depth)), Int32, out)
+
+    return signature(out, kind, base, levels, x), emit
 
 
 @inner
@@ -150,6 +198,68 @@ def gather_bits(width: Any, base: Any, n: Any, at: Any, asked: Any, k: Any) -> A
     high = gathered(Int32, u8, base, shift_right(last, splat(Int64, 3)), there)
     two = low | shift_left_8(high)
     return shift_right(two, widen(Int32, first & splat(Int64, 7))) & splat(Int32, (1 << width) - 1)
+
+
+# A position whose bits are kept and flipped as constants say: `keep` and `flip` are of the lanes' numbers.
+far, far_bits = shared(gather.py_func), shared(gather_bits.py_func)
+
+
+@intrinsic(prefer_literal=True)
+def numbered(_: Any, want: Any, first: Any, keep: Any, flip: Any) -> Any:
+    """Return `first` + what becomes of the lanes' numbers."""
+    out = want.instance_type
+    order = [lane & keep.literal_value ^ flip.literal_value for lane in range(WIDTH)]
+
+    def emit(context: Any, b: Builder, sig: Any, v: Sequence[Value]) -> Value:
+        begin = resize(b, as_i64(context, b, sig, v)[1], i64, Lanes(out.kind))
+        return b.add(broadcast(b, begin, out), ir.Constant(out.llvm, order))
+
+    return signature(out, want, first, keep, flip), emit
+
+
+@intrinsic(prefer_literal=True)
+def ordered(_: Any, x: Any, keep: Any, flip: Any) -> Any:
+    """Return lanes in the order of what becomes of their numbers."""
+    order = [lane & keep.literal_value ^ flip.literal_value for lane in range(WIDTH)]
+
+    def emit(_c: Any, b: Builder, _s: Any, v: Sequence[Value]) -> Value:
+        none, picks = ir.Constant(v[0].type, ir.Undefined), ir.Constant(ir.VectorType(I32, WIDTH), order)
+        return b.shuffle_vector(v[0], none, picks)
+
+    return signature(x, x, keep, flip), emit
+
+
+@inner
+def near(
+    want: Any, stored: Any, base: Any, n: Any, first: Any, keep: Any, flip: Any, asked: Any, k: Any
+) -> Any:
+    """Return the elements of a vector from `first` on in an order: one load where they are all in range."""
+    if first >= 0 and first + WIDTH <= n:
+        x = ordered(load(want, stored, base, first, WHOLE), keep, flip)
+    else:
+        x = far(want, stored, base, n, numbered(Int64, first, keep, flip), asked, k)
+    return x
+
+
+@inner
+def near_codes(width: Any, base: Any, n: Any, first: Any, keep: Any, flip: Any, asked: Any, k: Any) -> Any:
+    """Return the codes of a packed vector from `first` on in an order, as Int32 lanes."""
+    if first >= 0 and first + WIDTH <= n:
+        x = ordered(unpack(width, base, first, WHOLE), keep, flip)
+    else:
+        x = far_bits(width, base, n, numbered(Int64, first, keep, flip), asked, k)
+    return x
+
+
+@inner
+def near_one(want: Any, stored: Any, base: Any, n: Any, at: Any, asked: Any, k: Any) -> Any:
+    """Return one element of a vector in all lanes."""
+    x = splat(want, 0)
+    if 0 <= at < n:
+        x = splat(want, load(stored, stored, base, at, WHOLE))
+    elif any_(asked):
+        k.outside = 1
+    return x
 
 
 @intrinsic

@@ -1,7 +1,6 @@
-"""What generated Numba source imports: lanes, tiles, and here random numbers, reductions and the entry.
+"""What generated Numba source imports: lanes, tiles, and here random numbers and the entry.
 
-Philox4x32-10 (Salmon et al., SC'11), keyed by the seed, counted by element and call; the one order of
-reduction: 8 rows of 128 lanes a tile, rows in order, lanes by halves, then the tiles.
+Philox4x32-10 (Salmon et al., SC'11), keyed by the seed, counted by element and call.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ from numba.core.typing import signature
 from numba.extending import intrinsic
 
 from compll.backends.numba_convert import *  # noqa: F403
-from compll.backends.numba_convert import broadcast, first, splat
+from compll.backends.numba_convert import broadcast, splat
 from compll.backends.numba_elementary import *  # noqa: F403
 from compll.backends.numba_lanes import *  # noqa: F403
 from compll.backends.numba_lanes import (
-    BLOCKS,
     LANES,
     ROWS,
     TILE,
@@ -37,8 +35,9 @@ from compll.backends.numba_lanes import (
     u32,
 )
 from compll.backends.numba_positions import *  # noqa: F403
+from compll.backends.numba_reduce import *  # noqa: F403
 from compll.backends.numba_tiles import *  # noqa: F403
-from compll.backends.numba_tiles import WHOLE, buffer_of, constants, inner, keep, left, load, shared, store
+from compll.backends.numba_tiles import WHOLE, inner, load
 
 nan, inf = np.nan, np.inf
 OK, OUT_OF_RANGE, REFUSED, BAD_BUFFER, NEEDS_MEMORY = 0, -1, -2, -3, -4
@@ -195,81 +194,6 @@ def stochastic_round(_: Any, half: Any, x: Any) -> Any:
         return b.fadd(whole, b.select(more, x.constant(1.0), x.constant(0.0)))
 
     return signature(x, half, x), emit
-
-
-# --- reductions ---------------------------------------------------------------------------------------
-
-
-@intrinsic(prefer_literal=True)
-def down(_: Any, x: Any, by: Any) -> Any:
-    """Return lanes moved down by so many places."""
-
-    def emit(_c: Any, b: Builder, _s: Any, v: Sequence[Value]) -> Value:
-        order = [(j + by.literal_value) % WIDTH for j in range(WIDTH)]
-        return b.shuffle_vector(
-            v[0], ir.Constant(x.llvm, ir.Undefined), ir.Constant(ir.VectorType(I32, WIDTH), order)
-        )
-
-    return signature(x, x, by), emit
-
-
-def reduction(f: Any) -> tuple[Any, Any, Any]:
-    """Return the functions that reduce lanes in memory and tile results by `f`.
-
-    They hold `f` as a name of theirs: as an argument Numba could not keep the kernel in its cache.  It takes
-    lanes, how many of them are there, and the frame, of which it may read something: it must be asked for
-    nothing that the order of reduction does not ask for.
-    """
-
-    def fold(kind: Any, stored: Any, lanes: Any, count: Any, k: Any) -> Any:
-        """Return f over LANES values in memory by halves: lane j < w becomes f(a[j], a[j + w]).
-
-        Lanes from `count` on are absent and skipped.
-        """
-        w = LANES // 2
-        while w >= WIDTH:
-            for j in range(0, w, WIDTH):
-                a = load(kind, stored, lanes, j, WHOLE)
-                b = load(kind, stored, lanes, j + w, WHOLE)
-                live = left(count - w, j)
-                store(stored, lanes, j, keep(live, f(a, b, live, k), a), WHOLE)
-            w //= 2
-        a = load(kind, stored, lanes, 0, WHOLE)
-        live = min(count - 16, 16)
-        a = keep(live, f(a, down(a, 16), live, k), a)
-        live = min(count - 8, 8)
-        a = keep(live, f(a, down(a, 8), live, k), a)
-        live = min(count - 4, 4)
-        a = keep(live, f(a, down(a, 4), live, k), a)
-        live = min(count - 2, 2)
-        a = keep(live, f(a, down(a, 2), live, k), a)
-        live = min(count - 1, 1)
-        a = keep(live, f(a, down(a, 1), live, k), a)
-        return first(a)
-
-    fold_any, fold_known = shared(fold), constants(fold)
-
-    @shared
-    def reduce_tiles(kind: Any, stored: Any, values: Any, count: Any, k: Any) -> Any:
-        """Return `count` > 0 scalars in memory reduced by the same rule; they are overwritten."""
-        lanes = buffer_of(stored)
-        while count > 1:
-            tiles = (count + TILE - 1) // TILE
-            for tile in range(tiles):
-                rest = min(count - tile * TILE, TILE)
-                for block in range(BLOCKS):
-                    a = load(kind, stored, values, tile * TILE + block * WIDTH, left(rest, block * WIDTH))
-                    for row in range(1, ROWS):
-                        at = row * LANES + block * WIDTH
-                        live = left(rest, at)
-                        x = load(kind, stored, values, tile * TILE + at, live)
-                        a = keep(live, f(a, x, live, k), a)
-                    store(stored, lanes, block * WIDTH, a, WHOLE)
-                store(stored, values, tile, fold_any(kind, stored, lanes, rest, k), WHOLE)
-            count = tiles
-        return load(stored, stored, values, 0, WHOLE)
-
-    return fold_any, fold_known, reduce_tiles
 
 
 # --- entry --------------------------------------------------------------------------------------------

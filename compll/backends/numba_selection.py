@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 
 TILE, WORDS = 1024, 16
 BINS, PARTS = 2048, 16  # digits of 11 bits are counted in so many parts of a vector at once
+SAMPLE = 16384  # keys at most that tell which are among the least
 FEW = 64  # so many elements are sorted by insertion
 
 View = Callable[[int, int], Any]
@@ -48,6 +49,40 @@ def ones(_: Any, word: Any) -> Any:
 def lowest(_: Any, word: Any) -> Any:
     """Return the number of the lowest bit that is set; there is one."""
     return signature(types.int64, word), lambda _c, b, _s, v: b.cttz(v[0], ir.Constant(ir.IntType(1), 1))
+
+
+@intrinsic
+def at_most(_: Any, keys: Any, at: Any, flip: Any, last: Any) -> Any:
+    """Return which of 64 keys from `at` on are no greater than the last, as bits."""
+
+    def emit(context: Any, b: Any, _s: Any, v: Any) -> Any:
+        one = context.get_value_type(keys.dtype)
+        some = ir.VectorType(one, 64)
+        data = context.make_array(keys)(context, b, v[0]).data
+        place = b.bitcast(b.gep(data, [context.cast(b, v[1], at, types.int64)]), some.as_pointer())
+
+        def spread(x: Any, have: Any) -> Any:
+            x = context.cast(b, x, have, keys.dtype)
+            lane = b.insert_element(ir.Constant(some, ir.Undefined), x, ir.IntType(32)(0))
+            order = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
+            return b.shuffle_vector(lane, ir.Constant(some, ir.Undefined), order)
+
+        x = b.xor(b.load(place, align=one.width // 8), spread(v[2], flip))
+        return b.bitcast(b.icmp_unsigned("<=", x, spread(v[3], last)), ir.IntType(64))
+
+    return signature(types.uint64, keys, at, flip, last), emit
+
+
+@njit(nogil=True, error_model="numpy")
+def least(keys: Any, flip: Any, last: Any, at: Any) -> Any:
+    """Return which of the keys from `at` on, at most 64, are no greater than the last, as bits."""
+    if at + 64 <= len(keys):
+        return at_most(keys, at, flip, last)
+    word = np.uint64(0)
+    for place in range(at, len(keys)):
+        if keys[place] ^ flip <= last:
+            word |= np.uint64(1) << np.uint64(place - at)
+    return word
 
 
 # --- filter: the positions of the bits that are set, the first `limit` of them -----------------------------
@@ -83,16 +118,21 @@ def write_positions(words: Any, first: Any, limit: Any, out: Any, begin: Any, en
 def compact(view: View, length: int, limit: int, block: int, team: Team) -> int:
     """Select the set bits of `mask` into `out`; `first` is memory.  Return how many there are."""
     del block
-    tiles = -(-max(length, 0) // TILE)
-    words, first = view(0, -(-max(length, 0) // 64)), view(2, tiles + 1)
-    limit = min(max(limit, 0), length)
-    if length % 64 and tiles:
+    length = max(length, 0)
+    words, first = view(0, -(-length // 64)), view(2, -(-length // TILE) + 1)
+    if length % 64:
         words[-1] &= np.uint64((1 << length % 64) - 1)
+    return positions(words, first, min(max(limit, 0), length), partial(view, 1), team)
+
+
+def positions(words: Any, first: Any, limit: int, out: Callable[[int], Any], team: Team) -> int:
+    """Write the positions of the set bits, at most `limit`; `out` gives a vector of so many elements."""
+    tiles = len(first) - 1
     first[0] = 0
     team(partial(count_bits, words, first), tiles, 64)
     np.cumsum(first[1:], out=first[1:])
     found = min(int(first[tiles]), limit)
-    team(partial(write_positions, words, first, limit, view(1, found)), tiles, 64)
+    team(partial(write_positions, words, first, limit, out(found)), tiles, 64)
     return found
 
 
@@ -174,15 +214,30 @@ def write_least(
         at, stop = below[tile] + min(tie, ties), below[tile + 1] + min(equal[tile + 1], ties)
         if at == stop:
             continue
-        position = tile * TILE
-        for bits in keys[tile * TILE : (tile + 1) * TILE]:
-            key = bits ^ flip
-            if key <= last:
-                if key < last or tie < ties:
+        for base in range(tile * TILE, min(len(keys), (tile + 1) * TILE), 64):
+            word = least(keys, flip, last, base)
+            while word != 0:
+                position = base + lowest(word)
+                word &= word - np.uint64(1)
+                same = keys[position] ^ flip == last
+                if not same or tie < ties:
                     out[np.uint64(at)] = position
                     at += 1
-                tie += key == last
-            position += 1
+                tie += same
+
+
+@kernel(*for_keys("void(K[::1], uint64, uint64", "uint64[::1], int64, int64)"))
+def mark_least(keys: Any, flip: Any, last: Any, words: Any, begin: Any, end: Any) -> None:
+    """Set the bits of the keys of each tile that are no greater than the last."""
+    for word in range(begin * WORDS, min(end * WORDS, len(words))):
+        words[word] = least(keys, flip, last, word * 64)
+
+
+@kernel(*for_keys("void(K[::1], int64[::1], K[::1]", "int64, int64)"))
+def take(keys: Any, at: Any, out: Any, begin: Any, end: Any) -> None:
+    """Copy the keys at positions."""
+    for j in range(begin * TILE, min(end * TILE, len(at))):
+        out[j] = keys[at[j]]
 
 
 @kernel(*for_keys("void(K[::1], uint64, int64, int64, int64", "int64[::1], int64, int64)"))
@@ -215,7 +270,10 @@ def least_of_blocks(
 
 
 def select_least(view: View, length: int, k: int, block: int, team: Team) -> int:
-    """Select the positions of the k smallest `keys`, of all or of each block; `work` is memory."""
+    """Select the positions of the k smallest `keys`, of all or of each block.
+
+    `work`, and the vectors behind it, are memory.
+    """
     k = min(max(k, 0), length)
     if k <= 0:
         return 0
@@ -225,15 +283,46 @@ def select_least(view: View, length: int, k: int, block: int, team: Team) -> int
         out = view(1, (blocks - 1) * k + min(k, length - (blocks - 1) * block))
         team(partial(least_of_blocks, keys, flip, keys.itemsize * 8, k, block, out), blocks, 4)
         return 0
-    tiles = -(-length // TILE)
+    tiles, out = -(-length // TILE), view(1, k)
     work = view(2, PARTS * BINS + 2 * (tiles + 1))
-    bins, sums = work[: PARTS * BINS].reshape(PARTS, BINS), work[PARTS * BINS :].reshape(2, tiles + 1)
+    bins, sums = work[: PARTS * BINS].reshape(PARTS, BINS), work[PARTS * BINS :]
+    found = find_near(view, keys, flip, k, bins, sums[: tiles + 1], team) if k < length // 16 else 0
+    if not k <= found < length // 4:
+        select_many(keys, flip, out, bins, sums, team)
+        return 0
+    at, near = view(4, found), unsigned(view(5, found))[0]
+    team(partial(take, keys, at, near), -(-found // TILE), 64)
+    select_many(near, flip, out, bins, sums, team)
+    out[:] = at[out]
+    return 0
+
+
+def find_near(view: View, keys: Any, flip: Any, k: int, bins: Any, first: Any, team: Team) -> int:
+    """Find the positions of keys among which are the k smallest, if a sample does not deceive.
+
+    Return how many they are: a quarter of all at most.
+    """
+    size = min(len(keys) // TILE, SAMPLE)
+    share = k / len(keys) * size
+    rank = int(share + 5 * share**0.5) + 8  # so many of the sample are least that k of all are
+    if rank >= size:
+        return 0
+    sample = np.ascontiguousarray(keys[:: len(keys) // size][:size])
+    last, _ = key_of_rank(sample, flip, rank, bins, team)
+    words = view(3, -(-len(keys) // 64))
+    team(partial(mark_least, keys, flip, last, words), len(first) - 1, 64)
+    return positions(words, first, len(keys) // 4, partial(view, 4), team)
+
+
+def select_many(keys: Any, flip: Any, out: Any, bins: Any, sums: Any, team: Team) -> None:
+    """Write the positions of the smallest keys, 0 < len(out) <= len(keys)."""
+    tiles, k = -(-len(keys) // TILE), len(out)
+    sums = sums[: 2 * (tiles + 1)].reshape(2, tiles + 1)
     last, less = key_of_rank(keys, flip, k - 1, bins, team)
     sums[:, 0] = 0
     team(partial(count_least, keys, flip, last, sums[0], sums[1]), tiles, 64)
     np.cumsum(sums, axis=1, out=sums)
-    team(partial(write_least, keys, flip, last, sums[0], sums[1], k - less, view(1, k)), tiles, 64)
-    return 0
+    team(partial(write_least, keys, flip, last, sums[0], sums[1], k - less, out), tiles, 64)
 
 
 # --- sort: stable, by digits of 8 bits; a few elements by insertion ----------------------------------------

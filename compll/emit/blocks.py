@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from compll import ir
-from compll.emit.expressions import LANES, ScalarWriter
+from compll.emit.expressions import ScalarWriter
 from compll.emit.loops import Emitter, Lanes, besides, made_of, one_a_block
-from compll.emit.pieces import MOST_KEPT, TILE, BlockText, Load, Stage, Values
+from compll.emit.pieces import MOST_KEPT, TILE, BlockText, Stage, Values
 from compll.types import BOOL, FLOAT
 
 DRAWS = (ir.Random, ir.StochasticRound)
@@ -17,13 +17,15 @@ DRAWS = (ir.Random, ir.StochasticRound)
 
 def block_of_fields(emitter: Emitter, b: ir.Pass) -> int:
     """Return the size of the blocks whose values a loop reads, where these go into lanes together; else 0."""
-    if not emitter.dialect.block_lanes:
+    dialect = emitter.dialect
+    if not dialect.block_lanes:
         return 0
     bodies = [s.body for s in b.sinks if s.length == b.length]
     reads = [x for e in bodies for x in ir.walk(e) if isinstance(x, ir.Read)]
     sizes = {one_a_block(emitter, x, b.length) for x in reads}
-    width = emitter.dialect.width
-    fitting = [size for size in sizes if size and size % width == 0 and math.lcm(size, TILE) <= MOST_KEPT]
+    fitting = [
+        size for size in sizes if size and size % dialect.blocks_of == 0 and math.lcm(size, TILE) <= MOST_KEPT
+    ]
     return min(fitting, default=0)
 
 
@@ -50,7 +52,7 @@ class BlockLanes(Lanes):
     def read(self, e: ir.Read | ir.Search, lanes: str) -> str:
         """Return the lanes of a vector; of a reduction they wait in the span."""
         if isinstance(e, ir.Read) and e.vector in self.made and self.own(e):
-            self.loads[e.vector] = Load(e.vector, LANES[e.type.name], f"b.r_{e.vector}", True, False)
+            self.loads[e.vector] = self.emitter.load_blocks(e.vector, e.type)
             return f"v_{e.vector}"
         return super().read(e, lanes)
 

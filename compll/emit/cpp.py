@@ -145,16 +145,20 @@ class Emitter(Texts):
                 return Step("line", self.assign(name, elem, self.get(source_field, elem)))
             case ir.Guard(_, read, expected):
                 return Step("guard", self.unequal(self.scalar.text(read), self.scalar.text(expected)))
-            case ir.Pass(length, (ir.Store(body=ir.Const() as body) as s,)) if self.clears(s, body):
+            case ir.Pass(length, (ir.Store() as s,)) if self.dialect.clears and self.clears(s):
                 return Step("line", f"clear({self.target(s)}, {self.scalar.text(length)}, threads);")
             case ir.Pass():
                 return Step("pass", loop=self.loop(b))
         raise AssertionError(b)
 
-    def clears(self, s: ir.Store, body: ir.Const) -> bool:
+    @staticmethod
+    def clears(s: ir.Sink) -> bool:
         """Whether a store does nothing but set memory to 0, where nothing can stop it."""
-        zero = body.value == 0 and math.copysign(1, body.value) > 0
-        return self.dialect.clears and zero and not s.elem.packed and s.target.kind in ("output", "vector")
+        match s:
+            case ir.Store(body=ir.Const(value, _)):
+                zero = value == 0 and math.copysign(1, value) > 0
+                return zero and not s.elem.packed and s.target.kind in ("output", "vector")
+        return False
 
     # --- passes ---------------------------------------------------------------------------------
 

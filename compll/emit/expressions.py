@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from compll import ir
 from compll.emit.pieces import Draw
+from compll.emit.positions import Bits
 from compll.emit.ranges import Interval, Ranges, full, scalar_type
 from compll.ops import OPS
 from compll.types import BOOL, FLOAT, INT, Elem, arithmetic, limits
@@ -23,6 +24,7 @@ class Dialect:
 
     backend = "cpp"
     width = 16  # lanes
+    blocks_of = 16  # values of blocks of multiples of it are spread over lanes at once
     without: tuple[str, ...] = ()  # passes of the compiler that its backend does without
     clears = True  # whether there is a faster way to set memory to 0 than to store it
     keeps = True  # whether values wait in a cache between the reductions of blocks and their stores
@@ -104,6 +106,27 @@ class Dialect:
     def seed(self, *, keyed: bool) -> str:
         """Return the seed of random numbers."""
         return "k.shared_seed" if keyed else "k.seed"
+
+    def start(self, *, stage: bool) -> str:
+        """Return the position of the first lane at work, of a tile or of a block that is reduced."""
+        return "first + at" if stage else "tile * TILE + at"
+
+    def first(self, start: str, bits: Bits) -> str:
+        """Return what becomes of the position of the first lane."""
+        keep, flip = bits.rest(self.width)
+        return f"((({start}) & INT64_C({keep})) ^ INT64_C({flip})) + {bits.distance}"
+
+    def order(self, bits: Bits) -> str:
+        """Return what becomes of the lanes' numbers."""
+        return f"Int32{{{', '.join(map(str, bits.order(self.width)))}}}"
+
+    def known_bits(self, start: str, bits: Bits) -> str:
+        """Return lanes of what becomes of their positions, which 32 bits hold."""
+        return f"{self.order(bits)} + int32_t({self.first(start, bits)})"
+
+    def declare_length(self, name: str, text: str) -> str:
+        """Return the statement that names a length."""
+        return f"const int64_t {name} = {text};"
 
     def live(self) -> str:
         """Return which of the lanes at work there are."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from compll import ir
 from compll.emit.expressions import Dialect, LaneWriter, ScalarWriter
 from compll.emit.pieces import Load, Packed, Reduction
-from compll.emit.positions import NARROW, bits_of
+from compll.emit.positions import NARROW, Bits, bits_of
 from compll.emit.ranges import Ranges
 from compll.types import BOOL, FLOAT, INT, Elem
 
@@ -36,6 +36,9 @@ class Emitter(Protocol):
 
     def load(self, vector: str, block: int = 0) -> Load:
         """Return how a vector is loaded: of a tile, or of a block of so many elements."""
+
+    def load_blocks(self, vector: str, kind: Elem) -> Load:
+        """Return how the reductions of blocks are loaded, a block a lane."""
 
     def reduction(self, s: ir.Reduce | ir.BlockReduce, writer: LaneWriter) -> Reduction:
         """Write what a reduction combines."""
@@ -73,11 +76,11 @@ class Emitter(Protocol):
     def gather(self, e: ir.Read, lanes: str, position: str, asked: str) -> str:
         """Return the lanes of a vector at computed positions; 0 where they are out of range."""
 
-    def near(self, e: ir.Read, lanes: str, length: str, first: str, order: str, asked: str) -> str:
+    def near(self, e: ir.Read, lanes: str, length: str, start: str, bits: Bits, asked: str) -> str:
         """Return the lanes of a vector, from element `first` on, in another order; 0 where out of range."""
 
-    def near_one(self, e: ir.Read, lanes: str, length: str, position: str, asked: str) -> str:
-        """Return one element in all lanes; 0 if it is out of range."""
+    def near_one(self, e: ir.Read, lanes: str, length: str, first: str, size: int, asked: str) -> str:
+        """Return element `first` / `size` in all lanes; 0 if it is out of range."""
 
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""
@@ -194,7 +197,7 @@ class Lanes:
         width, bits = emitter.dialect.width, bits_of(e.position)
         if bits is not None and elem != BOOL and not (elem.packed and bits.distance % width):
             length = self.length(e.vector)
-            return emitter.near(e, lanes, length, bits.first(self.start), bits.lanes(), self.writer.asked)
+            return emitter.near(e, lanes, length, self.start, bits, self.writer.asked)
         match e.position:
             case ir.Apply("/", (x, ir.Const(size, _)), _) if size > 0 and size % width == 0:
                 bits = bits_of(x)
@@ -205,15 +208,15 @@ class Lanes:
                     and not elem.packed
                     and elem != BOOL
                 ):
-                    block = f"({bits.first(self.start)}) / {size}"
-                    return emitter.near_one(e, lanes, self.length(e.vector), block, self.writer.asked)
+                    first, length = emitter.dialect.first(self.start, bits), self.length(e.vector)
+                    return emitter.near_one(e, lanes, length, first, int(size), self.writer.asked)
         return None
 
     def length(self, vector: str) -> str:
         """Return the name of a vector's length, worked out once before the loop."""
         text = self.emitter.scalar.text(self.emitter.lengths[vector])
         name = f"length_{vector}"
-        self.uniforms.setdefault((text, name), (name, f"const int64_t {name} = {text};"))
+        self.uniforms.setdefault((text, name), (name, self.emitter.dialect.declare_length(name, text)))
         return name
 
     @property
@@ -221,7 +224,7 @@ class Lanes:
         """The position of the first lane, where that is a multiple of 16 and lanes can change places."""
         if not self.emitter.dialect.block_lanes or self.stage_block % self.emitter.dialect.width:
             return ""
-        return "first + at" if self.stage else "tile * TILE + at"
+        return self.emitter.dialect.start(stage=self.stage)
 
     def own(self, e: ir.Read) -> bool:
         """Whether a vector is read along with the loop."""
@@ -256,7 +259,7 @@ class Lanes:
             return self.uniform(e, lanes)
         bits = bits_of(e) if self.start and lanes == "Int32" and isinstance(e, ir.Apply) else None
         if bits is not None and 0 <= bits.keep < NARROW and not bits.distance:
-            return f"{bits.lanes()} + int32_t({bits.first(self.start)})"
+            return self.emitter.dialect.known_bits(self.start, bits)
         hoisted = self.block.lanes(e, lanes, self.known) if self.block else None
         if hoisted is None and self.block and not self.stage and e in self.block.kept:
             return self.emitter.kept_lanes(self.block.kept[e])

@@ -5,9 +5,8 @@ The analysis is the one of the C++ emitter; here stands what Python spells diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from compll import ir
 from compll.backends import Unit
@@ -16,10 +15,18 @@ from compll.emit.cpp import Emitter
 from compll.emit.expressions import LANES, Dialect, LaneWriter
 from compll.emit.numba_selections import NumbaSelections
 from compll.emit.pieces import Combine, FieldText, Load, Operation, PassText, Reduction, Step
+from compll.emit.positions import Bits
 from compll.emit.ranges import Interval
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, scalar_bytes
 
 SCALARS = {"float": "f32", "int": "i64", "uint32": "u32", "uint64": "u64", "bool": "bit1"}
+KEPT = {
+    "Float": "f32",
+    "Int32": "i64",
+    "Int64": "i64",
+    "UInt32": "u32",
+    "UInt64": "u64",
+}  # in memory
 ONE = {"Float": "f32", "Int32": "i32", "Int64": "i64", "UInt32": "u32", "UInt64": "u64"}  # lanes -> a lane
 
 
@@ -29,8 +36,6 @@ class Python(Dialect):
     backend = "numba"
     without = ("carry_selected",)
     clears = False
-    block_lanes = False
-    plain: ClassVar[Mapping[str, str]] = {}
     width = 32
 
     def number(self, e: ir.Const) -> str:
@@ -67,6 +72,27 @@ class Python(Dialect):
         """Return the type of one element in memory."""
         kinds = {"float": "f", "bfloat": "bf", "int": "i"}
         return f"{kinds.get(elem.kind, 'u')}{max(8, elem.bits)}"
+
+    def start(self, *, stage: bool) -> str:  # noqa: ARG002
+        """Return the position of the first lane at work."""
+        return "start + at"
+
+    def first(self, start: str, bits: Bits) -> str:
+        """Return what becomes of the position of the first lane."""
+        keep, flip = bits.rest(self.width)
+        return f"(({start} & {keep}) ^ {flip}) + {bits.distance}"
+
+    def order(self, bits: Bits) -> str:
+        """Return the bits of the lanes' numbers that are kept, and those that are flipped."""
+        return f"{bits.keep & self.width - 1}, {bits.flip & self.width - 1}"
+
+    def known_bits(self, start: str, bits: Bits) -> str:
+        """Return lanes of what becomes of their positions, which 32 bits hold."""
+        return f"numbered(Int32, {self.first(start, bits)}, {self.order(bits)})"
+
+    def declare_length(self, name: str, text: str) -> str:
+        """Return the statement that names a length."""
+        return f"{name} = native({text})"
 
     def size(self) -> str:
         """Return the number of elements of the gradient."""
@@ -109,6 +135,7 @@ def source(unit: Unit) -> str:
         "numba/library.py.j2",
         codec=unit.codec,
         one=ONE,
+        kept_as=KEPT,
         wide={one: lanes for lanes, one in ONE.items()},
         static=[p.name for p in unit.params if p.static],
         operations=[NumbaEmitter(f).pieces() for f in unit.functions],
@@ -131,8 +158,9 @@ class NumbaEmitter(NumbaSelections, Emitter):
     dialect = PYTHON
 
     def __init__(self, typed: ir.Function) -> None:
-        """Begin with no functions to combine by."""
+        """Begin with no functions to combine by, and no trees to search."""
         super().__init__(typed)
+        self.trees = {}
         self.functors: list[tuple[ir.Combine, bool, str]] = []
 
     def pieces(self) -> tuple[NumbaEmitter, Operation, list[FieldText], list[tuple[str, str]], list[Segment]]:
@@ -155,6 +183,14 @@ class NumbaEmitter(NumbaSelections, Emitter):
                 return
             yield Segment(folds, tuple(lines), step.loop, step.text)
             before, lines = step.loop, []
+
+    def loop(self, b: ir.Pass) -> PassText:
+        """Return one loop over memory, or that it sets memory to 0."""
+        text = super().loop(b)
+        match b.sinks:
+            case (ir.Store() as s,) if self.clears(s):
+                self.passes[-1] = text = replace(text, clears=(self.target(s), scalar_bytes(s.elem)))
+        return text
 
     def counts(self) -> list[tuple[str, str]]:
         """Return the names of the payload's counts, and the most that each can be."""
@@ -230,6 +266,16 @@ class NumbaEmitter(NumbaSelections, Emitter):
     def kept_lanes(self, name: str) -> str:
         """Return the lanes of what the reductions of blocks have kept."""
         return f"load(Float, f32, {name}, start + at - begin, WHOLE)"
+
+    def load_blocks(self, vector: str, kind: Elem) -> Load:
+        """Return how the reductions of blocks are loaded, a block a lane."""
+        lanes, own = LANES[kind.name], self.dialect.scalar(kind)
+        return Load(vector, lanes, f"load({lanes}, {own}, b_r_{vector}, at, WHOLE)", True, False)
+
+    def store_blocks(self, s: ir.Store, writer: LaneWriter) -> str:
+        """Return the statement that stores lanes of one value a block."""
+        value = self.stored_lanes(s, writer)
+        return f"store({self.kept(s)}, {self.target(s)}, start + at, {value}, live)"
 
     def store_block(self, s: ir.Store, value: str) -> str:
         """Return the statement that stores one value of the block at work."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from compll import ir
 from compll.emit.pieces import Buffer, Step
+from compll.emit.positions import Bits
 from compll.emit.selections import BINS, PARTS, Selections
-from compll.types import BOOL, INT, Elem, arithmetic, dtype
+from compll.types import BOOL, FLOAT, INT, Elem, arithmetic, dtype, limits
 
 Vectors = list[tuple[str, str]]
 POSITIONS = "i8"
+FEW = 2  # entries that are compared one by one
 
 
 class NumbaSelections(Selections):
     """Spells scratch vectors and what works on them.  A vector is its address, a member of the frame `k`."""
+
+    trees: dict[str, tuple[ir.Expr, ...]]
 
     def lowered(self, b: ir.Lowered) -> Iterator[Step]:
         """Yield the steps of what a selection became: what it needs and gives is in the frame."""
@@ -29,7 +34,13 @@ class NumbaSelections(Selections):
             case ir.Select(name, keys, length, k, _, block):
                 tiles = ir.apply("*", one_more(self.tiles_of(length)), ir.const(2, INT))
                 work = self.memory(f"{name}_work", ir.apply("+", tiles, ir.const(PARTS * BINS, INT)))
-                vectors = [self.held(keys), (f"v_{name}", POSITIONS), work]
+                quarter = ir.apply("/", self.most_of(length), ir.const(4, INT))
+                near = [
+                    self.memory(f"{name}_near_bits", ir.blocks(self.most_of(length), 64), "u8"),
+                    self.memory(f"{name}_near_at", quarter),
+                    self.memory(f"{name}_near_keys", quarter, code(keys.type)),
+                ]
+                vectors = [self.held(keys), (f"v_{name}", POSITIONS), work, *near]
                 yield from self.selection("select_least", vectors, length, k, block)
             case ir.Arrange(name, keys, values, length, block):
                 most = self.most_of(length)
@@ -92,6 +103,21 @@ class NumbaSelections(Selections):
             return f"ne(gather(Int32, u8, {args}), splat(Int32, 0))"
         return f"gather({lanes}, {self.dialect.stored(elem)}, {args})"
 
+    def near(self, e: ir.Read, lanes: str, length: str, start: str, bits: Bits, asked: str) -> str:
+        """Return the lanes of a vector at positions that a load gives in some order; 0 where out of range."""
+        elem, first = self.vectors[e.vector], self.dialect.first(start, bits)
+        args = f"{self.where(e.vector)}, {length}, {first}, {self.dialect.order(bits)}, {asked}, k"
+        if elem.packed:
+            return f"near_codes({elem.bits}, {args})"
+        return f"near({lanes}, {self.dialect.stored(elem)}, {args})"
+
+    def near_one(self, e: ir.Read, lanes: str, length: str, first: str, size: int, asked: str) -> str:
+        """Return element `first` / `size` in all lanes; 0 if it is out of range."""
+        stored = self.dialect.stored(self.vectors[e.vector])
+        return (
+            f"near_one({lanes}, {stored}, {self.where(e.vector)}, {length}, ({first}) // {size}, {asked}, k)"
+        )
+
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""
         stored = self.dialect.stored(self.vectors[e.vector])
@@ -114,19 +140,40 @@ class NumbaSelections(Selections):
 
     def search(self, e: ir.Search, kind: str, arg: str) -> str:
         """Return how many entries of a table are below, in scalars or lanes."""
-        return f"search({kind}, {self.f.op}_{e.table}, {arg})"
+        table = self.tables[e.table]
+        if kind == "i64" or arithmetic(table.elem).bits != 32 or len(table.values) <= FEW:
+            return f"search({kind}, {self.f.op}_{e.table}, {arg})"
+        self.trees[e.table] = tree = as_tree(table)
+        levels = len(tree).bit_length() - 1
+        return f"search_tree({kind}, {self.f.op}_{e.table}_tree.ctypes.data, {levels}, {arg})"
 
     def table_texts(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-        """Return type, name and entries of the tables."""
+        """Return type, name and entries of the tables, and of the trees that are searched."""
+        named = {name: (t.elem, t.values) for name, t in self.tables.items()}
+        named |= {f"{name}_tree": (self.tables[name].elem, tree) for name, tree in self.trees.items()}
         return tuple(
-            (code(t.elem), f"{self.f.op}_{name}", tuple(map(self.entry, t.values)))
-            for name, t in self.tables.items()
+            (code(elem), f"{self.f.op}_{name}", tuple(map(self.entry, values)))
+            for name, (elem, values) in named.items()
         )
 
     def entry(self, e: ir.Expr) -> str:
         """Return one entry of a table, a constant."""
         assert isinstance(e, ir.Const)
         return self.dialect.number(e)
+
+
+def as_tree(table: ir.Table) -> tuple[ir.Expr, ...]:
+    """Return a table as a binary tree: node 1 is the root, 2 i and 2 i + 1 are below i; node 0 is nothing.
+
+    What is missing at the end is below nothing.
+    """
+    levels = len(table.values).bit_length()
+    never = ir.const(math.nan if table.elem == FLOAT else limits(table.elem)[1], table.elem)
+    nodes: list[ir.Expr] = [never]
+    for level in range(levels):
+        places = (((2 * i + 1) << (levels - 1 - level)) - 1 for i in range(1 << level))
+        nodes += [table.values[at] if at < len(table.values) else never for at in places]
+    return tuple(nodes)
 
 
 def one_more(count: ir.Expr) -> ir.Expr:

@@ -161,6 +161,11 @@ class BlockText:
         return -(-self.most // 16) * 16
 
     @property
+    def rows(self) -> int:
+        """How many blocks are folded side by side where lanes are 32: a power of two."""
+        return min(32, 1 << (self.most - 1).bit_length())
+
+    @property
     def tiles(self) -> int:
         """How many tiles a block has."""
         return -(-self.size // TILE)
@@ -199,6 +204,7 @@ class PassText:
     finite: tuple[str, ...]
     told: tuple[str, ...] = ()
     stops: bool = False  # it writes what must stay as it is when a position was out of range
+    clears: tuple[str, int] | None = None  # place and bytes of elements, if it does nothing but set them to 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from compll import ir
 
-LOW = 15  # the bits of a position that tell lanes apart, where the first lane is at a multiple of 16
 NARROW = 2**31
 
 
@@ -18,13 +17,13 @@ class Bits:
     flip: int = 0
     distance: int = 0
 
-    def lanes(self) -> str:
-        """Return what the lanes' own bits become."""
-        return f"Int32{{{', '.join(str((j & self.keep ^ self.flip) & LOW) for j in range(LOW + 1))}}}"
+    def order(self, width: int) -> list[int]:
+        """Return what becomes of the lanes' own bits, where the first lane is at a multiple of `width`."""
+        return [(j & self.keep ^ self.flip) & (width - 1) for j in range(width)]
 
-    def first(self, start: str) -> str:
-        """Return what becomes of the position `start` of the first lane."""
-        return f"((({start}) & INT64_C({self.keep & ~LOW})) ^ INT64_C({self.flip & ~LOW})) + {self.distance}"
+    def rest(self, width: int) -> tuple[int, int]:
+        """Return `keep` and `flip` of the other bits."""
+        return self.keep & -width, self.flip & -width
 
 
 def bits_of(e: ir.Expr) -> Bits | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from compll import ir
 from compll.emit.expressions import Dialect, ScalarWriter
 from compll.emit.pieces import CHUNK, TILE, Buffer, Step
+from compll.emit.positions import Bits
 from compll.emit.ranges import scalar_type
 from compll.types import BOOL, INT, UINT8, Elem, arithmetic
 
@@ -226,15 +227,16 @@ class Selections(ABC):
             return f"ne(gather<Int32>({args}), Int32{{}})"
         return f"gather<{lanes}>({args})"
 
-    def near(self, e: ir.Read, lanes: str, length: str, first: str, order: str, asked: str) -> str:
-        """Return the lanes of a vector, from element `first` on, in another order; 0 where out of range."""
+    def near(self, e: ir.Read, lanes: str, length: str, start: str, bits: Bits, asked: str) -> str:
+        """Return the lanes of a vector at positions that a load gives in some order; 0 where out of range."""
+        first, order = self.dialect.first(start, bits), self.dialect.order(bits)
         args = f"{self.where(e.vector)}, {length}, {first}, {order}, {asked}, k.outside"
-        bits = self.vectors[e.vector].bits if self.vectors[e.vector].packed else 0
-        return f"near_codes<{lanes}, {bits}>({args})" if bits else f"near<{lanes}>({args})"
+        elem = self.vectors[e.vector]
+        return f"near_codes<{lanes}, {elem.bits}>({args})" if elem.packed else f"near<{lanes}>({args})"
 
-    def near_one(self, e: ir.Read, lanes: str, length: str, position: str, asked: str) -> str:
-        """Return one element in all lanes; 0 if it is out of range."""
-        return f"near_one<{lanes}>({self.where(e.vector)}, {length}, {position}, {asked}, k.outside)"
+    def near_one(self, e: ir.Read, lanes: str, length: str, first: str, size: int, asked: str) -> str:
+        """Return element `first` / `size` in all lanes; 0 if it is out of range."""
+        return f"near_one<{lanes}>({self.where(e.vector)}, {length}, ({first}) / {size}, {asked}, k.outside)"
 
     def lookup(self, e: ir.Read, lanes: str, position: str) -> str:
         """Return the lanes of a table at positions of 32 bits that are in range."""

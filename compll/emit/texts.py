@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compll import ir
-from compll.emit.expressions import LaneWriter
+from compll.emit.expressions import LANES, LaneWriter
 from compll.emit.loops import within_a_block
 from compll.emit.pieces import TILE, Combine, Load
 from compll.emit.ranges import scalar_type
@@ -76,6 +76,10 @@ class Texts(Selections):
         if elem.packed:
             return Load(vector, "Int32", self.where(vector), True, False, elem.bits)
         return Load(vector, lanes, self.where(vector), False, elem == BOOL)
+
+    def load_blocks(self, vector: str, kind: Elem) -> Load:
+        """Return where the reductions of blocks are, a block a lane."""
+        return Load(vector, LANES[kind.name], f"b.r_{vector}", True, False)
 
     def vector(self, name: str) -> str:
         """Return where the gradient or a state lies."""

@@ -50,7 +50,7 @@ def encode_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles, encode_greater_0_far, encode_greater_0_rows = reduction(encode_greater_0)
 
 
 @inner
@@ -58,8 +58,14 @@ def encode_add_1(a, b, live, k):
     return (a + b)
 
 
-encode_add_1_fold, encode_add_1_fold_known, encode_add_1_tiles = reduction(encode_add_1)
+encode_add_1_fold, encode_add_1_fold_known, encode_add_1_tiles, encode_add_1_far, encode_add_1_rows = reduction(encode_add_1)
 
+
+
+@inner
+def encode_pass0_values1(k, start, at, live, begin, block0, b_r_top):
+    v_top = load(Float, f32, b_r_top, at, WHOLE)
+    store(f32, k.v_top_stored, start + at, v_top, live)
 
 
 @inner
@@ -81,22 +87,39 @@ def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_top, lan
 
 @inner
 def encode_pass0_blocks(k, stop, begin, block0, b_r_top):
-    for j in range((stop - begin + 511) // 512):
-        origin = begin + j * 512
-        length = min(512, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(512, length - t * TILE)
-            if rest == 512:
-                lanes_top = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, b_r_top, lanes_top)
-                x_top = encode_greater_0_fold_known(Float, f32, lanes_top, 512, k)
-            else:
-                lanes_top = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_top, lanes_top)
-                x_top = encode_greater_0_fold(Float, f32, lanes_top, rest, k)
-        y_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_top), 1, k)
-        store(f32, b_r_top, j, first(y_top), WHOLE)
-        store(f32, k.v_top_stored, block0 + j, load(f32, f32, b_r_top, j, WHOLE), WHOLE)
+    rows_top = memory(f32, 256)
+    count = (stop - begin + 511) // 512
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 512 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_top = buffer_of(f32)
+            encode_pass0_stage0(k, begin + j * 512, 512, WHOLE, j, begin, block0, b_r_top, lanes_top)
+            a_top = encode_greater_0_far(Float, f32, lanes_top, 512, k)
+            store(f32, rows_top, (j - some) * WIDTH, a_top, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_top = encode_greater_0_rows(Float, f32, rows_top, live, 8, k)
+            y_top = encode_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_top), WIDTH, k)
+            store(f32, b_r_top, some, y_top, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 512
+            length = min(512, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(512, length - t * TILE)
+                if rest == 512:
+                    lanes_top = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, b_r_top, lanes_top)
+                    x_top = encode_greater_0_fold_known(Float, f32, lanes_top, 512, k)
+                else:
+                    lanes_top = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_top, lanes_top)
+                    x_top = encode_greater_0_fold(Float, f32, lanes_top, rest, k)
+            y_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_top), 1, k)
+            store(f32, b_r_top, j, first(y_top), WHOLE)
+        if live == WIDTH:
+            encode_pass0_values1(k, block0, some, WHOLE, begin, block0, b_r_top)
+        else:
+            encode_pass0_values1(k, block0, some, live, begin, block0, b_r_top)
 
 
 @inner
@@ -130,13 +153,13 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_top):
 def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_top = memory(f32, 2)
+    b_r_top = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 2
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 8
+        stop = min(begin + 4096, k.length)
         encode_pass0_blocks(k, stop, begin, block0, b_r_top)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_top)
@@ -289,7 +312,7 @@ def encode_before0(k):
         k.room = end - k.scratch
         return NEEDS_MEMORY
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(encode_frame)
@@ -386,7 +409,7 @@ def encode_step4(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, ],
-    [(encode_pass0, 64), Selection("compact", (("v_index_filter_mask", "u8"), ("v_index_filter", "i8"), ("index_filter_first", "i8")), 0), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), ],
+    [(encode_pass0, 16), Selection("compact", (("v_index_filter_mask", "u8"), ("v_index_filter", "i8"), ("index_filter_first", "i8")), 0), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), ],
 )
 
 
@@ -443,27 +466,12 @@ def decode_pass0(frame, low, high):
 
 
 
-@inner
-def decode_pass1_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            store(u32, k.gradient, start + at, float_bits(splat(Float, 0.0)), live)
-
 
 @loop(decode_frame)
 def decode_pass1(frame, low, high):
     k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_pass1_tile(k, tile, WHOLE)
-        else:
-            decode_pass1_tile(k, tile, count)
-    set_flags(flags)
+    if low < high:
+        clear(k.gradient + low * TILE * 4, k.gradient + min(high * TILE, k.length) * 4)
 
 
 

@@ -38,8 +38,24 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles, encode_add_0_far, encode_add_0_rows = reduction(encode_add_0)
 
+
+
+@inner
+def encode_pass0_values1(k, start, at, live, begin, block0, b_r_sum, b_h0, b_h1):
+    u_n_Int64 = splat(Int64, one(k.n))
+    position = positions(start + at)
+    v_sum = load(Float, f32, b_r_sum, at, WHOLE)
+    t0 = position * widen(Int64, splat(Int32, 256))
+    t1 = u_n_Int64 - t0
+    t2 = smaller(widen(Int64, splat(Int32, 256)), t1)
+    t3 = widen(Float, t2)
+    t4 = divide(v_sum, t3)
+    t5 = -t4
+    store(f32, b_h0, at, t5, WHOLE)
+    store(f32, b_h1, at, t4, WHOLE)
+    store(u32, k.f_scale, start + at, float_bits(t4), live)
 
 
 @inner
@@ -59,24 +75,39 @@ def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_sum, b_h
 
 @inner
 def encode_pass0_blocks(k, stop, begin, block0, b_r_sum, b_h0, b_h1):
-    for j in range((stop - begin + 255) // 256):
-        origin = begin + j * 256
-        length = min(256, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(256, length - t * TILE)
-            if rest == 256:
-                lanes_sum = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_sum, b_h0, b_h1, lanes_sum)
-                x_sum = encode_add_0_fold_known(Float, f32, lanes_sum, 256, k)
-            else:
-                lanes_sum = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_sum, b_h0, b_h1, lanes_sum)
-                x_sum = encode_add_0_fold(Float, f32, lanes_sum, rest, k)
-        y_sum = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_sum), 1, k)
-        store(f32, b_r_sum, j, first(y_sum), WHOLE)
-        store(f32, b_h0, j, (-(divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
-        store(f32, b_h1, j, (divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256)))))))), WHOLE)
-        store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
+    rows_sum = memory(f32, 512)
+    count = (stop - begin + 255) // 256
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 256 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_sum = buffer_of(f32)
+            encode_pass0_stage0(k, begin + j * 256, 256, WHOLE, j, begin, block0, b_r_sum, b_h0, b_h1, lanes_sum)
+            a_sum = encode_add_0_far(Float, f32, lanes_sum, 256, k)
+            store(f32, rows_sum, (j - some) * WIDTH, a_sum, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_sum = encode_add_0_rows(Float, f32, rows_sum, live, 16, k)
+            y_sum = encode_add_0(splat(Float, splat(f32, 0.0)), widen(Float, y_sum), WIDTH, k)
+            store(f32, b_r_sum, some, y_sum, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 256
+            length = min(256, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(256, length - t * TILE)
+                if rest == 256:
+                    lanes_sum = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_sum, b_h0, b_h1, lanes_sum)
+                    x_sum = encode_add_0_fold_known(Float, f32, lanes_sum, 256, k)
+                else:
+                    lanes_sum = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_sum, b_h0, b_h1, lanes_sum)
+                    x_sum = encode_add_0_fold(Float, f32, lanes_sum, rest, k)
+            y_sum = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_sum), 1, k)
+            store(f32, b_r_sum, j, first(y_sum), WHOLE)
+        if live == WIDTH:
+            encode_pass0_values1(k, block0, some, WHOLE, begin, block0, b_r_sum, b_h0, b_h1)
+        else:
+            encode_pass0_values1(k, block0, some, live, begin, block0, b_r_sum, b_h0, b_h1)
 
 
 @inner
@@ -111,15 +142,15 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_sum, b_h0, b_h1):
 def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_sum = memory(f32, 4)
-    b_h0 = memory(f32, 4)
-    b_h1 = memory(f32, 4)
+    b_r_sum = memory(f32, 32)
+    b_h0 = memory(f32, 32)
+    b_h1 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 4
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 16
+        stop = min(begin + 4096, k.length)
         encode_pass0_blocks(k, stop, begin, block0, b_r_sum, b_h0, b_h1)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_sum, b_h0, b_h1)
@@ -148,7 +179,7 @@ def encode_before0(k):
     if k.outside != 0 and k.n > 0:
         return OUT_OF_RANGE
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(encode_frame)
@@ -162,7 +193,7 @@ def encode_step0(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, ],
-    [(encode_pass0, 64), ],
+    [(encode_pass0, 16), ],
 )
 
 
@@ -186,7 +217,25 @@ decode_frame = frame_type(
 
 
 @inner
-def decode_pass0_tile(k, tile, count):
+def decode_pass0_values0(k, start, at, live, begin, block0, b_h0):
+    v_scale = stream(Float, f32, k.f_scale, start + at, live)
+    t0 = -v_scale
+    store(f32, b_h0, at, t0, WHOLE)
+
+
+@inner
+def decode_pass0_blocks(k, stop, begin, block0, b_h0):
+    count = (stop - begin + 255) // 256
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            decode_pass0_values0(k, block0, some, WHOLE, begin, block0, b_h0)
+        else:
+            decode_pass0_values0(k, block0, some, live, begin, block0, b_h0)
+
+
+@inner
+def decode_pass0_tile(k, tile, count, begin, block0, b_h0):
     start = tile * TILE
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -194,7 +243,7 @@ def decode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_negative = unpack(1, k.f_negative, start + at, live)
             t0 = eq(v_negative, splat(Int32, 1))
-            t1 = splat(Float, (-load(f32, f32, k.f_scale, min(start + at, k.length - 1) // 256, WHOLE)))
+            t1 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
             t2 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
             t3 = select(t0, t1, t2)
             store(u32, k.gradient, start + at, float_bits(t3), live)
@@ -204,12 +253,18 @@ def decode_pass0_tile(k, tile, count):
 def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_pass0_tile(k, tile, WHOLE)
-        else:
-            decode_pass0_tile(k, tile, count)
+    b_h0 = memory(f32, 32)
+    for span in range(low, high):
+        begin = span * 4096
+        block0 = span * 16
+        stop = min(begin + 4096, k.length)
+        decode_pass0_blocks(k, stop, begin, block0, b_h0)
+        for tile in range(span * 4, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                decode_pass0_tile(k, tile, WHOLE, begin, block0, b_h0)
+            else:
+                decode_pass0_tile(k, tile, count, begin, block0, b_h0)
     set_flags(flags)
 
 
@@ -227,7 +282,7 @@ def decode_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(decode_frame)
@@ -241,7 +296,7 @@ def decode_step0(frame):
 OPERATIONS["decode"] = Kernels(
     decode_frame,
     [decode_step0, ],
-    [(decode_pass0, 64), ],
+    [(decode_pass0, 16), ],
 )
 
 
@@ -265,7 +320,25 @@ decode_add_frame = frame_type(
 
 
 @inner
-def decode_add_pass0_tile(k, tile, count):
+def decode_add_pass0_values0(k, start, at, live, begin, block0, b_h0):
+    v_scale = stream(Float, f32, k.f_scale, start + at, live)
+    t0 = -v_scale
+    store(f32, b_h0, at, t0, WHOLE)
+
+
+@inner
+def decode_add_pass0_blocks(k, stop, begin, block0, b_h0):
+    count = (stop - begin + 255) // 256
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            decode_add_pass0_values0(k, block0, some, WHOLE, begin, block0, b_h0)
+        else:
+            decode_add_pass0_values0(k, block0, some, live, begin, block0, b_h0)
+
+
+@inner
+def decode_add_pass0_tile(k, tile, count, begin, block0, b_h0):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
     for block in range(1):
@@ -275,7 +348,7 @@ def decode_add_pass0_tile(k, tile, count):
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_negative = unpack(1, k.f_negative, start + at, live)
             t0 = eq(v_negative, splat(Int32, 1))
-            t1 = splat(Float, (-load(f32, f32, k.f_scale, min(start + at, k.length - 1) // 256, WHOLE)))
+            t1 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
             t2 = per_block(Float, f32, k.f_scale, start + at, 256, 0, live, WIDTH)
             t3 = select(t0, t1, t2)
             t4 = u_scale * t3
@@ -287,12 +360,18 @@ def decode_add_pass0_tile(k, tile, count):
 def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_add_pass0_tile(k, tile, WHOLE)
-        else:
-            decode_add_pass0_tile(k, tile, count)
+    b_h0 = memory(f32, 32)
+    for span in range(low, high):
+        begin = span * 4096
+        block0 = span * 16
+        stop = min(begin + 4096, k.length)
+        decode_add_pass0_blocks(k, stop, begin, block0, b_h0)
+        for tile in range(span * 4, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                decode_add_pass0_tile(k, tile, WHOLE, begin, block0, b_h0)
+            else:
+                decode_add_pass0_tile(k, tile, count, begin, block0, b_h0)
     set_flags(flags)
 
 
@@ -310,7 +389,7 @@ def decode_add_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(decode_add_frame)
@@ -324,7 +403,7 @@ def decode_add_step0(frame):
 OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
-    [(decode_add_pass0, 64), ],
+    [(decode_add_pass0, 16), ],
 )
 
 
@@ -359,12 +438,35 @@ def hop_add_0(a, b, live, k):
     return (a + b)
 
 
-hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles = reduction(hop_add_0)
+hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles, hop_add_0_far, hop_add_0_rows = reduction(hop_add_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_sum, b_h0, b_h1, lanes_sum):
+def hop_pass0_values0(k, start, at, live, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1):
+    v_received_scale = stream(Float, f32, k.f_received_scale, start + at, live)
+    t0 = -v_received_scale
+    store(f32, b_h2, at, t0, WHOLE)
+
+
+@inner
+def hop_pass0_values1(k, start, at, live, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1):
+    u_n_Int64 = splat(Int64, one(k.n))
+    position = positions(start + at)
+    v_sum = load(Float, f32, b_r_sum, at, WHOLE)
+    t0 = position * widen(Int64, splat(Int32, 256))
+    t1 = u_n_Int64 - t0
+    t2 = smaller(widen(Int64, splat(Int32, 256)), t1)
+    t3 = widen(Float, t2)
+    t4 = divide(v_sum, t3)
+    t5 = -t4
+    store(f32, b_h0, at, t5, WHOLE)
+    store(f32, b_h1, at, t4, WHOLE)
+    store(u32, k.f_scale, start + at, float_bits(t4), live)
+
+
+@inner
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1, lanes_sum):
     u_scale = splat(Float, one(k.scale))
     for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_sum = splat(Float, 0)
@@ -375,7 +477,7 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_sum,
             v_received_negative = unpack(1, k.f_received_negative, start + at, live)
             v_residual = stream(Float, f32, k.s_residual, start + at, live)
             t0 = eq(v_received_negative, splat(Int32, 1))
-            t1 = splat(Float, (-load(f32, f32, k.f_received_scale, min(start + at, k.length - 1) // 256, WHOLE)))
+            t1 = splat(Float, load(f32, f32, b_h2, j, WHOLE))
             t2 = per_block(Float, f32, k.f_received_scale, start + at, 256, 0, live, 256)
             t3 = select(t0, t1, t2)
             t4 = v_gradient + t3
@@ -388,29 +490,48 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_sum,
 
 
 @inner
-def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_sum, b_h0, b_h1):
-    for j in range((stop - begin + 255) // 256):
-        origin = begin + j * 256
-        length = min(256, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(256, length - t * TILE)
-            if rest == 256:
-                lanes_sum = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_sum, b_h0, b_h1, lanes_sum)
-                x_sum = hop_add_0_fold_known(Float, f32, lanes_sum, 256, k)
-            else:
-                lanes_sum = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_sum, b_h0, b_h1, lanes_sum)
-                x_sum = hop_add_0_fold(Float, f32, lanes_sum, rest, k)
-        y_sum = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_sum), 1, k)
-        store(f32, b_r_sum, j, first(y_sum), WHOLE)
-        store(f32, b_h0, j, (-(divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
-        store(f32, b_h1, j, (divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256)))))))), WHOLE)
-        store(u32, k.f_scale, block0 + j, float_bits((divide(load(f32, f32, b_r_sum, j, WHOLE), widen(f32, (smaller(splat(i64, 256), (one(k.n) - (one(block0 + j) * splat(i64, 256))))))))), WHOLE)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1):
+    rows_sum = memory(f32, 512)
+    count = (stop - begin + 255) // 256
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            hop_pass0_values0(k, block0, some, WHOLE, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1)
+        else:
+            hop_pass0_values0(k, block0, some, live, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1)
+        whole = live if begin + (some + live) * 256 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_sum = buffer_of(f32)
+            hop_pass0_stage0(k, begin + j * 256, 256, WHOLE, j, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1, lanes_sum)
+            a_sum = hop_add_0_far(Float, f32, lanes_sum, 256, k)
+            store(f32, rows_sum, (j - some) * WIDTH, a_sum, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_sum = hop_add_0_rows(Float, f32, rows_sum, live, 16, k)
+            y_sum = hop_add_0(splat(Float, splat(f32, 0.0)), widen(Float, y_sum), WIDTH, k)
+            store(f32, b_r_sum, some, y_sum, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 256
+            length = min(256, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(256, length - t * TILE)
+                if rest == 256:
+                    lanes_sum = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1, lanes_sum)
+                    x_sum = hop_add_0_fold_known(Float, f32, lanes_sum, 256, k)
+                else:
+                    lanes_sum = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1, lanes_sum)
+                    x_sum = hop_add_0_fold(Float, f32, lanes_sum, rest, k)
+            y_sum = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_sum), 1, k)
+            store(f32, b_r_sum, j, first(y_sum), WHOLE)
+        if live == WIDTH:
+            hop_pass0_values1(k, block0, some, WHOLE, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1)
+        else:
+            hop_pass0_values1(k, block0, some, live, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_sum, b_h0, b_h1):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1):
     start = tile * TILE
     widest = splat(UInt32, 0)
     for block in range(1):
@@ -441,21 +562,22 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_sum, b_h0, b_h1):
 def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_sum = memory(f32, 4)
-    kept0 = memory(f32, 1056)
-    b_h0 = memory(f32, 4)
-    b_h1 = memory(f32, 4)
+    b_r_sum = memory(f32, 32)
+    kept0 = memory(f32, 4128)
+    b_h2 = memory(f32, 32)
+    b_h0 = memory(f32, 32)
+    b_h1 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 4
-        stop = min(begin + 1024, k.length)
-        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_sum, b_h0, b_h1)
-        for tile in range(span * 1, tiles_of(stop)):
+        begin = span * 4096
+        block0 = span * 16
+        stop = min(begin + 4096, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1)
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_sum, b_h0, b_h1)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1)
             else:
-                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_sum, b_h0, b_h1)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_h1)
     set_flags(flags)
 
 
@@ -481,7 +603,7 @@ def hop_before0(k):
     if k.outside != 0 and k.n > 0:
         return OUT_OF_RANGE
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(hop_frame)
@@ -495,5 +617,5 @@ def hop_step0(frame):
 OPERATIONS["hop"] = Kernels(
     hop_frame,
     [hop_step0, ],
-    [(hop_pass0, 64), ],
+    [(hop_pass0, 16), ],
 )

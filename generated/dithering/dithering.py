@@ -39,8 +39,16 @@ def encode_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles, encode_greater_0_far, encode_greater_0_rows = reduction(encode_greater_0)
 
+
+
+@inner
+def encode_pass0_values1(k, start, at, live, begin, block0, b_r_top):
+    v_top = load(Float, f32, b_r_top, at, WHOLE)
+    store(u32, k.f_top, start + at, float_bits(v_top), live)
+    if any_(not_finite(keep(live, magnitude(v_top), splat(UInt32, 0)))):
+        k.bad = 1
 
 
 @inner
@@ -58,29 +66,45 @@ def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_top, lan
 
 @inner
 def encode_pass0_blocks(k, stop, begin, block0, b_r_top):
-    for j in range((stop - begin + 511) // 512):
-        origin = begin + j * 512
-        length = min(512, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(512, length - t * TILE)
-            if rest == 512:
-                lanes_top = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, b_r_top, lanes_top)
-                x_top = encode_greater_0_fold_known(Float, f32, lanes_top, 512, k)
-            else:
-                lanes_top = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_top, lanes_top)
-                x_top = encode_greater_0_fold(Float, f32, lanes_top, rest, k)
-        y_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_top), 1, k)
-        store(f32, b_r_top, j, first(y_top), WHOLE)
-        store(u32, k.f_top, block0 + j, float_bits(load(f32, f32, b_r_top, j, WHOLE)), WHOLE)
+    rows_top = memory(f32, 256)
+    count = (stop - begin + 511) // 512
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 512 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_top = buffer_of(f32)
+            encode_pass0_stage0(k, begin + j * 512, 512, WHOLE, j, begin, block0, b_r_top, lanes_top)
+            a_top = encode_greater_0_far(Float, f32, lanes_top, 512, k)
+            store(f32, rows_top, (j - some) * WIDTH, a_top, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_top = encode_greater_0_rows(Float, f32, rows_top, live, 8, k)
+            y_top = encode_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_top), WIDTH, k)
+            store(f32, b_r_top, some, y_top, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 512
+            length = min(512, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(512, length - t * TILE)
+                if rest == 512:
+                    lanes_top = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, b_r_top, lanes_top)
+                    x_top = encode_greater_0_fold_known(Float, f32, lanes_top, 512, k)
+                else:
+                    lanes_top = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_top, lanes_top)
+                    x_top = encode_greater_0_fold(Float, f32, lanes_top, rest, k)
+            y_top = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_top), 1, k)
+            store(f32, b_r_top, j, first(y_top), WHOLE)
+        if live == WIDTH:
+            encode_pass0_values1(k, block0, some, WHOLE, begin, block0, b_r_top)
+        else:
+            encode_pass0_values1(k, block0, some, live, begin, block0, b_r_top)
 
 
 @inner
 def encode_pass0_tile(k, tile, count, begin, block0, b_r_top):
     start = tile * TILE
     r0 = rows_buffer()
-    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         random_halves(r0, k.seed, 0, tile, block * WIDTH)
         for row in range(ROWS):
@@ -101,24 +125,21 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_top):
             t11 = saturate(Int32, t10, 0, 7)
             t12 = lt(v_gradient, splat(Float, 0.0))
             t13 = widen(Int32, bit(t12))
-            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(3, k.f_level, start + at, t11, live)
             pack(1, k.f_negative, start + at, t13, live)
-    if any_(not_finite(widest)):
-        k.bad = 1
 
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_top = memory(f32, 2)
+    b_r_top = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 2
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 8
+        stop = min(begin + 4096, k.length)
         encode_pass0_blocks(k, stop, begin, block0, b_r_top)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_top)
@@ -150,7 +171,7 @@ def encode_before0(k):
     clear(k.payload + gap_level, k.f_level)
     clear(k.payload + gap_negative, k.f_negative)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(encode_frame)
@@ -164,7 +185,7 @@ def encode_step0(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, ],
-    [(encode_pass0, 64), ],
+    [(encode_pass0, 16), ],
 )
 
 
@@ -389,8 +410,16 @@ def hop_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles, hop_greater_0_far, hop_greater_0_rows = reduction(hop_greater_0)
 
+
+
+@inner
+def hop_pass0_values1(k, start, at, live, begin, block0, kept0, b_r_top):
+    v_top = load(Float, f32, b_r_top, at, WHOLE)
+    store(u32, k.f_top, start + at, float_bits(v_top), live)
+    if any_(not_finite(keep(live, magnitude(v_top), splat(UInt32, 0)))):
+        k.bad = 1
 
 
 @inner
@@ -425,29 +454,45 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_top,
 
 @inner
 def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_top):
-    for j in range((stop - begin + 511) // 512):
-        origin = begin + j * 512
-        length = min(512, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(512, length - t * TILE)
-            if rest == 512:
-                lanes_top = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, kept0, b_r_top, lanes_top)
-                x_top = hop_greater_0_fold_known(Float, f32, lanes_top, 512, k)
-            else:
-                lanes_top = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_top, lanes_top)
-                x_top = hop_greater_0_fold(Float, f32, lanes_top, rest, k)
-        y_top = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_top), 1, k)
-        store(f32, b_r_top, j, first(y_top), WHOLE)
-        store(u32, k.f_top, block0 + j, float_bits(load(f32, f32, b_r_top, j, WHOLE)), WHOLE)
+    rows_top = memory(f32, 256)
+    count = (stop - begin + 511) // 512
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 512 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_top = buffer_of(f32)
+            hop_pass0_stage0(k, begin + j * 512, 512, WHOLE, j, begin, block0, kept0, b_r_top, lanes_top)
+            a_top = hop_greater_0_far(Float, f32, lanes_top, 512, k)
+            store(f32, rows_top, (j - some) * WIDTH, a_top, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_top = hop_greater_0_rows(Float, f32, rows_top, live, 8, k)
+            y_top = hop_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_top), WIDTH, k)
+            store(f32, b_r_top, some, y_top, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 512
+            length = min(512, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(512, length - t * TILE)
+                if rest == 512:
+                    lanes_top = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, kept0, b_r_top, lanes_top)
+                    x_top = hop_greater_0_fold_known(Float, f32, lanes_top, 512, k)
+                else:
+                    lanes_top = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_top, lanes_top)
+                    x_top = hop_greater_0_fold(Float, f32, lanes_top, rest, k)
+            y_top = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_top), 1, k)
+            store(f32, b_r_top, j, first(y_top), WHOLE)
+        if live == WIDTH:
+            hop_pass0_values1(k, block0, some, WHOLE, begin, block0, kept0, b_r_top)
+        else:
+            hop_pass0_values1(k, block0, some, live, begin, block0, kept0, b_r_top)
 
 
 @inner
 def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_top):
     start = tile * TILE
     r0 = rows_buffer()
-    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         random_halves(r0, k.seed, 0, tile, block * WIDTH)
         for row in range(ROWS):
@@ -468,25 +513,22 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_top):
             t12 = saturate(Int32, t11, 0, 7)
             t13 = lt(t0, splat(Float, 0.0))
             t14 = widen(Int32, bit(t13))
-            widest = keep(live, greater(widest, magnitude(t0)), widest)
             pack(3, k.f_level, start + at, t12, live)
             pack(1, k.f_negative, start + at, t14, live)
-    if any_(not_finite(widest)):
-        k.bad = 1
 
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_top = memory(f32, 2)
-    kept0 = memory(f32, 1056)
+    b_r_top = memory(f32, 32)
+    kept0 = memory(f32, 4128)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 2
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 8
+        stop = min(begin + 4096, k.length)
         hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_top)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_top)
@@ -521,7 +563,7 @@ def hop_before0(k):
     clear(k.payload + gap_level, k.f_level)
     clear(k.payload + gap_negative, k.f_negative)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(hop_frame)
@@ -535,5 +577,5 @@ def hop_step0(frame):
 OPERATIONS["hop"] = Kernels(
     hop_frame,
     [hop_step0, ],
-    [(hop_pass0, 64), ],
+    [(hop_pass0, 16), ],
 )

@@ -39,7 +39,7 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles, encode_add_0_far, encode_add_0_rows = reduction(encode_add_0)
 
 
 
@@ -378,7 +378,7 @@ def hop_add_0(a, b, live, k):
     return (a + b)
 
 
-hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles = reduction(hop_add_0)
+hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles, hop_add_0_far, hop_add_0_rows = reduction(hop_add_0)
 
 
 

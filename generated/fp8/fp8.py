@@ -36,8 +36,19 @@ def encode_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles, encode_greater_0_far, encode_greater_0_rows = reduction(encode_greater_0)
 
+
+
+@inner
+def encode_pass0_values1(k, start, at, live, begin, block0, b_r_scale_greater, b_h0):
+    v_scale_greater = load(Float, f32, b_r_scale_greater, at, WHOLE)
+    t0 = divide(v_scale_greater, splat(Float, 448.0))
+    t1 = over(splat(Float, 1.401298464324817e-45), t0)
+    store(f32, b_h0, at, t1, WHOLE)
+    store(u32, k.f_scale, start + at, float_bits(t1), live)
+    if any_(not_finite(keep(live, magnitude(v_scale_greater), splat(UInt32, 0)))):
+        k.bad = 1
 
 
 @inner
@@ -55,29 +66,44 @@ def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_scale_gr
 
 @inner
 def encode_pass0_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0):
-    for j in range((stop - begin + 255) // 256):
-        origin = begin + j * 256
-        length = min(256, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(256, length - t * TILE)
-            if rest == 256:
-                lanes_scale_greater = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = encode_greater_0_fold_known(Float, f32, lanes_scale_greater, 256, k)
-            else:
-                lanes_scale_greater = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
-        y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
-        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
-        store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 448.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
-        store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 448.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
+    rows_scale_greater = memory(f32, 512)
+    count = (stop - begin + 255) // 256
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 256 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_scale_greater = buffer_of(f32)
+            encode_pass0_stage0(k, begin + j * 256, 256, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+            a_scale_greater = encode_greater_0_far(Float, f32, lanes_scale_greater, 256, k)
+            store(f32, rows_scale_greater, (j - some) * WIDTH, a_scale_greater, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_scale_greater = encode_greater_0_rows(Float, f32, rows_scale_greater, live, 16, k)
+            y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_scale_greater), WIDTH, k)
+            store(f32, b_r_scale_greater, some, y_scale_greater, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 256
+            length = min(256, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(256, length - t * TILE)
+                if rest == 256:
+                    lanes_scale_greater = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = encode_greater_0_fold_known(Float, f32, lanes_scale_greater, 256, k)
+                else:
+                    lanes_scale_greater = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+            y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+            store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
+        if live == WIDTH:
+            encode_pass0_values1(k, block0, some, WHOLE, begin, block0, b_r_scale_greater, b_h0)
+        else:
+            encode_pass0_values1(k, block0, some, live, begin, block0, b_r_scale_greater, b_h0)
 
 
 @inner
 def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
     start = tile * TILE
-    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -86,8 +112,8 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
             t0 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
             t1 = divide(v_gradient, t0)
             t2 = absolute(t1)
-            t3 = smaller(t2, splat(Float, 448.0))
-            t4 = float_bits(t3)
+            t3 = under(splat(Float, 448.0), t2)
+            t4 = bits_of(t3)
             t5 = shift_right(t4, splat(UInt32, 23))
             t6 = widen(Int32, t5)
             t7 = greater(t6, splat(Int32, 121))
@@ -100,7 +126,7 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
             t14 = bits_float(t13)
             t15 = t3 * t14
             t16 = round_(t15)
-            t17 = saturate(Int32, t16, 0, 229376)
+            t17 = widen(Int32, over(t16, splat(Float, 0)))
             t18 = t9 + t17
             t19 = smaller(t18, splat(Int32, 127))
             t20 = float_bits(t1)
@@ -109,24 +135,21 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
             t23 = splat(Int32, 128) * t22
             t24 = t19 + t23
             t25 = widen(Int32, t24)
-            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             store(u8, k.f_code, start + at, t25, live)
-    if any_(not_finite(widest)):
-        k.bad = 1
 
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_scale_greater = memory(f32, 4)
-    b_h0 = memory(f32, 4)
+    b_r_scale_greater = memory(f32, 32)
+    b_h0 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 4
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 16
+        stop = min(begin + 4096, k.length)
         encode_pass0_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_scale_greater, b_h0)
@@ -153,7 +176,7 @@ def encode_before0(k):
     clear(k.payload + gap_scale, k.f_scale)
     clear(k.payload + gap_code, k.f_code)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(encode_frame)
@@ -167,7 +190,7 @@ def encode_step0(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, ],
-    [(encode_pass0, 64), ],
+    [(encode_pass0, 16), ],
 )
 
 
@@ -378,8 +401,19 @@ def hop_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles, hop_greater_0_far, hop_greater_0_rows = reduction(hop_greater_0)
 
+
+
+@inner
+def hop_pass0_values1(k, start, at, live, begin, block0, kept0, b_r_scale_greater, b_h0):
+    v_scale_greater = load(Float, f32, b_r_scale_greater, at, WHOLE)
+    t0 = divide(v_scale_greater, splat(Float, 448.0))
+    t1 = over(splat(Float, 1.401298464324817e-45), t0)
+    store(f32, b_h0, at, t1, WHOLE)
+    store(u32, k.f_scale, start + at, float_bits(t1), live)
+    if any_(not_finite(keep(live, magnitude(v_scale_greater), splat(UInt32, 0)))):
+        k.bad = 1
 
 
 @inner
@@ -414,29 +448,44 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_scal
 
 @inner
 def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale_greater, b_h0):
-    for j in range((stop - begin + 255) // 256):
-        origin = begin + j * 256
-        length = min(256, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(256, length - t * TILE)
-            if rest == 256:
-                lanes_scale_greater = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = hop_greater_0_fold_known(Float, f32, lanes_scale_greater, 256, k)
-            else:
-                lanes_scale_greater = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
-        y_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
-        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
-        store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 448.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
-        store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 448.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
+    rows_scale_greater = memory(f32, 512)
+    count = (stop - begin + 255) // 256
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 256 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_scale_greater = buffer_of(f32)
+            hop_pass0_stage0(k, begin + j * 256, 256, WHOLE, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+            a_scale_greater = hop_greater_0_far(Float, f32, lanes_scale_greater, 256, k)
+            store(f32, rows_scale_greater, (j - some) * WIDTH, a_scale_greater, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_scale_greater = hop_greater_0_rows(Float, f32, rows_scale_greater, live, 16, k)
+            y_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_scale_greater), WIDTH, k)
+            store(f32, b_r_scale_greater, some, y_scale_greater, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 256
+            length = min(256, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(256, length - t * TILE)
+                if rest == 256:
+                    lanes_scale_greater = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = hop_greater_0_fold_known(Float, f32, lanes_scale_greater, 256, k)
+                else:
+                    lanes_scale_greater = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+            y_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+            store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
+        if live == WIDTH:
+            hop_pass0_values1(k, block0, some, WHOLE, begin, block0, kept0, b_r_scale_greater, b_h0)
+        else:
+            hop_pass0_values1(k, block0, some, live, begin, block0, kept0, b_r_scale_greater, b_h0)
 
 
 @inner
 def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0):
     start = tile * TILE
-    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -445,8 +494,8 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0
             t1 = per_block(Float, f32, b_h0, start + at, 256, block0, live, WIDTH)
             t2 = divide(t0, t1)
             t3 = absolute(t2)
-            t4 = smaller(t3, splat(Float, 448.0))
-            t5 = float_bits(t4)
+            t4 = under(splat(Float, 448.0), t3)
+            t5 = bits_of(t4)
             t6 = shift_right(t5, splat(UInt32, 23))
             t7 = widen(Int32, t6)
             t8 = greater(t7, splat(Int32, 121))
@@ -459,7 +508,7 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0
             t15 = bits_float(t14)
             t16 = t4 * t15
             t17 = round_(t16)
-            t18 = saturate(Int32, t17, 0, 229376)
+            t18 = widen(Int32, over(t17, splat(Float, 0)))
             t19 = t10 + t18
             t20 = smaller(t19, splat(Int32, 127))
             t21 = float_bits(t2)
@@ -468,25 +517,22 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0
             t24 = splat(Int32, 128) * t23
             t25 = t20 + t24
             t26 = widen(Int32, t25)
-            widest = keep(live, greater(widest, magnitude(t0)), widest)
             store(u8, k.f_code, start + at, t26, live)
-    if any_(not_finite(widest)):
-        k.bad = 1
 
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_scale_greater = memory(f32, 4)
-    kept0 = memory(f32, 1056)
-    b_h0 = memory(f32, 4)
+    b_r_scale_greater = memory(f32, 32)
+    kept0 = memory(f32, 4128)
+    b_h0 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 4
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 16
+        stop = min(begin + 4096, k.length)
         hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale_greater, b_h0)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_scale_greater, b_h0)
@@ -515,7 +561,7 @@ def hop_before0(k):
     clear(k.payload + gap_scale, k.f_scale)
     clear(k.payload + gap_code, k.f_code)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(hop_frame)
@@ -529,5 +575,5 @@ def hop_step0(frame):
 OPERATIONS["hop"] = Kernels(
     hop_frame,
     [hop_step0, ],
-    [(hop_pass0, 64), ],
+    [(hop_pass0, 16), ],
 )

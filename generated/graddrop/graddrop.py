@@ -440,27 +440,12 @@ def decode_pass0(frame, low, high):
 
 
 
-@inner
-def decode_pass1_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            store(u32, k.gradient, start + at, float_bits(splat(Float, 0.0)), live)
-
 
 @loop(decode_frame)
 def decode_pass1(frame, low, high):
     k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_pass1_tile(k, tile, WHOLE)
-        else:
-            decode_pass1_tile(k, tile, count)
-    set_flags(flags)
+    if low < high:
+        clear(k.gradient + low * TILE * 4, k.gradient + min(high * TILE, k.length) * 4)
 
 
 

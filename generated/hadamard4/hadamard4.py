@@ -47,7 +47,7 @@ def encode_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles, encode_greater_0_far, encode_greater_0_rows = reduction(encode_greater_0)
 
 
 
@@ -55,6 +55,7 @@ encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = red
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     u_n_Int64 = splat(Int64, one(k.n))
+    length_gradient = native(one(k.n))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -62,7 +63,7 @@ def encode_pass0_tile(k, tile, count):
             position = positions(start + at)
             t0 = lt(position, u_n_Int64)
             t1 = both(first_lanes(live), t0)
-            t2 = gather(Float, f32, k.gradient, native(one(k.n)), position, t1, k)
+            t2 = near(Float, f32, k.gradient, length_gradient, ((start + at & -32) ^ 0) + 0, 31, 0, t1, k)
             t3 = t2 * splat(Float, 0.1767766922712326)
             t4 = both(first_lanes(live), negation(t0))
             t5 = select(t0, t3, splat(Float, 0.0))
@@ -114,22 +115,20 @@ def encode_pass1(frame, low, high):
 @inner
 def encode_pass2_tile(k, tile, count):
     start = tile * TILE
+    length_g = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -2))
-            t1 = gather(Float, f32, k.v_g, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 1)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 1))
-            t7 = gather(Float, f32, k.v_g, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_a_1, start + at, t9, live)
+            t0 = near(Float, f32, k.v_g, length_g, ((start + at & -32) ^ 0) + 0, 30, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 1, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_g, length_g, ((start + at & -32) ^ 0) + 0, 30, 1, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_a_1, start + at, t7, live)
 
 
 @loop(encode_frame)
@@ -149,22 +148,20 @@ def encode_pass2(frame, low, high):
 @inner
 def encode_pass3_tile(k, tile, count):
     start = tile * TILE
+    length_a_1 = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -3))
-            t1 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 2)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 2))
-            t7 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_b_1, start + at, t9, live)
+            t0 = near(Float, f32, k.v_a_1, length_a_1, ((start + at & -32) ^ 0) + 0, 29, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 2, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_a_1, length_a_1, ((start + at & -32) ^ 0) + 0, 29, 2, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_b_1, start + at, t7, live)
 
 
 @loop(encode_frame)
@@ -184,22 +181,20 @@ def encode_pass3(frame, low, high):
 @inner
 def encode_pass4_tile(k, tile, count):
     start = tile * TILE
+    length_b_1 = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -5))
-            t1 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 4)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 4))
-            t7 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_c, start + at, t9, live)
+            t0 = near(Float, f32, k.v_b_1, length_b_1, ((start + at & -32) ^ 0) + 0, 27, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 4, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_b_1, length_b_1, ((start + at & -32) ^ 0) + 0, 27, 4, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_c, start + at, t7, live)
 
 
 @loop(encode_frame)
@@ -219,22 +214,20 @@ def encode_pass4(frame, low, high):
 @inner
 def encode_pass5_tile(k, tile, count):
     start = tile * TILE
+    length_c = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -9))
-            t1 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 8)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 8))
-            t7 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_d, start + at, t9, live)
+            t0 = near(Float, f32, k.v_c, length_c, ((start + at & -32) ^ 0) + 0, 23, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 8, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_c, length_c, ((start + at & -32) ^ 0) + 0, 23, 8, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_d, start + at, t7, live)
 
 
 @loop(encode_frame)
@@ -252,88 +245,109 @@ def encode_pass5(frame, low, high):
 
 
 @inner
+def encode_pass6_values1(k, start, at, live, begin, block0, b_r_scale_greater, b_h0):
+    v_scale_greater = load(Float, f32, b_r_scale_greater, at, WHOLE)
+    t0 = divide(v_scale_greater, splat(Float, 7.0))
+    t1 = over(splat(Float, 1.401298464324817e-45), t0)
+    store(f32, b_h0, at, t1, WHOLE)
+    store(u32, k.f_scale, start + at, float_bits(t1), live)
+
+
+@inner
 def encode_pass6_stage0(k, start, count, live_of, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater):
+    length_d = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_scale_greater = splat(Float, 0)
         for row in range((count - block * WIDTH + LANES - 1) // LANES):
             at = row * LANES + block * WIDTH
             live = left(live_of, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -17))
-            t1 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 16)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 16))
-            t7 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            t10 = absolute(t9)
-            a_scale_greater = t10 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t10, live, k), a_scale_greater)
+            t0 = near(Float, f32, k.v_d, length_d, ((start + at & -32) ^ 0) + 0, 15, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 16, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_d, length_d, ((start + at & -32) ^ 0) + 0, 15, 16, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            t8 = absolute(t7)
+            a_scale_greater = t8 if row == 0 else keep(live, encode_greater_0(a_scale_greater, t8, live, k), a_scale_greater)
         store(f32, lanes_scale_greater, block * WIDTH, a_scale_greater, WHOLE)
 
 
 @inner
 def encode_pass6_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0):
-    for j in range((stop - begin + 127) // 128):
-        origin = begin + j * 128
-        length = min(128, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(128, length - t * TILE)
-            if rest == 128:
-                lanes_scale_greater = buffer_of(f32)
-                encode_pass6_stage0(k, origin + t * TILE, 128, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = encode_greater_0_fold_known(Float, f32, lanes_scale_greater, 128, k)
-            else:
-                lanes_scale_greater = buffer_of(f32)
-                encode_pass6_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
-        y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
-        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
-        store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
-        store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
+    rows_scale_greater = memory(f32, 1024)
+    count = (stop - begin + 127) // 128
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 128 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_scale_greater = buffer_of(f32)
+            encode_pass6_stage0(k, begin + j * 128, 128, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+            a_scale_greater = encode_greater_0_far(Float, f32, lanes_scale_greater, 128, k)
+            store(f32, rows_scale_greater, (j - some) * WIDTH, a_scale_greater, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_scale_greater = encode_greater_0_rows(Float, f32, rows_scale_greater, live, 32, k)
+            y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_scale_greater), WIDTH, k)
+            store(f32, b_r_scale_greater, some, y_scale_greater, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 128
+            length = min(128, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(128, length - t * TILE)
+                if rest == 128:
+                    lanes_scale_greater = buffer_of(f32)
+                    encode_pass6_stage0(k, origin + t * TILE, 128, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = encode_greater_0_fold_known(Float, f32, lanes_scale_greater, 128, k)
+                else:
+                    lanes_scale_greater = buffer_of(f32)
+                    encode_pass6_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+            y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+            store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
+        if live == WIDTH:
+            encode_pass6_values1(k, block0, some, WHOLE, begin, block0, b_r_scale_greater, b_h0)
+        else:
+            encode_pass6_values1(k, block0, some, live, begin, block0, b_r_scale_greater, b_h0)
 
 
 @inner
 def encode_pass6_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
     start = tile * TILE
+    length_d = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -17))
-            t1 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 16)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 16))
-            t7 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            t10 = per_block(Float, f32, b_h0, start + at, 128, block0, live, WIDTH)
-            t11 = divide(t9, t10)
-            t12 = round_(t11)
-            t13 = saturate(Int32, t12, -7, 7)
-            t14 = t13 + splat(Int32, 8)
-            t15 = widen(Int32, t14)
-            pack(4, k.f_q, start + at, t15, live)
+            t0 = near(Float, f32, k.v_d, length_d, ((start + at & -32) ^ 0) + 0, 15, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 16, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_d, length_d, ((start + at & -32) ^ 0) + 0, 15, 16, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            t8 = per_block(Float, f32, b_h0, start + at, 128, block0, live, WIDTH)
+            t9 = divide(t7, t8)
+            t10 = round_(t9)
+            t11 = saturate(Int32, t10, -7, 7)
+            t12 = t11 + splat(Int32, 8)
+            t13 = widen(Int32, t12)
+            pack(4, k.f_q, start + at, t13, live)
 
 
 @loop(encode_frame)
 def encode_pass6(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_scale_greater = memory(f32, 8)
-    b_h0 = memory(f32, 8)
+    b_r_scale_greater = memory(f32, 32)
+    b_h0 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 8
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 32
+        stop = min(begin + 4096, k.length)
         encode_pass6_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 encode_pass6_tile(k, tile, WHOLE, begin, block0, b_r_scale_greater, b_h0)
@@ -458,7 +472,7 @@ def encode_step5(frame):
 @inner
 def encode_before6(k):
     k.length = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(encode_frame)
@@ -472,7 +486,7 @@ def encode_step6(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, ],
-    [(encode_pass0, 64), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), (encode_pass4, 64), (encode_pass5, 64), (encode_pass6, 64), ],
+    [(encode_pass0, 64), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), (encode_pass4, 64), (encode_pass5, 64), (encode_pass6, 16), ],
 )
 
 
@@ -507,40 +521,37 @@ decode_frame = frame_type(
 def decode_pass0_tile(k, tile, count):
     start = tile * TILE
     u_n_Mask = splat(Mask, (gt(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)), splat(i64, 0))))
+    length_q = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
+    length_scale = native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128))))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
             t0 = both(first_lanes(live), u_n_Mask)
-            t1 = position & widen(Int64, splat(Int32, -2))
-            t2 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t1, t0, k)
-            t3 = t2 - splat(Int32, 8)
-            t4 = widen(Float, t3)
-            t5 = divide(t1, widen(Int64, splat(Int32, 128)))
-            t6 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t5, t0, k)
-            t7 = t4 * t6
-            t8 = t7 * splat(Float, 0.1767766922712326)
-            t9 = both(first_lanes(live), negation(u_n_Mask))
-            t10 = select(u_n_Mask, t8, splat(Float, 0.0))
-            t11 = widen(Int32, position & widen(Int64, splat(Int32, 1)))
-            t12 = eq(t11, splat(Int32, 0))
-            t13 = select(t12, splat(Int32, 1), splat(Int32, -1))
-            t14 = widen(Float, t13)
-            t15 = both(first_lanes(live), u_n_Mask)
-            t16 = position | widen(Int64, splat(Int32, 1))
-            t17 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t16, t15, k)
-            t18 = t17 - splat(Int32, 8)
-            t19 = widen(Float, t18)
-            t20 = divide(t16, widen(Int64, splat(Int32, 128)))
-            t21 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t20, t15, k)
-            t22 = t19 * t21
-            t23 = t22 * splat(Float, 0.1767766922712326)
-            t24 = both(first_lanes(live), negation(u_n_Mask))
-            t25 = select(u_n_Mask, t23, splat(Float, 0.0))
-            t26 = t14 * t25
-            t27 = t10 + t26
-            store(f32, k.v_a_1, start + at, t27, live)
+            t1 = near_codes(4, k.f_q, length_q, ((start + at & -32) ^ 0) + 0, 30, 0, t0, k)
+            t2 = t1 - splat(Int32, 8)
+            t3 = widen(Float, t2)
+            t4 = near_one(Float, f32, k.f_scale, length_scale, (((start + at & -32) ^ 0) + 0) // 128, t0, k)
+            t5 = t3 * t4
+            t6 = t5 * splat(Float, 0.1767766922712326)
+            t7 = both(first_lanes(live), negation(u_n_Mask))
+            t8 = select(u_n_Mask, t6, splat(Float, 0.0))
+            t9 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 1, 0)
+            t10 = eq(t9, splat(Int32, 0))
+            t11 = select(t10, splat(Int32, 1), splat(Int32, -1))
+            t12 = widen(Float, t11)
+            t13 = both(first_lanes(live), u_n_Mask)
+            t14 = near_codes(4, k.f_q, length_q, ((start + at & -32) ^ 0) + 0, 30, 1, t13, k)
+            t15 = t14 - splat(Int32, 8)
+            t16 = widen(Float, t15)
+            t17 = near_one(Float, f32, k.f_scale, length_scale, (((start + at & -32) ^ 0) + 0) // 128, t13, k)
+            t18 = t16 * t17
+            t19 = t18 * splat(Float, 0.1767766922712326)
+            t20 = both(first_lanes(live), negation(u_n_Mask))
+            t21 = select(u_n_Mask, t19, splat(Float, 0.0))
+            t22 = t12 * t21
+            t23 = t8 + t22
+            store(f32, k.v_a_1, start + at, t23, live)
 
 
 @loop(decode_frame)
@@ -560,22 +571,20 @@ def decode_pass0(frame, low, high):
 @inner
 def decode_pass1_tile(k, tile, count):
     start = tile * TILE
+    length_a_1 = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -3))
-            t1 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 2)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 2))
-            t7 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_b_1, start + at, t9, live)
+            t0 = near(Float, f32, k.v_a_1, length_a_1, ((start + at & -32) ^ 0) + 0, 29, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 2, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_a_1, length_a_1, ((start + at & -32) ^ 0) + 0, 29, 2, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_b_1, start + at, t7, live)
 
 
 @loop(decode_frame)
@@ -595,22 +604,20 @@ def decode_pass1(frame, low, high):
 @inner
 def decode_pass2_tile(k, tile, count):
     start = tile * TILE
+    length_b_1 = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -5))
-            t1 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 4)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 4))
-            t7 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_c, start + at, t9, live)
+            t0 = near(Float, f32, k.v_b_1, length_b_1, ((start + at & -32) ^ 0) + 0, 27, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 4, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_b_1, length_b_1, ((start + at & -32) ^ 0) + 0, 27, 4, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_c, start + at, t7, live)
 
 
 @loop(decode_frame)
@@ -630,22 +637,20 @@ def decode_pass2(frame, low, high):
 @inner
 def decode_pass3_tile(k, tile, count):
     start = tile * TILE
+    length_c = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -9))
-            t1 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 8)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 8))
-            t7 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_d, start + at, t9, live)
+            t0 = near(Float, f32, k.v_c, length_c, ((start + at & -32) ^ 0) + 0, 23, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 8, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_c, length_c, ((start + at & -32) ^ 0) + 0, 23, 8, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_d, start + at, t7, live)
 
 
 @loop(decode_frame)
@@ -665,22 +670,20 @@ def decode_pass3(frame, low, high):
 @inner
 def decode_pass4_tile(k, tile, count):
     start = tile * TILE
+    length_d = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -17))
-            t1 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 16)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 16))
-            t7 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(u32, k.gradient, start + at, float_bits(t9), live)
+            t0 = near(Float, f32, k.v_d, length_d, ((start + at & -32) ^ 0) + 0, 15, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 16, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_d, length_d, ((start + at & -32) ^ 0) + 0, 15, 16, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(u32, k.gradient, start + at, float_bits(t7), live)
 
 
 @loop(decode_frame)
@@ -827,40 +830,37 @@ decode_add_frame = frame_type(
 def decode_add_pass0_tile(k, tile, count):
     start = tile * TILE
     u_n_Mask = splat(Mask, (gt(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)), splat(i64, 0))))
+    length_q = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
+    length_scale = native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128))))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
             t0 = both(first_lanes(live), u_n_Mask)
-            t1 = position & widen(Int64, splat(Int32, -2))
-            t2 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t1, t0, k)
-            t3 = t2 - splat(Int32, 8)
-            t4 = widen(Float, t3)
-            t5 = divide(t1, widen(Int64, splat(Int32, 128)))
-            t6 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t5, t0, k)
-            t7 = t4 * t6
-            t8 = t7 * splat(Float, 0.1767766922712326)
-            t9 = both(first_lanes(live), negation(u_n_Mask))
-            t10 = select(u_n_Mask, t8, splat(Float, 0.0))
-            t11 = widen(Int32, position & widen(Int64, splat(Int32, 1)))
-            t12 = eq(t11, splat(Int32, 0))
-            t13 = select(t12, splat(Int32, 1), splat(Int32, -1))
-            t14 = widen(Float, t13)
-            t15 = both(first_lanes(live), u_n_Mask)
-            t16 = position | widen(Int64, splat(Int32, 1))
-            t17 = gather_bits(4, k.f_q, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t16, t15, k)
-            t18 = t17 - splat(Int32, 8)
-            t19 = widen(Float, t18)
-            t20 = divide(t16, widen(Int64, splat(Int32, 128)))
-            t21 = gather(Float, f32, k.f_scale, native((divide((((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)) + splat(i64, 127)), splat(i64, 128)))), t20, t15, k)
-            t22 = t19 * t21
-            t23 = t22 * splat(Float, 0.1767766922712326)
-            t24 = both(first_lanes(live), negation(u_n_Mask))
-            t25 = select(u_n_Mask, t23, splat(Float, 0.0))
-            t26 = t14 * t25
-            t27 = t10 + t26
-            store(f32, k.v_a_1, start + at, t27, live)
+            t1 = near_codes(4, k.f_q, length_q, ((start + at & -32) ^ 0) + 0, 30, 0, t0, k)
+            t2 = t1 - splat(Int32, 8)
+            t3 = widen(Float, t2)
+            t4 = near_one(Float, f32, k.f_scale, length_scale, (((start + at & -32) ^ 0) + 0) // 128, t0, k)
+            t5 = t3 * t4
+            t6 = t5 * splat(Float, 0.1767766922712326)
+            t7 = both(first_lanes(live), negation(u_n_Mask))
+            t8 = select(u_n_Mask, t6, splat(Float, 0.0))
+            t9 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 1, 0)
+            t10 = eq(t9, splat(Int32, 0))
+            t11 = select(t10, splat(Int32, 1), splat(Int32, -1))
+            t12 = widen(Float, t11)
+            t13 = both(first_lanes(live), u_n_Mask)
+            t14 = near_codes(4, k.f_q, length_q, ((start + at & -32) ^ 0) + 0, 30, 1, t13, k)
+            t15 = t14 - splat(Int32, 8)
+            t16 = widen(Float, t15)
+            t17 = near_one(Float, f32, k.f_scale, length_scale, (((start + at & -32) ^ 0) + 0) // 128, t13, k)
+            t18 = t16 * t17
+            t19 = t18 * splat(Float, 0.1767766922712326)
+            t20 = both(first_lanes(live), negation(u_n_Mask))
+            t21 = select(u_n_Mask, t19, splat(Float, 0.0))
+            t22 = t12 * t21
+            t23 = t8 + t22
+            store(f32, k.v_a_1, start + at, t23, live)
 
 
 @loop(decode_add_frame)
@@ -880,22 +880,20 @@ def decode_add_pass0(frame, low, high):
 @inner
 def decode_add_pass1_tile(k, tile, count):
     start = tile * TILE
+    length_a_1 = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -3))
-            t1 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 2)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 2))
-            t7 = gather(Float, f32, k.v_a_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_b_1, start + at, t9, live)
+            t0 = near(Float, f32, k.v_a_1, length_a_1, ((start + at & -32) ^ 0) + 0, 29, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 2, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_a_1, length_a_1, ((start + at & -32) ^ 0) + 0, 29, 2, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_b_1, start + at, t7, live)
 
 
 @loop(decode_add_frame)
@@ -915,22 +913,20 @@ def decode_add_pass1(frame, low, high):
 @inner
 def decode_add_pass2_tile(k, tile, count):
     start = tile * TILE
+    length_b_1 = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -5))
-            t1 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 4)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 4))
-            t7 = gather(Float, f32, k.v_b_1, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_c, start + at, t9, live)
+            t0 = near(Float, f32, k.v_b_1, length_b_1, ((start + at & -32) ^ 0) + 0, 27, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 4, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_b_1, length_b_1, ((start + at & -32) ^ 0) + 0, 27, 4, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_c, start + at, t7, live)
 
 
 @loop(decode_add_frame)
@@ -950,22 +946,20 @@ def decode_add_pass2(frame, low, high):
 @inner
 def decode_add_pass3_tile(k, tile, count):
     start = tile * TILE
+    length_c = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
-            t0 = position & widen(Int64, splat(Int32, -9))
-            t1 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 8)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 8))
-            t7 = gather(Float, f32, k.v_c, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            store(f32, k.v_d, start + at, t9, live)
+            t0 = near(Float, f32, k.v_c, length_c, ((start + at & -32) ^ 0) + 0, 23, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 8, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_c, length_c, ((start + at & -32) ^ 0) + 0, 23, 8, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            store(f32, k.v_d, start + at, t7, live)
 
 
 @loop(decode_add_frame)
@@ -986,25 +980,23 @@ def decode_add_pass3(frame, low, high):
 def decode_add_pass4_tile(k, tile, count):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
+    length_d = native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32)))
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            position = positions(start + at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            t0 = position & widen(Int64, splat(Int32, -17))
-            t1 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t0, first_lanes(live), k)
-            t2 = widen(Int32, position & widen(Int64, splat(Int32, 16)))
-            t3 = eq(t2, splat(Int32, 0))
-            t4 = select(t3, splat(Int32, 1), splat(Int32, -1))
-            t5 = widen(Float, t4)
-            t6 = position | widen(Int64, splat(Int32, 16))
-            t7 = gather(Float, f32, k.v_d, native(((divide((one(k.n) + splat(i64, 31)), splat(i64, 32))) * splat(i64, 32))), t6, first_lanes(live), k)
-            t8 = t5 * t7
-            t9 = t1 + t8
-            t10 = u_scale * t9
-            t11 = v_gradient + t10
-            store(u32, k.gradient, start + at, float_bits(t11), live)
+            t0 = near(Float, f32, k.v_d, length_d, ((start + at & -32) ^ 0) + 0, 15, 0, first_lanes(live), k)
+            t1 = numbered(Int32, ((start + at & 0) ^ 0) + 0, 16, 0)
+            t2 = eq(t1, splat(Int32, 0))
+            t3 = select(t2, splat(Int32, 1), splat(Int32, -1))
+            t4 = widen(Float, t3)
+            t5 = near(Float, f32, k.v_d, length_d, ((start + at & -32) ^ 0) + 0, 15, 16, first_lanes(live), k)
+            t6 = t4 * t5
+            t7 = t0 + t6
+            t8 = u_scale * t7
+            t9 = v_gradient + t8
+            store(u32, k.gradient, start + at, float_bits(t9), live)
 
 
 @loop(decode_add_frame)

@@ -36,8 +36,19 @@ def encode_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles, encode_greater_0_far, encode_greater_0_rows = reduction(encode_greater_0)
 
+
+
+@inner
+def encode_pass0_values1(k, start, at, live, begin, block0, b_r_scale_greater, b_h0):
+    v_scale_greater = load(Float, f32, b_r_scale_greater, at, WHOLE)
+    t0 = divide(v_scale_greater, splat(Float, 7.0))
+    t1 = over(splat(Float, 1.401298464324817e-45), t0)
+    store(f32, b_h0, at, t1, WHOLE)
+    store(u32, k.f_scale, start + at, float_bits(t1), live)
+    if any_(not_finite(keep(live, magnitude(v_scale_greater), splat(UInt32, 0)))):
+        k.bad = 1
 
 
 @inner
@@ -55,29 +66,44 @@ def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_scale_gr
 
 @inner
 def encode_pass0_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0):
-    for j in range((stop - begin + 127) // 128):
-        origin = begin + j * 128
-        length = min(128, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(128, length - t * TILE)
-            if rest == 128:
-                lanes_scale_greater = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, 128, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = encode_greater_0_fold_known(Float, f32, lanes_scale_greater, 128, k)
-            else:
-                lanes_scale_greater = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
-        y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
-        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
-        store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
-        store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
+    rows_scale_greater = memory(f32, 1024)
+    count = (stop - begin + 127) // 128
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 128 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_scale_greater = buffer_of(f32)
+            encode_pass0_stage0(k, begin + j * 128, 128, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+            a_scale_greater = encode_greater_0_far(Float, f32, lanes_scale_greater, 128, k)
+            store(f32, rows_scale_greater, (j - some) * WIDTH, a_scale_greater, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_scale_greater = encode_greater_0_rows(Float, f32, rows_scale_greater, live, 32, k)
+            y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_scale_greater), WIDTH, k)
+            store(f32, b_r_scale_greater, some, y_scale_greater, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 128
+            length = min(128, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(128, length - t * TILE)
+                if rest == 128:
+                    lanes_scale_greater = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, 128, WHOLE, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = encode_greater_0_fold_known(Float, f32, lanes_scale_greater, 128, k)
+                else:
+                    lanes_scale_greater = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = encode_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+            y_scale_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+            store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
+        if live == WIDTH:
+            encode_pass0_values1(k, block0, some, WHOLE, begin, block0, b_r_scale_greater, b_h0)
+        else:
+            encode_pass0_values1(k, block0, some, live, begin, block0, b_r_scale_greater, b_h0)
 
 
 @inner
 def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
     start = tile * TILE
-    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -89,24 +115,21 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
             t3 = saturate(Int32, t2, -7, 7)
             t4 = t3 + splat(Int32, 8)
             t5 = widen(Int32, t4)
-            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(4, k.f_q, start + at, t5, live)
-    if any_(not_finite(widest)):
-        k.bad = 1
 
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_scale_greater = memory(f32, 8)
-    b_h0 = memory(f32, 8)
+    b_r_scale_greater = memory(f32, 32)
+    b_h0 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 8
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 32
+        stop = min(begin + 4096, k.length)
         encode_pass0_blocks(k, stop, begin, block0, b_r_scale_greater, b_h0)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_scale_greater, b_h0)
@@ -133,7 +156,7 @@ def encode_before0(k):
     clear(k.payload + gap_scale, k.f_scale)
     clear(k.payload + gap_q, k.f_q)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(encode_frame)
@@ -147,7 +170,7 @@ def encode_step0(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, ],
-    [(encode_pass0, 64), ],
+    [(encode_pass0, 16), ],
 )
 
 
@@ -342,8 +365,19 @@ def hop_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles, hop_greater_0_far, hop_greater_0_rows = reduction(hop_greater_0)
 
+
+
+@inner
+def hop_pass0_values1(k, start, at, live, begin, block0, kept0, b_r_scale_greater, b_h0):
+    v_scale_greater = load(Float, f32, b_r_scale_greater, at, WHOLE)
+    t0 = divide(v_scale_greater, splat(Float, 7.0))
+    t1 = over(splat(Float, 1.401298464324817e-45), t0)
+    store(f32, b_h0, at, t1, WHOLE)
+    store(u32, k.f_scale, start + at, float_bits(t1), live)
+    if any_(not_finite(keep(live, magnitude(v_scale_greater), splat(UInt32, 0)))):
+        k.bad = 1
 
 
 @inner
@@ -370,29 +404,44 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_scal
 
 @inner
 def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale_greater, b_h0):
-    for j in range((stop - begin + 127) // 128):
-        origin = begin + j * 128
-        length = min(128, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(128, length - t * TILE)
-            if rest == 128:
-                lanes_scale_greater = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, 128, WHOLE, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = hop_greater_0_fold_known(Float, f32, lanes_scale_greater, 128, k)
-            else:
-                lanes_scale_greater = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
-                x_scale_greater = hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
-        y_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
-        store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
-        store(f32, b_h0, j, (greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45))), WHOLE)
-        store(u32, k.f_scale, block0 + j, float_bits((greater((divide(load(f32, f32, b_r_scale_greater, j, WHOLE), splat(f32, 7.0))), splat(f32, 1.401298464324817e-45)))), WHOLE)
+    rows_scale_greater = memory(f32, 1024)
+    count = (stop - begin + 127) // 128
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 128 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_scale_greater = buffer_of(f32)
+            hop_pass0_stage0(k, begin + j * 128, 128, WHOLE, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+            a_scale_greater = hop_greater_0_far(Float, f32, lanes_scale_greater, 128, k)
+            store(f32, rows_scale_greater, (j - some) * WIDTH, a_scale_greater, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_scale_greater = hop_greater_0_rows(Float, f32, rows_scale_greater, live, 32, k)
+            y_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_scale_greater), WIDTH, k)
+            store(f32, b_r_scale_greater, some, y_scale_greater, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 128
+            length = min(128, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(128, length - t * TILE)
+                if rest == 128:
+                    lanes_scale_greater = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, 128, WHOLE, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = hop_greater_0_fold_known(Float, f32, lanes_scale_greater, 128, k)
+                else:
+                    lanes_scale_greater = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_scale_greater, b_h0, lanes_scale_greater)
+                    x_scale_greater = hop_greater_0_fold(Float, f32, lanes_scale_greater, rest, k)
+            y_scale_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_scale_greater), 1, k)
+            store(f32, b_r_scale_greater, j, first(y_scale_greater), WHOLE)
+        if live == WIDTH:
+            hop_pass0_values1(k, block0, some, WHOLE, begin, block0, kept0, b_r_scale_greater, b_h0)
+        else:
+            hop_pass0_values1(k, block0, some, live, begin, block0, kept0, b_r_scale_greater, b_h0)
 
 
 @inner
 def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0):
     start = tile * TILE
-    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -404,25 +453,22 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0
             t4 = saturate(Int32, t3, -7, 7)
             t5 = t4 + splat(Int32, 8)
             t6 = widen(Int32, t5)
-            widest = keep(live, greater(widest, magnitude(t0)), widest)
             pack(4, k.f_q, start + at, t6, live)
-    if any_(not_finite(widest)):
-        k.bad = 1
 
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_scale_greater = memory(f32, 8)
-    kept0 = memory(f32, 1056)
-    b_h0 = memory(f32, 8)
+    b_r_scale_greater = memory(f32, 32)
+    kept0 = memory(f32, 4128)
+    b_h0 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 8
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 32
+        stop = min(begin + 4096, k.length)
         hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_scale_greater, b_h0)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_scale_greater, b_h0)
@@ -451,7 +497,7 @@ def hop_before0(k):
     clear(k.payload + gap_scale, k.f_scale)
     clear(k.payload + gap_q, k.f_q)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(hop_frame)
@@ -465,5 +511,5 @@ def hop_step0(frame):
 OPERATIONS["hop"] = Kernels(
     hop_frame,
     [hop_step0, ],
-    [(hop_pass0, 64), ],
+    [(hop_pass0, 16), ],
 )

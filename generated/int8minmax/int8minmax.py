@@ -40,7 +40,7 @@ def encode_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
-encode_smaller_0_fold, encode_smaller_0_fold_known, encode_smaller_0_tiles = reduction(encode_smaller_0)
+encode_smaller_0_fold, encode_smaller_0_fold_known, encode_smaller_0_tiles, encode_smaller_0_far, encode_smaller_0_rows = reduction(encode_smaller_0)
 
 
 @inner
@@ -48,8 +48,23 @@ def encode_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
-encode_greater_1_fold, encode_greater_1_fold_known, encode_greater_1_tiles = reduction(encode_greater_1)
+encode_greater_1_fold, encode_greater_1_fold_known, encode_greater_1_tiles, encode_greater_1_far, encode_greater_1_rows = reduction(encode_greater_1)
 
+
+
+@inner
+def encode_pass0_values1(k, start, at, live, begin, block0, b_r_low, b_r_high, b_h0, b_h1):
+    v_high = load(Float, f32, b_r_high, at, WHOLE)
+    v_low = load(Float, f32, b_r_low, at, WHOLE)
+    t0 = v_high * splat(Float, 0.5)
+    t1 = v_low * splat(Float, 0.5)
+    t2 = t0 + t1
+    t3 = t0 - t1
+    t4 = divide(t3, splat(Float, 127.0))
+    store(f32, b_h0, at, t2, WHOLE)
+    store(f32, b_h1, at, t4, WHOLE)
+    store(u32, k.f_middle, start + at, float_bits(t2), live)
+    store(u32, k.f_step, start + at, float_bits(t4), live)
 
 
 @inner
@@ -69,31 +84,52 @@ def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_low, b_r
 
 @inner
 def encode_pass0_blocks(k, stop, begin, block0, b_r_low, b_r_high, b_h0, b_h1):
-    for j in range((stop - begin + 255) // 256):
-        origin = begin + j * 256
-        length = min(256, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(256, length - t * TILE)
-            if rest == 256:
-                lanes_low = buffer_of(f32)
-                lanes_high = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
-                x_low = encode_smaller_0_fold_known(Float, f32, lanes_low, 256, k)
-                x_high = encode_greater_1_fold_known(Float, f32, lanes_high, 256, k)
-            else:
-                lanes_low = buffer_of(f32)
-                lanes_high = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
-                x_low = encode_smaller_0_fold(Float, f32, lanes_low, rest, k)
-                x_high = encode_greater_1_fold(Float, f32, lanes_high, rest, k)
-        y_low = encode_smaller_0(splat(Float, splat(f32, inf)), splat(Float, x_low), 1, k)
-        store(f32, b_r_low, j, first(y_low), WHOLE)
-        y_high = encode_greater_1(splat(Float, splat(f32, -inf)), splat(Float, x_high), 1, k)
-        store(f32, b_r_high, j, first(y_high), WHOLE)
-        store(f32, b_h0, j, ((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), WHOLE)
-        store(f32, b_h1, j, (divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0))), WHOLE)
-        store(u32, k.f_middle, block0 + j, float_bits(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5)))), WHOLE)
-        store(u32, k.f_step, block0 + j, float_bits((divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0)))), WHOLE)
+    rows_low = memory(f32, 512)
+    rows_high = memory(f32, 512)
+    count = (stop - begin + 255) // 256
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 256 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_low = buffer_of(f32)
+            lanes_high = buffer_of(f32)
+            encode_pass0_stage0(k, begin + j * 256, 256, WHOLE, j, begin, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+            a_low = encode_smaller_0_far(Float, f32, lanes_low, 256, k)
+            store(f32, rows_low, (j - some) * WIDTH, a_low, WHOLE)
+            a_high = encode_greater_1_far(Float, f32, lanes_high, 256, k)
+            store(f32, rows_high, (j - some) * WIDTH, a_high, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_low = encode_smaller_0_rows(Float, f32, rows_low, live, 16, k)
+            y_low = encode_smaller_0(splat(Float, splat(f32, inf)), widen(Float, y_low), WIDTH, k)
+            store(f32, b_r_low, some, y_low, WHOLE)
+            y_high = encode_greater_1_rows(Float, f32, rows_high, live, 16, k)
+            y_high = encode_greater_1(splat(Float, splat(f32, -inf)), widen(Float, y_high), WIDTH, k)
+            store(f32, b_r_high, some, y_high, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 256
+            length = min(256, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(256, length - t * TILE)
+                if rest == 256:
+                    lanes_low = buffer_of(f32)
+                    lanes_high = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+                    x_low = encode_smaller_0_fold_known(Float, f32, lanes_low, 256, k)
+                    x_high = encode_greater_1_fold_known(Float, f32, lanes_high, 256, k)
+                else:
+                    lanes_low = buffer_of(f32)
+                    lanes_high = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+                    x_low = encode_smaller_0_fold(Float, f32, lanes_low, rest, k)
+                    x_high = encode_greater_1_fold(Float, f32, lanes_high, rest, k)
+            y_low = encode_smaller_0(splat(Float, splat(f32, inf)), splat(Float, x_low), 1, k)
+            store(f32, b_r_low, j, first(y_low), WHOLE)
+            y_high = encode_greater_1(splat(Float, splat(f32, -inf)), splat(Float, x_high), 1, k)
+            store(f32, b_r_high, j, first(y_high), WHOLE)
+        if live == WIDTH:
+            encode_pass0_values1(k, block0, some, WHOLE, begin, block0, b_r_low, b_r_high, b_h0, b_h1)
+        else:
+            encode_pass0_values1(k, block0, some, live, begin, block0, b_r_low, b_r_high, b_h0, b_h1)
 
 
 @inner
@@ -110,8 +146,8 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_low, b_r_high, b_h0, b_
             t2 = per_block(Float, f32, b_h1, start + at, 256, block0, live, WIDTH)
             t3 = divide(t1, t2)
             t4 = round_(t3)
-            t5 = greater(t4, splat(Float, -127.0))
-            t6 = smaller(t5, splat(Float, 127.0))
+            t5 = over(splat(Float, -127.0), t4)
+            t6 = under(splat(Float, 127.0), t5)
             t7 = saturate(Int32, t6, -127, 127)
             widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             store(i8, k.f_q, start + at, t7, live)
@@ -123,16 +159,16 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_low, b_r_high, b_h0, b_
 def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_low = memory(f32, 4)
-    b_r_high = memory(f32, 4)
-    b_h0 = memory(f32, 4)
-    b_h1 = memory(f32, 4)
+    b_r_low = memory(f32, 32)
+    b_r_high = memory(f32, 32)
+    b_h0 = memory(f32, 32)
+    b_h1 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 4
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 16
+        stop = min(begin + 4096, k.length)
         encode_pass0_blocks(k, stop, begin, block0, b_r_low, b_r_high, b_h0, b_h1)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_low, b_r_high, b_h0, b_h1)
@@ -164,7 +200,7 @@ def encode_before0(k):
     clear(k.payload + gap_step, k.f_step)
     clear(k.payload + gap_q, k.f_q)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(encode_frame)
@@ -178,7 +214,7 @@ def encode_step0(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, ],
-    [(encode_pass0, 64), ],
+    [(encode_pass0, 16), ],
 )
 
 
@@ -388,7 +424,7 @@ def hop_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
-hop_smaller_0_fold, hop_smaller_0_fold_known, hop_smaller_0_tiles = reduction(hop_smaller_0)
+hop_smaller_0_fold, hop_smaller_0_fold_known, hop_smaller_0_tiles, hop_smaller_0_far, hop_smaller_0_rows = reduction(hop_smaller_0)
 
 
 @inner
@@ -396,8 +432,23 @@ def hop_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
-hop_greater_1_fold, hop_greater_1_fold_known, hop_greater_1_tiles = reduction(hop_greater_1)
+hop_greater_1_fold, hop_greater_1_fold_known, hop_greater_1_tiles, hop_greater_1_far, hop_greater_1_rows = reduction(hop_greater_1)
 
+
+
+@inner
+def hop_pass0_values1(k, start, at, live, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1):
+    v_high = load(Float, f32, b_r_high, at, WHOLE)
+    v_low = load(Float, f32, b_r_low, at, WHOLE)
+    t0 = v_high * splat(Float, 0.5)
+    t1 = v_low * splat(Float, 0.5)
+    t2 = t0 + t1
+    t3 = t0 - t1
+    t4 = divide(t3, splat(Float, 127.0))
+    store(f32, b_h0, at, t2, WHOLE)
+    store(f32, b_h1, at, t4, WHOLE)
+    store(u32, k.f_middle, start + at, float_bits(t2), live)
+    store(u32, k.f_step, start + at, float_bits(t4), live)
 
 
 @inner
@@ -427,31 +478,52 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_low,
 
 @inner
 def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1):
-    for j in range((stop - begin + 255) // 256):
-        origin = begin + j * 256
-        length = min(256, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(256, length - t * TILE)
-            if rest == 256:
-                lanes_low = buffer_of(f32)
-                lanes_high = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
-                x_low = hop_smaller_0_fold_known(Float, f32, lanes_low, 256, k)
-                x_high = hop_greater_1_fold_known(Float, f32, lanes_high, 256, k)
-            else:
-                lanes_low = buffer_of(f32)
-                lanes_high = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
-                x_low = hop_smaller_0_fold(Float, f32, lanes_low, rest, k)
-                x_high = hop_greater_1_fold(Float, f32, lanes_high, rest, k)
-        y_low = hop_smaller_0(splat(Float, splat(f32, inf)), splat(Float, x_low), 1, k)
-        store(f32, b_r_low, j, first(y_low), WHOLE)
-        y_high = hop_greater_1(splat(Float, splat(f32, -inf)), splat(Float, x_high), 1, k)
-        store(f32, b_r_high, j, first(y_high), WHOLE)
-        store(f32, b_h0, j, ((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), WHOLE)
-        store(f32, b_h1, j, (divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0))), WHOLE)
-        store(u32, k.f_middle, block0 + j, float_bits(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) + (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5)))), WHOLE)
-        store(u32, k.f_step, block0 + j, float_bits((divide(((load(f32, f32, b_r_high, j, WHOLE) * splat(f32, 0.5)) - (load(f32, f32, b_r_low, j, WHOLE) * splat(f32, 0.5))), splat(f32, 127.0)))), WHOLE)
+    rows_low = memory(f32, 512)
+    rows_high = memory(f32, 512)
+    count = (stop - begin + 255) // 256
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 256 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_low = buffer_of(f32)
+            lanes_high = buffer_of(f32)
+            hop_pass0_stage0(k, begin + j * 256, 256, WHOLE, j, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+            a_low = hop_smaller_0_far(Float, f32, lanes_low, 256, k)
+            store(f32, rows_low, (j - some) * WIDTH, a_low, WHOLE)
+            a_high = hop_greater_1_far(Float, f32, lanes_high, 256, k)
+            store(f32, rows_high, (j - some) * WIDTH, a_high, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_low = hop_smaller_0_rows(Float, f32, rows_low, live, 16, k)
+            y_low = hop_smaller_0(splat(Float, splat(f32, inf)), widen(Float, y_low), WIDTH, k)
+            store(f32, b_r_low, some, y_low, WHOLE)
+            y_high = hop_greater_1_rows(Float, f32, rows_high, live, 16, k)
+            y_high = hop_greater_1(splat(Float, splat(f32, -inf)), widen(Float, y_high), WIDTH, k)
+            store(f32, b_r_high, some, y_high, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 256
+            length = min(256, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(256, length - t * TILE)
+                if rest == 256:
+                    lanes_low = buffer_of(f32)
+                    lanes_high = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, 256, WHOLE, j, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+                    x_low = hop_smaller_0_fold_known(Float, f32, lanes_low, 256, k)
+                    x_high = hop_greater_1_fold_known(Float, f32, lanes_high, 256, k)
+                else:
+                    lanes_low = buffer_of(f32)
+                    lanes_high = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1, lanes_low, lanes_high)
+                    x_low = hop_smaller_0_fold(Float, f32, lanes_low, rest, k)
+                    x_high = hop_greater_1_fold(Float, f32, lanes_high, rest, k)
+            y_low = hop_smaller_0(splat(Float, splat(f32, inf)), splat(Float, x_low), 1, k)
+            store(f32, b_r_low, j, first(y_low), WHOLE)
+            y_high = hop_greater_1(splat(Float, splat(f32, -inf)), splat(Float, x_high), 1, k)
+            store(f32, b_r_high, j, first(y_high), WHOLE)
+        if live == WIDTH:
+            hop_pass0_values1(k, block0, some, WHOLE, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1)
+        else:
+            hop_pass0_values1(k, block0, some, live, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1)
 
 
 @inner
@@ -468,8 +540,8 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_low, b_r_high, b_h0
             t3 = per_block(Float, f32, b_h1, start + at, 256, block0, live, WIDTH)
             t4 = divide(t2, t3)
             t5 = round_(t4)
-            t6 = greater(t5, splat(Float, -127.0))
-            t7 = smaller(t6, splat(Float, 127.0))
+            t6 = over(splat(Float, -127.0), t5)
+            t7 = under(splat(Float, 127.0), t6)
             t8 = saturate(Int32, t7, -127, 127)
             widest = keep(live, greater(widest, magnitude(t0)), widest)
             store(i8, k.f_q, start + at, t8, live)
@@ -481,17 +553,17 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_low, b_r_high, b_h0
 def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_low = memory(f32, 4)
-    b_r_high = memory(f32, 4)
-    kept0 = memory(f32, 1056)
-    b_h0 = memory(f32, 4)
-    b_h1 = memory(f32, 4)
+    b_r_low = memory(f32, 32)
+    b_r_high = memory(f32, 32)
+    kept0 = memory(f32, 4128)
+    b_h0 = memory(f32, 32)
+    b_h1 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 4
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 16
+        stop = min(begin + 4096, k.length)
         hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_low, b_r_high, b_h0, b_h1)
@@ -526,7 +598,7 @@ def hop_before0(k):
     clear(k.payload + gap_step, k.f_step)
     clear(k.payload + gap_q, k.f_q)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(hop_frame)
@@ -540,5 +612,5 @@ def hop_step0(frame):
 OPERATIONS["hop"] = Kernels(
     hop_frame,
     [hop_step0, ],
-    [(hop_pass0, 64), ],
+    [(hop_pass0, 16), ],
 )

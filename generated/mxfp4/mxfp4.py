@@ -30,6 +30,7 @@ encode_frame = frame_type(
     scalars=[],
 )
 encode_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
+encode_bounds_table_tree = np.array([nan, 1.7499998807907104, 0.7499999403953552, 3.499999761581421, 0.25, 1.25, 2.5, 5.0], "f4")
 
 
 @inner
@@ -37,8 +38,31 @@ def encode_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles, encode_greater_0_far, encode_greater_0_rows = reduction(encode_greater_0)
 
+
+
+@inner
+def encode_pass0_values1(k, start, at, live, begin, block0, b_r_s_greater, b_h0):
+    v_s_greater = load(Float, f32, b_r_s_greater, at, WHOLE)
+    t0 = float_bits(v_s_greater)
+    t1 = shift_right(t0, splat(UInt32, 23))
+    t2 = widen(Int32, t1)
+    t3 = lt(t2, splat(Int32, 255))
+    t4 = t2 - splat(Int32, 2)
+    t5 = select(t3, t4, splat(Int32, 255))
+    t6 = saturate(Int32, t5, 0, 255)
+    t7 = lt(t6, splat(Int32, 255))
+    t8 = widen(UInt32, t6)
+    t9 = shift_left(t8, splat(UInt32, 23))
+    t10 = bits_float(t9)
+    t11 = over(t10, splat(Float, 5.877471754111438e-39))
+    t12 = select(t7, t11, splat(Float, nan))
+    t13 = divide(splat(Float, 1.0), t12)
+    store(f32, b_h0, at, t13, WHOLE)
+    store(u8, k.f_s, start + at, t6, live)
+    if any_(not_finite(keep(live, magnitude(v_s_greater), splat(UInt32, 0)))):
+        k.bad = 1
 
 
 @inner
@@ -56,29 +80,44 @@ def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_s_greate
 
 @inner
 def encode_pass0_blocks(k, stop, begin, block0, b_r_s_greater, b_h0):
-    for j in range((stop - begin + 31) // 32):
-        origin = begin + j * 32
-        length = min(32, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(32, length - t * TILE)
-            if rest == 32:
-                lanes_s_greater = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, 32, WHOLE, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater)
-                x_s_greater = encode_greater_0_fold_known(Float, f32, lanes_s_greater, 32, k)
-            else:
-                lanes_s_greater = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater)
-                x_s_greater = encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
-        y_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
-        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
-        store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
-        store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), WHOLE)
+    rows_s_greater = memory(f32, 1024)
+    count = (stop - begin + 31) // 32
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 32 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_s_greater = buffer_of(f32)
+            encode_pass0_stage0(k, begin + j * 32, 32, WHOLE, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater)
+            a_s_greater = encode_greater_0_far(Float, f32, lanes_s_greater, 32, k)
+            store(f32, rows_s_greater, (j - some) * WIDTH, a_s_greater, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_s_greater = encode_greater_0_rows(Float, f32, rows_s_greater, live, 32, k)
+            y_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_s_greater), WIDTH, k)
+            store(f32, b_r_s_greater, some, y_s_greater, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 32
+            length = min(32, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(32, length - t * TILE)
+                if rest == 32:
+                    lanes_s_greater = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, 32, WHOLE, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater)
+                    x_s_greater = encode_greater_0_fold_known(Float, f32, lanes_s_greater, 32, k)
+                else:
+                    lanes_s_greater = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_s_greater, b_h0, lanes_s_greater)
+                    x_s_greater = encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+            y_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+            store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
+        if live == WIDTH:
+            encode_pass0_values1(k, block0, some, WHOLE, begin, block0, b_r_s_greater, b_h0)
+        else:
+            encode_pass0_values1(k, block0, some, live, begin, block0, b_r_s_greater, b_h0)
 
 
 @inner
 def encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater, b_h0):
     start = tile * TILE
-    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -87,17 +126,14 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater, b_h0):
             t0 = absolute(v_gradient)
             t1 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
             t2 = t0 * t1
-            t3 = search(Int32, encode_bounds_table, t2)
+            t3 = search_tree(Int32, encode_bounds_table_tree.ctypes.data, 3, t2)
             t4 = float_bits(v_gradient)
             t5 = shift_right(t4, splat(UInt32, 31))
             t6 = widen(Int32, t5)
             t7 = splat(Int32, 8) * t6
             t8 = t3 + t7
             t9 = widen(Int32, t8)
-            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(4, k.f_code, start + at, t9, live)
-    if any_(not_finite(widest)):
-        k.bad = 1
 
 
 @loop(encode_frame)
@@ -177,7 +213,30 @@ decode_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.
 
 
 @inner
-def decode_pass0_tile(k, tile, count):
+def decode_pass0_values0(k, start, at, live, begin, block0, b_h0):
+    v_s = stream(Int32, u8, k.f_s, start + at, live)
+    t0 = lt(v_s, splat(Int32, 255))
+    t1 = widen(UInt32, v_s)
+    t2 = shift_left(t1, splat(UInt32, 23))
+    t3 = bits_float(t2)
+    t4 = over(t3, splat(Float, 5.877471754111438e-39))
+    t5 = select(t0, t4, splat(Float, nan))
+    store(f32, b_h0, at, t5, WHOLE)
+
+
+@inner
+def decode_pass0_blocks(k, stop, begin, block0, b_h0):
+    count = (stop - begin + 31) // 32
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            decode_pass0_values0(k, block0, some, WHOLE, begin, block0, b_h0)
+        else:
+            decode_pass0_values0(k, block0, some, live, begin, block0, b_h0)
+
+
+@inner
+def decode_pass0_tile(k, tile, count, begin, block0, b_h0):
     start = tile * TILE
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -185,27 +244,27 @@ def decode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_code = unpack(4, k.f_code, start + at, live)
             t0 = lookup(Float, f32, decode_value_table.ctypes.data, 16, v_code)
-            t1 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
-            t2 = lt(t1, splat(Int32, 255))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 23))
-            t5 = bits_float(t4)
-            t6 = greater(t5, splat(Float, 5.877471754111438e-39))
-            t7 = select(t2, t6, splat(Float, nan))
-            t8 = t0 * t7
-            store(u32, k.gradient, start + at, float_bits(t8), live)
+            t1 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
+            t2 = t0 * t1
+            store(u32, k.gradient, start + at, float_bits(t2), live)
 
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_pass0_tile(k, tile, WHOLE)
-        else:
-            decode_pass0_tile(k, tile, count)
+    b_h0 = memory(f32, 32)
+    for span in range(low, high):
+        begin = span * 1024
+        block0 = span * 32
+        stop = min(begin + 1024, k.length)
+        decode_pass0_blocks(k, stop, begin, block0, b_h0)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                decode_pass0_tile(k, tile, WHOLE, begin, block0, b_h0)
+            else:
+                decode_pass0_tile(k, tile, count, begin, block0, b_h0)
     set_flags(flags)
 
 
@@ -223,7 +282,7 @@ def decode_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 1023) // 1024
 
 
 @step(decode_frame)
@@ -262,7 +321,30 @@ decode_add_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0,
 
 
 @inner
-def decode_add_pass0_tile(k, tile, count):
+def decode_add_pass0_values0(k, start, at, live, begin, block0, b_h0):
+    v_s = stream(Int32, u8, k.f_s, start + at, live)
+    t0 = lt(v_s, splat(Int32, 255))
+    t1 = widen(UInt32, v_s)
+    t2 = shift_left(t1, splat(UInt32, 23))
+    t3 = bits_float(t2)
+    t4 = over(t3, splat(Float, 5.877471754111438e-39))
+    t5 = select(t0, t4, splat(Float, nan))
+    store(f32, b_h0, at, t5, WHOLE)
+
+
+@inner
+def decode_add_pass0_blocks(k, stop, begin, block0, b_h0):
+    count = (stop - begin + 31) // 32
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            decode_add_pass0_values0(k, block0, some, WHOLE, begin, block0, b_h0)
+        else:
+            decode_add_pass0_values0(k, block0, some, live, begin, block0, b_h0)
+
+
+@inner
+def decode_add_pass0_tile(k, tile, count, begin, block0, b_h0):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
     for block in range(1):
@@ -272,29 +354,29 @@ def decode_add_pass0_tile(k, tile, count):
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = unpack(4, k.f_code, start + at, live)
             t0 = lookup(Float, f32, decode_add_value_table.ctypes.data, 16, v_code)
-            t1 = per_block(Int32, u8, k.f_s, start + at, 32, 0, live, WIDTH)
-            t2 = lt(t1, splat(Int32, 255))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 23))
-            t5 = bits_float(t4)
-            t6 = greater(t5, splat(Float, 5.877471754111438e-39))
-            t7 = select(t2, t6, splat(Float, nan))
-            t8 = t0 * t7
-            t9 = u_scale * t8
-            t10 = v_gradient + t9
-            store(u32, k.gradient, start + at, float_bits(t10), live)
+            t1 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
+            t2 = t0 * t1
+            t3 = u_scale * t2
+            t4 = v_gradient + t3
+            store(u32, k.gradient, start + at, float_bits(t4), live)
 
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_add_pass0_tile(k, tile, WHOLE)
-        else:
-            decode_add_pass0_tile(k, tile, count)
+    b_h0 = memory(f32, 32)
+    for span in range(low, high):
+        begin = span * 1024
+        block0 = span * 32
+        stop = min(begin + 1024, k.length)
+        decode_add_pass0_blocks(k, stop, begin, block0, b_h0)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                decode_add_pass0_tile(k, tile, WHOLE, begin, block0, b_h0)
+            else:
+                decode_add_pass0_tile(k, tile, count, begin, block0, b_h0)
     set_flags(flags)
 
 
@@ -312,7 +394,7 @@ def decode_add_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 1023) // 1024
 
 
 @step(decode_add_frame)
@@ -355,6 +437,7 @@ hop_frame = frame_type(
 )
 hop_received_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
+hop_bounds_table_tree = np.array([nan, 1.7499998807907104, 0.7499999403953552, 3.499999761581421, 0.25, 1.25, 2.5, 5.0], "f4")
 
 
 @inner
@@ -362,12 +445,47 @@ def hop_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles, hop_greater_0_far, hop_greater_0_rows = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater):
+def hop_pass0_values0(k, start, at, live, begin, block0, kept0, b_r_s_greater, b_h1, b_h0):
+    v_received_s = stream(Int32, u8, k.f_received_s, start + at, live)
+    t0 = lt(v_received_s, splat(Int32, 255))
+    t1 = widen(UInt32, v_received_s)
+    t2 = shift_left(t1, splat(UInt32, 23))
+    t3 = bits_float(t2)
+    t4 = over(t3, splat(Float, 5.877471754111438e-39))
+    t5 = select(t0, t4, splat(Float, nan))
+    store(f32, b_h1, at, t5, WHOLE)
+
+
+@inner
+def hop_pass0_values1(k, start, at, live, begin, block0, kept0, b_r_s_greater, b_h1, b_h0):
+    v_s_greater = load(Float, f32, b_r_s_greater, at, WHOLE)
+    t0 = float_bits(v_s_greater)
+    t1 = shift_right(t0, splat(UInt32, 23))
+    t2 = widen(Int32, t1)
+    t3 = lt(t2, splat(Int32, 255))
+    t4 = t2 - splat(Int32, 2)
+    t5 = select(t3, t4, splat(Int32, 255))
+    t6 = saturate(Int32, t5, 0, 255)
+    t7 = lt(t6, splat(Int32, 255))
+    t8 = widen(UInt32, t6)
+    t9 = shift_left(t8, splat(UInt32, 23))
+    t10 = bits_float(t9)
+    t11 = over(t10, splat(Float, 5.877471754111438e-39))
+    t12 = select(t7, t11, splat(Float, nan))
+    t13 = divide(splat(Float, 1.0), t12)
+    store(f32, b_h0, at, t13, WHOLE)
+    store(u8, k.f_s, start + at, t6, live)
+    if any_(not_finite(keep(live, magnitude(v_s_greater), splat(UInt32, 0)))):
+        k.bad = 1
+
+
+@inner
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_greater, b_h1, b_h0, lanes_s_greater):
     u_scale = splat(Float, one(k.scale))
     for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_s_greater = splat(Float, 0)
@@ -377,47 +495,60 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_gr
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
             t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, 16, v_received_code)
-            t1 = per_block(Int32, u8, k.f_received_s, start + at, 32, 0, live, 32)
-            t2 = lt(t1, splat(Int32, 255))
-            t3 = widen(UInt32, t1)
-            t4 = shift_left(t3, splat(UInt32, 23))
-            t5 = bits_float(t4)
-            t6 = greater(t5, splat(Float, 5.877471754111438e-39))
-            t7 = select(t2, t6, splat(Float, nan))
-            t8 = t0 * t7
-            t9 = v_gradient + t8
-            t10 = u_scale * t9
-            t11 = absolute(t10)
-            store(f32, kept0, start - begin + at, t10, WHOLE)
-            a_s_greater = t11 if row == 0 else keep(live, hop_greater_0(a_s_greater, t11, live, k), a_s_greater)
+            t1 = splat(Float, load(f32, f32, b_h1, j, WHOLE))
+            t2 = t0 * t1
+            t3 = v_gradient + t2
+            t4 = u_scale * t3
+            t5 = absolute(t4)
+            store(f32, kept0, start - begin + at, t4, WHOLE)
+            a_s_greater = t5 if row == 0 else keep(live, hop_greater_0(a_s_greater, t5, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h0):
-    for j in range((stop - begin + 31) // 32):
-        origin = begin + j * 32
-        length = min(32, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(32, length - t * TILE)
-            if rest == 32:
-                lanes_s_greater = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, 32, WHOLE, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater)
-                x_s_greater = hop_greater_0_fold_known(Float, f32, lanes_s_greater, 32, k)
-            else:
-                lanes_s_greater = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater)
-                x_s_greater = hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
-        y_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
-        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
-        store(f32, b_h0, j, (divide(splat(f32, 1.0), (select((lt(saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), splat(i64, 255))), (greater((bits_float((shift_left(saturate(u32, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), 0, 4294967295), splat(u32, 23))))), splat(f32, 5.877471754111438e-39))), splat(f32, nan))))), WHOLE)
-        store(u8, k.f_s, block0 + j, saturate(i64, (select((lt(saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807), splat(i64, 255))), (saturate(i64, (shift_right((float_bits(load(f32, f32, b_r_s_greater, j, WHOLE))), splat(u32, 23))), -9223372036854775808, 9223372036854775807) - splat(i64, 2)), splat(i64, 255))), 0, 255), WHOLE)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h1, b_h0):
+    rows_s_greater = memory(f32, 1024)
+    count = (stop - begin + 31) // 32
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            hop_pass0_values0(k, block0, some, WHOLE, begin, block0, kept0, b_r_s_greater, b_h1, b_h0)
+        else:
+            hop_pass0_values0(k, block0, some, live, begin, block0, kept0, b_r_s_greater, b_h1, b_h0)
+        whole = live if begin + (some + live) * 32 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_s_greater = buffer_of(f32)
+            hop_pass0_stage0(k, begin + j * 32, 32, WHOLE, j, begin, block0, kept0, b_r_s_greater, b_h1, b_h0, lanes_s_greater)
+            a_s_greater = hop_greater_0_far(Float, f32, lanes_s_greater, 32, k)
+            store(f32, rows_s_greater, (j - some) * WIDTH, a_s_greater, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_s_greater = hop_greater_0_rows(Float, f32, rows_s_greater, live, 32, k)
+            y_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), widen(Float, y_s_greater), WIDTH, k)
+            store(f32, b_r_s_greater, some, y_s_greater, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 32
+            length = min(32, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(32, length - t * TILE)
+                if rest == 32:
+                    lanes_s_greater = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, 32, WHOLE, j, begin, block0, kept0, b_r_s_greater, b_h1, b_h0, lanes_s_greater)
+                    x_s_greater = hop_greater_0_fold_known(Float, f32, lanes_s_greater, 32, k)
+                else:
+                    lanes_s_greater = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_s_greater, b_h1, b_h0, lanes_s_greater)
+                    x_s_greater = hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+            y_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+            store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
+        if live == WIDTH:
+            hop_pass0_values1(k, block0, some, WHOLE, begin, block0, kept0, b_r_s_greater, b_h1, b_h0)
+        else:
+            hop_pass0_values1(k, block0, some, live, begin, block0, kept0, b_r_s_greater, b_h1, b_h0)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h1, b_h0):
     start = tile * TILE
-    widest = splat(UInt32, 0)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -426,17 +557,14 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0):
             t1 = absolute(t0)
             t2 = per_block(Float, f32, b_h0, start + at, 32, block0, live, WIDTH)
             t3 = t1 * t2
-            t4 = search(Int32, hop_bounds_table, t3)
+            t4 = search_tree(Int32, hop_bounds_table_tree.ctypes.data, 3, t3)
             t5 = float_bits(t0)
             t6 = shift_right(t5, splat(UInt32, 31))
             t7 = widen(Int32, t6)
             t8 = splat(Int32, 8) * t7
             t9 = t4 + t8
             t10 = widen(Int32, t9)
-            widest = keep(live, greater(widest, magnitude(t0)), widest)
             pack(4, k.f_code, start + at, t10, live)
-    if any_(not_finite(widest)):
-        k.bad = 1
 
 
 @loop(hop_frame)
@@ -445,18 +573,19 @@ def hop_pass0(frame, low, high):
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 32)
     kept0 = memory(f32, 1056)
+    b_h1 = memory(f32, 32)
     b_h0 = memory(f32, 32)
     for span in range(low, high):
         begin = span * 1024
         block0 = span * 32
         stop = min(begin + 1024, k.length)
-        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h0)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h1, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_s_greater, b_h0)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_s_greater, b_h1, b_h0)
             else:
-                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h1, b_h0)
     set_flags(flags)
 
 

@@ -38,6 +38,7 @@ encode_frame = frame_type(
     scalars=[("whole_greater_", "float32"), ("whole_", "float32")],
 )
 encode_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
+encode_bounds_table_tree = np.array([nan, 1.7499998807907104, 0.7499999403953552, 3.499999761581421, 0.25, 1.25, 2.5, 5.0], "f4")
 
 
 @inner
@@ -45,8 +46,14 @@ def encode_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles, encode_greater_0_far, encode_greater_0_rows = reduction(encode_greater_0)
 
+
+
+@inner
+def encode_pass0_values1(k, start, at, live, begin, block0, b_r_s_greater):
+    v_s_greater = load(Float, f32, b_r_s_greater, at, WHOLE)
+    store(f32, k.v_s_greater_stored, start + at, v_s_greater, live)
 
 
 @inner
@@ -64,29 +71,34 @@ def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_s_greate
 
 @inner
 def encode_pass0_blocks(k, stop, begin, block0, b_r_s_greater):
-    for j in range((stop - begin + 15) // 16):
-        origin = begin + j * 16
-        length = min(16, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(16, length - t * TILE)
-            if rest == 16:
-                lanes_s_greater = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, 16, 16, j, begin, block0, b_r_s_greater, lanes_s_greater)
-                x_s_greater = encode_greater_0_fold_known(Float, f32, lanes_s_greater, 16, k)
-            else:
-                lanes_s_greater = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_s_greater, lanes_s_greater)
-                x_s_greater = encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
-        y_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
-        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
-        store(f32, k.v_s_greater_stored, block0 + j, load(f32, f32, b_r_s_greater, j, WHOLE), WHOLE)
+    count = (stop - begin + 15) // 16
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        for j in range(some, some + live):
+            origin = begin + j * 16
+            length = min(16, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(16, length - t * TILE)
+                if rest == 16:
+                    lanes_s_greater = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, 16, 16, j, begin, block0, b_r_s_greater, lanes_s_greater)
+                    x_s_greater = encode_greater_0_fold_known(Float, f32, lanes_s_greater, 16, k)
+                else:
+                    lanes_s_greater = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_s_greater, lanes_s_greater)
+                    x_s_greater = encode_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+            y_s_greater = encode_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+            store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
+        if live == WIDTH:
+            encode_pass0_values1(k, block0, some, WHOLE, begin, block0, b_r_s_greater)
+        else:
+            encode_pass0_values1(k, block0, some, live, begin, block0, b_r_s_greater)
 
 
 @inner
 def encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater):
     start = tile * TILE
     lanes_whole_greater = buffer_of(f32)
-    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_whole_greater = splat(Float, 0)
         for row in range(ROWS):
@@ -94,12 +106,11 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             a_whole_greater = t0 if row == 0 else keep(live, encode_greater_0(a_whole_greater, t0, live, k), a_whole_greater)
         store(f32, lanes_whole_greater, block * WIDTH, a_whole_greater, WHOLE)
     x_whole_greater = encode_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start, k)
     store(f32, k.whole_greater_tiles, tile, x_whole_greater, WHOLE)
-    if any_(not_finite(widest)):
+    if native(not_finite(magnitude(x_whole_greater))):
         k.bad = 1
 
 
@@ -135,8 +146,8 @@ def encode_pass1_tile(k, tile, count):
             t0 = divide(v_s_greater_stored, splat(Float, 6.0))
             t1 = divide(t0, u_whole)
             t2 = absolute(t1)
-            t3 = smaller(t2, splat(Float, 448.0))
-            t4 = float_bits(t3)
+            t3 = under(splat(Float, 448.0), t2)
+            t4 = bits_of(t3)
             t5 = shift_right(t4, splat(UInt32, 23))
             t6 = widen(Int32, t5)
             t7 = greater(t6, splat(Int32, 121))
@@ -149,7 +160,7 @@ def encode_pass1_tile(k, tile, count):
             t14 = bits_float(t13)
             t15 = t3 * t14
             t16 = round_(t15)
-            t17 = saturate(Int32, t16, 0, 229376)
+            t17 = widen(Int32, over(t16, splat(Float, 0)))
             t18 = t9 + t17
             t19 = smaller(t18, splat(Int32, 127))
             t20 = widen(Int32, t19)
@@ -171,7 +182,52 @@ def encode_pass1(frame, low, high):
 
 
 @inner
-def encode_pass2_tile(k, tile, count):
+def encode_pass2_values0(k, start, at, live, begin, block0, b_h0):
+    u_whole = splat(Float, one(k.whole_))
+    v_s_greater_stored = stream(Float, f32, k.v_s_greater_stored, start + at, live)
+    t0 = divide(v_s_greater_stored, splat(Float, 6.0))
+    t1 = divide(t0, u_whole)
+    t2 = absolute(t1)
+    t3 = under(splat(Float, 448.0), t2)
+    t4 = bits_of(t3)
+    t5 = shift_right(t4, splat(UInt32, 23))
+    t6 = widen(Int32, t5)
+    t7 = greater(t6, splat(Int32, 121))
+    t8 = t7 - splat(Int32, 121)
+    t9 = t8 * splat(Int32, 8)
+    t10 = t7 - splat(Int32, 3)
+    t11 = splat(Int32, 254) - t10
+    t12 = widen(UInt32, t11)
+    t13 = shift_left(t12, splat(UInt32, 23))
+    t14 = bits_float(t13)
+    t15 = t3 * t14
+    t16 = round_(t15)
+    t17 = widen(Int32, over(t16, splat(Float, 0)))
+    t18 = t9 + t17
+    t19 = smaller(t18, splat(Int32, 127))
+    t20 = widen(Int32, t19)
+    t21 = lt(t20, splat(Int32, 127))
+    t22 = widen(UInt32, t20)
+    t23 = shift_left(t22, splat(UInt32, 20))
+    t24 = bits_float(t23)
+    t25 = t24 * splat(Float, 1.329227995784916e+36)
+    t26 = select(t21, t25, splat(Float, nan))
+    store(f32, b_h0, at, t26, WHOLE)
+
+
+@inner
+def encode_pass2_blocks(k, stop, begin, block0, b_h0):
+    count = (stop - begin + 15) // 16
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            encode_pass2_values0(k, block0, some, WHOLE, begin, block0, b_h0)
+        else:
+            encode_pass2_values0(k, block0, some, live, begin, block0, b_h0)
+
+
+@inner
+def encode_pass2_tile(k, tile, count, begin, block0, b_h0):
     start = tile * TILE
     u_whole = splat(Float, one(k.whole_))
     for block in range(1):
@@ -180,56 +236,35 @@ def encode_pass2_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = divide(v_gradient, u_whole)
-            t1 = per_block(Float, f32, k.v_s_greater_stored, start + at, 16, 0, live, WIDTH)
-            t2 = divide(t1, splat(Float, 6.0))
-            t3 = divide(t2, u_whole)
-            t4 = absolute(t3)
-            t5 = smaller(t4, splat(Float, 448.0))
-            t6 = float_bits(t5)
-            t7 = shift_right(t6, splat(UInt32, 23))
-            t8 = widen(Int32, t7)
-            t9 = greater(t8, splat(Int32, 121))
-            t10 = t9 - splat(Int32, 121)
-            t11 = t10 * splat(Int32, 8)
-            t12 = t9 - splat(Int32, 3)
-            t13 = splat(Int32, 254) - t12
-            t14 = widen(UInt32, t13)
-            t15 = shift_left(t14, splat(UInt32, 23))
-            t16 = bits_float(t15)
-            t17 = t5 * t16
-            t18 = round_(t17)
-            t19 = saturate(Int32, t18, 0, 229376)
-            t20 = t11 + t19
-            t21 = smaller(t20, splat(Int32, 127))
-            t22 = widen(Int32, t21)
-            t23 = lt(t22, splat(Int32, 127))
-            t24 = widen(UInt32, t22)
-            t25 = shift_left(t24, splat(UInt32, 20))
-            t26 = bits_float(t25)
-            t27 = t26 * splat(Float, 1.329227995784916e+36)
-            t28 = select(t23, t27, splat(Float, nan))
-            t29 = divide(t0, t28)
-            t30 = absolute(t29)
-            t31 = search(Int32, encode_bounds_table, t30)
-            t32 = float_bits(v_gradient)
-            t33 = shift_right(t32, splat(UInt32, 31))
-            t34 = widen(Int32, t33)
-            t35 = splat(Int32, 8) * t34
-            t36 = t31 + t35
-            t37 = widen(Int32, t36)
-            pack(4, k.f_code, start + at, t37, live)
+            t1 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
+            t2 = divide(t0, t1)
+            t3 = absolute(t2)
+            t4 = search_tree(Int32, encode_bounds_table_tree.ctypes.data, 3, t3)
+            t5 = float_bits(v_gradient)
+            t6 = shift_right(t5, splat(UInt32, 31))
+            t7 = widen(Int32, t6)
+            t8 = splat(Int32, 8) * t7
+            t9 = t4 + t8
+            t10 = widen(Int32, t9)
+            pack(4, k.f_code, start + at, t10, live)
 
 
 @loop(encode_frame)
 def encode_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass2_tile(k, tile, WHOLE)
-        else:
-            encode_pass2_tile(k, tile, count)
+    b_h0 = memory(f32, 64)
+    for span in range(low, high):
+        begin = span * 1024
+        block0 = span * 64
+        stop = min(begin + 1024, k.length)
+        encode_pass2_blocks(k, stop, begin, block0, b_h0)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                encode_pass2_tile(k, tile, WHOLE, begin, block0, b_h0)
+            else:
+                encode_pass2_tile(k, tile, count, begin, block0, b_h0)
     set_flags(flags)
 
 
@@ -298,7 +333,7 @@ def encode_step1(frame):
 @inner
 def encode_before2(k):
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 1023) // 1024
 
 
 @step(encode_frame)
@@ -337,7 +372,30 @@ decode_frame = frame_type(
 
 
 @inner
-def decode_pass0_tile(k, tile, count):
+def decode_pass0_values0(k, start, at, live, begin, block0, b_h0):
+    v_s = stream(Int32, u8, k.f_s, start + at, live)
+    t0 = lt(v_s, splat(Int32, 127))
+    t1 = widen(UInt32, v_s)
+    t2 = shift_left(t1, splat(UInt32, 20))
+    t3 = bits_float(t2)
+    t4 = t3 * splat(Float, 1.329227995784916e+36)
+    t5 = select(t0, t4, splat(Float, nan))
+    store(f32, b_h0, at, t5, WHOLE)
+
+
+@inner
+def decode_pass0_blocks(k, stop, begin, block0, b_h0):
+    count = (stop - begin + 15) // 16
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            decode_pass0_values0(k, block0, some, WHOLE, begin, block0, b_h0)
+        else:
+            decode_pass0_values0(k, block0, some, live, begin, block0, b_h0)
+
+
+@inner
+def decode_pass0_tile(k, tile, count, begin, block0, b_h0):
     start = tile * TILE
     u_whole_1 = splat(Float, one(k.whole_1_))
     for block in range(1):
@@ -353,28 +411,28 @@ def decode_pass0_tile(k, tile, count):
             t5 = t4 * splat(Float, 8.507059173023462e+37)
             t6 = -t5
             t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_whole_1
-            store(u32, k.gradient, start + at, float_bits(t16), live)
+            t8 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
+            t9 = t7 * t8
+            t10 = t9 * u_whole_1
+            store(u32, k.gradient, start + at, float_bits(t10), live)
 
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_pass0_tile(k, tile, WHOLE)
-        else:
-            decode_pass0_tile(k, tile, count)
+    b_h0 = memory(f32, 64)
+    for span in range(low, high):
+        begin = span * 1024
+        block0 = span * 64
+        stop = min(begin + 1024, k.length)
+        decode_pass0_blocks(k, stop, begin, block0, b_h0)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                decode_pass0_tile(k, tile, WHOLE, begin, block0, b_h0)
+            else:
+                decode_pass0_tile(k, tile, count, begin, block0, b_h0)
     set_flags(flags)
 
 
@@ -396,7 +454,7 @@ def decode_before0(k):
         return BAD_BUFFER
     k.whole_1_ = native(load(f32, f32, k.payload + k.at_whole, 0, WHOLE))
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 1023) // 1024
 
 
 @step(decode_frame)
@@ -435,7 +493,30 @@ decode_add_frame = frame_type(
 
 
 @inner
-def decode_add_pass0_tile(k, tile, count):
+def decode_add_pass0_values0(k, start, at, live, begin, block0, b_h0):
+    v_s = stream(Int32, u8, k.f_s, start + at, live)
+    t0 = lt(v_s, splat(Int32, 127))
+    t1 = widen(UInt32, v_s)
+    t2 = shift_left(t1, splat(UInt32, 20))
+    t3 = bits_float(t2)
+    t4 = t3 * splat(Float, 1.329227995784916e+36)
+    t5 = select(t0, t4, splat(Float, nan))
+    store(f32, b_h0, at, t5, WHOLE)
+
+
+@inner
+def decode_add_pass0_blocks(k, stop, begin, block0, b_h0):
+    count = (stop - begin + 15) // 16
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            decode_add_pass0_values0(k, block0, some, WHOLE, begin, block0, b_h0)
+        else:
+            decode_add_pass0_values0(k, block0, some, live, begin, block0, b_h0)
+
+
+@inner
+def decode_add_pass0_tile(k, tile, count, begin, block0, b_h0):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
     u_whole_1 = splat(Float, one(k.whole_1_))
@@ -453,30 +534,30 @@ def decode_add_pass0_tile(k, tile, count):
             t5 = t4 * splat(Float, 8.507059173023462e+37)
             t6 = -t5
             t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_s, start + at, 16, 0, live, WIDTH)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_whole_1
-            t17 = u_scale * t16
-            t18 = v_gradient + t17
-            store(u32, k.gradient, start + at, float_bits(t18), live)
+            t8 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
+            t9 = t7 * t8
+            t10 = t9 * u_whole_1
+            t11 = u_scale * t10
+            t12 = v_gradient + t11
+            store(u32, k.gradient, start + at, float_bits(t12), live)
 
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_add_pass0_tile(k, tile, WHOLE)
-        else:
-            decode_add_pass0_tile(k, tile, count)
+    b_h0 = memory(f32, 64)
+    for span in range(low, high):
+        begin = span * 1024
+        block0 = span * 64
+        stop = min(begin + 1024, k.length)
+        decode_add_pass0_blocks(k, stop, begin, block0, b_h0)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                decode_add_pass0_tile(k, tile, WHOLE, begin, block0, b_h0)
+            else:
+                decode_add_pass0_tile(k, tile, count, begin, block0, b_h0)
     set_flags(flags)
 
 
@@ -498,7 +579,7 @@ def decode_add_before0(k):
         return BAD_BUFFER
     k.whole_1_ = native(load(f32, f32, k.payload + k.at_whole, 0, WHOLE))
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 1023) // 1024
 
 
 @step(decode_add_frame)
@@ -549,6 +630,7 @@ hop_frame = frame_type(
     scalars=[("received_whole_1_", "float32"), ("whole_greater_", "float32"), ("whole_", "float32")],
 )
 hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
+hop_bounds_table_tree = np.array([nan, 1.7499998807907104, 0.7499999403953552, 3.499999761581421, 0.25, 1.25, 2.5, 5.0], "f4")
 
 
 @inner
@@ -556,12 +638,30 @@ def hop_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles = reduction(hop_greater_0)
+hop_greater_0_fold, hop_greater_0_fold_known, hop_greater_0_tiles, hop_greater_0_far, hop_greater_0_rows = reduction(hop_greater_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_greater, lanes_s_greater):
+def hop_pass0_values0(k, start, at, live, begin, block0, kept0, b_r_s_greater, b_h0):
+    v_received_s = stream(Int32, u8, k.f_received_s, start + at, live)
+    t0 = lt(v_received_s, splat(Int32, 127))
+    t1 = widen(UInt32, v_received_s)
+    t2 = shift_left(t1, splat(UInt32, 20))
+    t3 = bits_float(t2)
+    t4 = t3 * splat(Float, 1.329227995784916e+36)
+    t5 = select(t0, t4, splat(Float, nan))
+    store(f32, b_h0, at, t5, WHOLE)
+
+
+@inner
+def hop_pass0_values1(k, start, at, live, begin, block0, kept0, b_r_s_greater, b_h0):
+    v_s_greater = load(Float, f32, b_r_s_greater, at, WHOLE)
+    store(f32, k.v_s_greater_stored, start + at, v_s_greater, live)
+
+
+@inner
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater):
     u_scale = splat(Float, one(k.scale))
     u_received_whole_1 = splat(Float, one(k.received_whole_1_))
     for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
@@ -579,48 +679,51 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_gr
             t5 = t4 * splat(Float, 8.507059173023462e+37)
             t6 = -t5
             t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, 16)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_received_whole_1
-            t17 = v_gradient + t16
-            t18 = u_scale * t17
-            t19 = absolute(t18)
-            store(f32, kept0, start - begin + at, t18, WHOLE)
-            a_s_greater = t19 if row == 0 else keep(live, hop_greater_0(a_s_greater, t19, live, k), a_s_greater)
+            t8 = splat(Float, load(f32, f32, b_h0, j, WHOLE))
+            t9 = t7 * t8
+            t10 = t9 * u_received_whole_1
+            t11 = v_gradient + t10
+            t12 = u_scale * t11
+            t13 = absolute(t12)
+            store(f32, kept0, start - begin + at, t12, WHOLE)
+            a_s_greater = t13 if row == 0 else keep(live, hop_greater_0(a_s_greater, t13, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
 
 
 @inner
-def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater):
-    for j in range((stop - begin + 15) // 16):
-        origin = begin + j * 16
-        length = min(16, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(16, length - t * TILE)
-            if rest == 16:
-                lanes_s_greater = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, 16, 16, j, begin, block0, kept0, b_r_s_greater, lanes_s_greater)
-                x_s_greater = hop_greater_0_fold_known(Float, f32, lanes_s_greater, 16, k)
-            else:
-                lanes_s_greater = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_s_greater, lanes_s_greater)
-                x_s_greater = hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
-        y_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
-        store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
-        store(f32, k.v_s_greater_stored, block0 + j, load(f32, f32, b_r_s_greater, j, WHOLE), WHOLE)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h0):
+    count = (stop - begin + 15) // 16
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            hop_pass0_values0(k, block0, some, WHOLE, begin, block0, kept0, b_r_s_greater, b_h0)
+        else:
+            hop_pass0_values0(k, block0, some, live, begin, block0, kept0, b_r_s_greater, b_h0)
+        for j in range(some, some + live):
+            origin = begin + j * 16
+            length = min(16, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(16, length - t * TILE)
+                if rest == 16:
+                    lanes_s_greater = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, 16, 16, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater)
+                    x_s_greater = hop_greater_0_fold_known(Float, f32, lanes_s_greater, 16, k)
+                else:
+                    lanes_s_greater = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_s_greater, b_h0, lanes_s_greater)
+                    x_s_greater = hop_greater_0_fold(Float, f32, lanes_s_greater, rest, k)
+            y_s_greater = hop_greater_0(splat(Float, splat(f32, 0.0)), splat(Float, x_s_greater), 1, k)
+            store(f32, b_r_s_greater, j, first(y_s_greater), WHOLE)
+        if live == WIDTH:
+            hop_pass0_values1(k, block0, some, WHOLE, begin, block0, kept0, b_r_s_greater, b_h0)
+        else:
+            hop_pass0_values1(k, block0, some, live, begin, block0, kept0, b_r_s_greater, b_h0)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0):
     start = tile * TILE
     lanes_whole_greater = buffer_of(f32)
-    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_whole_greater = splat(Float, 0)
         for row in range(ROWS):
@@ -628,12 +731,11 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater):
             live = left(count, at)
             t0 = load(Float, f32, kept0, start + at - begin, WHOLE)
             t1 = absolute(t0)
-            widest = keep(live, greater(widest, magnitude(t0)), widest)
             a_whole_greater = t1 if row == 0 else keep(live, hop_greater_0(a_whole_greater, t1, live, k), a_whole_greater)
         store(f32, lanes_whole_greater, block * WIDTH, a_whole_greater, WHOLE)
     x_whole_greater = hop_greater_0_fold(Float, f32, lanes_whole_greater, k.length - start, k)
     store(f32, k.whole_greater_tiles, tile, x_whole_greater, WHOLE)
-    if any_(not_finite(widest)):
+    if native(not_finite(magnitude(x_whole_greater))):
         k.bad = 1
 
 
@@ -643,17 +745,18 @@ def hop_pass0(frame, low, high):
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 64)
     kept0 = memory(f32, 1056)
+    b_h0 = memory(f32, 64)
     for span in range(low, high):
         begin = span * 1024
         block0 = span * 64
         stop = min(begin + 1024, k.length)
-        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_s_greater, b_h0)
         for tile in range(span * 1, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_s_greater)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_s_greater, b_h0)
             else:
-                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0)
     set_flags(flags)
 
 
@@ -670,8 +773,8 @@ def hop_pass1_tile(k, tile, count):
             t0 = divide(v_s_greater_stored, splat(Float, 6.0))
             t1 = divide(t0, u_whole)
             t2 = absolute(t1)
-            t3 = smaller(t2, splat(Float, 448.0))
-            t4 = float_bits(t3)
+            t3 = under(splat(Float, 448.0), t2)
+            t4 = bits_of(t3)
             t5 = shift_right(t4, splat(UInt32, 23))
             t6 = widen(Int32, t5)
             t7 = greater(t6, splat(Int32, 121))
@@ -684,7 +787,7 @@ def hop_pass1_tile(k, tile, count):
             t14 = bits_float(t13)
             t15 = t3 * t14
             t16 = round_(t15)
-            t17 = saturate(Int32, t16, 0, 229376)
+            t17 = widen(Int32, over(t16, splat(Float, 0)))
             t18 = t9 + t17
             t19 = smaller(t18, splat(Int32, 127))
             t20 = widen(Int32, t19)
@@ -706,7 +809,60 @@ def hop_pass1(frame, low, high):
 
 
 @inner
-def hop_pass2_tile(k, tile, count):
+def hop_pass2_values0(k, start, at, live, begin, block0, b_h0, b_h1):
+    u_whole = splat(Float, one(k.whole_))
+    v_received_s = stream(Int32, u8, k.f_received_s, start + at, live)
+    v_s_greater_stored = stream(Float, f32, k.v_s_greater_stored, start + at, live)
+    t0 = lt(v_received_s, splat(Int32, 127))
+    t1 = widen(UInt32, v_received_s)
+    t2 = shift_left(t1, splat(UInt32, 20))
+    t3 = bits_float(t2)
+    t4 = t3 * splat(Float, 1.329227995784916e+36)
+    t5 = select(t0, t4, splat(Float, nan))
+    t6 = divide(v_s_greater_stored, splat(Float, 6.0))
+    t7 = divide(t6, u_whole)
+    t8 = absolute(t7)
+    t9 = under(splat(Float, 448.0), t8)
+    t10 = bits_of(t9)
+    t11 = shift_right(t10, splat(UInt32, 23))
+    t12 = widen(Int32, t11)
+    t13 = greater(t12, splat(Int32, 121))
+    t14 = t13 - splat(Int32, 121)
+    t15 = t14 * splat(Int32, 8)
+    t16 = t13 - splat(Int32, 3)
+    t17 = splat(Int32, 254) - t16
+    t18 = widen(UInt32, t17)
+    t19 = shift_left(t18, splat(UInt32, 23))
+    t20 = bits_float(t19)
+    t21 = t9 * t20
+    t22 = round_(t21)
+    t23 = widen(Int32, over(t22, splat(Float, 0)))
+    t24 = t15 + t23
+    t25 = smaller(t24, splat(Int32, 127))
+    t26 = widen(Int32, t25)
+    t27 = lt(t26, splat(Int32, 127))
+    t28 = widen(UInt32, t26)
+    t29 = shift_left(t28, splat(UInt32, 20))
+    t30 = bits_float(t29)
+    t31 = t30 * splat(Float, 1.329227995784916e+36)
+    t32 = select(t27, t31, splat(Float, nan))
+    store(f32, b_h0, at, t5, WHOLE)
+    store(f32, b_h1, at, t32, WHOLE)
+
+
+@inner
+def hop_pass2_blocks(k, stop, begin, block0, b_h0, b_h1):
+    count = (stop - begin + 15) // 16
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            hop_pass2_values0(k, block0, some, WHOLE, begin, block0, b_h0, b_h1)
+        else:
+            hop_pass2_values0(k, block0, some, live, begin, block0, b_h0, b_h1)
+
+
+@inner
+def hop_pass2_tile(k, tile, count, begin, block0, b_h0, b_h1):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
     u_received_whole_1 = splat(Float, one(k.received_whole_1_))
@@ -725,68 +881,42 @@ def hop_pass2_tile(k, tile, count):
             t5 = t4 * splat(Float, 8.507059173023462e+37)
             t6 = -t5
             t7 = select(t0, t5, t6)
-            t8 = per_block(Int32, u8, k.f_received_s, start + at, 16, 0, live, WIDTH)
-            t9 = lt(t8, splat(Int32, 127))
-            t10 = widen(UInt32, t8)
-            t11 = shift_left(t10, splat(UInt32, 20))
-            t12 = bits_float(t11)
-            t13 = t12 * splat(Float, 1.329227995784916e+36)
-            t14 = select(t9, t13, splat(Float, nan))
-            t15 = t7 * t14
-            t16 = t15 * u_received_whole_1
-            t17 = v_gradient + t16
-            t18 = u_scale * t17
-            t19 = divide(t18, u_whole)
-            t20 = per_block(Float, f32, k.v_s_greater_stored, start + at, 16, 0, live, WIDTH)
-            t21 = divide(t20, splat(Float, 6.0))
-            t22 = divide(t21, u_whole)
-            t23 = absolute(t22)
-            t24 = smaller(t23, splat(Float, 448.0))
-            t25 = float_bits(t24)
-            t26 = shift_right(t25, splat(UInt32, 23))
-            t27 = widen(Int32, t26)
-            t28 = greater(t27, splat(Int32, 121))
-            t29 = t28 - splat(Int32, 121)
-            t30 = t29 * splat(Int32, 8)
-            t31 = t28 - splat(Int32, 3)
-            t32 = splat(Int32, 254) - t31
-            t33 = widen(UInt32, t32)
-            t34 = shift_left(t33, splat(UInt32, 23))
-            t35 = bits_float(t34)
-            t36 = t24 * t35
-            t37 = round_(t36)
-            t38 = saturate(Int32, t37, 0, 229376)
-            t39 = t30 + t38
-            t40 = smaller(t39, splat(Int32, 127))
-            t41 = widen(Int32, t40)
-            t42 = lt(t41, splat(Int32, 127))
-            t43 = widen(UInt32, t41)
-            t44 = shift_left(t43, splat(UInt32, 20))
-            t45 = bits_float(t44)
-            t46 = t45 * splat(Float, 1.329227995784916e+36)
-            t47 = select(t42, t46, splat(Float, nan))
-            t48 = divide(t19, t47)
-            t49 = absolute(t48)
-            t50 = search(Int32, hop_bounds_table, t49)
-            t51 = float_bits(t18)
-            t52 = shift_right(t51, splat(UInt32, 31))
-            t53 = widen(Int32, t52)
-            t54 = splat(Int32, 8) * t53
-            t55 = t50 + t54
-            t56 = widen(Int32, t55)
-            pack(4, k.f_code, start + at, t56, live)
+            t8 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
+            t9 = t7 * t8
+            t10 = t9 * u_received_whole_1
+            t11 = v_gradient + t10
+            t12 = u_scale * t11
+            t13 = divide(t12, u_whole)
+            t14 = per_block(Float, f32, b_h1, start + at, 16, block0, live, WIDTH)
+            t15 = divide(t13, t14)
+            t16 = absolute(t15)
+            t17 = search_tree(Int32, hop_bounds_table_tree.ctypes.data, 3, t16)
+            t18 = float_bits(t12)
+            t19 = shift_right(t18, splat(UInt32, 31))
+            t20 = widen(Int32, t19)
+            t21 = splat(Int32, 8) * t20
+            t22 = t17 + t21
+            t23 = widen(Int32, t22)
+            pack(4, k.f_code, start + at, t23, live)
 
 
 @loop(hop_frame)
 def hop_pass2(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            hop_pass2_tile(k, tile, WHOLE)
-        else:
-            hop_pass2_tile(k, tile, count)
+    b_h0 = memory(f32, 64)
+    b_h1 = memory(f32, 64)
+    for span in range(low, high):
+        begin = span * 1024
+        block0 = span * 64
+        stop = min(begin + 1024, k.length)
+        hop_pass2_blocks(k, stop, begin, block0, b_h0, b_h1)
+        for tile in range(span * 1, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                hop_pass2_tile(k, tile, WHOLE, begin, block0, b_h0, b_h1)
+            else:
+                hop_pass2_tile(k, tile, count, begin, block0, b_h0, b_h1)
     set_flags(flags)
 
 
@@ -859,7 +989,7 @@ def hop_step1(frame):
 @inner
 def hop_before2(k):
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 1023) // 1024
 
 
 @step(hop_frame)

@@ -46,7 +46,7 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles, encode_add_0_far, encode_add_0_rows = reduction(encode_add_0)
 
 
 @inner
@@ -54,7 +54,7 @@ def encode_add_1(a, b, live, k):
     return (a + b)
 
 
-encode_add_1_fold, encode_add_1_fold_known, encode_add_1_tiles = reduction(encode_add_1)
+encode_add_1_fold, encode_add_1_fold_known, encode_add_1_tiles, encode_add_1_far, encode_add_1_rows = reduction(encode_add_1)
 
 
 
@@ -446,7 +446,7 @@ def hop_add_0(a, b, live, k):
     return (a + b)
 
 
-hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles = reduction(hop_add_0)
+hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles, hop_add_0_far, hop_add_0_rows = reduction(hop_add_0)
 
 
 @inner
@@ -454,7 +454,7 @@ def hop_add_1(a, b, live, k):
     return (a + b)
 
 
-hop_add_1_fold, hop_add_1_fold_known, hop_add_1_tiles = reduction(hop_add_1)
+hop_add_1_fold, hop_add_1_fold_known, hop_add_1_tiles, hop_add_1_far, hop_add_1_rows = reduction(hop_add_1)
 
 
 

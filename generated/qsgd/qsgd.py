@@ -39,8 +39,16 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles, encode_add_0_far, encode_add_0_rows = reduction(encode_add_0)
 
+
+
+@inner
+def encode_pass0_values1(k, start, at, live, begin, block0, b_r_norm_add, b_h0):
+    v_norm_add = load(Float, f32, b_r_norm_add, at, WHOLE)
+    t0 = sqrt_(v_norm_add)
+    store(f32, b_h0, at, t0, WHOLE)
+    store(u32, k.f_norm, start + at, float_bits(t0), live)
 
 
 @inner
@@ -58,23 +66,39 @@ def encode_pass0_stage0(k, start, count, live_of, j, begin, block0, b_r_norm_add
 
 @inner
 def encode_pass0_blocks(k, stop, begin, block0, b_r_norm_add, b_h0):
-    for j in range((stop - begin + 511) // 512):
-        origin = begin + j * 512
-        length = min(512, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(512, length - t * TILE)
-            if rest == 512:
-                lanes_norm_add = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, b_r_norm_add, b_h0, lanes_norm_add)
-                x_norm_add = encode_add_0_fold_known(Float, f32, lanes_norm_add, 512, k)
-            else:
-                lanes_norm_add = buffer_of(f32)
-                encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_norm_add, b_h0, lanes_norm_add)
-                x_norm_add = encode_add_0_fold(Float, f32, lanes_norm_add, rest, k)
-        y_norm_add = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_norm_add), 1, k)
-        store(f32, b_r_norm_add, j, first(y_norm_add), WHOLE)
-        store(f32, b_h0, j, (sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE))), WHOLE)
-        store(u32, k.f_norm, block0 + j, float_bits((sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE)))), WHOLE)
+    rows_norm_add = memory(f32, 256)
+    count = (stop - begin + 511) // 512
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        whole = live if begin + (some + live) * 512 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_norm_add = buffer_of(f32)
+            encode_pass0_stage0(k, begin + j * 512, 512, WHOLE, j, begin, block0, b_r_norm_add, b_h0, lanes_norm_add)
+            a_norm_add = encode_add_0_far(Float, f32, lanes_norm_add, 512, k)
+            store(f32, rows_norm_add, (j - some) * WIDTH, a_norm_add, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_norm_add = encode_add_0_rows(Float, f32, rows_norm_add, live, 8, k)
+            y_norm_add = encode_add_0(splat(Float, splat(f32, 0.0)), widen(Float, y_norm_add), WIDTH, k)
+            store(f32, b_r_norm_add, some, y_norm_add, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 512
+            length = min(512, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(512, length - t * TILE)
+                if rest == 512:
+                    lanes_norm_add = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, b_r_norm_add, b_h0, lanes_norm_add)
+                    x_norm_add = encode_add_0_fold_known(Float, f32, lanes_norm_add, 512, k)
+                else:
+                    lanes_norm_add = buffer_of(f32)
+                    encode_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, b_r_norm_add, b_h0, lanes_norm_add)
+                    x_norm_add = encode_add_0_fold(Float, f32, lanes_norm_add, rest, k)
+            y_norm_add = encode_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_norm_add), 1, k)
+            store(f32, b_r_norm_add, j, first(y_norm_add), WHOLE)
+        if live == WIDTH:
+            encode_pass0_values1(k, block0, some, WHOLE, begin, block0, b_r_norm_add, b_h0)
+        else:
+            encode_pass0_values1(k, block0, some, live, begin, block0, b_r_norm_add, b_h0)
 
 
 @inner
@@ -107,14 +131,14 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_norm_add, b_h0):
 def encode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_norm_add = memory(f32, 2)
-    b_h0 = memory(f32, 2)
+    b_r_norm_add = memory(f32, 32)
+    b_h0 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 2
-        stop = min(begin + 1024, k.length)
+        begin = span * 4096
+        block0 = span * 8
+        stop = min(begin + 4096, k.length)
         encode_pass0_blocks(k, stop, begin, block0, b_r_norm_add, b_h0)
-        for tile in range(span * 1, tiles_of(stop)):
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
                 encode_pass0_tile(k, tile, WHOLE, begin, block0, b_r_norm_add, b_h0)
@@ -146,7 +170,7 @@ def encode_before0(k):
     clear(k.payload + gap_level, k.f_level)
     clear(k.payload + gap_negative, k.f_negative)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(encode_frame)
@@ -160,7 +184,7 @@ def encode_step0(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, ],
-    [(encode_pass0, 64), ],
+    [(encode_pass0, 16), ],
 )
 
 
@@ -186,7 +210,25 @@ decode_frame = frame_type(
 
 
 @inner
-def decode_pass0_tile(k, tile, count):
+def decode_pass0_values0(k, start, at, live, begin, block0, b_h0):
+    v_norm = stream(Float, f32, k.f_norm, start + at, live)
+    t0 = divide(v_norm, splat(Float, 7.0))
+    store(f32, b_h0, at, t0, WHOLE)
+
+
+@inner
+def decode_pass0_blocks(k, stop, begin, block0, b_h0):
+    count = (stop - begin + 511) // 512
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            decode_pass0_values0(k, block0, some, WHOLE, begin, block0, b_h0)
+        else:
+            decode_pass0_values0(k, block0, some, live, begin, block0, b_h0)
+
+
+@inner
+def decode_pass0_tile(k, tile, count, begin, block0, b_h0):
     start = tile * TILE
     for block in range(1):
         for row in range(TILE // WIDTH):
@@ -196,7 +238,7 @@ def decode_pass0_tile(k, tile, count):
             v_level = unpack(3, k.f_level, start + at, live)
             t0 = eq(v_negative, splat(Int32, 1))
             t1 = widen(Float, v_level)
-            t2 = splat(Float, (divide(load(f32, f32, k.f_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))
+            t2 = per_block(Float, f32, b_h0, start + at, 512, block0, live, WIDTH)
             t3 = t1 * t2
             t4 = -t3
             t5 = select(t0, t4, t3)
@@ -207,12 +249,18 @@ def decode_pass0_tile(k, tile, count):
 def decode_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_pass0_tile(k, tile, WHOLE)
-        else:
-            decode_pass0_tile(k, tile, count)
+    b_h0 = memory(f32, 32)
+    for span in range(low, high):
+        begin = span * 4096
+        block0 = span * 8
+        stop = min(begin + 4096, k.length)
+        decode_pass0_blocks(k, stop, begin, block0, b_h0)
+        for tile in range(span * 4, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                decode_pass0_tile(k, tile, WHOLE, begin, block0, b_h0)
+            else:
+                decode_pass0_tile(k, tile, count, begin, block0, b_h0)
     set_flags(flags)
 
 
@@ -233,7 +281,7 @@ def decode_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(decode_frame)
@@ -247,7 +295,7 @@ def decode_step0(frame):
 OPERATIONS["decode"] = Kernels(
     decode_frame,
     [decode_step0, ],
-    [(decode_pass0, 64), ],
+    [(decode_pass0, 16), ],
 )
 
 
@@ -273,7 +321,25 @@ decode_add_frame = frame_type(
 
 
 @inner
-def decode_add_pass0_tile(k, tile, count):
+def decode_add_pass0_values0(k, start, at, live, begin, block0, b_h0):
+    v_norm = stream(Float, f32, k.f_norm, start + at, live)
+    t0 = divide(v_norm, splat(Float, 7.0))
+    store(f32, b_h0, at, t0, WHOLE)
+
+
+@inner
+def decode_add_pass0_blocks(k, stop, begin, block0, b_h0):
+    count = (stop - begin + 511) // 512
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            decode_add_pass0_values0(k, block0, some, WHOLE, begin, block0, b_h0)
+        else:
+            decode_add_pass0_values0(k, block0, some, live, begin, block0, b_h0)
+
+
+@inner
+def decode_add_pass0_tile(k, tile, count, begin, block0, b_h0):
     start = tile * TILE
     u_scale = splat(Float, one(k.scale))
     for block in range(1):
@@ -285,7 +351,7 @@ def decode_add_pass0_tile(k, tile, count):
             v_level = unpack(3, k.f_level, start + at, live)
             t0 = eq(v_negative, splat(Int32, 1))
             t1 = widen(Float, v_level)
-            t2 = splat(Float, (divide(load(f32, f32, k.f_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))
+            t2 = per_block(Float, f32, b_h0, start + at, 512, block0, live, WIDTH)
             t3 = t1 * t2
             t4 = -t3
             t5 = select(t0, t4, t3)
@@ -298,12 +364,18 @@ def decode_add_pass0_tile(k, tile, count):
 def decode_add_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_add_pass0_tile(k, tile, WHOLE)
-        else:
-            decode_add_pass0_tile(k, tile, count)
+    b_h0 = memory(f32, 32)
+    for span in range(low, high):
+        begin = span * 4096
+        block0 = span * 8
+        stop = min(begin + 4096, k.length)
+        decode_add_pass0_blocks(k, stop, begin, block0, b_h0)
+        for tile in range(span * 4, tiles_of(stop)):
+            count = k.length - tile * TILE
+            if count >= TILE:
+                decode_add_pass0_tile(k, tile, WHOLE, begin, block0, b_h0)
+            else:
+                decode_add_pass0_tile(k, tile, count, begin, block0, b_h0)
     set_flags(flags)
 
 
@@ -324,7 +396,7 @@ def decode_add_before0(k):
     if k.capacity != end:
         return BAD_BUFFER
     k.length = native(one(k.n))
-    return tiles_of(k.length)
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(decode_add_frame)
@@ -338,7 +410,7 @@ def decode_add_step0(frame):
 OPERATIONS["decode_add"] = Kernels(
     decode_add_frame,
     [decode_add_step0, ],
-    [(decode_add_pass0, 64), ],
+    [(decode_add_pass0, 16), ],
 )
 
 
@@ -375,12 +447,27 @@ def hop_add_0(a, b, live, k):
     return (a + b)
 
 
-hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles = reduction(hop_add_0)
+hop_add_0_fold, hop_add_0_fold_known, hop_add_0_tiles, hop_add_0_far, hop_add_0_rows = reduction(hop_add_0)
 
 
 
 @inner
-def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_norm_add, b_h0, lanes_norm_add):
+def hop_pass0_values0(k, start, at, live, begin, block0, kept0, b_r_norm_add, b_h1, b_h0):
+    v_received_norm = stream(Float, f32, k.f_received_norm, start + at, live)
+    t0 = divide(v_received_norm, splat(Float, 7.0))
+    store(f32, b_h1, at, t0, WHOLE)
+
+
+@inner
+def hop_pass0_values1(k, start, at, live, begin, block0, kept0, b_r_norm_add, b_h1, b_h0):
+    v_norm_add = load(Float, f32, b_r_norm_add, at, WHOLE)
+    t0 = sqrt_(v_norm_add)
+    store(f32, b_h0, at, t0, WHOLE)
+    store(u32, k.f_norm, start + at, float_bits(t0), live)
+
+
+@inner
+def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_norm_add, b_h1, b_h0, lanes_norm_add):
     u_scale = splat(Float, one(k.scale))
     for block in range(min(BLOCKS, (count + WIDTH - 1) // WIDTH)):
         a_norm_add = splat(Float, 0)
@@ -392,7 +479,7 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_norm
             v_received_level = unpack(3, k.f_received_level, start + at, live)
             t0 = eq(v_received_negative, splat(Int32, 1))
             t1 = widen(Float, v_received_level)
-            t2 = splat(Float, (divide(load(f32, f32, k.f_received_norm, min(start + at, k.length - 1) // 512, WHOLE), splat(f32, 7.0))))
+            t2 = splat(Float, load(f32, f32, b_h1, j, WHOLE))
             t3 = t1 * t2
             t4 = -t3
             t5 = select(t0, t4, t3)
@@ -405,28 +492,48 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_norm
 
 
 @inner
-def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_norm_add, b_h0):
-    for j in range((stop - begin + 511) // 512):
-        origin = begin + j * 512
-        length = min(512, stop - origin)
-        for t in range(tiles_of(length)):
-            rest = min(512, length - t * TILE)
-            if rest == 512:
-                lanes_norm_add = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, kept0, b_r_norm_add, b_h0, lanes_norm_add)
-                x_norm_add = hop_add_0_fold_known(Float, f32, lanes_norm_add, 512, k)
-            else:
-                lanes_norm_add = buffer_of(f32)
-                hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_norm_add, b_h0, lanes_norm_add)
-                x_norm_add = hop_add_0_fold(Float, f32, lanes_norm_add, rest, k)
-        y_norm_add = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_norm_add), 1, k)
-        store(f32, b_r_norm_add, j, first(y_norm_add), WHOLE)
-        store(f32, b_h0, j, (sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE))), WHOLE)
-        store(u32, k.f_norm, block0 + j, float_bits((sqrt_(load(f32, f32, b_r_norm_add, j, WHOLE)))), WHOLE)
+def hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_norm_add, b_h1, b_h0):
+    rows_norm_add = memory(f32, 256)
+    count = (stop - begin + 511) // 512
+    for some in range(0, count, WIDTH):
+        live = min(count - some, WIDTH)
+        if live == WIDTH:
+            hop_pass0_values0(k, block0, some, WHOLE, begin, block0, kept0, b_r_norm_add, b_h1, b_h0)
+        else:
+            hop_pass0_values0(k, block0, some, live, begin, block0, kept0, b_r_norm_add, b_h1, b_h0)
+        whole = live if begin + (some + live) * 512 <= stop else 0
+        for j in range(some, some + whole):
+            lanes_norm_add = buffer_of(f32)
+            hop_pass0_stage0(k, begin + j * 512, 512, WHOLE, j, begin, block0, kept0, b_r_norm_add, b_h1, b_h0, lanes_norm_add)
+            a_norm_add = hop_add_0_far(Float, f32, lanes_norm_add, 512, k)
+            store(f32, rows_norm_add, (j - some) * WIDTH, a_norm_add, WHOLE)
+        if whole > 0:  # their lanes are folded side by side
+            y_norm_add = hop_add_0_rows(Float, f32, rows_norm_add, live, 8, k)
+            y_norm_add = hop_add_0(splat(Float, splat(f32, 0.0)), widen(Float, y_norm_add), WIDTH, k)
+            store(f32, b_r_norm_add, some, y_norm_add, WHOLE)
+        for j in range(some + whole, some + live):
+            origin = begin + j * 512
+            length = min(512, stop - origin)
+            for t in range(tiles_of(length)):
+                rest = min(512, length - t * TILE)
+                if rest == 512:
+                    lanes_norm_add = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, 512, WHOLE, j, begin, block0, kept0, b_r_norm_add, b_h1, b_h0, lanes_norm_add)
+                    x_norm_add = hop_add_0_fold_known(Float, f32, lanes_norm_add, 512, k)
+                else:
+                    lanes_norm_add = buffer_of(f32)
+                    hop_pass0_stage0(k, origin + t * TILE, rest, rest, j, begin, block0, kept0, b_r_norm_add, b_h1, b_h0, lanes_norm_add)
+                    x_norm_add = hop_add_0_fold(Float, f32, lanes_norm_add, rest, k)
+            y_norm_add = hop_add_0(splat(Float, splat(f32, 0.0)), splat(Float, x_norm_add), 1, k)
+            store(f32, b_r_norm_add, j, first(y_norm_add), WHOLE)
+        if live == WIDTH:
+            hop_pass0_values1(k, block0, some, WHOLE, begin, block0, kept0, b_r_norm_add, b_h1, b_h0)
+        else:
+            hop_pass0_values1(k, block0, some, live, begin, block0, kept0, b_r_norm_add, b_h1, b_h0)
 
 
 @inner
-def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_norm_add, b_h0):
+def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_norm_add, b_h1, b_h0):
     start = tile * TILE
     r0 = rows_buffer()
     widest = splat(UInt32, 0)
@@ -455,20 +562,21 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_norm_add, b_h0):
 def hop_pass0(frame, low, high):
     k = frame[0]
     flags = set_flags(KEEPS_DENORMALS)
-    b_r_norm_add = memory(f32, 2)
-    kept0 = memory(f32, 1056)
-    b_h0 = memory(f32, 2)
+    b_r_norm_add = memory(f32, 32)
+    kept0 = memory(f32, 4128)
+    b_h1 = memory(f32, 32)
+    b_h0 = memory(f32, 32)
     for span in range(low, high):
-        begin = span * 1024
-        block0 = span * 2
-        stop = min(begin + 1024, k.length)
-        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_norm_add, b_h0)
-        for tile in range(span * 1, tiles_of(stop)):
+        begin = span * 4096
+        block0 = span * 8
+        stop = min(begin + 4096, k.length)
+        hop_pass0_blocks(k, stop, begin, block0, kept0, b_r_norm_add, b_h1, b_h0)
+        for tile in range(span * 4, tiles_of(stop)):
             count = k.length - tile * TILE
             if count >= TILE:
-                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_norm_add, b_h0)
+                hop_pass0_tile(k, tile, WHOLE, begin, block0, kept0, b_r_norm_add, b_h1, b_h0)
             else:
-                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_norm_add, b_h0)
+                hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_norm_add, b_h1, b_h0)
     set_flags(flags)
 
 
@@ -498,7 +606,7 @@ def hop_before0(k):
     clear(k.payload + gap_level, k.f_level)
     clear(k.payload + gap_negative, k.f_negative)
     k.length = native(one(k.n))
-    return (max(k.length, 0) + 1023) // 1024
+    return (max(k.length, 0) + 4095) // 4096
 
 
 @step(hop_frame)
@@ -512,5 +620,5 @@ def hop_step0(frame):
 OPERATIONS["hop"] = Kernels(
     hop_frame,
     [hop_step0, ],
-    [(hop_pass0, 64), ],
+    [(hop_pass0, 16), ],
 )

@@ -54,7 +54,7 @@ def encode_add_0(a, b, live, k):
     return (a + b)
 
 
-encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles = reduction(encode_add_0)
+encode_add_0_fold, encode_add_0_fold_known, encode_add_0_tiles, encode_add_0_far, encode_add_0_rows = reduction(encode_add_0)
 
 
 @inner
@@ -62,7 +62,7 @@ def encode_greater_1(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-encode_greater_1_fold, encode_greater_1_fold_known, encode_greater_1_tiles = reduction(encode_greater_1)
+encode_greater_1_fold, encode_greater_1_fold_known, encode_greater_1_tiles, encode_greater_1_far, encode_greater_1_rows = reduction(encode_greater_1)
 
 
 @inner
@@ -70,7 +70,7 @@ def encode_add_2(a, b, live, k):
     return (a + b)
 
 
-encode_add_2_fold, encode_add_2_fold_known, encode_add_2_tiles = reduction(encode_add_2)
+encode_add_2_fold, encode_add_2_fold_known, encode_add_2_tiles, encode_add_2_far, encode_add_2_rows = reduction(encode_add_2)
 
 
 
@@ -79,7 +79,6 @@ def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     lanes_threshold_add = buffer_of(f32)
     lanes_threshold_greater = buffer_of(f32)
-    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_threshold_add = splat(Float, 0)
         a_threshold_greater = splat(Float, 0)
@@ -88,7 +87,6 @@ def encode_pass0_tile(k, tile, count):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             t0 = absolute(v_gradient)
-            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             a_threshold_add = t0 if row == 0 else keep(live, encode_add_0(a_threshold_add, t0, live, k), a_threshold_add)
             a_threshold_greater = t0 if row == 0 else keep(live, encode_greater_1(a_threshold_greater, t0, live, k), a_threshold_greater)
         store(f32, lanes_threshold_add, block * WIDTH, a_threshold_add, WHOLE)
@@ -97,7 +95,7 @@ def encode_pass0_tile(k, tile, count):
     store(f32, k.threshold_add_tiles, tile, x_threshold_add, WHOLE)
     x_threshold_greater = encode_greater_1_fold(Float, f32, lanes_threshold_greater, k.length - start, k)
     store(f32, k.threshold_greater_tiles, tile, x_threshold_greater, WHOLE)
-    if any_(not_finite(widest)):
+    if native(not_finite(magnitude(x_threshold_greater))):
         k.bad = 1
 
 
@@ -413,27 +411,12 @@ def decode_pass0(frame, low, high):
 
 
 
-@inner
-def decode_pass1_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            store(u32, k.gradient, start + at, float_bits(splat(Float, 0.0)), live)
-
 
 @loop(decode_frame)
 def decode_pass1(frame, low, high):
     k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_pass1_tile(k, tile, WHOLE)
-        else:
-            decode_pass1_tile(k, tile, count)
-    set_flags(flags)
+    if low < high:
+        clear(k.gradient + low * TILE * 4, k.gradient + min(high * TILE, k.length) * 4)
 
 
 

@@ -36,7 +36,7 @@ def encode_greater_0(a, b, live, k):
     return greater_of_positives(a, b)
 
 
-encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = reduction(encode_greater_0)
+encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles, encode_greater_0_far, encode_greater_0_rows = reduction(encode_greater_0)
 
 
 
@@ -44,7 +44,6 @@ encode_greater_0_fold, encode_greater_0_fold_known, encode_greater_0_tiles = red
 def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     lanes_top = buffer_of(f32)
-    widest = splat(UInt32, 0)
     for block in range(BLOCKS):
         a_top = splat(Float, 0)
         for row in range(ROWS):
@@ -54,13 +53,12 @@ def encode_pass0_tile(k, tile, count):
             t0 = absolute(v_gradient)
             t1 = lt(v_gradient, splat(Float, 0.0))
             t2 = widen(Int32, bit(t1))
-            widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
             pack(1, k.f_negative, start + at, t2, live)
             a_top = t0 if row == 0 else keep(live, encode_greater_0(a_top, t0, live, k), a_top)
         store(f32, lanes_top, block * WIDTH, a_top, WHOLE)
     x_top = encode_greater_0_fold(Float, f32, lanes_top, k.length - start, k)
     store(f32, k.top_tiles, tile, x_top, WHOLE)
-    if any_(not_finite(widest)):
+    if native(not_finite(magnitude(x_top))):
         k.bad = 1
 
 

@@ -44,7 +44,7 @@ def encode_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
-encode_smaller_0_fold, encode_smaller_0_fold_known, encode_smaller_0_tiles = reduction(encode_smaller_0)
+encode_smaller_0_fold, encode_smaller_0_fold_known, encode_smaller_0_tiles, encode_smaller_0_far, encode_smaller_0_rows = reduction(encode_smaller_0)
 
 
 @inner
@@ -52,7 +52,7 @@ def encode_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
-encode_greater_1_fold, encode_greater_1_fold_known, encode_greater_1_tiles = reduction(encode_greater_1)
+encode_greater_1_fold, encode_greater_1_fold_known, encode_greater_1_tiles, encode_greater_1_far, encode_greater_1_rows = reduction(encode_greater_1)
 
 
 
@@ -449,7 +449,7 @@ def hop_smaller_0(a, b, live, k):
     return (smaller(a, b))
 
 
-hop_smaller_0_fold, hop_smaller_0_fold_known, hop_smaller_0_tiles = reduction(hop_smaller_0)
+hop_smaller_0_fold, hop_smaller_0_fold_known, hop_smaller_0_tiles, hop_smaller_0_far, hop_smaller_0_rows = reduction(hop_smaller_0)
 
 
 @inner
@@ -457,7 +457,7 @@ def hop_greater_1(a, b, live, k):
     return (greater(a, b))
 
 
-hop_greater_1_fold, hop_greater_1_fold_known, hop_greater_1_tiles = reduction(hop_greater_1)
+hop_greater_1_fold, hop_greater_1_fold_known, hop_greater_1_tiles, hop_greater_1_far, hop_greater_1_rows = reduction(hop_greater_1)
 
 
 

@@ -27,7 +27,7 @@ encode_frame = frame_type(
     params=[("p_ratio", "float32"), ],
     states=[],
     fields=["index", "field1", ],
-    vectors=["v_index_topk_keys", "v_index_topk", "index_topk_work", ],
+    vectors=["v_index_topk_keys", "v_index_topk", "index_topk_work", "index_topk_near_bits", "index_topk_near_at", "index_topk_near_keys", ],
     received=[],
     scalars=[],
 )
@@ -118,6 +118,12 @@ def encode_before0(k):
     end = align(end + max(0, native((smaller((greater(saturate(i64, (ceil_((one(k.p_ratio) * widen(f32, one(k.n))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
     k.index_topk_work = end
     end = align(end + max(0, native(((((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))) + splat(i64, 1)) * splat(i64, 2)) + splat(i64, 32768)))) * 8, 64)
+    k.index_topk_near_bits = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 63)), splat(i64, 64))))) * 8, 64)
+    k.index_topk_near_at = end
+    end = align(end + max(0, native((divide((greater(one(k.n), splat(i64, 0))), splat(i64, 4))))) * 8, 64)
+    k.index_topk_near_keys = end
+    end = align(end + max(0, native((divide((greater(one(k.n), splat(i64, 0))), splat(i64, 4))))) * 4, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
         return NEEDS_MEMORY
@@ -167,7 +173,7 @@ def encode_step2(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, encode_step1, encode_step2, ],
-    [(encode_pass0, 64), Selection("select_least", (("v_index_topk_keys", "u4"), ("v_index_topk", "i8"), ("index_topk_work", "i8")), 0), (encode_pass1, 64), ],
+    [(encode_pass0, 64), Selection("select_least", (("v_index_topk_keys", "u4"), ("v_index_topk", "i8"), ("index_topk_work", "i8"), ("index_topk_near_bits", "u8"), ("index_topk_near_at", "i8"), ("index_topk_near_keys", "u4")), 0), (encode_pass1, 64), ],
 )
 
 
@@ -221,27 +227,12 @@ def decode_pass0(frame, low, high):
 
 
 
-@inner
-def decode_pass1_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            store(u32, k.gradient, start + at, float_bits(splat(Float, 0.0)), live)
-
 
 @loop(decode_frame)
 def decode_pass1(frame, low, high):
     k = frame[0]
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            decode_pass1_tile(k, tile, WHOLE)
-        else:
-            decode_pass1_tile(k, tile, count)
-    set_flags(flags)
+    if low < high:
+        clear(k.gradient + low * TILE * 4, k.gradient + min(high * TILE, k.length) * 4)
 
 
 
