@@ -334,9 +334,9 @@ class Libraries:
         self, op: str, calls: Sequence[Call], values: Values, threads: int, place: str | None = None
     ) -> list[Outcome]:
         """Run one operation on every item, those of one library together."""
-        kinds = {(call.gradient.dtype, call.width) for call in calls}
-        if len(kinds) == 1:
-            return self.of(*kinds.pop(), place).run(op, calls, values, threads)
+        first = calls[0]
+        if len(calls) == 1 or len({(call.gradient.dtype, call.width) for call in calls}) == 1:
+            return self.of(first.gradient.dtype, first.width, place).run(op, calls, values, threads)
         outcomes: dict[int, Outcome] = {}
         for library, numbers in self.parts(calls, place):
             done = library.run(op, [calls[number] for number in numbers], values, threads)

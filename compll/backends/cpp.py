@@ -79,8 +79,11 @@ class CppLibrary:
         for call in calls:
             new = old + states
             if call.state:
-                self.pointers.pack_into(table, old, *[address(call.state[name]) for name in self.states])
-                self.pointers.pack_into(table, new, *[address(call.new_state[name]) for name in self.states])
+                places = [address(call.state[name]) for name in self.states]
+                self.pointers.pack_into(table, old, *places)
+                if call.new_state is not call.state:
+                    places = [address(call.new_state[name]) for name in self.states]
+                self.pointers.pack_into(table, new, *places)
             size, source = call.payload.nbytes, call.source
             ITEM.pack_into(
                 table,
