@@ -376,10 +376,12 @@ int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   field whole: float
 //   field s: uint8[((n + 15) / 16)]
 //   field code: uint<4>[n]
+//   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   whole_1 = get whole: float
 //   pass[n]
-//     store output: float[n] = ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
+//     store output: float[n] = ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
 
+constexpr float decode_value_table[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
 
 struct DecodeFrame {
     int64_t n;
@@ -441,18 +443,11 @@ template <bool FULL> inline void decode_pass0(DecodeFrame& k, [[maybe_unused]] c
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_code = load_codes<FULL>(in_code, at, live);
-            const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
-            const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
-            const UInt32 t2 = widen<UInt32>(t1);
-            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
-            const Float t4 = bits_float(t3);
-            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
-            const Float t6 = -t5;
-            const Float t7 = select(t0, t5, t6);
-            const Float t8 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
-            const Float t9 = t7 * t8;
-            const Float t10 = t9 * u_whole_1;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t10), live);
+            const Float t0 = lookup<Float, decode_value_table>(v_code);
+            const Float t1 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
+            const Float t2 = t0 * t1;
+            const Float t3 = t2 * u_whole_1;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t3), live);
     });
 }
 
@@ -494,10 +489,12 @@ int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unus
 //   field whole: float
 //   field s: uint8[((n + 15) / 16)]
 //   field code: uint<4>[n]
+//   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   whole_1 = get whole: float
 //   pass[n]
-//     store output: float[n] = (gradient[i] + (scale * ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
+//     store output: float[n] = (gradient[i] + (scale * ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
 
+constexpr float decode_add_value_table[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
 
 struct DecodeAddFrame {
     int64_t n;
@@ -562,20 +559,13 @@ template <bool FULL> inline void decode_add_pass0(DecodeAddFrame& k, [[maybe_unu
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_code = load_codes<FULL>(in_code, at, live);
-            const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
-            const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
-            const UInt32 t2 = widen<UInt32>(t1);
-            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
-            const Float t4 = bits_float(t3);
-            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
-            const Float t6 = -t5;
-            const Float t7 = select(t0, t5, t6);
-            const Float t8 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
-            const Float t9 = t7 * t8;
-            const Float t10 = t9 * u_whole_1;
-            const Float t11 = u_scale * t10;
-            const Float t12 = v_gradient + t11;
-            store<FULL>(k.gradient + tile * TILE + at, canonical(t12), live);
+            const Float t0 = lookup<Float, decode_add_value_table>(v_code);
+            const Float t1 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
+            const Float t2 = t0 * t1;
+            const Float t3 = t2 * u_whole_1;
+            const Float t4 = u_scale * t3;
+            const Float t5 = v_gradient + t4;
+            store<FULL>(k.gradient + tile * TILE + at, canonical(t5), live);
     });
 }
 
@@ -620,22 +610,24 @@ int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_
 //   received received_whole: float
 //   received received_s: uint8[((n + 15) / 16)]
 //   received received_code: uint<4>[n]
+//   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   received_whole_1 = get received_whole: float
 //   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
 //   pass[n] by 16
-//     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
+//     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
 //       where greater(a, b) = max(a, b)
-//     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
+//     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store vector s_greater_stored: float[((n + 15) / 16)] = s_greater[i]
-//     check[n] (scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
+//     check[n] (scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
 //     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
+constexpr float hop_received_value_table[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
 constexpr float hop_bounds_table[] = { 0x1.0000000000000p-2f, 0x1.7ffffe0000000p-1f, 0x1.4000000000000p+0f, 0x1.bffffe0000000p+0f, 0x1.4000000000000p+1f, 0x1.bffffe0000000p+1f, 0x1.4000000000000p+2f };
 
 struct HopFrame {
@@ -709,24 +701,17 @@ template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unu
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load_codes<FULL>(in_received_code, at, live);
-            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
-            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
-            const UInt32 t2 = widen<UInt32>(t1);
-            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
-            const Float t4 = bits_float(t3);
-            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
-            const Float t6 = -t5;
-            const Float t7 = select(t0, t5, t6);
-            const Float t8 = splat<Float>(b.h0[j]);
-            const Float t9 = t7 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = absolute(t12);
-            store<true>(b.kept0 + (first - b.begin) + at, t12, WIDTH);
-            if (row == 0) a_s_greater[block] = t13;
-            else if (FULL) a_s_greater[block] = HopGreaterOf1{}(a_s_greater[block], t13);
-            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf1{}(a_s_greater[block], t13, live), a_s_greater[block]);
+            const Float t0 = lookup<Float, hop_received_value_table>(v_received_code);
+            const Float t1 = splat<Float>(b.h0[j]);
+            const Float t2 = t0 * t1;
+            const Float t3 = t2 * u_received_whole_1;
+            const Float t4 = v_gradient + t3;
+            const Float t5 = u_scale * t4;
+            const Float t6 = absolute(t5);
+            store<true>(b.kept0 + (first - b.begin) + at, t5, WIDTH);
+            if (row == 0) a_s_greater[block] = t6;
+            else if (FULL) a_s_greater[block] = HopGreaterOf1{}(a_s_greater[block], t6);
+            else a_s_greater[block] = select(first_lanes(live), HopGreaterOf1{}(a_s_greater[block], t6, live), a_s_greater[block]);
         }
     }
     if constexpr (std::is_same_v<R0, Float>) r_s_greater = fold_far<(N < LANES ? N : LANES)>(a_s_greater, HopGreaterOf1{});
@@ -913,31 +898,24 @@ template <bool FULL> inline void hop_pass2(HopFrame& k, [[maybe_unused]] const P
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load_codes<FULL>(in_received_code, at, live);
-            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
-            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
-            const UInt32 t2 = widen<UInt32>(t1);
-            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
-            const Float t4 = bits_float(t3);
-            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
-            const Float t6 = -t5;
-            const Float t7 = select(t0, t5, t6);
-            const Float t8 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
-            const Float t9 = t7 * t8;
-            const Float t10 = t9 * u_received_whole_1;
-            const Float t11 = v_gradient + t10;
-            const Float t12 = u_scale * t11;
-            const Float t13 = divide(t12, u_whole);
-            const Float t14 = splat<Float>(b.h1[own + row * 8 + block * WIDTH / 16]);
-            const Float t15 = divide(t13, t14);
-            const Float t16 = absolute(t15);
-            const Int32 t17 = search<Int32, hop_bounds_table>(t16);
-            const UInt32 t18 = float_bits(t12);
-            const UInt32 t19 = shift_right(t18, splat<UInt32>(31u));
-            const Int32 t20 = widen<Int32>(t19);
-            const Int32 t21 = splat<Int32>(INT64_C(8)) * t20;
-            const Int32 t22 = t17 + t21;
-            const Int32 t23 = widen<Int32>(t22);
-            put_codes<4>(o_code + at / 8 * 4, FULL ? t23 : t23 & first_lanes(live));
+            const Float t0 = lookup<Float, hop_received_value_table>(v_received_code);
+            const Float t1 = splat<Float>(b.h0[own + row * 8 + block * WIDTH / 16]);
+            const Float t2 = t0 * t1;
+            const Float t3 = t2 * u_received_whole_1;
+            const Float t4 = v_gradient + t3;
+            const Float t5 = u_scale * t4;
+            const Float t6 = divide(t5, u_whole);
+            const Float t7 = splat<Float>(b.h1[own + row * 8 + block * WIDTH / 16]);
+            const Float t8 = divide(t6, t7);
+            const Float t9 = absolute(t8);
+            const Int32 t10 = search<Int32, hop_bounds_table>(t9);
+            const UInt32 t11 = float_bits(t5);
+            const UInt32 t12 = shift_right(t11, splat<UInt32>(31u));
+            const Int32 t13 = widen<Int32>(t12);
+            const Int32 t14 = splat<Int32>(INT64_C(8)) * t13;
+            const Int32 t15 = t10 + t14;
+            const Int32 t16 = widen<Int32>(t15);
+            put_codes<4>(o_code + at / 8 * 4, FULL ? t16 : t16 & first_lanes(live));
     });
     if (!FULL) std::memcpy(k.f_code + tile * (LANES * 4), room_code, (count * 4 + 7) / 8);
 }

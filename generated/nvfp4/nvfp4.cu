@@ -295,9 +295,17 @@ COMPLL_DEVICE bool begin(compll_item& item, EncodeFrame& k, [[maybe_unused]] con
 //   field whole: float
 //   field s: uint8[((n + 15) / 16)]
 //   field code: uint<4>[n]
+//   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   whole_1 = get whole: float
 //   pass[n]
-//     store output: float[n] = ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
+//     store output: float[n] = ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
+
+struct decode_value_table {
+    COMPLL_DEVICE float operator[](int64_t i) const {
+        const float entries[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
+        return entries[i];
+    }
+};
 
 struct DecodeFrame {
     int64_t n;
@@ -327,24 +335,17 @@ template <bool FULL> COMPLL_DEVICE void decode_pass0([[maybe_unused]] compll_ite
             [[maybe_unused]] constexpr int live = 1;
             if (!FULL && at >= count) break;
             const Int32 v_code = widen<Int32>(c_code.get(row, block));
-            const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
-            const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
-            const UInt32 t2 = widen<UInt32>(t1);
-            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
-            const Float t4 = bits_float(t3);
-            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
-            const Float t6 = -t5;
-            const Float t7 = select(t0, t5, t6);
-            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
-            const UInt32 t10 = widen<UInt32>(t8);
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
-            const Float t15 = t7 * t14;
-            const Float t16 = t15 * u_whole_1;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t16));
+            const Float t0 = lookup<Float>(decode_value_table{}, v_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_whole_1;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t9));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -389,9 +390,17 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeFrame& k, [[maybe_unused]] con
 //   field whole: float
 //   field s: uint8[((n + 15) / 16)]
 //   field code: uint<4>[n]
+//   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   whole_1 = get whole: float
 //   pass[n]
-//     store output: float[n] = (gradient[i] + (scale * ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
+//     store output: float[n] = (gradient[i] + (scale * ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
+
+struct decode_add_value_table {
+    COMPLL_DEVICE float operator[](int64_t i) const {
+        const float entries[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
+        return entries[i];
+    }
+};
 
 struct DecodeAddFrame {
     int64_t n;
@@ -424,26 +433,19 @@ template <bool FULL> COMPLL_DEVICE void decode_add_pass0([[maybe_unused]] compll
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_code = widen<Int32>(c_code.get(row, block));
-            const Mask t0 = lt(v_code, splat<Int32>(INT64_C(8)));
-            const Int32 t1 = v_code & splat<Int32>(INT64_C(7));
-            const UInt32 t2 = widen<UInt32>(t1);
-            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
-            const Float t4 = bits_float(t3);
-            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
-            const Float t6 = -t5;
-            const Float t7 = select(t0, t5, t6);
-            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
-            const UInt32 t10 = widen<UInt32>(t8);
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
-            const Float t15 = t7 * t14;
-            const Float t16 = t15 * u_whole_1;
-            const Float t17 = u_scale * t16;
-            const Float t18 = v_gradient + t17;
-            o_output_gradient.at[block] = static_cast<float>(canonical(t18));
+            const Float t0 = lookup<Float>(decode_add_value_table{}, v_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_whole_1;
+            const Float t10 = u_scale * t9;
+            const Float t11 = v_gradient + t10;
+            o_output_gradient.at[block] = static_cast<float>(canonical(t11));
         }
         store<FULL>(k.gradient + tile * TILE, o_output_gradient, row, thread, count);
     }
@@ -491,21 +493,29 @@ COMPLL_DEVICE bool begin(compll_item& item, DecodeAddFrame& k, [[maybe_unused]] 
 //   received received_whole: float
 //   received received_s: uint8[((n + 15) / 16)]
 //   received received_code: uint<4>[n]
+//   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 //   received_whole_1 = get received_whole: float
 //   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
 //   pass[n] by 16
-//     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
+//     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
 //       where greater(a, b) = max(a, b)
-//     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
+//     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
 //       by greater, where greater(a, b) = max(a, b)
 //     store vector s_greater_stored: float[((n + 15) / 16)] = s_greater[i]
-//     check[n] (scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
+//     check[n] (scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
 //   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 //   put whole: float = whole
 //   pass[((n + 15) / 16)]
 //     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))
 //   pass[n]
-//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+//     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) / bits_float((uint32((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3)) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+
+struct hop_received_value_table {
+    COMPLL_DEVICE float operator[](int64_t i) const {
+        const float entries[] = { 0x0.0p+0f, 0x1.0000000000000p-1f, 0x1.0000000000000p+0f, 0x1.8000000000000p+0f, 0x1.0000000000000p+1f, 0x1.8000000000000p+1f, 0x1.0000000000000p+2f, 0x1.8000000000000p+2f, -0x0.0p+0f, -0x1.0000000000000p-1f, -0x1.0000000000000p+0f, -0x1.8000000000000p+0f, -0x1.0000000000000p+1f, -0x1.8000000000000p+1f, -0x1.0000000000000p+2f, -0x1.8000000000000p+2f };
+        return entries[i];
+    }
+};
 
 struct hop_bounds_table {
     COMPLL_DEVICE float operator[](int64_t i) const {
@@ -571,27 +581,20 @@ template <int N> COMPLL_DEVICE void hop_pass0_stage0([[maybe_unused]] HopFrame& 
             [[maybe_unused]] constexpr int live = 1;
             const Float v_gradient = widen<Float>(in_gradient.at[block]);
             const Int32 v_received_code = widen<Int32>(in_received_code.at[block]);
-            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
-            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
-            const UInt32 t2 = widen<UInt32>(t1);
-            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
-            const Float t4 = bits_float(t3);
-            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
-            const Float t6 = -t5;
-            const Float t7 = select(t0, t5, t6);
-            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 16 * sizeof(uint8_t)));
-            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
-            const UInt32 t10 = widen<UInt32>(t8);
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
-            const Float t15 = t7 * t14;
-            const Float t16 = t15 * u_received_whole_1;
-            const Float t17 = v_gradient + t16;
-            const Float t18 = u_scale * t17;
-            const Float t19 = absolute(t18);
-            a_s_greater[block] = row == 0 ? t19 : HopGreaterOf1{}(a_s_greater[block], t19);
+            const Float t0 = lookup<Float>(hop_received_value_table{}, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(first + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_received_whole_1;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = absolute(t11);
+            a_s_greater[block] = row == 0 ? t12 : HopGreaterOf1{}(a_s_greater[block], t12);
         }
     }
     r_s_greater = fold(a_s_greater, thread, count < LANES ? count : LANES, HopGreaterOf1{});
@@ -645,28 +648,21 @@ template <bool FULL> COMPLL_DEVICE void hop_pass0([[maybe_unused]] compll_item& 
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_received_code = widen<Int32>(c_received_code.get(row, block));
-            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
-            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
-            const UInt32 t2 = widen<UInt32>(t1);
-            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
-            const Float t4 = bits_float(t3);
-            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
-            const Float t6 = -t5;
-            const Float t7 = select(t0, t5, t6);
-            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
-            const UInt32 t10 = widen<UInt32>(t8);
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
-            const Float t15 = t7 * t14;
-            const Float t16 = t15 * u_received_whole_1;
-            const Float t17 = v_gradient + t16;
-            const Float t18 = u_scale * t17;
-            const Float t19 = absolute(t18);
-            bad = bad || not_finite(t18);
-            a_whole_greater[block] = row == 0 ? t19 : HopGreaterOf0{}(a_whole_greater[block], t19);
+            const Float t0 = lookup<Float>(hop_received_value_table{}, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_received_whole_1;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = absolute(t11);
+            bad = bad || not_finite(t11);
+            a_whole_greater[block] = row == 0 ? t12 : HopGreaterOf0{}(a_whole_greater[block], t12);
         }
     }
     const int lanes = count < LANES ? count : LANES;
@@ -732,37 +728,30 @@ template <bool FULL> COMPLL_DEVICE void hop_pass2([[maybe_unused]] compll_item& 
             if (!FULL && at >= count) break;
             const Float v_gradient = widen<Float>(in_gradient.row[row].at[block]);
             const Int32 v_received_code = widen<Int32>(c_received_code.get(row, block));
-            const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(8)));
-            const Int32 t1 = v_received_code & splat<Int32>(INT64_C(7));
-            const UInt32 t2 = widen<UInt32>(t1);
-            const UInt32 t3 = shift_left(t2, splat<UInt32>(22u));
-            const Float t4 = bits_float(t3);
-            const Float t5 = t4 * splat<Float>(0x1.0000000000000p+126f);
-            const Float t6 = -t5;
-            const Float t7 = select(t0, t5, t6);
-            const Int32 t8 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
-            const Mask t9 = lt(t8, splat<Int32>(INT64_C(127)));
-            const UInt32 t10 = widen<UInt32>(t8);
-            const UInt32 t11 = shift_left(t10, splat<UInt32>(20u));
-            const Float t12 = bits_float(t11);
-            const Float t13 = t12 * splat<Float>(0x1.0000000000000p+120f);
-            const Float t14 = select(t9, t13, splat<Float>(__builtin_nanf("")));
-            const Float t15 = t7 * t14;
-            const Float t16 = t15 * u_received_whole_1;
-            const Float t17 = v_gradient + t16;
-            const Float t18 = u_scale * t17;
-            const Float t19 = divide(t18, u_whole);
-            const Float t20 = splat<Float>(((lt(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
-            const Float t21 = divide(t19, t20);
-            const Float t22 = absolute(t21);
-            const Int32 t23 = search<Int32>(hop_bounds_table{}, 7, t22);
-            const UInt32 t24 = float_bits(t18);
-            const UInt32 t25 = shift_right(t24, splat<UInt32>(31u));
-            const Int32 t26 = widen<Int32>(t25);
-            const Int32 t27 = wrap_multiply(splat<Int32>(INT64_C(8)), t26);
-            const Int32 t28 = wrap_add(t23, t27);
-            const Int32 t29 = widen<Int32>(t28);
-            o_code.put(row, block, uint32_t(t29));
+            const Float t0 = lookup<Float>(hop_received_value_table{}, v_received_code);
+            const Int32 t1 = splat<Int32>(get<uint8_t>(k.f_received_s + uint64_t(tile * TILE + at) / 16 * sizeof(uint8_t)));
+            const Mask t2 = lt(t1, splat<Int32>(INT64_C(127)));
+            const UInt32 t3 = widen<UInt32>(t1);
+            const UInt32 t4 = shift_left(t3, splat<UInt32>(20u));
+            const Float t5 = bits_float(t4);
+            const Float t6 = t5 * splat<Float>(0x1.0000000000000p+120f);
+            const Float t7 = select(t2, t6, splat<Float>(__builtin_nanf("")));
+            const Float t8 = t0 * t7;
+            const Float t9 = t8 * u_received_whole_1;
+            const Float t10 = v_gradient + t9;
+            const Float t11 = u_scale * t10;
+            const Float t12 = divide(t11, u_whole);
+            const Float t13 = splat<Float>(((lt(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(127))) ? ((bits_float((shift_left(saturate_one<uint32_t>(saturate_one<int64_t>((smaller((wrap_add((wrap_multiply((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(121))), INT64_C(8))), saturate_one<int64_t>((round_((divide((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)), (bits_float((shift_left(saturate_one<uint32_t>((wrap_subtract((greater(saturate_one<int64_t>((shift_right((float_bits((smaller((absolute((divide((divide(k.v_s_greater_stored[uint64_t(tile * TILE + at) / 16], 0x1.8000000000000p+2f)), k.whole_)))), 0x1.c000000000000p+8f)))), 23u)), INT64_MIN, INT64_C(9223372036854775807)), INT64_C(121))), INT64_C(3))), INT64_C(0), INT64_C(4294967295)), 23u)))))))), INT64_MIN, INT64_C(9223372036854775807)))), INT64_C(127))), INT64_C(0), INT64_C(255)), INT64_C(0), INT64_C(4294967295)), 20u)))) * 0x1.0000000000000p+120f) : __builtin_nanf("")));
+            const Float t14 = divide(t12, t13);
+            const Float t15 = absolute(t14);
+            const Int32 t16 = search<Int32>(hop_bounds_table{}, 7, t15);
+            const UInt32 t17 = float_bits(t11);
+            const UInt32 t18 = shift_right(t17, splat<UInt32>(31u));
+            const Int32 t19 = widen<Int32>(t18);
+            const Int32 t20 = wrap_multiply(splat<Int32>(INT64_C(8)), t19);
+            const Int32 t21 = wrap_add(t16, t20);
+            const Int32 t22 = widen<Int32>(t21);
+            o_code.put(row, block, uint32_t(t22));
         }
     }
     pack<4, FULL>(k.f_code + tile * (LANES * 4), o_code, thread, count);

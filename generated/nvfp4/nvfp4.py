@@ -356,9 +356,10 @@ OPERATIONS["encode"] = Kernels(
 #   field whole: float
 #   field s: uint8[((n + 15) / 16)]
 #   field code: uint<4>[n]
+#   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   whole_1 = get whole: float
 #   pass[n]
-#     store output: float[n] = ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
+#     store output: float[n] = ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)
 
 decode_frame = frame_type(
     params=[],
@@ -368,6 +369,7 @@ decode_frame = frame_type(
     received=[],
     scalars=[("whole_1_", "float32")],
 )
+decode_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 
 
 
@@ -403,18 +405,11 @@ def decode_pass0_tile(k, tile, count, begin, block0, b_h0):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = lt(v_code, splat(Int32, 8))
-            t1 = v_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
-            t9 = t7 * t8
-            t10 = t9 * u_whole_1
-            store(u32, k.gradient, start + at, float_bits(t10), live)
+            t0 = lookup(Float, f32, decode_value_table.ctypes.data, 16, v_code)
+            t1 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
+            t2 = t0 * t1
+            t3 = t2 * u_whole_1
+            store(u32, k.gradient, start + at, float_bits(t3), live)
 
 
 @loop(decode_frame)
@@ -477,9 +472,10 @@ OPERATIONS["decode"] = Kernels(
 #   field whole: float
 #   field s: uint8[((n + 15) / 16)]
 #   field code: uint<4>[n]
+#   value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   whole_1 = get whole: float
 #   pass[n]
-#     store output: float[n] = (gradient[i] + (scale * ((((code[i] < 8) ? (bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
+#     store output: float[n] = (gradient[i] + (scale * ((value_table[code[i]] * ((s[(i / 16)] < 127) ? (bits_float((uint32(s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * whole_1)))
 
 decode_add_frame = frame_type(
     params=[],
@@ -489,6 +485,7 @@ decode_add_frame = frame_type(
     received=[],
     scalars=[("whole_1_", "float32")],
 )
+decode_add_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 
 
 
@@ -526,20 +523,13 @@ def decode_add_pass0_tile(k, tile, count, begin, block0, b_h0):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_code = unpack(4, k.f_code, start + at, live)
-            t0 = lt(v_code, splat(Int32, 8))
-            t1 = v_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
-            t9 = t7 * t8
-            t10 = t9 * u_whole_1
-            t11 = u_scale * t10
-            t12 = v_gradient + t11
-            store(u32, k.gradient, start + at, float_bits(t12), live)
+            t0 = lookup(Float, f32, decode_add_value_table.ctypes.data, 16, v_code)
+            t1 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
+            t2 = t0 * t1
+            t3 = t2 * u_whole_1
+            t4 = u_scale * t3
+            t5 = v_gradient + t4
+            store(u32, k.gradient, start + at, float_bits(t5), live)
 
 
 @loop(decode_add_frame)
@@ -605,21 +595,22 @@ OPERATIONS["decode_add"] = Kernels(
 #   received received_whole: float
 #   received received_s: uint8[((n + 15) / 16)]
 #   received received_code: uint<4>[n]
+#   received_value_table: float[16] = 0x0.0p+0, 0x1.0000000000000p-1, 0x1.0000000000000p+0, 0x1.8000000000000p+0, 0x1.0000000000000p+1, 0x1.8000000000000p+1, 0x1.0000000000000p+2, 0x1.8000000000000p+2, -0x0.0p+0, -0x1.0000000000000p-1, -0x1.0000000000000p+0, -0x1.8000000000000p+0, -0x1.0000000000000p+1, -0x1.8000000000000p+1, -0x1.0000000000000p+2, -0x1.8000000000000p+2
 #   received_whole_1 = get received_whole: float
 #   bounds_table: float[7] = 0x1.0000000000000p-2, 0x1.7ffffe0000000p-1, 0x1.4000000000000p+0, 0x1.bffffe0000000p+0, 0x1.4000000000000p+1, 0x1.bffffe0000000p+1, 0x1.4000000000000p+2
 #   pass[n] by 16
-#     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
+#     whole_greater: float = reduce[n] abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0 by greater
 #       where greater(a, b) = max(a, b)
-#     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
+#     s_greater: float[((n + 15) / 16)] = reduce[n] by 16 abs((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store vector s_greater_stored: float[((n + 15) / 16)] = s_greater[i]
-#     check[n] (scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
+#     check[n] (scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) is finite
 #   whole: float = max((whole_greater / 0x1.5000000000000p+11), 0x1.0000000000000p-149)
 #   put whole: float = whole
 #   pass[((n + 15) / 16)]
 #     store field s: uint8[((n + 15) / 16)] = uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[i] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))
 #   pass[n]
-#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((((received_code[i] < 8) ? (bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126) : neg((bits_float((uint32((received_code[i] & 7)) << 22)) * 0x1.0000000000000p+126))) * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
+#     store field code: uint<4>[n] = uint<4>((search(bounds_table, abs((((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1))) / whole) / ((uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127)) < 127) ? (bits_float((uint32(uint8(min((((max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 121) * 8) + int(round((min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8) * bits_float((uint32((254 - (max(int((float_bits(min(abs(((s_greater_stored[(i / 16)] / 0x1.8000000000000p+2) / whole)), 0x1.c000000000000p+8)) >> 23)), 121) - 3))) << 23)))))), 127))) << 20)) * 0x1.0000000000000p+120) : nan)))) + (8 * int((float_bits((scale * (gradient[i] + ((received_value_table[received_code[i]] * ((received_s[(i / 16)] < 127) ? (bits_float((uint32(received_s[(i / 16)]) << 20)) * 0x1.0000000000000p+120) : nan)) * received_whole_1)))) >> 31)))))
 
 hop_frame = frame_type(
     params=[],
@@ -629,6 +620,7 @@ hop_frame = frame_type(
     received=["received_whole", "received_s", "received_code", ],
     scalars=[("received_whole_1_", "float32"), ("whole_greater_", "float32"), ("whole_", "float32")],
 )
+hop_received_value_table = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0], "f4")
 hop_bounds_table = np.array([0.25, 0.7499999403953552, 1.25, 1.7499998807907104, 2.5, 3.499999761581421, 5.0], "f4")
 hop_bounds_table_tree = np.array([nan, 1.7499998807907104, 0.7499999403953552, 3.499999761581421, 0.25, 1.25, 2.5, 5.0], "f4")
 
@@ -671,22 +663,15 @@ def hop_pass0_stage0(k, start, count, live_of, j, begin, block0, kept0, b_r_s_gr
             live = left(live_of, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lt(v_received_code, splat(Int32, 8))
-            t1 = v_received_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = splat(Float, load(f32, f32, b_h0, j, WHOLE))
-            t9 = t7 * t8
-            t10 = t9 * u_received_whole_1
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = absolute(t12)
-            store(f32, kept0, start - begin + at, t12, WHOLE)
-            a_s_greater = t13 if row == 0 else keep(live, hop_greater_0(a_s_greater, t13, live, k), a_s_greater)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, 16, v_received_code)
+            t1 = splat(Float, load(f32, f32, b_h0, j, WHOLE))
+            t2 = t0 * t1
+            t3 = t2 * u_received_whole_1
+            t4 = v_gradient + t3
+            t5 = u_scale * t4
+            t6 = absolute(t5)
+            store(f32, kept0, start - begin + at, t5, WHOLE)
+            a_s_greater = t6 if row == 0 else keep(live, hop_greater_0(a_s_greater, t6, live, k), a_s_greater)
         store(f32, lanes_s_greater, block * WIDTH, a_s_greater, WHOLE)
 
 
@@ -873,31 +858,24 @@ def hop_pass2_tile(k, tile, count, begin, block0, b_h0, b_h1):
             live = left(count, at)
             v_gradient = stream(Float, f32, k.gradient, start + at, live)
             v_received_code = unpack(4, k.f_received_code, start + at, live)
-            t0 = lt(v_received_code, splat(Int32, 8))
-            t1 = v_received_code & splat(Int32, 7)
-            t2 = widen(UInt32, t1)
-            t3 = shift_left(t2, splat(UInt32, 22))
-            t4 = bits_float(t3)
-            t5 = t4 * splat(Float, 8.507059173023462e+37)
-            t6 = -t5
-            t7 = select(t0, t5, t6)
-            t8 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
-            t9 = t7 * t8
-            t10 = t9 * u_received_whole_1
-            t11 = v_gradient + t10
-            t12 = u_scale * t11
-            t13 = divide(t12, u_whole)
-            t14 = per_block(Float, f32, b_h1, start + at, 16, block0, live, WIDTH)
-            t15 = divide(t13, t14)
-            t16 = absolute(t15)
-            t17 = search_tree(Int32, hop_bounds_table_tree.ctypes.data, 3, t16)
-            t18 = float_bits(t12)
-            t19 = shift_right(t18, splat(UInt32, 31))
-            t20 = widen(Int32, t19)
-            t21 = splat(Int32, 8) * t20
-            t22 = t17 + t21
-            t23 = widen(Int32, t22)
-            pack(4, k.f_code, start + at, t23, live)
+            t0 = lookup(Float, f32, hop_received_value_table.ctypes.data, 16, v_received_code)
+            t1 = per_block(Float, f32, b_h0, start + at, 16, block0, live, WIDTH)
+            t2 = t0 * t1
+            t3 = t2 * u_received_whole_1
+            t4 = v_gradient + t3
+            t5 = u_scale * t4
+            t6 = divide(t5, u_whole)
+            t7 = per_block(Float, f32, b_h1, start + at, 16, block0, live, WIDTH)
+            t8 = divide(t6, t7)
+            t9 = absolute(t8)
+            t10 = search_tree(Int32, hop_bounds_table_tree.ctypes.data, 3, t9)
+            t11 = float_bits(t5)
+            t12 = shift_right(t11, splat(UInt32, 31))
+            t13 = widen(Int32, t12)
+            t14 = splat(Int32, 8) * t13
+            t15 = t10 + t14
+            t16 = widen(Int32, t15)
+            pack(4, k.f_code, start + at, t16, live)
 
 
 @loop(hop_frame)
