@@ -215,7 +215,7 @@ class _Lowering:
         if own_value is not None:
             new = ir.apply("select", self.holds[at.vector], own_value, scatter.base)
             body = ir.rewrite(store.body, lambda x: new if x == own(name, x.type) else None)
-            self.body.append(replace(store, body=body))
+            self.binding(replace(store, body=body), ())  # whether it holds may depend on other elements
             return
         dense = ir.rewrite(store.body, lambda x: scatter.base if x == own(name, x.type) else None)
 

@@ -149,6 +149,16 @@ def calls(
     return {op: call(op) for op in operations}, made
 
 
+def _calls_if_able(
+    made: Made, n: int, threads: int, operations: Iterable[str]
+) -> dict[str, Callable[[], object]]:
+    """Return calls on another number of elements; none if the program cannot encode so many."""
+    try:
+        return calls(made.codec, n, threads, operations)[0]
+    except (IndexError, ParameterError):
+        return {}
+
+
 def traffic(made: Made, operation: str, n: int, raw: Array) -> bound.Traffic:
     """Return the least that an operation does; `raw` is a payload, whose counts it takes.
 
@@ -207,7 +217,7 @@ def measure(
 
     """
     run, raw = calls(made.codec, n, threads, operations)
-    near, one = calls(made.codec, NEAR, 1, operations)[0], calls(made.codec, 1, threads, operations)[0]
+    near, one = _calls_if_able(made, NEAR, 1, operations), _calls_if_able(made, 1, threads, operations)
     target = np.zeros(n, np.float32)
     draws = functools.cache(functools.partial(_drawing, made.codec.backend, n))
     with ThreadPoolExecutor(threads) as pool:
@@ -221,7 +231,9 @@ def measure(
                 if 16 * drawn >= n  # what draws less is limited by memory
                 for count in {1, threads}
             }
-            beside = {"near": near[operation], "call": one[operation]}
+            beside: dict[str, Callable[[], object]] = {}
+            if near and one:
+                beside |= {"near": near[operation], "call": one[operation]}
             if least.written > least.read:
                 beside["fill"] = filling
             if others:
@@ -285,10 +297,10 @@ def _row(
 
 def causes(taken: timing.Rounds, n: int, threads: int, least: bound.Traffic) -> dict[str, float]:
     """Return the seconds that each cause of `Row` would take alone."""
-    call = taken.median("call")
+    call, near = (taken.median(name) if name in taken.seconds else 0.0 for name in ("call", "near"))
     return {
         "call": call,
-        "arithmetic": max(0.0, taken.median("near") - call) * n / NEAR / threads,
+        "arithmetic": max(0.0, near - call) * n / NEAR / threads,
         "writing": taken.median("fill") * least.written / (4 * n) if "fill" in taken.seconds else 0.0,
     }
 
