@@ -19,6 +19,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,27 +85,29 @@ class Subject:
     other: bench.Made | None
 
 
-def subjects(found: dict[str, str | Path], backend: str, against: str) -> list[Subject]:
-    """Compile what is measured: each codec, and it with error feedback if it has none of its own."""
-    made = []
+def subjects(found: dict[str, str | Path], backend: str, against: str) -> Iterator[Subject]:
+    """Compile each codec, and it with error feedback if it has none of its own.
+
+    One is yielded when the one before is done with: libraries keep their scratch, which may be gigabytes.
+    """
     for name, source in found.items():
         plain = bench.make(source, backend)
         other = bench.make(source, against) if against else None
-        made.append(Subject(name, plain, plain.operations, {}, other))
+        yield Subject(name, plain, plain.operations, {}, other)
         if not plain.codec.info.feedback:
             added = bench.make(source, backend, error_feedback=True)
             other = bench.make(source, against, error_feedback=True) if against else None
-            made.append(Subject(name, added, ("encode",), {"encode": "feedback"}, other))
-    return made
+            yield Subject(name, added, ("encode",), {"encode": "feedback"}, other)
 
 
 def measure_kernels(given: argparse.Namespace, journal: Journal) -> None:
     sizes, threads = (SIZES[:1], THREADS[:1]) if given.quick else (SIZES, THREADS)
     wanted = [name for name in given.codecs.split(",") if name]
     found = {k: v for k, v in sources(quick=given.quick).items() if not wanted or k in wanted}
-    made = subjects(found, given.backend, given.against)
-    todo = [(n, s, t) for n in sizes for s in made for t in threads]  # those of one size share a gradient
-    for n, subject, count in track(todo, "kernels"):
+    todo = (  # those of one size share a gradient
+        (n, s, t) for n in sizes for s in subjects(found, given.backend, given.against) for t in threads
+    )
+    for n, subject, count in track(todo, "kernels", total=2 * len(found) * len(sizes) * len(threads)):
         operations = [
             op
             for op in subject.operations

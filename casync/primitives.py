@@ -167,6 +167,16 @@ class Builder:
         send = self._add(source, Send(self._next(source), partition, (payload,), payload, target, message))
         return send, self._add(target, Recv(self._next(target), partition, (), source, message, exact))
 
+    def broadcast(self, owner: int, partition: int, payload: int, message: int) -> None:
+        """Send the owner's payload to all others; all decode these bytes, the owner behind its sends."""
+        sent = []
+        for rank in range(len(self._tasks)):
+            if rank != owner:
+                send, received = self.message(owner, rank, partition, payload, message)
+                sent.append(send)
+                self.decode(rank, partition, received)
+        self.decode(owner, partition, payload, after=sent)
+
     def _next(self, rank: int) -> int:
         return len(self._tasks[rank])
 

@@ -266,7 +266,7 @@ class Synchronizer:
         self._executor.first_step = saved["step"] - self._executor.step
         self.advance()
         self._compute.feedback.load_state_dict(saved["feedback"])
-        self._left = {gradient: np.array(values) for gradient, values in saved["left"].items()}
+        self._left = {gradient: np.array(values) for gradient, values in saved.get("left", {}).items()}
 
     def close(self) -> None:
         """End the compute thread. Idempotent."""

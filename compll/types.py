@@ -50,7 +50,6 @@ NAMED: dict[str, Elem] = (
     | {"int64": INT}
     | {f"uint{w}": Elem(f"uint<{w}>", "uint", w) for w in (1, 2, 4)}
 )
-ARITHMETIC = (INT, UINT32, UINT64, FLOAT)
 GRADIENTS = {FLOAT: "f32", HALF: "f16", BFLOAT16: "bf16"}  # what gradients may be; how symbols of C end
 
 

@@ -35,13 +35,7 @@ def schedule(nranks: int, owners: Sequence[int], _nodes: Nodes = ()) -> Schedule
                 _, payload = tasks.message(rank, owner, p, payload, up)
             merged = tasks.merge(owner, p, payload, previous=merged, direct=True)  # [2]
         final = tasks.encode(owner, p, Role.OWNER, of_sum=merged, final=True, direct=True)  # [3]
-        sent = []
-        for rank in range(nranks):
-            if rank != owner:
-                send, received = tasks.message(owner, rank, p, final, down)  # [4]
-                sent.append(send)
-                tasks.decode(rank, p, received)  # [5]
-        tasks.decode(owner, p, final, after=sent)  # [5]
+        tasks.broadcast(owner, p, final, down)  # [4], [5]
     return tasks.schedule()
 
 

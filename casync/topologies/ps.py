@@ -34,13 +34,7 @@ def schedule(nranks: int, owners: Sequence[int], _nodes: Nodes = ()) -> Schedule
                 _, received = tasks.message(rank, owner, p, payload, up)
             merged = tasks.merge(owner, p, received, previous=merged, residual=rank == owner)  # [2]
         final = tasks.encode(owner, p, Role.OWNER, of_sum=merged, final=True)  # [3]
-        sent = []
-        for rank in range(nranks):
-            if rank != owner:
-                send, received = tasks.message(owner, rank, p, final, down)  # [4]
-                sent.append(send)
-                tasks.decode(rank, p, received)  # [5]
-        tasks.decode(owner, p, final, after=sent)  # [5] the same bytes as everyone, so replicas never drift
+        tasks.broadcast(owner, p, final, down)  # [4], [5]
     return tasks.schedule()
 
 

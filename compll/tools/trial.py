@@ -18,7 +18,6 @@ from compll.tools.measure import Check, Fidelity, checks, fidelity
 FAST = ("cpp", "numba", "cudasim", "cuda")  # what is compared with the interpreter
 LONG = {"cudasim": 2**14}  # elements beyond which a backend takes too long
 SHARES = {"cpp": 1.0, "interp": 0.2, "numba": 0.2, "cudasim": 0.03}  # of the payloads of a fuzz
-TIMED = 2**20
 
 
 @dataclass(frozen=True)
