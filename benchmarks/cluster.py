@@ -50,7 +50,7 @@ console = Console(stderr=True)
 
 
 class Sets:
-    """The process sets of one cluster: that of Horovod, whose idle thread takes CPU, apart from the others."""
+    """The process sets of a cluster: Horovod's, whose idle thread takes CPU, apart from the others."""
 
     def __init__(self, network: Network, names: list[str], model: str) -> None:
         self._network, self._model = network, model
@@ -66,8 +66,11 @@ class Sets:
         for number, names in enumerate(self._names):
             if not names:
                 continue
-            ranks = self._stack.enter_context(Ranks(self._network, PORT + 10 * number, horovod=bool(number)))
-            self.elements = ranks.ask(do="make", methods=names, model=self._model)[0]["elements"]
+            ranks = self._stack.enter_context(
+                Ranks(self._network, "cluster_rank.py", PORT + 10 * number, horovod=bool(number))
+            )
+            made = ranks.ask(do="make", methods=names, model=self._model)
+            self.elements = made[0]["elements"]
             self._of |= dict.fromkeys(names, ranks)
             ranks.pause()
         return self
@@ -77,7 +80,7 @@ class Sets:
         self._stack.__exit__(*error)
 
     def run(self, name: str, iterations: int) -> dict[str, Any]:
-        """One turn: seconds of an iteration, CPU seconds of all ranks and the most bytes of a rank, for each."""
+        """One turn: seconds, CPU seconds of all ranks, and the most bytes of a rank, an iteration."""
         ranks = self._of[name]
         ranks.resume()
         try:

@@ -29,8 +29,7 @@ class Method:
 def twin(model: nn.Module) -> nn.Module:
     """A model with the same parameters in the same memory, whose gradients are its own."""
     memory = {id(p): p for p in model.parameters()}
-    made = copy.deepcopy(model, {key: nn.Parameter(p.detach()) for key, p in memory.items()})
-    return made
+    return copy.deepcopy(model, {key: nn.Parameter(p.detach()) for key, p in memory.items()})
 
 
 def _iteration(model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> Iterate:

@@ -1,8 +1,9 @@
 """What is trained: a model whose passes take the processor, and models whose passes are replayed.
 
 A replayed model has the real model's parameters, by name and shape; its backward pass waits until each
-gradient's time instead of computing it, as a rank does whose accelerator computes. Times: the iteration of one
-accelerator, a third of it forward, the rest divided among the layers by their multiplications.
+gradient's time instead of computing it, as a rank does whose accelerator computes. Times: the iteration of
+one accelerator, a third of it forward, the rest divided among the layers by their multiplications. Filling
+a gradient's memory takes the processor some time.
 """
 
 from __future__ import annotations

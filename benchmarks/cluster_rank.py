@@ -1,18 +1,12 @@
 """One rank of the emulated cluster: does what the driver says, a line of JSON on standard input a command.
 
-    {"do": "make", "methods": [...], "model": "mlp"}      builds the methods and warms each of them up
-    {"do": "run", "method": "DDP", "iterations": 3}       runs, and replies with what it took
-    {"do": "end"}
-
-Every reply is a line of JSON, on what standard output was; prints of libraries go to standard error.
+{"do": "make", "methods": [...], "model": "mlp"}      builds the methods and warms each of them up
+{"do": "run", "method": "DDP", "iterations": 3}       runs, and replies with what it took
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +16,7 @@ import torch
 from cluster_methods import BY_NAME, POWERSGD_WARM, Iterate, twin
 from cluster_models import build, elements
 from cluster_network import INTERFACE
+from cluster_ranks import serve
 
 WARM_UP = POWERSGD_WARM + 2
 
@@ -98,22 +93,7 @@ def join(engines: set[str]) -> None:
         hvd.init()
 
 
-def main() -> None:
-    """Do what standard input says until it ends."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+if __name__ == "__main__":
     torch.set_num_threads(1)
     rank = Rank()
-    for line in sys.stdin:
-        command = json.loads(line)
-        what = command.pop("do")
-        if what == "end":
-            break
-        reply = {"make": rank.make, "run": rank.run}[what](**command)
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-    os._exit(0)  # gloo's threads may abort an orderly exit
-
-
-if __name__ == "__main__":
-    main()
+    serve({"make": rank.make, "run": rank.run})

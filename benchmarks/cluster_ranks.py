@@ -1,4 +1,7 @@
-"""The ranks of one process set, one a node, driven in lockstep; a set that is not measured is stopped."""
+"""The ranks of one process set, one a node, driven in lockstep; a set that is not measured is stopped.
+
+A rank reads commands from standard input and answers on standard output, a line of JSON each (`serve`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,15 +25,30 @@ PATIENCE = 900.0
 """Seconds that a command may take: PowerSGD, DDP and casync begin with all parameters at full size."""
 
 
+def serve(commands: Mapping[str, Callable[..., Any]]) -> None:
+    """Be a rank: do what each line of standard input says, `{"do": NAME, ...}`, until it ends.
+
+    What libraries print goes to standard error.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        command = json.loads(line)
+        replies.write(json.dumps(commands[command.pop("do")](**command)) + "\n")
+        replies.flush()
+    os._exit(0)  # gloo's threads may abort an orderly exit
+
+
 class RankError(RuntimeError):
     """A rank died or did not answer; holds the end of its standard error."""
 
 
 class Ranks:
-    """Processes that run `cluster_rank.py`; a context manager."""
+    """Processes that run one of the scripts beside this file; a context manager."""
 
-    def __init__(self, network: Network, port: int, horovod: bool) -> None:
+    def __init__(self, network: Network, script: str, port: int, *, horovod: bool = False) -> None:
         self._network = network
+        self._script = script
         self._port = port
         self._horovod = horovod
         self._folder = tempfile.TemporaryDirectory()
@@ -45,7 +63,7 @@ class Ranks:
             with (Path(self._folder.name) / f"rank{node}.err").open("w") as log:
                 self._processes.append(
                     subprocess.Popen(
-                        [*self._network.prefix(node), sys.executable, str(HERE / "cluster_rank.py")],
+                        [*self._network.prefix(node), sys.executable, str(HERE / self._script)],
                         env={**os.environ, **self._environment(node), **shared},
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,

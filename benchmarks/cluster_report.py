@@ -100,8 +100,8 @@ def markdown(found: dict[str, Any]) -> str:
         for row in rows(cell, nodes, rate, cores):
             speedup = "" if row.speedup is None else f"{row.speedup:.2f}"
             lines.append(
-                f"| {row.name} | {row.seconds * 1e3:.0f} | {row.over:.2f} | {row.floor * 1e3:.0f} | {row.bound} "
-                f"| {speedup} | {row.cpu * 1e3:.0f} | {row.sent / 1e6:.2f} |"
+                f"| {row.name} | {row.seconds * 1e3:.0f} | {row.over:.2f} | {row.floor * 1e3:.0f} "
+                f"| {row.bound} | {speedup} | {row.cpu * 1e3:.0f} | {row.sent / 1e6:.2f} |"
             )
     return "\n".join(lines) + "\n"
 
