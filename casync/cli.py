@@ -1,9 +1,10 @@
-"""The command `casync`: look at schedules, measure the runtime."""
+"""The command `casync`: look at schedules and traces, measure the runtime."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from casync import bench as benchmark
+from casync import timeline
 from casync.picture import LEGEND, draw, totals
 from casync.topologies import even_nodes, names, topology
 from casync.verify import verify
@@ -84,6 +86,45 @@ def bench(
     if output is not None:
         output.write_text(benchmark.markdown(costs), encoding="utf-8")
         console.print(f"wrote {output}")
+
+
+@app.command()
+def trace(
+    folder: Annotated[Path, typer.Argument(help="Where a job with CASYNC_TRACE wrote its traces.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The merged trace. [default: FOLDER/merged.json]")
+    ] = None,
+) -> None:
+    """Merge the ranks' traces for chrome://tracing or Perfetto, and tell where a step's time goes."""
+    path = output or folder / "merged.json"
+    try:
+        traces = timeline.read(folder)
+        path.write_text(json.dumps(timeline.merged(traces)), encoding="utf-8")
+    except timeline.TraceError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{path}: cannot be written: {error.strerror}; name another with --output")
+    found = [each for of_rank in traces for each in timeline.breakdowns(of_rank)]
+    console = Console()
+    if found:
+        console.print(timeline.table(found))
+        for line in timeline.critical(found):
+            console.print(line, highlight=False, soft_wrap=True)
+    missing = sorted(set(range(traces[0].ranks)) - {each.rank for each in traces})
+    if missing:
+        _note(f"no file of rank {', '.join(map(str, missing))}: copy theirs into {folder} and merge again")
+    if any(each.cut for each in traces):
+        _note("the trace is cut off: it had too many events; set CASYNC_TRACE_STEPS lower")
+    console.print(f"wrote {path}: open it in chrome://tracing or https://ui.perfetto.dev", soft_wrap=True)
+
+
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)
+
+
+def _fail(text: str) -> NoReturn:
+    typer.echo(f"error: {text}", err=True)
+    raise typer.Exit(1)
 
 
 def main() -> None:
