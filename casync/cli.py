@@ -11,15 +11,23 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import compll
 from casync import bench as benchmark
-from casync import timeline
+from casync import checkup, timeline
+from casync.check import GRADIENTS
+from casync.control import MismatchError, RankFailure
+from casync.launch import LaunchError
+from casync.listing import read_gradients
 from casync.picture import LEGEND, draw, totals
+from casync.plan import Plan
+from casync.rendezvous import RendezvousError
 from casync.topologies import even_nodes, names, topology
 from casync.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compressed gradient synchronization.")
 
 MOST_DRAWN = 64
+CHECKED = ("onebit", "topk")
 
 
 @app.command()
@@ -116,6 +124,75 @@ def trace(
     if any(each.cut for each in traces):
         _note("the trace is cut off: it had too many events; set CASYNC_TRACE_STEPS lower")
     console.print(f"wrote {path}: open it in chrome://tracing or https://ui.perfetto.dev", soft_wrap=True)
+
+
+@app.command()
+def check(
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped name or a .pse file; again for more. [default: onebit, topk]"),
+    ] = None,
+    topology_: Annotated[
+        list[str] | None, typer.Option("--topology", help="Again for more. [default: all]")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan that `secopa plan` wrote; needs --input.")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="The gradients, `name,elements` a line. [default: a few]")
+    ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option("-n", "--ranks", min=1, max=64, help="Ranks, without a launcher. [default: 4]"),
+    ] = None,
+) -> None:
+    """Check codecs in topologies: allowed? proved? do a few steps give all ranks the same bits?
+
+    Alone, the ranks are threads of this process. Under horovodrun, mpirun or torchrun they are the job's, and
+    the links between them are measured: `horovodrun -np 2 -H host1,host2 casync check`.
+
+    Exit code 0: all that is allowed holds. 1: something does not, the job failed, or a codec is not allowed
+    in a topology that was named. 2: the command line is wrong.
+    """
+    console = Console()
+    try:
+        wish = _wish(codec, topology_, plan, input_)
+        where = checkup.place()
+        if where.size > 1 and ranks is not None:
+            raise typer.BadParameter("--ranks: the launcher says how many there are; leave it out")
+        if where.size == 1:
+            nodes = even_nodes(ranks or 4, 2)
+            verdicts = checkup.alone(wish, nodes)
+            title = f"{ranks or 4} ranks in this process, two a node; a step of all of them:"
+        else:
+            rank, job = checkup.join(wish, where)
+            nodes, verdicts, title = job.nodes, list(job.verdicts), "a step of all ranks:"
+            if rank == 0:
+                console.print(checkup.ranks_table(job))
+    except (LaunchError, RendezvousError, RankFailure, MismatchError, ValueError) as error:
+        _fail(str(error))
+    if where.rank == 0:
+        console.print(checkup.verdicts_table(verdicts, title))
+        for line in (*checkup.choices(wish, nodes), *checkup.reasons(verdicts)):
+            console.print(line, highlight=False, soft_wrap=True)
+    refused = topology_ and any(each.refused for each in verdicts)
+    if refused or any(each.faults for each in verdicts):
+        raise typer.Exit(1)
+
+
+def _wish(
+    codecs: list[str] | None, topologies: list[str] | None, plan: Path | None, listed: Path | None
+) -> checkup.Wish:
+    """What the options of `check` ask for. Raises what reading files and compiling codecs raises."""
+    if plan is not None and listed is None:
+        raise typer.BadParameter("a plan does not say how many elements gradients have: give --input, too")
+    for name in topologies or ():
+        if name not in names():
+            raise typer.BadParameter(f"unknown topology {name!r}: it is one of {', '.join(names())}")
+    return checkup.Wish(
+        tuple(compll.compile(name) for name in codecs or CHECKED),
+        tuple(topologies or ()),
+        GRADIENTS if listed is None else read_gradients(listed),
+        None if plan is None else Plan.load(plan),
+    )
 
 
 def _note(text: str) -> None:

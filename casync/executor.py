@@ -324,8 +324,8 @@ class Executor:
         payload = step.payloads[task.payload]
         flags = (ABSENT if payload.absent else 0) | (0 if payload.finite else NOT_FINITE)
         done = payload.lease.release if payload.lease is not None else None
-        self._channel.send(task.peer, step.number, task.message, flags, payload.body, done)
         self.meter.sent(self._number(step), task, payload.body.nbytes)
+        self._channel.send(task.peer, step.number, task.message, flags, payload.body, done)
 
     def _done(self, step: Step, task: Task) -> None:
         self.meter.tasks += 1

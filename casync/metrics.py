@@ -165,7 +165,7 @@ class Meter:
             self._lane.ran(step, task, row.gradient, begin, end)
 
     def sent(self, step: int, task: Send, nbytes: int) -> None:
-        """A body of so many bytes has left."""
+        """A body of so many bytes leaves."""
         row = self._rows[task.partition]
         raw = HEADER_BYTES + 4 * row.elements
         self.messages_sent += 1

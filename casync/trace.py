@@ -75,7 +75,7 @@ class Lane:
             self.events.append((kind, step, gradient, begin, end, {"partition": task.partition}))
 
     def sent(self, step: int, task: Send, gradient: str, nbytes: int) -> None:
-        """A message has left."""
+        """A message leaves."""
         self._message(SEND, step, task, gradient, nbytes)
 
     def received(self, step: int, task: Recv, gradient: str, nbytes: int) -> None:
