@@ -1,7 +1,7 @@
 """Broadcast of whole arrays from one rank, byte by byte: parameters before the first step.
 
 It is also the one time that much travels at once while nobody computes: it tells the network's rate.
-Receivers time what comes behind the first frame; the slowest of them counts.
+Receivers time what comes behind the first frame, from when they await it; the slowest of them counts.
 """
 
 from __future__ import annotations
@@ -80,11 +80,12 @@ class Broadcaster:
         return 0.0
 
     def _receive(self, arrays: Sequence[NDArray[np.uint8]], root: int) -> float:
-        """Returns the seconds from the first frame to the last."""
+        """Returns the seconds until the last frame came."""
+        begin = time.perf_counter()
         self._control.waits(Wait(root, TOPIC, NO_STEP))
         early = self._early.pop(self._round, [])
         missing = set(range(len(arrays)))
-        arrived = []
+        arrived = [begin]
         while missing:
             frame = early.pop() if early else self._frames.get()
             if frame is None:
@@ -100,7 +101,7 @@ class Broadcaster:
             arrays[header.task][:] = np.frombuffer(body, np.uint8)
             self._control.waits(Wait(root, TOPIC, NO_STEP))
         self._control.waits(None)
-        return max(arrived) - min(arrived) if arrived else 0.0
+        return max(arrived) - min(arrived)
 
     def _check(
         self,

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 TOPIC = "the links between ranks"
 ROUNDS, WARM_UP = 30, 5
-PIECE, PIECES = 1 << 20, 16
+PIECE, FEWEST, MOST = 1 << 20, 4, 64  # bytes of a frame, and how many
+SECONDS = 0.5  # that the frames should take
 PING, PONG, BULK = range(3)
 
 
@@ -80,13 +81,15 @@ class _Neighbours:
             rounds.append(seconds)
         return median(rounds[WARM_UP:]) / 2
 
-    def incoming(self) -> float:
-        """Bytes a second from the rank before, by what came behind the first piece."""
+    def incoming(self, pieces: int) -> float:
+        """Bytes a second from the rank before; all ranks begin at once."""
         piece = np.zeros(PIECE, np.uint8)
-        for number in range(PIECES):
+        self._control.gather(TOPIC, b"")
+        begin = time.perf_counter()
+        for number in range(pieces):
             self._channel.send(self._next, number, BULK, 0, piece)
-        times = [self._take()[2] for _ in range(PIECES)]
-        return PIECE * (PIECES - 1) / max(max(times) - min(times), 1e-9)
+        times = [self._take()[2] for _ in range(pieces)]
+        return PIECE * pieces / (max(times) - begin)
 
 
 def measure(control: Control, channels: Channels) -> list[Link]:
@@ -95,9 +98,8 @@ def measure(control: Control, channels: Channels) -> list[Link]:
         return []
     neighbours = _Neighbours(control, channels)
     latency = neighbours.latency()
-    control.gather(TOPIC, b"")  # all latencies are measured before anything large travels
-    neighbours.incoming()  # connections grow fast by use
-    control.gather(TOPIC, b"")
-    rate = neighbours.incoming()
+    first = neighbours.incoming(FEWEST)  # connections grow fast by use
+    slowest = min(map(float, control.gather(TOPIC, str(first).encode())))
+    rate = neighbours.incoming(max(FEWEST, min(MOST, int(SECONDS * slowest / PIECE))))
     told = [json.loads(value) for value in control.gather(TOPIC, json.dumps([latency, rate]).encode())]
     return [Link(own, told[(rank + 1) % control.size][1]) for rank, (own, _) in enumerate(told)]

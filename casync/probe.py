@@ -1,4 +1,5 @@
-"""A look at the gradients themselves, at steps so rare that it costs nothing: the 1st, 2nd, 4th, 8th, ...
+"""A look at the gradients themselves, at steps so rare that it costs nothing: the 1st, 2nd, 4th, 8th, ...,
+and the first with another codec.
 
 Their norms give residuals a measure. Of a codec without state a piece of the gradient is encoded and decoded
 once more, for itself: what it loses is the codec's error, whatever the topology.
@@ -23,11 +24,6 @@ MOST = 1 << 20
 SEED = 1  # of a random codec's noise here: that of the run is not touched
 
 
-def due(step: int) -> bool:
-    """Whether the step, counted from 0, is the 1st, 2nd, 4th, 8th, ..."""
-    return step & (step + 1) == 0
-
-
 def payload_error(codec: BatchCodec, values: NDArray[np.float32]) -> float | None:
     """The norm of what encoding loses, over that of the values; None if that is zero or not finite.
 
@@ -46,19 +42,28 @@ def payload_error(codec: BatchCodec, values: NDArray[np.float32]) -> float | Non
 
 
 class Probe:
-    """What was seen last, by gradient. norms: of this rank's own gradient, in its own units."""
+    """What was seen last. norms: of this rank's own gradients, in their own units; errors: by codec, too."""
 
     def __init__(self) -> None:
         self.norms: dict[str, float] = {}
-        self.errors: dict[str, float] = {}
+        self.errors: dict[tuple[str, str], float] = {}
+        self._seen: set[tuple[str, str]] = set()
 
     def look(
-        self, gradient: str, values: NDArray[np.float32], codec: BatchCodec | None, loss_scale: float
+        self,
+        step: int,
+        gradient: str,
+        values: NDArray[np.float32],
+        codec: BatchCodec | None,
+        loss_scale: float,
     ) -> None:
-        """Look at a gradient before it travels; codec: None if it travels exactly."""
+        """Look at a gradient before it travels, if its time has come. step: from 0; codec: None for exact."""
+        key = (gradient, "" if codec is None else codec.info.name)
+        if step & (step + 1) and key in self._seen:
+            return
+        self._seen.add(key)
         self.norms[gradient] = float(np.linalg.norm(values)) / loss_scale
-        self.errors.pop(gradient, None)
         if codec is not None and not codec.info.stateful:
             error = payload_error(codec, values[:MOST])
             if error is not None:
-                self.errors[gradient] = error
+                self.errors[key] = error

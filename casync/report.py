@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,26 +122,28 @@ def _figures(cost: Cost | Stats, steps: int) -> list[str]:
 
 
 def lines(costs: Sequence[Cost], compute: Compute, probe: Probe | None) -> tuple[Line, ...]:
-    """A line for each cost, with the norms of the gradients that have now the codec that they had there."""
+    """A line for each cost; norm and residual are of now: None where the gradient has another codec by now."""
     residuals: dict[str, float] = {}
     for site, state in compute.feedback.places():
         if compute.codecs[site.gradient].info.feedback and len(state) == 1:
             squares = sum(float(np.linalg.norm(values)) ** 2 for values in state.values())
-            residuals[site.gradient] = residuals.get(site.gradient, 0.0) + squares
+            residuals[site.gradient] = (residuals.get(site.gradient, 0.0) ** 2 + squares) ** 0.5
     found = []
     for cost in costs:
+        error = None if probe is None else probe.errors.get((cost.gradient, cost.codec))
         codec = compute.codecs.get(cost.gradient)
-        if codec is None or codec.info.name != cost.codec:
-            found.append(Line(cost))
-            continue
-        norm = probe.norms.get(cost.gradient) if probe is not None else None
-        residual = residuals.get(cost.gradient)
-        error = probe.errors.get(cost.gradient) if probe is not None else None
+        norm = residual = None
+        if codec is not None and codec.info.name == cost.codec:
+            norm = None if probe is None else probe.norms.get(cost.gradient)
+            residual = residuals.get(cost.gradient)
         if residual is not None:
-            residual **= 0.5
             error = residual / norm if norm else None
-        found.append(Line(cost, norm, residual, error))
+        found.append(Line(cost, _finite(norm), _finite(residual), _finite(error)))
     return tuple(found)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def deliver(where: str, rank: int, reports: Sequence[Report]) -> None:
@@ -155,7 +158,7 @@ def deliver(where: str, rank: int, reports: Sequence[Report]) -> None:
         print("".join(f"{report}\n" for report in reports), end="", flush=True)
         return
     path = Path(where.replace("{rank}", str(rank)))
-    text = json.dumps([report.as_dict() for report in reports], indent=1, allow_nan=True) + "\n"
+    text = json.dumps([report.as_dict() for report in reports], indent=1, allow_nan=False) + "\n"
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

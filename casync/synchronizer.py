@@ -19,7 +19,6 @@ from casync.executor import Executor
 from casync.feedback import Feedback, StateError, sites
 from casync.handover import hand_over
 from casync.plan import Gradient, Partition, Plan, layout, schedule
-from casync.probe import due
 from casync.report import Report, lines
 from casync.rules import Codecs, Schedule, at
 from casync.topologies import check_nodes, even_nodes
@@ -185,8 +184,9 @@ class Synchronizer:
         if gradient in self._left:
             values += self._left[gradient] * np.float32(self._executor.loss_scale)
             self._added.add(gradient)
-        if self._watch.probe is not None and due(self._executor.step):
-            self._watch.probe.look(gradient, values, self._codecs[gradient], self._executor.loss_scale)
+        if self._watch.probe is not None:
+            step, scale = self._executor.step, self._executor.loss_scale
+            self._watch.probe.look(step, gradient, values, self._codecs[gradient], scale)
         self._executor.submit(gradient, values)
 
     def synchronize(self) -> Outcome:

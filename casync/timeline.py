@@ -180,20 +180,16 @@ def _end(event: Event) -> float:
 
 def table(found: Sequence[Breakdown]) -> Table:
     """The breakdowns for people."""
-    shown = Table(title="where the time of a step goes, in ms", title_justify="left", box=SIMPLE_HEAD)
-    for name in (
-        "rank",
-        "step",
-        BEFORE,
-        BACKWARD,
-        WAIT,
-        "of it\nnetwork",
-        "encode",
-        "merge",
-        "decode",
-        "idle",
-    ):
-        shown.add_column(name, justify="right")
+    shown = Table(
+        title="where the time of a step goes, in ms",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )
+    names = (BEFORE.replace(" ", "\n"), BACKWARD, WAIT, "of it\nnetwork")
+    for name in ("rank", "step", *names, "encode", "merge", "decode", "idle"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for each in found:
         network = each.wait - each.wait_computing
         training = (each.step, each.before, each.backward, each.wait, network)
