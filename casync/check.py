@@ -176,5 +176,5 @@ def _stepped(case: Case, sync: Synchronizer, control: Control) -> tuple[str, str
             if gradient.name not in planned:
                 terms = [_drawn(case, step, rank, number) for rank in range(case.ranks)]
                 if not np.allclose(values, np.mean(terms, axis=0, dtype=np.float64), rtol=1e-5, atol=1e-5):
-                    fault = f"the average of {gradient.name} is wrong in step {step}"
+                    fault = fault or f"the average of {gradient.name} is wrong in step {step}"
     return digest.hexdigest(), fault

@@ -82,10 +82,10 @@ class _Neighbours:
         return median(rounds[WARM_UP:]) / 2
 
     def incoming(self, pieces: int) -> float:
-        """Bytes a second from the rank before; all ranks begin at once."""
+        """Bytes a second from the rank before; all ranks begin at once, and the time counts from just before."""
         piece = np.zeros(PIECE, np.uint8)
-        self._control.gather(TOPIC, b"")
         begin = time.perf_counter()
+        self._control.gather(TOPIC, b"")
         for number in range(pieces):
             self._channel.send(self._next, number, BULK, 0, piece)
         times = [self._take()[2] for _ in range(pieces)]

@@ -122,7 +122,7 @@ def _figures(cost: Cost | Stats, steps: int) -> list[str]:
 
 
 def lines(costs: Sequence[Cost], compute: Compute, probe: Probe | None) -> tuple[Line, ...]:
-    """A line for each cost; norm and residual are of now: None where the gradient has another codec by now."""
+    """A line for each cost; norm and residual are None where the gradient has another codec by now."""
     residuals: dict[str, float] = {}
     for site, state in compute.feedback.places():
         if compute.codecs[site.gradient].info.feedback and len(state) == 1:
