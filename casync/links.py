@@ -82,7 +82,7 @@ class _Neighbours:
         return median(rounds[WARM_UP:]) / 2
 
     def incoming(self, pieces: int) -> float:
-        """Bytes a second from the rank before; all ranks begin at once, and the time counts from just before."""
+        """Bytes a second from the rank before; all ranks begin at once, and time counts from just before."""
         piece = np.zeros(PIECE, np.uint8)
         begin = time.perf_counter()
         self._control.gather(TOPIC, b"")
