@@ -187,12 +187,12 @@ def table(found: Sequence[Breakdown]) -> Table:
         pad_edge=False,
         padding=(0, 0, 0, 1),
     )
-    names = (BEFORE.replace(" ", "\n"), BACKWARD, WAIT, "of it\nnetwork")
+    names = (BEFORE.replace(" ", "\n"), BACKWARD, WAIT, "of it\nothers")
     for name in ("rank", "step", *names, "encode", "merge", "decode", "idle"):
         shown.add_column(name, justify="right", no_wrap=True)
     for each in found:
-        network = each.wait - each.wait_computing
-        training = (each.step, each.before, each.backward, each.wait, network)
+        others = each.wait - each.wait_computing
+        training = (each.step, each.before, each.backward, each.wait, others)
         computing = (each.encode, each.merge, each.decode, each.idle)
         shown.add_row(each.name, *(f"{value:.2f}" for value in (*training, *computing)))
     return shown

@@ -180,6 +180,7 @@ def trained(where: Path) -> None:
         x, y = data(0, 0)
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
+        assert optimizer.report().totals.steps == 1
     job.close()
     job.close()  # tells once
 
@@ -190,6 +191,11 @@ def test_a_job_reports_on_all_its_optimizers_when_it_ends(tmp_path: Path) -> Non
     assert {line["codec"] for line in first["gradients"]} == {"onebit", "float32"}
     assert {line["codec"] for line in second["gradients"]} == {"float32"}
     assert first["totals"]["steps"] == second["totals"]["steps"] == 1
+
+
+def test_before_the_first_step_the_hook_of_ddp_has_no_report() -> None:
+    with pytest.raises(RuntimeError, match=r"report\(\) before the first step"):
+        casync.State().report()
 
 
 def test_a_report_that_cannot_be_written_fails_no_job(

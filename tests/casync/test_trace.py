@@ -21,6 +21,7 @@ from casync import clock, timeline, trace
 from casync.channels import Channels
 from casync.cli import app
 from casync.control import RankFailure
+from casync.solo import SoloControl
 from casync.synchronizer import Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 from casync.watch import Watch
@@ -214,6 +215,24 @@ def test_where_the_time_goes_is_computed_from_events() -> None:
     (found,) = timeline.breakdowns(held)
     assert found == timeline.Breakdown(4, 0, 2, 9.0, 1.0, 4.0, 4.0, 1.5, 2.0, 0.5, 0.5, "a", 2)
     assert found.idle == pytest.approx(6.0)
+
+
+def test_each_optimizer_has_lanes_of_its_own(tmp_path: Path) -> None:
+    recorder = trace.Trace.start(tmp_path, 5, SoloControl())
+    for count in (2, 4):
+        net = LoopbackNetwork(1)
+        watch = Watch(lane=recorder.lane())
+        spec = spec_of(SHAPES, None, "ring", 1)
+        sync = Synchronizer(net.control(0), Channels(net.transport(0)), spec, watch=watch)
+        for _ in range(count):
+            sync.synchronize()
+        sync.close()
+        net.close()
+    recorder.write()
+    names = {e["args"]["name"] for e in loaded(tmp_path, 0) if e["name"] == "thread_name"}
+    assert names == {f"{lane} of optimizer {number}" for lane in trace.LANES for number in (0, 1)}
+    found = list(timeline.breakdowns(timeline.read(tmp_path)[0]))
+    assert [(each.name, each.steps) for each in found] == [("0", 1), ("0.1", 3)]
 
 
 def test_a_folder_without_traces_and_a_broken_file_are_told_with_the_mend(tmp_path: Path) -> None:
