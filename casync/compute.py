@@ -85,13 +85,17 @@ class BatchCodec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A body on its way. absent: some segment is; finite: all that was merged into it is; exact: float32."""
+    """A body on its way. absent: some segment is; finite: all that was merged into it is.
+
+    exact: float32. down: of the codec of sums.
+    """
 
     body: Bytes
     absent: bool
     finite: bool
     lease: Lease | None = None
     exact: bool = False
+    down: bool = False
 
 
 @dataclass(slots=True)
@@ -108,8 +112,8 @@ class Sum:
 class Compute:
     """Runs the computing tasks of one rank.
 
-    codecs, dtypes: by gradient; all gradients of a partition have the same. scale: what the final encode
-    multiplies by; 1/N averages.
+    codecs, dtypes: by gradient; all gradients of a partition have the same. down: the codec of compressed
+    sums, None: the gradients' own. scale: what the final encode multiplies by; 1/N averages.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class Compute:
         codecs: Mapping[str, BatchCodec],
         feedback: Feedback,
         *,
+        down: BatchCodec | None = None,
         dtypes: Mapping[str, str],
         scale: float,
         run_seed: int,
@@ -128,6 +133,7 @@ class Compute:
         self.partitions = partitions
         self.feedback = feedback
         self.codecs = codecs
+        self._down = down
         self._dtypes = dtypes
         self._plain = Plain()
         self._compressed = {s.gradient for p in partitions if p.compressed for s in p.segments}
@@ -135,22 +141,27 @@ class Compute:
         self._run_seed = run_seed
         self._threads = threads
         self._pool = Pool()
-        self._formats: dict[tuple[int, bool], BodyFormat] = {}
+        self._formats: dict[tuple[int, bool, bool], BodyFormat] = {}
         self._fields: dict[tuple[str, int], PayloadFields] = {}
 
-    def _of(self, partition: Partition, exact: bool) -> BatchCodec:
-        if exact and partition.compressed:
-            return self._plain
+    def _of(self, partition: Partition, made: Encode | Payload | None) -> BatchCodec:
+        """The codec that makes a payload, or has made it; of None, of the gradients themselves."""
+        if made is not None and partition.compressed:
+            if made.exact:
+                return self._plain
+            if made.down and self._down is not None:
+                return self._down
         return self.codecs[partition.segments[0].gradient]
 
-    def _format(self, number: int, exact: bool) -> BodyFormat:
-        """How the codec's payloads of a partition, or plain ones, lie in a body."""
-        if (number, exact) not in self._formats:
+    def _format(self, number: int, made: Encode | Payload) -> BodyFormat:
+        """How the payloads of a partition lie in a body."""
+        key = (number, made.exact, made.down)
+        if key not in self._formats:
             partition = self.partitions[number]
-            codec = self._of(partition, exact)
+            codec = self._of(partition, made)
             sizes = tuple(codec.max_bytes(s.elements) for s in partition.segments)
-            self._formats[number, exact] = BodyFormat(sizes, codec.info.exact_size)
-        return self._formats[number, exact]
+            self._formats[key] = BodyFormat(sizes, codec.info.exact_size)
+        return self._formats[key]
 
     def _fields_of(self, segment: Segment) -> PayloadFields:
         """Where the values lie in the payload of a segment."""
@@ -169,13 +180,13 @@ class Compute:
         readers: int,
     ) -> Payload:
         """Encode the gradient, the sum, or gradient and received payload; `readers` tasks read the result."""
-        partition, form = self.partitions[task.partition], self._format(task.partition, task.exact)
-        codec = self._of(partition, task.exact)
+        partition, form = self.partitions[task.partition], self._format(task.partition, task)
+        codec = self._of(partition, task)
         before = total.finite if total else received.finite if received else True
         if partition.compressed and not before:
             if total:
                 self._give_back(total)
-            return Payload(np.empty(0, np.uint8), False, False, exact=task.exact)
+            return Payload(np.empty(0, np.uint8), False, False, exact=task.exact, down=task.down)
         parts = form.split(received.body, received.absent) if received else [None] * len(partition.segments)
         scale = self._scale if task.final else np.float32(1)
         lease = Lease(self._pool, form.capacity, readers)
@@ -213,9 +224,9 @@ class Compute:
             self._give_back(total)
         if partition.compressed and not finite:
             self._pool.give(lease.buffer)
-            return Payload(np.empty(0, np.uint8), False, False, exact=task.exact)
+            return Payload(np.empty(0, np.uint8), False, False, exact=task.exact, down=task.down)
         absent = any(payload is None for payload in payloads)
-        return Payload(form.pack(lease.buffer, payloads), absent, finite, lease, task.exact)
+        return Payload(form.pack(lease.buffer, payloads), absent, finite, lease, task.exact, task.down)
 
     def merge(
         self,
@@ -227,7 +238,7 @@ class Compute:
     ) -> Sum:
         """Add a payload, or the own gradient and, if told so, what its worker role had left, to the sum."""
         partition = self.partitions[task.partition]
-        codec = self._of(partition, received is not None and received.exact)
+        codec = self._of(partition, received)
         total = total or Sum([None] * len(partition.segments))
         if received is None:
             for i, segment in enumerate(partition.segments):
@@ -239,7 +250,7 @@ class Compute:
             total.finite = False
             return total
         total.finite = total.finite and received.finite
-        parts = self._format(task.partition, received.exact).split(received.body, received.absent)
+        parts = self._format(task.partition, received).split(received.body, received.absent)
         stores: list[tuple[int, Item]] = []
         adds: list[tuple[int, Item]] = []
         for i, (segment, part) in enumerate(zip(partition.segments, parts, strict=True)):
@@ -268,12 +279,12 @@ class Compute:
     ) -> None:
         """Write the final payload over the gradient; one that was absent here gets its first value."""
         partition = self.partitions[task.partition]
-        codec = self._of(partition, payload.exact)
+        codec = self._of(partition, payload)
         if partition.compressed and not payload.finite:
             for segment in partition.segments:
                 self._result(results, segment)[:] = np.nan
             return
-        parts = self._format(task.partition, payload.exact).split(payload.body, payload.absent)
+        parts = self._format(task.partition, payload).split(payload.body, payload.absent)
         items = [
             Item(
                 payload=part,

@@ -256,6 +256,7 @@ class Executor:
         if task is None or header.step not in (self._next, self._next + 1):
             at = self.first_step + self._next
             raise RankFailure(peer, label, number, f"it sent message {header.task}, unexpected at step {at}")
+        assert isinstance(received, Recv), "only these are awaited"
         step = self._step(header.step)
         if task not in step.missing:
             raise RankFailure(peer, label, number, f"it sent message {header.task} twice")
@@ -264,13 +265,13 @@ class Executor:
         except FrameError as error:
             raise RankFailure(peer, label, number, str(error)) from None
         del step.missing[task]
-        assert isinstance(received, Recv)
         self.meter.received(number, received, body.nbytes)
         step.payloads[task] = Payload(
             np.frombuffer(body, np.uint8),
             bool(header.flags & ABSENT),
             not header.flags & NOT_FINITE,
             exact=received.exact,
+            down=received.down,
         )
         self._advance(step, task)
 

@@ -24,7 +24,7 @@ from casync.primitives import Schedule, join
 from casync.topologies import Nodes, even_nodes, topology
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 GRANULE = 4096
 """Partitions begin at multiples of so many elements, whole tiles of every kernel."""
@@ -300,17 +300,23 @@ def _owned(
 
 
 def schedule(
-    partitions: Sequence[Partition], topology_name: str, nranks: int, nodes: Nodes | None = None
+    partitions: Sequence[Partition],
+    topology_name: str,
+    nranks: int,
+    nodes: Nodes | None = None,
+    through: Collection[int] = (),
 ) -> Schedule:
     """The tasks of all ranks for a layout: the compressed partitions by the topology, the others exactly.
 
-    nodes: which ranks share one; None: each has its own.
+    nodes: which ranks share one; None: each has its own. through: the partitions in which no gradient may
+    enter a sum but through the codec; of a topology that encodes sums.
     """
     nodes = even_nodes(nranks) if nodes is None else nodes
+    draw = topology(topology_name).schedule
     compressed = [p.owner for p in partitions if p.compressed]
     exact = [p.owner for p in partitions if not p.compressed]
     return join(
-        topology(topology_name).schedule(nranks, compressed, nodes),
+        draw(nranks, compressed, nodes, through) if through else draw(nranks, compressed, nodes),
         topology(EXACT).schedule(nranks, exact, nodes),
         len(compressed),
     )

@@ -31,6 +31,7 @@ class Encode:
     `final`: this is the payload that every rank applies; an average is scaled here, once.
     `exact`: plain float32 instead of the codec's payload; neither state nor noise.
     `direct`: the sum is one of payloads' own values, which are rounded to their types; no state, no noise.
+    `down`: it is the payload of a whole sum, which may have a codec of its own.
     """
 
     id: int
@@ -43,6 +44,11 @@ class Encode:
     final: bool = False
     exact: bool = False
     direct: bool = False
+
+    @property
+    def down(self) -> bool:
+        """Whether this is the payload of a whole sum."""
+        return self.of_sum and self.final and not (self.exact or self.direct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Recv:
-    """Wait for the payload with this message number from `peer`; `exact` as it was encoded."""
+    """Wait for the payload with this message number from `peer`; `exact`, `down` as it was encoded."""
 
     id: int
     partition: int
@@ -96,6 +102,7 @@ class Recv:
     peer: int
     message: int
     exact: bool = False
+    down: bool = False
 
 
 MESSAGES = 2
@@ -154,8 +161,11 @@ class Builder:
         residual: bool = False,
         direct: bool = False,
     ) -> int:
-        """Merge one term behind the merge `previous`; the first one (None) stores instead of adding."""
-        after = tuple(task for task in (payload, previous) if task is not None)
+        """Merge one term behind the merge `previous`; the first one (None) stores instead of adding.
+
+        If `previous` is an encode that took a sum, this begins another one.
+        """
+        after = tuple(dict.fromkeys(task for task in (payload, previous) if task is not None))
         return self._add(rank, Merge(self._next(rank), partition, after, payload, residual, direct))
 
     def message(
@@ -163,9 +173,10 @@ class Builder:
     ) -> tuple[int, int]:
         """Send a payload of `source` to `target`: returns the ids of the send and of its receive."""
         made = self._tasks[source][payload]
-        exact = isinstance(made, Encode | Recv) and made.exact
+        assert isinstance(made, Encode | Recv), "only these make a payload"
         send = self._add(source, Send(self._next(source), partition, (payload,), payload, target, message))
-        return send, self._add(target, Recv(self._next(target), partition, (), source, message, exact))
+        received = Recv(self._next(target), partition, (), source, message, made.exact, made.down)
+        return send, self._add(target, received)
 
     def broadcast(self, owner: int, partition: int, payload: int, message: int) -> None:
         """Send the owner's payload to all others; all decode these bytes, the owner behind its sends."""

@@ -124,10 +124,10 @@ def _figures(cost: Cost | Stats, steps: int) -> list[str]:
 def lines(costs: Sequence[Cost], compute: Compute, probe: Probe | None) -> tuple[Line, ...]:
     """A line for each cost; norm and residual are None where the gradient has another codec by now."""
     residuals: dict[str, float] = {}
-    for site, state in compute.feedback.places():
-        if compute.codecs[site.gradient].info.feedback and len(state) == 1:
-            squares = sum(float(np.linalg.norm(values)) ** 2 for values in state.values())
-            residuals[site.gradient] = (residuals.get(site.gradient, 0.0) ** 2 + squares) ** 0.5
+    for held in compute.feedback.held():
+        if held.residual is not None:
+            square = float(np.linalg.norm(held.values[held.residual])) ** 2
+            residuals[held.gradient] = (residuals.get(held.gradient, 0.0) ** 2 + square) ** 0.5
     found = []
     for cost in costs:
         error = None if probe is None else probe.errors.get((cost.gradient, cost.codec))

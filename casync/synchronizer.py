@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casync.choice import AUTO, check_codec, choose
+from casync.checkpoint import Checkpoint, Run, StateError
+from casync.choice import AUTO, check_codec, check_down, choose, demands
 from casync.compute import BatchCodec, Compute
 from casync.dtypes import exact
 from casync.events import Outcome
 from casync.executor import Executor
-from casync.feedback import Feedback, StateError, sites
+from casync.feedback import Feedback, Site, keeps_more, sites
 from casync.handover import hand_over
 from casync.plan import Gradient, Partition, Plan, layout, schedule
 from casync.report import Report, lines
@@ -25,16 +26,21 @@ from casync.topologies import check_nodes, even_nodes
 from casync.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from casync.channels import Channels
     from casync.control import Control
+    from casync.feedback import Held
     from casync.metrics import Stats
     from casync.primitives import Task
     from casync.rules import Choice, Rule
     from casync.topologies import Nodes
+
+
+MOST_SAID = 2000
+"""Characters of a reason that other ranks are told."""
 
 
 class Op(Enum):
@@ -49,6 +55,7 @@ class Spec:
     """What all ranks must hold alike. codec: of what no rule names; None: exact. seed: of random codecs.
 
     topology: of what is compressed; "auto" is chosen by `casync.choice`. nodes: None: each rank has its own.
+    down: the codec of compressed sums, where the topology encodes any; None: that of the gradient.
     """
 
     gradients: tuple[Gradient, ...]
@@ -59,6 +66,7 @@ class Spec:
     seed: int = 0
     nodes: Nodes | None = None
     rules: tuple[tuple[Rule, Choice], ...] = ()
+    down: BatchCodec | None = None
 
     @property
     def codecs(self) -> Codecs:
@@ -70,8 +78,15 @@ class Spec:
         nodes = even_nodes(nranks) if self.nodes is None else check_nodes(self.nodes, nranks)
         topology = self.topology
         if topology == AUTO:
-            topology = choose(tuple(self.codecs.all()), self.plan, nodes)
+            topology = choose(tuple(self.codecs.all()), self.plan, nodes, down=self.down is not None)
         return replace(self, topology=topology, nodes=nodes)
+
+    def check_codecs(self) -> None:
+        """Raise CodecError unless the topology allows all codecs that some step may use."""
+        if self.down is not None:
+            check_down(self.down, self.topology)
+        for codec in self.codecs.all():
+            check_codec(codec, self.topology, down=self.down is not None)
 
     def facts(self) -> dict[str, str]:
         """The facts that ranks compare before the first step."""
@@ -82,6 +97,7 @@ class Spec:
             "plan": self.plan.fingerprint,
             "codec": _described(self.codec),
             **{f"rule {i}, {rule}": _described(c) for i, (rule, c) in enumerate(self.rules)},
+            "down": _described(self.down),
             "topology": self.topology,
             "nodes": str(self.nodes),
             "op": self.op.value,
@@ -127,8 +143,7 @@ class Synchronizer:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         spec.plan.check(spec.gradients, spec.topology, control.size)
-        for codec in spec.codecs.all():
-            check_codec(codec, spec.topology)
+        spec.check_codecs()
         self._choices = self._chosen(spec.codecs)
         self._codecs = {name: at(choice, 0) for name, choice in self._choices.items()}
         self._left: dict[str, NDArray[np.float32]] = {}
@@ -158,20 +173,25 @@ class Synchronizer:
         entries = tuple(replace(e, compressed=chosen.get(e.gradient) is not None) for e in spec.plan.entries)
         plan = replace(spec.plan, entries=entries)
         partitions = layout(plan, spec.gradients, spec.topology, control.size)
-        tasks = schedule(partitions, spec.topology, control.size, spec.nodes)[control.rank]
         codecs = {g.name: chosen[g.name] or self._exact[g.dtype] for g in spec.gradients}
+        through = {
+            number
+            for number, partition in enumerate(partitions)
+            if demands(spec.topology).encodes_sums and keeps_more(codecs[partition.segments[0].gradient])
+        }
+        tasks = schedule(partitions, spec.topology, control.size, spec.nodes, through)[control.rank]
         average = spec.op is Op.AVERAGE
-        feedback = Feedback(
-            [s for s in sites(tasks, partitions, average) if codecs[s.gradient].info.stateful],
-            lambda gradient, n: codecs[gradient].new_state(n),
-            spec.topology,
-            control.size,
-        )
+
+        def codec_of(site: Site) -> BatchCodec:
+            return codecs[site.gradient] if spec.down is None or not site.down else spec.down
+
+        feedback = Feedback(sites(tasks, partitions, average), codec_of)
         compute = Compute(
             control.rank,
             partitions,
             codecs,
             feedback,
+            down=spec.down,
             dtypes={g.name: g.dtype for g in spec.gradients},
             scale=1 / control.size if average else 1.0,
             run_seed=spec.seed,
@@ -232,9 +252,8 @@ class Synchronizer:
         What residuals hold and the new codecs have no place for is added to the next gradients; see
         `casync.handover`. Raises CodecError, and MismatchError on every rank if the ranks' choices differ.
         """
-        for codec in codecs.all():
-            check_codec(codec, self.spec.topology)
         spec = replace(self.spec, codec=codecs.default, rules=codecs.rules)
+        spec.check_codecs()
         self._control.agree(f"the codecs from step {self.step} on", spec.facts())
         self.spec, self._choices = spec, self._chosen(codecs)
         self.advance()
@@ -243,16 +262,27 @@ class Synchronizer:
         if all(_equal(codec, chosen[name]) for name, codec in self._codecs.items()):
             return
         tasks, compute = self._built(chosen)
-        left = hand_over(
-            self._compute.feedback,
-            compute.feedback,
-            self._compute.codecs,
-            compute.codecs,
-            {g.name: g.elements for g in self.spec.gradients},
-        )
-        for gradient, values in left.items():
-            self._left[gradient] = self._left.get(gradient, np.float32(0)) + values
-        self._codecs, self._compute = chosen, compute
+        left = self._hand_over(self._compute.feedback.held(), compute.feedback, self._left)
+        self._install(chosen, tasks, compute, left)
+
+    def _hand_over(
+        self, held: Iterable[Held], new: Feedback, left: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Move state into `new`; returns what is left to add to the next gradients, `left` included."""
+        elements = {g.name: g.elements for g in self.spec.gradients}
+        rest = hand_over(held, new, elements, self._control.size)
+        shared = {gradient: left[gradient] + rest[gradient] for gradient in left.keys() & rest.keys()}
+        return {**left, **rest, **shared}
+
+    def _install(
+        self,
+        chosen: dict[str, BatchCodec | None],
+        tasks: Sequence[Task],
+        compute: Compute,
+        left: dict[str, NDArray[np.float32]],
+    ) -> None:
+        """Collective: use these from the coming step on."""
+        self._codecs, self._compute, self._left = chosen, compute, left
         self._executor.replace(tasks, compute)
         # no rank sends by the new schedule before every rank can receive by it
         self._control.agree("the step of a change of codecs", {"step": str(self.step)})
@@ -267,27 +297,55 @@ class Synchronizer:
         found = lines(meter.costs(), self._compute, self._watch.probe)
         return Report(self._control.rank, self._control.size, self.spec.topology, meter.stats(), found)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs on this rank, between steps: residuals, step and seed."""
-        return {
-            "step": self.step,
-            "seed": self.spec.seed,
-            "feedback": self._compute.feedback.state_dict(),
-            "left": {gradient: values.copy() for gradient, values in self._left.items()},
-        }
+    @property
+    def _run(self) -> Run:
+        spec, control = self.spec, self._control
+        return Run.of(spec.seed, spec.topology, control.size, control.rank, spec.op.value, spec.gradients)
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Collective: continue from this rank's `state_dict`; StateError if it does not fit the run."""
-        if saved["seed"] != self.spec.seed:
-            raise StateError(
-                f"the state was saved in a run with seed {saved['seed']}, this one has {self.spec.seed}; "
-                f"call casync.init(seed={saved['seed']}) to continue it"
-            )
-        self._control.agree("the step to continue from", {"step": str(saved["step"])})
-        self._executor.first_step = saved["step"] - self._executor.step
-        self.advance()
-        self._compute.feedback.load_state_dict(saved["feedback"])
-        self._left = {gradient: np.array(values) for gradient, values in saved.get("left", {}).items()}
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs on this rank, between steps: residuals, step and seed, as copies."""
+        held = tuple(self._compute.feedback.held())
+        return Checkpoint(self._run, self.step, held, self._left).written()
+
+    def load_state_dict(self, saved: Mapping[str, Any] | None, fault: Exception | None = None) -> None:
+        """Collective, between steps: continue from this rank's `state_dict`, or from all ranks', merged.
+
+        saved: None if this rank has none; then no rank may have one, and nothing changes. fault: what the
+        caller has found against it on this rank. If it does not fit on one rank, nothing changes on any, and
+        all raise: that rank its reason, the others StateError with it; MismatchError if their steps differ.
+        """
+        resumed = None
+        try:
+            if saved is not None and fault is None:
+                resumed = self._resumed(Checkpoint.read(saved))
+        except StateError as error:
+            fault = error
+        self._raise_together(fault)
+        step = "no state" if resumed is None else str(resumed[0])
+        self._control.agree("the state to continue from", {"step": step})
+        if resumed is not None:
+            self._executor.first_step = resumed[0] - self._executor.step
+            self._install(*resumed[1:])
+
+    def _resumed(
+        self, checkpoint: Checkpoint
+    ) -> tuple[int, dict[str, BatchCodec | None], Sequence[Task], Compute, dict[str, NDArray[np.float32]]]:
+        """The step to continue from, and what to install for it; StateError if the state does not fit."""
+        checkpoint.check(self._run)
+        chosen = {name: at(choice, checkpoint.step) for name, choice in self._choices.items()}
+        tasks, compute = self._built(chosen)
+        held, left = checkpoint.parts(self._run, compute.partitions)
+        return checkpoint.step, chosen, tasks, compute, self._hand_over(held, compute.feedback, left)
+
+    def _raise_together(self, fault: Exception | None) -> None:
+        """Collective: raise this rank's fault, or, if only others have one, what they say."""
+        said = "" if fault is None else f"{fault}"[:MOST_SAID] or type(fault).__name__
+        told = [text.decode() for text in self._control.gather("whether to load a state", said.encode())]
+        if fault is not None:
+            raise fault
+        if any(told):
+            first = next(rank for rank, text in enumerate(told) if text)
+            raise StateError(f"rank {first} cannot load its state, so no rank has: {told[first]}")
 
     def close(self) -> None:
         """End the compute thread. Idempotent."""

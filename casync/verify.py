@@ -46,6 +46,7 @@ class Content:
     """What a payload, a term or a sum holds: the merged ranks in order, what made it, how often it is scaled.
 
     exact: plain float32, not of the codec. direct: payloads' own values instead of decoded ones.
+    down: of the codec of sums, which may be another.
     """
 
     ranks: tuple[int, ...]
@@ -53,6 +54,7 @@ class Content:
     scaled: int
     exact: bool = False
     direct: bool = False
+    down: bool = False
 
 
 def _total(terms: list[tuple[Node, Content]]) -> Content:
@@ -93,7 +95,7 @@ def _structure(schedule: Schedule) -> Iterator[Fault]:
             unknown = [i for i in task.after if not 0 <= i < len(tasks)]
             if unknown:
                 yield Fault(rank, place, f"it comes after {unknown}, which do not exist")
-            payload = task.received if isinstance(task, Encode) else getattr(task, "payload", None)
+            payload = _payload(task)
             if payload is None:
                 continue
             if not 0 <= payload < len(tasks):
@@ -104,10 +106,15 @@ def _structure(schedule: Schedule) -> Iterator[Fault]:
                 yield Fault(rank, place, f"task {payload} belongs to partition {source.partition}")
             elif payload not in task.after:
                 yield Fault(rank, place, f"it reads the payload of task {payload} without waiting for it")
-            elif isinstance(task, Encode) and task.exact != source.exact:
+            elif isinstance(task, Encode) and (task.exact, False) != (source.exact, source.down):
                 yield Fault(rank, place, f"it adds the payload of task {payload}, which is of another kind")
-            elif isinstance(task, Merge) and task.direct and source.exact:
-                yield Fault(rank, place, f"it takes the plain payload of task {payload} for one of the codec")
+            elif isinstance(task, Merge) and task.direct and (source.exact or source.down):
+                yield Fault(rank, place, f"it takes the payload of task {payload} for one of the codec")
+
+
+def _payload(task: Task) -> int | None:
+    """The task whose payload this one reads."""
+    return task.received if isinstance(task, Encode) else getattr(task, "payload", None)
 
 
 def _messages(schedule: Schedule) -> Iterator[Fault]:
@@ -192,7 +199,7 @@ def _meaning(schedule: Schedule, partitions: int) -> Iterator[Fault]:
     results: dict[Place, list[Node]] = defaultdict(list)
     sent: dict[tuple[int, int, int], Node] = {}
     sites: set[tuple[int, int, int, int]] = set()
-    sum_readers: list[tuple[Node, Place]] = []
+    readers_of_sums: dict[Place, list[tuple[Node, list[tuple[Node, Content]]]]] = defaultdict(list)
     for node in relation.order:
         rank, number = node
         task: Task = schedule[rank][number]
@@ -207,13 +214,15 @@ def _meaning(schedule: Schedule, partitions: int) -> Iterator[Fault]:
             sites.add((task.partition, rank, role, hop))
         match task:
             case Encode(of_sum=True):
-                total = _total(sums[place])
-                sum_readers.append((node, place))
+                readers_of_sums[place].append((node, sums[place]))
+                total = _total(sums.pop(place))
                 if total.direct != task.direct:
                     yield Fault(
                         rank, number, "payloads' own values and decoded ones are taken for each other"
                     )
-                content[node] = Content(total.ranks, (node,), total.scaled + task.final, task.exact)
+                content[node] = Content(
+                    total.ranks, (node,), total.scaled + task.final, task.exact, down=task.down
+                )
             case Encode():
                 readers[place].append(node)
                 received = Content((), (), 0) if task.received is None else content[rank, task.received]
@@ -221,7 +230,8 @@ def _meaning(schedule: Schedule, partitions: int) -> Iterator[Fault]:
                 content[node] = Content(merged, (node,), received.scaled + task.final, task.exact)
             case Merge():
                 terms = sums[place]
-                if terms and not relation.follows(node, terms[-1][0]):
+                before = [term for term, _ in terms[-1:]] or [taken for taken, _ in readers_of_sums[place]]
+                if not all(relation.follows(node, other) for other in before):
                     yield Fault(rank, number, "it does not wait for the merge before it: the order is luck")
                 if task.payload is None:
                     readers[place].append(node)
@@ -235,11 +245,11 @@ def _meaning(schedule: Schedule, partitions: int) -> Iterator[Fault]:
                 sent[rank, task.peer, task.message] = node
             case Recv():
                 content[node] = content[sent[task.peer, rank, task.message]]
-                if content[node].exact != task.exact:
-                    yield Fault(rank, number, "a plain payload and one of the codec are taken for each other")
+                if (content[node].exact, content[node].down) != (task.exact, task.down):
+                    yield Fault(rank, number, "payloads of different codecs are taken for each other")
             case Decode(payload=None):
-                total = _total(sums[place])
-                sum_readers.append((node, place))
+                readers_of_sums[place].append((node, sums[place]))
+                total = _total(sums.pop(place))
                 if total.direct:
                     yield Fault(rank, number, "it takes payloads' own values for the result")
                 content[node] = replace(total, scaled=total.scaled + 1)
@@ -248,9 +258,15 @@ def _meaning(schedule: Schedule, partitions: int) -> Iterator[Fault]:
                 content[node] = content[rank, payload]
                 results[place].append(node)
 
-    for node, place in sum_readers:
-        if not all(relation.follows(node, term) for term, _ in sums[place]):
-            yield Fault(*node, "it reads the sum without waiting for all merges")
+    for rank, tasks in enumerate(schedule):
+        read = {_payload(task) for task in tasks}
+        for task in tasks:
+            if isinstance(task, Encode | Recv) and task.id not in read:
+                yield Fault(rank, task.id, "nobody reads its payload")
+    for place, taken in readers_of_sums.items():
+        for reader, terms in (*taken, (taken[-1][0], sums[place])):
+            if not all(relation.follows(reader, term) for term, _ in terms):
+                yield Fault(*reader, "it reads the sum without waiting for all merges")
     everyone = list(range(len(schedule)))
     for p in range(partitions):
         origins = set()

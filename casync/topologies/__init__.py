@@ -1,7 +1,8 @@
 """Topologies: one file each, found by its name.
 
 A topology module has two pure functions: `schedule(nranks, owners, nodes) -> Schedule` and
-`owner(partition, nranks) -> int`.
+`owner(partition, nranks) -> int`. One that encodes sums takes a fourth argument, `through`: the partitions in
+which every rank's gradient must pass the codec, its own owner's too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from casync.primitives import Schedule
 
@@ -23,7 +24,9 @@ class Topology(Protocol):
     """What a module of this package offers."""
 
     @staticmethod
-    def schedule(nranks: int, owners: Sequence[int], nodes: Nodes, /) -> Schedule:
+    def schedule(
+        nranks: int, owners: Sequence[int], nodes: Nodes, through: Collection[int] = (), /
+    ) -> Schedule:
         """The schedule of `len(owners)` partitions; `owners[p]` makes the final payload of partition p."""
 
     @staticmethod

@@ -11,6 +11,7 @@ A gradient is handed over as soon as the backward pass has accumulated it, and t
 
 from __future__ import annotations
 
+from casync.checkpoint import StateError
 from casync.choice import CodecError
 from casync.control import MismatchError, RankFailure
 from casync.job import Job
@@ -21,6 +22,7 @@ from casync.torch.ddp import State, hook
 from casync.torch.job import init, local_rank, local_size, rank, session, shutdown, size
 from casync.torch.optimizer import DistributedOptimizer
 from casync.torch.parameters import broadcast_parameters, write_gradients
+from casync.torch.state import merge_states
 
 __all__ = [
     "Average",
@@ -34,12 +36,14 @@ __all__ = [
     "Rule",
     "Schedule",
     "State",
+    "StateError",
     "Sum",
     "broadcast_parameters",
     "hook",
     "init",
     "local_rank",
     "local_size",
+    "merge_states",
     "rank",
     "session",
     "shutdown",

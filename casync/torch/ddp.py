@@ -24,7 +24,7 @@ from casync.rules import Codecs, Rule
 from casync.synchronizer import Op
 from casync.torch.gradients import Lender, Loan, loss_scale_of, synchronizer_of
 from casync.torch.job import current
-from casync.torch.state import to_arrays, to_tensors
+from casync.torch.state import to_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ class _Bucket:
 class State:
     """What `hook` needs: how gradients are compressed, and the residuals of this rank.
 
-    codec, rules, topology, plan, op, scaler, seed, nodes: as for `DistributedOptimizer`.
+    codec, rules, topology, plan, op, scaler, seed, nodes, down: as for `DistributedOptimizer`.
     named_parameters: of the module that DDP wraps. Without it the parameters are called `parameter 0`, ... in
     the order of the first step's buckets, and neither a plan's file nor a rule can name them.
     """
@@ -68,6 +68,7 @@ class State:
         scaler: Any = None,
         seed: int | None = None,
         nodes: Sequence[Sequence[int]] | None = None,
+        down: CodecLike = None,
         job: Job | None = None,
     ) -> None:
         """Raise ValueError for a plan or a rule that names parameters which have no names."""
@@ -80,7 +81,7 @@ class State:
             )
         self._names = None if named_parameters is None else {id(p): name for name, p in named_parameters}
         self._topology, self._plan, self._op, self._seed = topology, plan, op, seed
-        self._nodes = nodes
+        self._nodes, self._down = nodes, down
         self._scaler, self._job = scaler, job
         self._synchronizer: Synchronizer | None = None
         self._saved: dict[str, Any] | None = None
@@ -102,14 +103,15 @@ class State:
         return to_tensors(self._made("state_dict()").state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Collective: continue from `state_dict()` of this rank; StateError if it does not fit the run.
+        """Collective: continue from `state_dict()` of this rank, or from `merge_states` of all ranks'.
 
-        Before the first step it is kept, and taken when the buckets have told which parameters there are.
+        StateError on every rank, and nothing has changed, if it does not fit on one. Before the first step it
+        is kept, and taken when the buckets have told which parameters there are.
         """
         if self._synchronizer is None:
             self._saved = state_dict
         else:
-            self._synchronizer.load_state_dict(to_arrays(state_dict))
+            self._synchronizer.load_state_dict(state_dict)
 
     def switch(self, codec: CodecLike = None, rules: Iterable[Rule | tuple[str, CodecLike]] = ()) -> None:
         """Collective, between steps: as `switch` of a distributed optimizer."""
@@ -196,10 +198,17 @@ class State:
         found = {id(p): p for p in parameters}
         ordered = {name: found[key] for key, name in self._names.items() if key in found}
         made = synchronizer_of(
-            job, ordered, self._codecs, self._topology, self._plan, self._op, self._seed, self._nodes
+            job,
+            ordered,
+            self._codecs,
+            self._topology,
+            self._plan,
+            self._op,
+            self._seed,
+            self._nodes,
+            self._down,
         )
-        if self._saved is not None:
-            made.load_state_dict(to_arrays(self._saved))
+        made.load_state_dict(self._saved)
         return made
 
 

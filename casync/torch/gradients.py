@@ -10,6 +10,7 @@ import torch
 
 from casync.dtypes import DTYPES
 from casync.plan import Gradient, Plan
+from casync.rules import Schedule, compiled
 from casync.synchronizer import Op, Spec, Synchronizer
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casync.job import Job
-    from casync.rules import Codecs
+    from casync.rules import CodecLike, Codecs
 
 
 def synchronizer_of(
@@ -29,8 +30,14 @@ def synchronizer_of(
     op: Op,
     seed: int | None,
     nodes: Sequence[Sequence[int]] | None,
+    down: CodecLike,
 ) -> Synchronizer:
     """Collective: what synchronizes the gradients of these parameters. Raises what `Synchronizer` raises."""
+    sums = compiled(down)
+    if isinstance(sums, Schedule):
+        raise TypeError(
+            "down= is one codec for the whole run, not a schedule: give a codec, a name or a path"
+        )
     for name, p in parameters.items():
         if _name(p.dtype) not in DTYPES:
             raise TypeError(
@@ -44,7 +51,7 @@ def synchronizer_of(
         plan = Plan.load(plan)
     seed = job.seed if seed is None else seed
     shared = job.session.nodes if nodes is None else tuple(map(tuple, nodes))
-    spec = Spec(gradients, plan, codecs.default, topology.lower(), op, seed, shared, codecs.rules)
+    spec = Spec(gradients, plan, codecs.default, topology.lower(), op, seed, shared, codecs.rules, sums)
     cores = len(os.sched_getaffinity(0))
     made = Synchronizer(
         job.session.control,

@@ -11,7 +11,7 @@ from casync.rules import Codecs, Rule
 from casync.synchronizer import Op
 from casync.torch.gradients import Lender, Loan, loss_scale_of, synchronizer_of
 from casync.torch.job import current
-from casync.torch.state import to_arrays, to_tensors
+from casync.torch.state import to_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +39,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     scaler: Any = None,
     seed: int | None = None,
     nodes: Sequence[Sequence[int]] | None = None,
+    down: CodecLike = None,
     job: Job | None = None,
 ) -> Any:
     """Make `optimizer` step with the gradients of all ranks; returns the same object, of a derived class.
@@ -56,6 +57,8 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     Call `synchronize()` between `backward()` and `scaler.unscale_` or `scaler.step`.
     seed: of the random codecs; default: that of `init`.
     nodes: the ranks of each node, for the hierarchical topology; default: those that share a machine.
+    down: the codec of sums where the topology encodes them (`ps`, `hierarchical`); default: the gradient's
+    own. Codecs with state besides error feedback, such as dgc, need one there.
 
     Adds `synchronize()`, `skip_synchronize()`, `switch()`, `stats()` and `report()`; `state_dict()` holds
     this rank's residuals too. Raises ValueError and TypeError (parameters, rules, nodes), PlanError,
@@ -71,7 +74,9 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
         raise ValueError(f"backward_passes_per_step is {backward_passes_per_step}: it must be 1 or more")
     job = job or current()
     parameters = _parameters(optimizer, named_parameters)
-    synchronizer = synchronizer_of(job, parameters, Codecs.of(codec, rules), topology, plan, op, seed, nodes)
+    synchronizer = synchronizer_of(
+        job, parameters, Codecs.of(codec, rules), topology, plan, op, seed, nodes, down
+    )
     kind = type(optimizer)
     optimizer.__class__ = type(f"Distributed{kind.__name__}", (_Distributed, kind), {})
     hooks = _Hooks(parameters, synchronizer, job.session.control, backward_passes_per_step, scaler)
@@ -270,11 +275,22 @@ class _Distributed(torch.optim.Optimizer):
         return super().state_dict() | {"casync": to_tensors(self._casync.synchronizer.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Collective: continue from `state_dict()` of this rank; StateError if it does not fit the run.
+        """Collective: continue from `state_dict()` of this rank, or from `merge_states` of all ranks'.
 
-        A state without "casync", of an optimizer that was not distributed, leaves residuals and step alone.
+        If it does not fit on one rank, nothing changes on any, and all raise: StateError, or what torch says.
+        A state without "casync", of an optimizer that was not distributed, leaves residuals and step alone;
+        then all ranks must load such a one.
         """
-        own = {key: value for key, value in state_dict.items() if key != "casync"}
-        super().load_state_dict(own)
-        if "casync" in state_dict:
-            self._casync.synchronizer.load_state_dict(to_arrays(state_dict["casync"]))
+        if self._casync.fired:
+            raise RuntimeError("load_state_dict() between backward() and step(): call step() first")
+        before = super().state_dict()
+        fault = None
+        try:
+            super().load_state_dict({key: value for key, value in state_dict.items() if key != "casync"})
+        except (KeyError, TypeError, ValueError) as error:
+            fault = error
+        try:
+            self._casync.synchronizer.load_state_dict(state_dict.get("casync"), fault)
+        except Exception:
+            super().load_state_dict(before)
+            raise

@@ -11,6 +11,7 @@ from casync_model import Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback_jobs import random_steps, run_job, same_bits, spec_of
+from model_jobs import NODES, check_against_model, model_of
 from numpy_codecs import CODECS as NUMPY_CODECS
 from real_codecs import REAL, SPARSE, SUMMABLE
 
@@ -18,10 +19,9 @@ from casync.buffers import Pool
 from casync.plan import Entry, Gradient, Partition, Plan, Segment, layout, schedule
 from casync.primitives import Role, Send
 from casync.synchronizer import Op, Spec
-from casync.topologies import even_nodes
 
 if TYPE_CHECKING:
-    from loopback_jobs import Ran, Step
+    from loopback_jobs import Step
 
 SHAPES = {"conv": (90, 100), "bias": (10,), "dense": (17, 1000), "norm": (300,), "tail": (5, 5)}
 CODECS = (*NUMPY_CODECS, *REAL)
@@ -31,7 +31,6 @@ PAIRS = [
     *((codec, "allgather") for codec in (NUMPY_CODECS[2], REAL[1], *SPARSE)),
     *((codec, "direct") for codec in SUMMABLE),
 ]
-NODES = {nranks: even_nodes(nranks, 2) for nranks in (1, 2, 3, 4, 5)}
 
 
 def named(value: Any) -> str:
@@ -41,28 +40,6 @@ def named(value: Any) -> str:
 
 
 pairs = pytest.mark.parametrize(("codec", "topology"), PAIRS, ids=named)
-
-
-def model_of(spec: Spec, nranks: int) -> Model:
-    plan = spec.plan if spec.codec else spec.plan.uncompressed()
-    partitions = layout(plan, spec.gradients, spec.topology, nranks)
-    average = spec.op is Op.AVERAGE
-    return Model(nranks, spec.topology, spec.codec, partitions, average, spec.seed, NODES[nranks])
-
-
-def check_against_model(spec: Spec, steps: list[Step], ran: list[Ran]) -> Model:
-    model = model_of(spec, len(steps[0]))
-    for number, step in enumerate(steps):
-        expected = model.step(number, step)
-        for rank, result in enumerate(ran):
-            for name in expected:
-                assert same_bits(expected[name], result.results[number][name]), (rank, number, name)
-    for rank, result in enumerate(ran):
-        for entry in result.state["feedback"]["entries"]:
-            for name, kept in entry["values"].items():
-                key = (rank, entry["gradient"], entry["offset"], Role[entry["role"]], name)
-                assert same_bits(kept, model.residuals.get(key, np.zeros_like(kept))), key
-    return model
 
 
 @pytest.mark.parametrize("op", Op)

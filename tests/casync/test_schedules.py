@@ -13,15 +13,20 @@ from casync.topologies import Nodes, check_nodes, even_nodes, names, topology
 from casync.verify import ScheduleError, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 RANKS = range(1, 10)
 
 
-def drawn(name: str, nranks: int, partitions: int, nodes: Nodes | None = None) -> Schedule:
+def drawn(
+    name: str, nranks: int, partitions: int, nodes: Nodes | None = None, through: Collection[int] = ()
+) -> Schedule:
     module = topology(name)
     owners = [module.owner(p, nranks) for p in range(partitions)]
-    return module.schedule(nranks, owners, nodes or even_nodes(nranks, 2))
+    nodes = nodes or even_nodes(nranks, 2)
+    return (
+        module.schedule(nranks, owners, nodes, through) if through else module.schedule(nranks, owners, nodes)
+    )
 
 
 def uneven_nodes(nranks: int) -> Iterator[Nodes]:
@@ -49,6 +54,23 @@ def test_any_nodes_will_do(nranks: int) -> None:
     for nodes in uneven_nodes(nranks):
         for partitions in (1, nranks + 1):
             verify(drawn("hierarchical", nranks, partitions, nodes), partitions)
+
+
+@pytest.mark.parametrize("nranks", RANKS)
+def test_where_a_codec_keeps_more_no_gradient_enters_a_sum_but_through_it(nranks: int) -> None:
+    def codec_encodes(schedule: Schedule, p: int) -> int:
+        every = [task for tasks in schedule for task in tasks if isinstance(task, Encode)]
+        return sum(task.partition == p and not (task.exact or task.down) for task in every)
+
+    for nodes in uneven_nodes(nranks):
+        for name, terms in (("ps", nranks), ("hierarchical", len(nodes))):
+            through = range(0, nranks + 1, 2)
+            schedule = drawn(name, nranks, nranks + 1, nodes, through)
+            verify(schedule, nranks + 1)
+            for p in range(nranks + 1):
+                assert codec_encodes(schedule, p) == terms - (p not in through)
+                exactly = [t for tasks in schedule for t in tasks if isinstance(t, Merge) and t.residual]
+                assert any(t.partition == p for t in exactly) == (p not in through)
 
 
 @pytest.mark.parametrize("nranks", RANKS)
@@ -170,6 +192,10 @@ def takes_plain_for_encoded(task: Task) -> Task | None:
     return replace(task, exact=not task.exact) if isinstance(task, Recv) else None
 
 
+def takes_a_sum_s_payload_for_a_term(task: Task) -> Task | None:
+    return replace(task, down=not task.down) if isinstance(task, Recv) else None
+
+
 def uses_the_residual_twice(task: Task) -> Task | None:
     return replace(task, residual=True) if isinstance(task, Merge) and not task.residual else None
 
@@ -208,8 +234,9 @@ MUTATIONS: list[tuple[str, Callable[[Task], Task | None], str]] = [
     (
         "hierarchical",
         takes_plain_for_encoded,
-        "a plain payload and one of the codec are taken for each other",
+        "payloads of different codecs are taken for each other",
     ),
+    ("ps", takes_a_sum_s_payload_for_a_term, "payloads of different codecs are taken for each other"),
     ("hierarchical", uses_the_residual_twice, "noise or residual repeats"),
     ("hierarchical", encodes_too_early, "without waiting for all merges"),
     ("direct", decodes_one_term, "own values and decoded ones are"),
@@ -218,9 +245,33 @@ MUTATIONS: list[tuple[str, Callable[[Task], Task | None], str]] = [
 ]
 
 
+def mixes_two_sums(task: Task) -> Task | None:
+    """The owner's first merge no longer waits for the encode that took the sum of its node."""
+    first = isinstance(task, Merge) and task.payload is not None and len(task.after) > 1
+    return replace(task, after=(task.payload,)) if first else None  # type: ignore[union-attr]
+
+
+THROUGH: list[tuple[str, Callable[[Task], Task | None], str]] = [
+    ("ps", ps_skips_a_term, "nobody reads its payload"),
+    ("ps", encodes_too_early, "without waiting for all merges"),
+    ("hierarchical", encodes_too_early, "without waiting for all merges|the order is luck"),
+    ("hierarchical", mixes_two_sums, "the order is luck"),
+]
+
+
 @pytest.mark.parametrize(("name", "mutate", "told"), MUTATIONS, ids=lambda v: getattr(v, "__name__", None))
 def test_a_broken_schedule_is_caught(name: str, mutate: Callable[[Task], Task | None], told: str) -> None:
-    schedule = drawn(name, 3, 3)
+    check_caught(drawn(name, 3, 3), mutate, told)
+
+
+@pytest.mark.parametrize(("name", "mutate", "told"), THROUGH, ids=lambda v: getattr(v, "__name__", None))
+def test_a_broken_schedule_whose_owner_encodes_its_own_is_caught(
+    name: str, mutate: Callable[[Task], Task | None], told: str
+) -> None:
+    check_caught(drawn(name, 3, 3, through=range(3)), mutate, told)
+
+
+def check_caught(schedule: Schedule, mutate: Callable[[Task], Task | None], told: str) -> None:
     broken = 0
     for rank, tasks in enumerate(schedule):
         for place, task in enumerate(tasks):

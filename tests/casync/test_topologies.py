@@ -109,7 +109,11 @@ def test_a_codec_s_properties_say_where_it_may_go() -> None:
             "ring",
             r"topk cannot be used in topology ring: it has no hop \(its decode is a scatter.*'ps'",
         ),
-        ("dgc", "ps", r"keeps state besides error feedback, .*; use topology='allgather'$"),
+        (
+            "dgc",
+            "ps",
+            r"keeps state besides error feedback, .*; use topology='allgather', or give.*down='int8'$",
+        ),
         ("dgc", "hierarchical", r"keeps state besides error feedback"),
         (
             "onebit",

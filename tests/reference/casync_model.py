@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Model:
-    """residuals: (rank, gradient, start, role, state's name) -> values. The codec is taken as given."""
+    """residuals: (rank, gradient, start, role, state's name) -> values. Codecs are taken as given.
+
+    down: what encodes sums, None: the codec itself.
+    """
 
     nranks: int
     topology: str
@@ -37,6 +40,12 @@ class Model:
     run: int = 0
     nodes: tuple[tuple[int, ...], ...] = ()
     residuals: dict[Key, Vector] = field(default_factory=dict)
+    down: Any = None
+
+    def __post_init__(self) -> None:
+        info = self.codec.info if self.codec else None
+        # What keeps more than a residual sees every term of a sum.
+        self.through = info is not None and info.stateful and not info.feedback
 
     def step(self, number: int, gradients: Gradients) -> dict[str, Vector | None]:
         """The result of one step; the residuals change only if every compressed value was finite."""
@@ -82,14 +91,19 @@ class Model:
         for rank, term in enumerate(terms):
             if term is None:
                 continue
-            if rank == p.owner:
+            if rank == p.owner and not self.through:
                 term = self.owned(term, s, rank)
             else:
                 term = self.decode(self.encode(term, s, number, rank, Role.WORKER, 0), s, number)
             total = term if total is None else total + term
         assert total is not None
-        final = self.encode(total * self.scale(), s, number, p.owner, Role.OWNER, 0)
-        return self.decode(final, s, number)
+        return self.final(total, p, s, number)
+
+    def final(self, total: Vector, p: Partition, s: Segment, number: int) -> Vector:
+        """What the owner makes of the sum, and every rank of that."""
+        codec = self.down or self.codec
+        payload = self.encode(total * self.scale(), s, number, p.owner, Role.OWNER, 0, codec)
+        return self.decode(payload, s, number, codec)
 
     def owned(self, term: Vector, s: Segment, rank: int) -> Vector:
         """The owner's own term: exact, with what its worker role had left."""
@@ -104,19 +118,19 @@ class Model:
         total = None
         for node in self.nodes:
             leader = node[place % len(node)]
-            inside = total if leader == p.owner else None
+            owned = leader == p.owner and not self.through
+            inside = total if owned else None
             for rank in node:
                 if (term := terms[rank]) is not None:
-                    term = self.owned(term, s, rank) if rank == p.owner else term
+                    term = self.owned(term, s, rank) if owned and rank == p.owner else term
                     inside = term if inside is None else inside + term
-            if leader == p.owner:
+            if owned:
                 total = inside
             elif inside is not None:
                 inside = self.decode(self.encode(inside, s, number, leader, Role.WORKER, 0), s, number)
                 total = inside if total is None else total + inside
         assert total is not None
-        final = self.encode(total * self.scale(), s, number, p.owner, Role.OWNER, 0)
-        return self.decode(final, s, number)
+        return self.final(total, p, s, number)
 
     def allgather(self, _: Partition, s: Segment, number: int, terms: list[Vector | None]) -> Vector:
         total = None
@@ -152,26 +166,27 @@ class Model:
         return self.decode(payload, s, number)
 
     def encode(
-        self, x: Vector, s: Segment, number: int, rank: int, role: Role, hop: int
+        self, x: Vector, s: Segment, number: int, rank: int, role: Role, hop: int, codec: Any = None
     ) -> NDArray[np.uint8]:
+        codec = codec or self.codec
         shared = shared_seed(self.run, number, s.gradient, s.part)
         key = (rank, s.gradient, s.start, role)
-        state = self.codec.new_state(x.size)
-        new = self.codec.new_state(x.size)
+        state, new = codec.new_state(x.size), codec.new_state(x.size)
         for name in state:
             state[name][:] = self.residuals.get((*key, name), 0)
-        out = np.zeros(self.codec.max_bytes(x.size), np.uint8)
+        out = np.zeros(codec.max_bytes(x.size), np.uint8)
         seed = private_seed(shared, rank, role, hop)
         item = Item(grad=x.copy(), out=out, seed=seed, shared_seed=shared, state=state, new_state=new)
-        (result,) = self.codec.batch("encode", [item])
+        (result,) = codec.batch("encode", [item])
         for name, values in new.items():
             self.changed[*key, name] = values
         return result.value.copy()
 
-    def decode(self, payload: Any, s: Segment, number: int) -> Vector:
+    def decode(self, payload: Any, s: Segment, number: int, codec: Any = None) -> Vector:
+        codec = codec or self.codec
         out = np.empty(s.elements, np.float32)
         shared = shared_seed(self.run, number, s.gradient, s.part)
-        self.codec.batch("decode", [Item(payload=payload, out=out, shared_seed=shared)])
+        codec.batch("decode", [Item(payload=payload, out=out, shared_seed=shared)])
         return out
 
 
