@@ -14,7 +14,7 @@ from casync.synchronizer import Op, Spec, Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -57,11 +57,15 @@ def run_job(
     steps: Sequence[Step],
     *,
     order: Callable[[int, int, list[str]], list[str]] = lambda rank, step, names: names,  # noqa: ARG005
-    states: Sequence[dict[str, Any]] | None = None,
+    states: Sequence[dict[str, Any] | None] | None = None,
+    before_step: Mapping[int, Callable[[int, Synchronizer], None]] | None = None,
     **network: Any,
 ) -> list[Ran]:
-    """Synchronize `steps` on as many ranks as they have; raises what the first failing rank raised."""
-    ran = try_job(spec, steps, order=order, states=states, **network)
+    """Synchronize `steps` on as many ranks as they have; raises what the first failing rank raised.
+
+    before_step: what each rank calls with its synchronizer before that step. states: to continue from.
+    """
+    ran = try_job(spec, steps, order=order, states=states, before_step=before_step, **network)
     for result in ran:
         if isinstance(result, BaseException):
             raise result
@@ -73,7 +77,8 @@ def try_job(
     steps: Sequence[Step],
     *,
     order: Callable[[int, int, list[str]], list[str]] = lambda rank, step, names: names,  # noqa: ARG005
-    states: Sequence[dict[str, Any]] | None = None,
+    states: Sequence[dict[str, Any] | None] | None = None,
+    before_step: Mapping[int, Callable[[int, Synchronizer], None]] | None = None,
     **network: Any,
 ) -> list[Any]:
     """As `run_job`; returns exceptions in the place of results."""
@@ -88,6 +93,8 @@ def try_job(
         ran = Ran()
         try:
             for number, step in enumerate(steps):
+                if before_step and number in before_step:
+                    before_step[number](rank, synchronizer)
                 mine = {name: None if g is None else g.copy() for name, g in step[rank].items()}
                 for name in order(rank, number, list(mine)):
                     if (values := mine[name]) is not None and values.size:
