@@ -283,7 +283,7 @@ class _Distributed(torch.optim.Optimizer):
         """
         if self._casync.fired:
             raise RuntimeError("load_state_dict() between backward() and step(): call step() first")
-        before = super().state_dict()
+        before = self.state, self.param_groups  # which torch replaces, and does not change
         fault = None
         try:
             super().load_state_dict({key: value for key, value in state_dict.items() if key != "casync"})
@@ -292,5 +292,5 @@ class _Distributed(torch.optim.Optimizer):
         try:
             self._casync.synchronizer.load_state_dict(state_dict.get("casync"), fault)
         except Exception:
-            super().load_state_dict(before)
+            self.state, self.param_groups = before
             raise

@@ -332,6 +332,23 @@ def test_other_parameters_leave_residuals_as_they_are() -> None:
             assert a == b
 
 
+def test_other_parameters_leave_momentum_as_it_is() -> None:
+    dgc = compll.compile("dgc", ratio=0.05)
+    steps = random_steps(np.random.default_rng(8), SHAPES, 2, 4)
+    seen: dict[int, Any] = {}
+
+    def change(rank: int, synchronizer: Synchronizer) -> None:
+        before = synchronizer.state_dict()["feedback"]["entries"]
+        synchronizer.switch(Codecs.of(dgc.with_params(ratio=0.01), []))
+        seen[rank] = zip(before, synchronizer.state_dict()["feedback"]["entries"], strict=True)
+
+    good(run(spec_of(SHAPES, dgc, "allgather", 2), steps, {2: change}))
+    for rank in range(2):
+        for a, b in seen[rank]:
+            assert all(a["values"][name].any() for name in "uv")
+            assert all(same_bits(a["values"][name], b["values"][name]) for name in "uv")
+
+
 def test_ranks_that_change_to_different_codecs_are_told_in_what() -> None:
     steps = random_steps(np.random.default_rng(9), SHAPES, 3, 3)
 
