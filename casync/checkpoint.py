@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from casync.plan import Gradient, Partition, Segment
 
     Vector = NDArray[np.float32]
-    Vectors = dict[str, Vector]
 
 FORMAT = 1
 MOST = 4
@@ -193,7 +192,7 @@ class Checkpoint:
     def parts(self, run: Run, partitions: Sequence[Partition]) -> tuple[Sequence[Held], Mapping[str, Vector]]:
         """What a rank takes of it: its own state whole, of a merged one the elements that it owns."""
         if not self.merged:
-            return self.held, self.left
+            return self.held, {name: values.copy() for name, values in self.left.items()}
         growth = np.float32(run.size / self.run.size if run.op == AVERAGE else 1)
         owned: dict[str, list[Segment]] = defaultdict(list)
         for partition in partitions:

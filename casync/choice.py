@@ -47,7 +47,7 @@ class Demands:
     hops: bool
     encodes_sums: bool
     encodes_parts: bool
-    encodes_merged: bool
+    takes_down: bool
     encodes_the_sum: bool
     adds_payloads: bool
 
@@ -62,7 +62,7 @@ def demands(name: str) -> Demands:
         hops=any(task.received is not None for task in encodes),
         encodes_sums=any(task.of_sum for task in encodes),
         encodes_parts=any(task.of_sum and not task.final for task in encodes),
-        encodes_merged=any(task.down for task in encodes),
+        takes_down=any(task.down for task in encodes),
         encodes_the_sum=any(task.final for task in encodes),
         adds_payloads=any(isinstance(task, Merge) and task.direct for task in tasks),
     )
@@ -90,8 +90,8 @@ def check_codec(codec: BatchCodec, name: str, *, down: bool = False) -> None:
 
 def check_down(down: BatchCodec, name: str) -> None:
     """Raise CodecError if this codec cannot encode sums, or the topology of that name encodes none."""
-    if not demands(name).encodes_merged:
-        others = " or ".join(repr(other) for other in names() if demands(other).encodes_merged)
+    if not demands(name).takes_down:
+        others = " or ".join(repr(other) for other in names() if demands(other).takes_down)
         raise CodecError(
             f"down={down.info.name} has nothing to do in topology {name}: no sum is encoded there; leave "
             f"down= away, or use topology={others}"
@@ -104,7 +104,7 @@ def check_down(down: BatchCodec, name: str) -> None:
 
 
 def _fits(codec: BatchCodec, name: str, down: bool) -> bool:
-    return (demands(name).encodes_merged or not down) and not refusal(codec, name, down=down)
+    return (demands(name).takes_down or not down) and not refusal(codec, name, down=down)
 
 
 def refusal(codec: BatchCodec, name: str, *, down: bool = False) -> str:
@@ -117,9 +117,9 @@ def refusal(codec: BatchCodec, name: str, *, down: bool = False) -> str:
     votes = not (info.hop or info.sparse or other_state)
     if asked.hops and not info.hop:
         return f"it has no hop ({info.why['hop']})"
-    if asked.encodes_sums and other_state and not (down and asked.encodes_merged):
+    if asked.encodes_sums and other_state and not (down and asked.takes_down):
         return "it keeps state besides error feedback, which has no meaning where a sum is encoded"
-    if asked.encodes_merged and votes and down:
+    if asked.takes_down and votes and down:
         return f"it takes a vote when it encodes the sum, which down= does ({info.why['hop']})"
     if asked.adds_payloads and not info.summable:
         return f"its payloads cannot be added ({info.why.get('summable', 'decoding is not linear')})"
