@@ -4,6 +4,7 @@
     python benchmarks/cluster.py --nodes 4 --rates 200    one cell or several
     python benchmarks/cluster.py --models vgg19           another model: see cluster_models.py
     python benchmarks/cluster.py --resume                 go on with a run that was interrupted
+    python benchmarks/cluster.py --ablation               what each part of casync brings
     python benchmarks/cluster.py --smoke                  one cell, two methods, seconds; writes no results
 
 A cluster of network namespaces on this machine, one rank a node, all nodes on the machine's cores. In a cell
@@ -20,7 +21,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +31,9 @@ from typing import Any
 
 import cluster_report
 import torch
-from cluster_methods import BY_NAME, METHODS
-from cluster_models import MODELS
+from cluster_ablation import ABLATION, CODEC, TOPOLOGY
+from cluster_methods import METHODS
+from cluster_models import MODELS, build, elements
 from cluster_network import Network, NetworkError
 from cluster_ranks import RankError, Ranks
 from rich.console import Console
@@ -52,9 +56,9 @@ console = Console(stderr=True)
 class Sets:
     """The process sets of a cluster: Horovod's, whose idle thread takes CPU, apart from the others."""
 
-    def __init__(self, network: Network, names: list[str], model: str) -> None:
-        self._network, self._model = network, model
-        apart = [name for name in names if BY_NAME[name].engine == "horovod"]
+    def __init__(self, network: Network, names: list[str], model: str, plan: str | None) -> None:
+        self._network, self._model, self._plan = network, model, plan
+        apart = [method.name for method in METHODS if method.engine == "horovod" and method.name in names]
         self._names = [[name for name in names if name not in apart], apart]
         self._stack = contextlib.ExitStack()
         self._of: dict[str, Ranks] = {}
@@ -69,7 +73,7 @@ class Sets:
             ranks = self._stack.enter_context(
                 Ranks(self._network, "cluster_rank.py", PORT + 10 * number, horovod=bool(number))
             )
-            made = ranks.ask(do="make", methods=names, model=self._model)
+            made = ranks.ask(do="make", methods=names, model=self._model, plan=self._plan)
             self.elements = made[0]["elements"]
             self._of |= dict.fromkeys(names, ranks)
             ranks.pause()
@@ -127,11 +131,19 @@ def _turn(sets: Sets, name: str, usual: dict[str, float]) -> dict[str, Any]:
     return found
 
 
-def cells(models: list[str], nodes: list[int], rates: list[int]) -> Iterator[tuple[str, int, list[int]]]:
-    """The clusters to make, each with its rates."""
-    for model in models:
-        for n in nodes:
-            yield model, n, rates
+def plan(model: str, nodes: int, rate: int, folder: Path) -> str:
+    """Let SeCoPa plan for this cluster, by curves that it measures here; the plan's file."""
+    gradients, path = folder / "input.txt", folder / "SeCoPaPlan.txt"
+    gradients.write_text("".join(f"{name},{n}\n" for name, n in elements(build(model)[0])))
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "secopa", "plan", "--input", gradients, "--topology", TOPOLOGY),
+            *("--nnodes", str(nodes), "--bandwidth", f"{rate}mbit", "--codec", CODEC, "--output", path),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return str(path)
 
 
 def environment() -> dict[str, str]:
@@ -146,50 +158,76 @@ def environment() -> dict[str, str]:
     }
 
 
-def main() -> None:
-    """Measure what the options say, and write the report."""
+def parsed() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["mlp"], choices=MODELS)
     parser.add_argument("--nodes", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--rates", nargs="+", type=int, default=list(RATES), help="Mbit/s; 0: no limit")
-    parser.add_argument("--methods", nargs="+", default=[m.name for m in METHODS], choices=list(BY_NAME))
+    parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    options.name = "cluster"
     if options.smoke:
         options.nodes, options.rates, options.rounds = [2], [1000], 1
         options.methods = ["casync onebit, ps", "DDP"]
-    names = [REFERENCE, *(name for name in options.methods if name != REFERENCE)]
-    path = options.output / "cluster.json"
+    if options.ablation:
+        options.name = "cluster-ablation"
+        if 0 in options.rates:
+            parser.error("SeCoPa plans for a link of a known rate: give --rates without 0")
+        options.methods = [method.name for method in ABLATION]
+    chosen = options.methods or [method.name for method in METHODS]
+    options.methods = [REFERENCE, *(name for name in chosen if name != REFERENCE)]
+    return options
+
+
+def clusters(options: argparse.Namespace) -> Iterator[tuple[str, int, list[int]]]:
+    """Model, nodes and rates of each cluster to make; a plan is for one rate."""
+    for model in options.models:
+        for nodes in options.nodes:
+            yield from (
+                [(model, nodes, [rate]) for rate in options.rates]
+                if options.ablation
+                else [(model, nodes, options.rates)]
+            )
+
+
+def main() -> None:
+    """Measure what the options say, and write the report."""
+    options = parsed()
+    path = options.output / f"{options.name}.json"
     found: dict[str, Any] = {"environment": environment(), "cells": {}}
     if options.resume and path.is_file():
         found = json.loads(path.read_text())
-    with Progress(console=console) as progress:
-        for model, n, rates in cells(options.models, options.nodes, options.rates):
-            left = [rate for rate in rates if f"{model}/{n}/{rate}" not in found["cells"]]
+    with Progress(console=console) as progress, tempfile.TemporaryDirectory() as folder:
+        for model, nodes, rates in clusters(options):
+            left = [rate for rate in rates if f"{model}/{nodes}/{rate}" not in found["cells"]]
             if not left:
                 continue
-            title = f"{model}, {n} nodes"
+            title = f"{model}, {nodes} nodes"
             start = progress.add_task(f"{title}: starting", total=None)
-            with Network(n) as network, Sets(network, names, model) as sets:
+            planned = plan(model, nodes, left[0], Path(folder)) if options.ablation else None
+            with Network(nodes) as network, Sets(network, options.methods, model, planned) as sets:
                 progress.remove_task(start)
                 for rate in left:
                     network.limit(rate * 1_000_000 or None)
                     speed = f"{rate} Mbit/s" if rate else "no limit"
-                    cell = measure(sets, names, options.rounds, progress, f"{title}, {speed}")
-                    found["cells"][f"{model}/{n}/{rate}"] = cell
+                    cell = measure(sets, options.methods, options.rounds, progress, f"{title}, {speed}")
+                    found["cells"][f"{model}/{nodes}/{rate}"] = cell
                     if not options.smoke:
                         path.write_text(json.dumps(found))
     if options.smoke:
         print(cluster_report.markdown(found))
         return
-    (options.output / "cluster.md").write_text(cluster_report.markdown(found), encoding="utf-8")
-    cluster_report.plot(found, options.output / "cluster.png")
-    console.print(f"wrote {options.output / 'cluster.md'}, cluster.json and cluster.png")
+    path.with_suffix(".md").write_text(cluster_report.markdown(found), encoding="utf-8")
+    cluster_report.plot(found, path.with_suffix(".png"))
+    console.print(f"wrote {path.with_suffix('.md')}, {options.name}.json and {options.name}.png")
 
 
 if __name__ == "__main__":

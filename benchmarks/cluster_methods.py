@@ -18,12 +18,21 @@ Iterate = Callable[[], None]
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a method trains. plan: SeCoPa's for this cluster, a file, if there is one."""
+
+    model: nn.Module
+    loss: Loss
+    plan: str | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """A row of the results. engine: the library that moves gradients: casync, torch, horovod, or none."""
 
     name: str
     engine: str
-    make: Callable[[nn.Module, Loss], Iterate]
+    make: Callable[[Work], Iterate]
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -32,7 +41,9 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {key: nn.Parameter(p.detach()) for key, p in memory.items()})
 
 
-def _iteration(model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> Iterate:
+def iteration(model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> Iterate:
+    """Forward, backward and step, as users write them."""
+
     def iterate() -> None:
         optimizer.zero_grad()
         loss(model).backward()  # type: ignore[no-untyped-call]
@@ -41,40 +52,43 @@ def _iteration(model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -
     return iterate
 
 
-def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all methods."""
     return torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
 
 
-def alone(model: nn.Module, loss: Loss) -> Iterate:
+def alone(work: Work) -> Iterate:
     """Every rank computes for itself: what remains when communication costs nothing."""
-    return _iteration(model, loss, _sgd(model))
+    return iteration(work.model, work.loss, sgd(work.model))
 
 
-def ours(codec: str | None, topology: str, **parameters: float) -> Callable[[nn.Module, Loss], Iterate]:
+def ours(codec: str | None, topology: str, **parameters: float) -> Callable[[Work], Iterate]:
     """Gradients by casync."""
 
-    def make(model: nn.Module, loss: Loss) -> Iterate:
+    def make(work: Work) -> Iterate:
         import casync.torch as casync
         import compll
 
         compiled = None if codec is None else compll.compile(codec, **parameters)
         optimizer = casync.DistributedOptimizer(
-            _sgd(model), model.named_parameters(), codec=compiled, topology=topology
+            sgd(work.model), work.model.named_parameters(), codec=compiled, topology=topology
         )
-        return _iteration(model, loss, optimizer)
+        return iteration(work.model, work.loss, optimizer)
 
     return make
 
 
-def ddp(hook: str = "") -> Callable[[nn.Module, Loss], Iterate]:
+def ddp(hook: str = "") -> Callable[[Work], Iterate]:
     """DistributedDataParallel over gloo, with one of torch's communication hooks."""
 
-    def make(model: nn.Module, loss: Loss) -> Iterate:
+    def make(work: Work) -> Iterate:
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
         from torch.nn.parallel import DistributedDataParallel
 
         # PowerSGD's chained all-reduces of several buckets race on gloo; with one bucket they do not.
-        wrapped = DistributedDataParallel(model, **({"bucket_cap_mb": 1000} if hook == "powersgd" else {}))
+        wrapped = DistributedDataParallel(
+            work.model, **({"bucket_cap_mb": 1000} if hook == "powersgd" else {})
+        )
         if hook == "fp16":
             wrapped.register_comm_hook(None, default_hooks.fp16_compress_hook)  # type: ignore[arg-type]
         elif hook == "powersgd":
@@ -82,21 +96,21 @@ def ddp(hook: str = "") -> Callable[[nn.Module, Loss], Iterate]:
                 None, matrix_approximation_rank=4, start_powerSGD_iter=POWERSGD_WARM
             )
             wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
-        return _iteration(wrapped, loss, _sgd(wrapped))
+        return iteration(wrapped, work.loss, sgd(wrapped))
 
     return make
 
 
-def horovod(compression: str) -> Callable[[nn.Module, Loss], Iterate]:
+def horovod(compression: str) -> Callable[[Work], Iterate]:
     """Horovod's DistributedOptimizer over gloo."""
 
-    def make(model: nn.Module, loss: Loss) -> Iterate:
+    def make(work: Work) -> Iterate:
         import horovod.torch as hvd
 
         optimizer: Any = hvd.DistributedOptimizer(
-            _sgd(model), model.named_parameters(), compression=getattr(hvd.Compression, compression)
+            sgd(work.model), work.model.named_parameters(), compression=getattr(hvd.Compression, compression)
         )
-        return _iteration(model, loss, optimizer)
+        return iteration(work.model, work.loss, optimizer)
 
     return make
 
@@ -118,4 +132,3 @@ METHODS = (
     Method("Horovod", "horovod", horovod("none")),
     Method("Horovod, fp16", "horovod", horovod("fp16")),
 )
-BY_NAME = {method.name: method for method in METHODS}

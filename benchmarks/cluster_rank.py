@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cluster_methods import BY_NAME, POWERSGD_WARM, Iterate, twin
+from cluster_ablation import ABLATION
+from cluster_methods import METHODS, POWERSGD_WARM, Iterate, Work, twin
 from cluster_models import build, elements
 from cluster_network import INTERFACE
 from cluster_ranks import serve
 
+BY_NAME = {method.name: method for method in (*METHODS, *ABLATION)}
 WARM_UP = POWERSGD_WARM + 2
 
 
@@ -35,15 +37,15 @@ class Rank:
         self.methods: dict[str, Iterate] = {}
         self.ready: Callable[[], list[float]] = list
 
-    def make(self, methods: list[str], model: str) -> dict[str, Any]:
-        """Build and warm up; replies with the elements of each gradient and the bytes that casync counts."""
+    def make(self, methods: list[str], model: str, plan: str | None) -> dict[str, Any]:
+        """Build and warm up; replies with the elements of each gradient."""
         join({BY_NAME[name].engine for name in methods})
         original, loss = build(model)
         for name in methods:
             made = twin(original)
             if name == "compute alone":
                 self.ready = watch(made)
-            self.methods[name] = BY_NAME[name].make(made, loss)
+            self.methods[name] = BY_NAME[name].make(Work(made, loss, plan))
             for _ in range(WARM_UP):
                 self.methods[name]()
             gc.collect()

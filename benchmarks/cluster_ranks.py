@@ -137,6 +137,7 @@ class Ranks:
             "CASYNC_RANK": str(node),
             "CASYNC_SIZE": size,
             "CASYNC_ADDR": f"{first}:{self._port + 1}",
+            "CASYNC_TIMEOUT": str(int(PATIENCE)),  # while others run, ranks are stopped
             "OMP_NUM_THREADS": "1",
             "HOROVOD_RANK": str(node),
             "HOROVOD_SIZE": size,

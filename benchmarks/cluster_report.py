@@ -13,8 +13,9 @@ import matplotlib.pyplot as plt
 
 mpl.use("agg")
 
-BASELINE = "DDP"
+BASELINES = ("DDP", "uncompressed")
 REFERENCE = "compute alone"
+OURS = ("casync", "+", "compression", "uncompressed")
 ABOUT = """# A slow network: iteration times
 
 Written by `python benchmarks/cluster.py`. Nodes are network namespaces of one machine, a rank each, behind
@@ -34,7 +35,7 @@ what the node's interface counted, headers included; they are divided among grad
 class Row:
     """A method in a cell. Seconds an iteration; CPU seconds of a rank; sent: bytes of a rank.
 
-    speedup: times as fast as DDP. None where DDP was not measured.
+    speedup: times as fast as the baseline of BASELINES that was measured; None without one.
     """
 
     name: str
@@ -63,8 +64,8 @@ def rows(cell: dict[str, Any], nodes: int, rate: int, cores: int) -> Iterator[Ro
         network = wire_floor(ready, cell["elements"], sent, rate)
         floor, bound = max((cpu / cores, "cores"), (network, "network" if rate else "cores"))
         ratio = None
-        if BASELINE in turns:
-            pairs = zip(turns[BASELINE], taken, strict=True)
+        for baseline in (baseline for baseline in BASELINES if baseline in turns):
+            pairs = zip(turns[baseline], taken, strict=True)
             ratio = statistics.median(base["seconds"] / turn["seconds"] for base, turn in pairs)
         yield Row(name, seconds, cpu / nodes, sent, floor, bound, ratio)
 
@@ -87,13 +88,14 @@ def markdown(found: dict[str, Any]) -> str:
     for key, cell in found["cells"].items():
         model, nodes, rate = _cell(key)
         rounds = len(cell["turns"][REFERENCE])
+        base = next((name for name in BASELINES if name in cell["turns"]), BASELINES[0])
         lines += [
             "",
             f"## {model}, {nodes} nodes, {_speed(rate)}",
             "",
             f"{rounds} rounds, {cell['repeated']} repeated.",
             "",
-            "| method | ms | x floor | floor ms | floor is | x DDP | CPU ms a rank | MB sent a rank |",
+            f"| method | ms | x floor | floor ms | floor is | x {base} | CPU ms a rank | MB sent a rank |",
             "|---|---:|---:|---:|---|---:|---:|---:|",
         ]
         cores = int(found["environment"]["cores"])
@@ -121,7 +123,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         model, nodes, rate = _cell(key)
         found_rows = list(rows(found["cells"][key], nodes, rate, cores))
         places = range(len(found_rows))
-        colours = ["#4c72b0" if row.name.startswith("casync") else "#999999" for row in found_rows]
+        colours = ["#4c72b0" if row.name.startswith(OURS) else "#999999" for row in found_rows]
         axis.barh(places, [row.seconds * 1e3 for row in found_rows], color=colours)
         axis.plot(
             [row.floor * 1e3 for row in found_rows], places, "|", color="black", markersize=12, label="floor"
