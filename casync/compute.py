@@ -18,6 +18,7 @@ from casync.fields import PayloadFields
 from casync.plain import Plain, all_finite
 from casync.primitives import Role
 from casync.seeds import private_seed, shared_seed
+from casync.terms import pack, unpack
 from compll.codec import Item
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Sum:
 
     values: list[Vector | None]
     finite: bool = True
+    whole: Vector | None = None  # the buffer in which all values lie, if they lie in one
 
 
 class Compute:
@@ -327,6 +329,17 @@ class Compute:
         self._give_back(total)
         return finite
 
+    def term(self, partition: int, gradients: Mapping[str, Vector | None]) -> Vector:
+        """This rank's term of an engine's all-reduce, to be given to `reduced`."""
+        segments = self.partitions[partition].segments
+        values = self._vector(self.partitions[partition].elements + len(segments))
+        pack(segments, [_slice(gradients, segment) for segment in segments], values)
+        return values
+
+    def reduced(self, partition: int, values: Vector) -> Sum:
+        """What an engine has made of all ranks' terms."""
+        return Sum(unpack(self.partitions[partition].segments, values), whole=values)
+
     def _batch(self, codec: BatchCodec, op: Operation, chosen: Sequence[tuple[int, Item]]) -> list[Result]:
         return codec.batch(op, [item for _, item in chosen], threads=self._threads)
 
@@ -366,6 +379,9 @@ class Compute:
         return self._pool.take(4 * elements).view(np.float32)
 
     def _give_back(self, total: Sum) -> None:
+        if total.whole is not None:
+            self._pool.give(total.whole.view(np.uint8))
+            return
         for value in total.values:
             if value is not None:
                 self._pool.give(value.view(np.uint8))

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casync.collectives import Collectives, Request
 from casync.compute import Compute, Payload, Sum
 from casync.control import RankFailure, Wait
-from casync.events import Arrived, Close, Event, Outcome, Ready, Replace, Stop
+from casync.events import Arrived, Close, Event, Outcome, Ready, Reduced, Replace, Stop
 from casync.frames import ABSENT, HEADER_BYTES, NOT_FINITE, FrameError, Header, verify
 from casync.metrics import Meter, Stats
-from casync.primitives import Decode, Encode, Merge, Recv, Send, Task
+from casync.primitives import Decode, Encode, Merge, Recv, Reduce, Send, Task
 from casync.program import Program
 from compll.codec import PayloadError
 
@@ -51,7 +52,7 @@ class Step:
     number: int
     needs: list[int]
     gradients_needed: list[int]
-    missing: dict[int, None]  # receives whose frame is not there, in the schedule's order
+    missing: dict[int, None]  # what other ranks have not sent or added yet, in the schedule's order
     left: int
     gradients: dict[str, Vector | None] = field(default_factory=dict)
     results: dict[str, Vector | None] = field(default_factory=dict)
@@ -71,8 +72,11 @@ class Executor:
         channels: Channels,
         tasks: Sequence[Task],
         compute: Compute,
+        collectives: Collectives | None = None,
     ) -> None:
+        """`collectives`: of a schedule with all-reduces; closed with the executor."""
         self._control = control
+        self._collectives = collectives
         self._compute = compute
         self._program = Program(tasks, compute.partitions)
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -143,6 +147,8 @@ class Executor:
         self._stop()
         if self._thread is not threading.current_thread():
             self._thread.join()
+        if self._collectives is not None:
+            self._collectives.close()
 
     # Other threads
 
@@ -214,7 +220,7 @@ class Executor:
                 number,
                 list(program.needs),
                 list(program.gradients_needed),
-                dict.fromkeys(program.recvs.values()),
+                dict.fromkeys(program.awaited),
                 len(program.tasks),
             )
         return self._steps[number]
@@ -240,6 +246,11 @@ class Executor:
                 self._outcomes.put(Outcome({}, True))
             case Arrived(peer, header, body):
                 self._receive(peer, header, body)
+            case Reduced(number, task, values):
+                step, reduced = self._steps[number], self._program.tasks[task]
+                del step.missing[task]
+                step.sums[reduced.partition] = self._compute.reduced(reduced.partition, values)
+                self._done(step, reduced)
             case _:
                 pass
 
@@ -293,6 +304,9 @@ class Executor:
                 self._ready.append((step, task))
 
     def _execute(self, step: Step, task: Task) -> None:
+        if isinstance(task, Reduce):
+            self._reduce(step, task)
+            return
         begin = time.perf_counter()
         compute, number = self._compute, self._number(step)
         match task:
@@ -327,6 +341,15 @@ class Executor:
             self._meter.decode_seconds += seconds
         self._done(step, task)
 
+    def _reduce(self, step: Step, task: Reduce) -> None:
+        """Give the engine's thread this rank's term; `Reduced` tells of the sum."""
+        assert self._collectives is not None
+        values = self._compute.term(task.partition, step.gradients)
+        told = Reduced(step.number, task.id, values)
+        request = Request(values, self._number(step), self._label(task), lambda: self._events.put(told))
+        self._collectives.submit(self._program.reduces, task.id, request)
+        self._meter.bytes_reduced += values.nbytes
+
     def _send(self, step: Step, task: Send) -> None:
         payload = step.payloads[task.payload]
         flags = (ABSENT if payload.absent else 0) | (0 if payload.finite else NOT_FINITE)
@@ -357,10 +380,14 @@ class Executor:
         done(Outcome(step.results, step.finite))
 
     def _waiting_for(self) -> Wait | None:
-        """The first frame that the training thread waits for; nobody while the backward pass still runs."""
+        """The first thing that the training thread waits for; nobody while the backward pass still runs.
+
+        All ranks of an all-reduce wait for the one that has not come, whichever it is: each says that it
+        waits for the next one, so that the chain of waits leads to that rank.
+        """
         step = self._steps.get(self._next)
         if step is None or step.done is None or not step.missing:
             return None
         task = self._program.tasks[next(iter(step.missing))]
-        assert isinstance(task, Recv)
-        return Wait(task.peer, self._label(task), self._number(step))
+        peer = task.peer if isinstance(task, Recv) else (self._control.rank + 1) % self._control.size
+        return Wait(peer, self._label(task), self._number(step))

@@ -17,6 +17,7 @@ class Meter:
     bytes_sent: int = 0
     bytes_received: int = 0
     raw_bytes_sent: int = 0  # what the messages sent would have taken as float32
+    bytes_reduced: int = 0  # that an engine was given to all-reduce; what it sends is its own affair
     encode_seconds: float = 0.0  # encodes and hops
     decode_seconds: float = 0.0  # decodes and merges
     wait_seconds: float = 0.0  # the training thread, inside synchronize()
@@ -38,6 +39,7 @@ class Stats:
     bytes_sent: int
     bytes_received: int
     raw_bytes_sent: int
+    bytes_reduced: int
     encode_seconds: float
     decode_seconds: float
     wait_seconds: float

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casync.choice import AUTO, check_codec, choose
+from casync.collectives import Collectives
 from casync.compute import BatchCodec, Compute
 from casync.dtypes import exact
+from casync.engines import base as engines
 from casync.events import Outcome
 from casync.executor import Executor
 from casync.feedback import Feedback, StateError, sites
 from casync.handover import hand_over
-from casync.plan import Gradient, Partition, Plan, layout, schedule
+from casync.plan import EXACT, Gradient, Partition, Plan, layout, schedule
 from casync.rules import Codecs, Schedule, at
 from casync.topologies import check_nodes, even_nodes
 
@@ -47,6 +49,7 @@ class Spec:
     """What all ranks must hold alike. codec: of what no rule names; None: exact. seed: of random codecs.
 
     topology: of what is compressed; "auto" is chosen by `casync.choice`. nodes: None: each rank has its own.
+    exact: what sums the rest: "ring", or the name of an engine (`casync.engines`).
     """
 
     gradients: tuple[Gradient, ...]
@@ -57,6 +60,7 @@ class Spec:
     seed: int = 0
     nodes: Nodes | None = None
     rules: tuple[tuple[Rule, Choice], ...] = ()
+    exact: str = EXACT
 
     @property
     def codecs(self) -> Codecs:
@@ -64,12 +68,16 @@ class Spec:
         return Codecs(self.codec, self.rules)
 
     def settled(self, nranks: int) -> Spec:
-        """The same with the topology chosen and the nodes in order; ValueError for nodes that cannot be."""
+        """The same with the topology chosen and the nodes in order; ValueError for nodes that cannot be.
+
+        One rank needs no engine.
+        """
         nodes = even_nodes(nranks) if self.nodes is None else check_nodes(self.nodes, nranks)
         topology = self.topology
         if topology == AUTO:
             topology = choose(tuple(self.codecs.all()), self.plan, nodes)
-        return replace(self, topology=topology, nodes=nodes)
+        exact = EXACT if nranks == 1 else self.exact
+        return replace(self, topology=topology, nodes=nodes, exact=exact)
 
     def facts(self) -> dict[str, str]:
         """The facts that ranks compare before the first step."""
@@ -81,6 +89,7 @@ class Spec:
             "codec": _described(self.codec),
             **{f"rule {i}, {rule}": _described(c) for i, (rule, c) in enumerate(self.rules)},
             "topology": self.topology,
+            "exact": self.exact,
             "nodes": str(self.nodes),
             "op": self.op.value,
             "seed": str(self.seed),
@@ -110,7 +119,8 @@ class Synchronizer:
     ) -> None:
         """Collective: raises MismatchError on every rank if the ranks' specs differ.
 
-        Raises PlanError, CodecError and ValueError for a plan, a codec or nodes that do not fit the run.
+        Raises PlanError, CodecError, EngineError and ValueError for a plan, a codec, an engine or nodes that
+        do not fit the run.
         threads: of each kernel; default: the cores that this process may use.
         """
         self.spec = spec = spec.settled(control.size)
@@ -120,13 +130,15 @@ class Synchronizer:
         spec.plan.check(spec.gradients, spec.topology, control.size)
         for codec in spec.codecs.all():
             check_codec(codec, spec.topology)
+        open_engine = None if spec.exact == EXACT else engines.load(spec.exact)
         self._choices = self._chosen(spec.codecs)
         self._codecs = {name: at(choice, 0) for name, choice in self._choices.items()}
         self._left: dict[str, NDArray[np.float32]] = {}
         self._added: set[str] = set()
         tasks, self._compute = self._built(self._codecs)
         control.agree("what is synchronized", spec.facts())
-        self._executor = Executor(control, channels, tasks, self._compute)
+        collectives = Collectives(control, open_engine) if open_engine else None
+        self._executor = Executor(control, channels, tasks, self._compute, collectives)
 
     @property
     def partitions(self) -> Sequence[Partition]:
@@ -148,8 +160,8 @@ class Synchronizer:
         spec, control = self.spec, self._control
         entries = tuple(replace(e, compressed=chosen.get(e.gradient) is not None) for e in spec.plan.entries)
         plan = replace(spec.plan, entries=entries)
-        partitions = layout(plan, spec.gradients, spec.topology, control.size)
-        tasks = schedule(partitions, spec.topology, control.size, spec.nodes)[control.rank]
+        partitions = layout(plan, spec.gradients, spec.topology, control.size, spec.exact)
+        tasks = schedule(partitions, spec.topology, control.size, spec.nodes, spec.exact)[control.rank]
         codecs = {g.name: chosen[g.name] or self._exact[g.dtype] for g in spec.gradients}
         average = spec.op is Op.AVERAGE
         feedback = Feedback(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from casync.choice import CodecError
 from casync.control import MismatchError, RankFailure
+from casync.engines.base import EngineError
 from casync.job import Job
 from casync.plan import Plan, PlanError
 from casync.rules import Rule, Schedule, warm_up
@@ -26,6 +27,7 @@ __all__ = [
     "Average",
     "CodecError",
     "DistributedOptimizer",
+    "EngineError",
     "Job",
     "MismatchError",
     "Plan",

@@ -29,6 +29,7 @@ def synchronizer_of(
     op: Op,
     seed: int | None,
     nodes: Sequence[Sequence[int]] | None,
+    exact: str,
 ) -> Synchronizer:
     """Collective: what synchronizes the gradients of these parameters. Raises what `Synchronizer` raises."""
     for name, p in parameters.items():
@@ -44,7 +45,7 @@ def synchronizer_of(
         plan = Plan.load(plan)
     seed = job.seed if seed is None else seed
     shared = job.session.nodes if nodes is None else tuple(map(tuple, nodes))
-    spec = Spec(gradients, plan, codecs.default, topology.lower(), op, seed, shared, codecs.rules)
+    spec = Spec(gradients, plan, codecs.default, topology.lower(), op, seed, shared, codecs.rules, exact)
     cores = len(os.sched_getaffinity(0))
     made = Synchronizer(
         job.session.control, job.channels, spec, threads=max(1, cores // job.session.local_size)

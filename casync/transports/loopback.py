@@ -9,8 +9,9 @@ import heapq
 import random
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from casync.control import MismatchError, RankFailure, Wait, differences
 
@@ -146,7 +147,7 @@ class _Plane:
         self.calls: list[Callable[[RankFailure], None]] = []
         self.waits: list[Wait | None] = [None] * size
         self.progress = [time.monotonic()] * size
-        self.rounds: dict[int, dict[int, tuple[str, object]]] = {}
+        self.rounds: dict[tuple[str, int], dict[int, tuple[str, object]]] = {}
         self.closed = 0
         if timeout is not None:
             threading.Thread(target=self._watch, args=(timeout,), name="loopback-watch", daemon=True).start()
@@ -189,7 +190,7 @@ class LoopbackControl:
     def __init__(self, plane: _Plane, rank: int) -> None:
         self._plane = plane
         self.rank, self.size = rank, plane.size
-        self._round = 0
+        self._round: Counter[str] = Counter()
         self._closed = False
 
     def waits(self, wait: Wait | None) -> None:
@@ -217,20 +218,22 @@ class LoopbackControl:
 
     def agree(self, topic: str, facts: Mapping[str, str]) -> None:
         """Raise MismatchError on every rank unless all hold equal facts."""
-        held = self._meet(topic, dict(facts))
-        told = differences(topic, held)  # type: ignore[arg-type]
+        held = self.meet("control", topic, dict(facts))
+        told = differences(topic, held)
         if told is not None:
             raise MismatchError(told)
 
     def gather(self, topic: str, value: bytes) -> list[bytes]:
         """Every rank's value, in rank order."""
-        return self._meet(topic, value)  # type: ignore[return-value]
+        return self.meet("control", topic, value)
 
-    def _meet(self, topic: str, value: object) -> list[object]:
+    def meet(self, place: str, topic: str, value: object) -> list[Any]:
+        """Every rank's value, in rank order. Meetings at one place have an order, which is all ranks' own."""
         plane = self._plane
         with plane.changed:
-            meeting = plane.rounds.setdefault(self._round, {})
-            self._round += 1
+            meeting = plane.rounds.setdefault((place, self._round[place]), {})
+            plane.rounds.pop((place, self._round[place] - 2), None)  # all have left it
+            self._round[place] += 1
             meeting[self.rank] = (topic, value)
             plane.changed.notify_all()
             plane.changed.wait_for(lambda: len(meeting) == self.size or plane.failure is not None)

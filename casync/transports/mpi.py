@@ -85,10 +85,10 @@ def open(wire: Wire) -> MpiTransport:  # noqa: A001  (the name that casync.trans
     Raises MpiError where this is no rank of an MPI job, RankFailure when the job fails meanwhile.
     """
     _check_world(wire.rank, wire.size)
-    of_frames, of_bodies = _duplicate(wire.control), _duplicate(wire.control)
+    of_frames, of_bodies = duplicate_world(wire.control), duplicate_world(wire.control)
     ways = [Way(of_frames, of_bodies, peer) for peer in range(wire.size)]
     transport = MpiTransport(wire.rank, ways, wire.control)
-    atexit.register(_end_failed_job, wire.control)
+    atexit.register(end_failed_job, wire.control)
     return transport
 
 
@@ -242,6 +242,11 @@ def _check_world(rank: int, size: int) -> None:
             f"MPI knows this process as rank {world.rank} of {world.size}, the job as rank {rank} of {size}: "
             "start with `mpirun -n N python script.py` or `horovodrun --mpi`, or use transport zmq"
         )
+    check_threads()
+
+
+def check_threads() -> None:
+    """Raise MpiError unless several threads may call this MPI."""
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise MpiError(
             "this MPI does not let several threads call it (no MPI_THREAD_MULTIPLE): use one that does, "
@@ -249,8 +254,8 @@ def _check_world(rank: int, size: int) -> None:
         )
 
 
-def _duplicate(control: Control) -> MPI.Comm:
-    """Make a communicator of all ranks, without blocking inside MPI where another rank may have failed."""
+def duplicate_world(control: Control) -> MPI.Comm:
+    """Collective: a communicator of all ranks, made without blocking inside MPI: a rank may have failed."""
     made, request = MPI.COMM_WORLD.Idup()
     while not request.Test():
         control.check()
@@ -267,7 +272,7 @@ def _done(request: MPI.Request, deadline: float) -> bool:
     return True
 
 
-def _end_failed_job(control: Control) -> None:
+def end_failed_job(control: Control) -> None:
     """End all ranks at exit if the job has failed: MPI's own end would wait for those that cannot come."""
     try:
         control.check()

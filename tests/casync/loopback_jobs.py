@@ -45,9 +45,11 @@ def spec_of(
     op: Op = Op.AVERAGE,
     seed: int = 0,
     nodes: Nodes | None = None,
+    exact: str = "ring",
 ) -> Spec:
     gradients = tuple(Gradient(name, shape) for name, shape in shapes.items())
-    return Spec(gradients, plan or Plan.default(gradients, nranks), codec, topology, op, seed, nodes)
+    plan = plan or Plan.default(gradients, nranks)
+    return Spec(gradients, plan, codec, topology, op, seed, nodes, exact=exact)
 
 
 def run_job(
