@@ -264,7 +264,7 @@ def test_the_rank_that_does_not_come_to_an_all_reduce_is_named() -> None:
             late.wait(20)
         return names
 
-    threading.Timer(4, late.set).start()
+    threading.Timer(3, late.set).start()
     results = try_job(spec_of(SHAPES, None, "ps", 4, exact="loopback"), steps, order=order, timeout=1)
     for failure in results:
         assert isinstance(failure, RankFailure)
