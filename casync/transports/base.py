@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 import casync.transports
+from casync.control import RankFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +84,22 @@ def body_bytes(header: Header, body: Body | None) -> memoryview:
     if view.nbytes != header.nbytes:
         raise ValueError(f"the header announces {header.nbytes} bytes, the body has {view.nbytes}")
     return view
+
+
+def start_thread(transport: Transport, control: Control, loop: Callable[[], None]) -> threading.Thread:
+    """Start a transport's I/O thread, which runs `loop`; what that raises fails the job, by this rank."""
+
+    def run() -> None:
+        try:
+            loop()
+        except Exception as error:
+            reason = f"its I/O thread failed: {error!r}"
+            control.abort(RankFailure(transport.rank, None, None, reason))
+            raise
+
+    thread = threading.Thread(target=run, name=f"casync {transport.name} {transport.rank}", daemon=True)
+    thread.start()
+    return thread
 
 
 def names() -> list[str]:

@@ -13,7 +13,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from casync.buffers import Pool
 from casync.control import MismatchError, RankFailure, Wait, differences
+from casync.transports.base import body_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -84,6 +86,7 @@ class LoopbackTransport:
         self._last = [0.0] * network.size  # when the latest message to each peer is due
         self._random = random.Random(f"{network.seed} {rank}")
         self._sending = threading.Lock()
+        self._pool = Pool()
         self._thread = threading.Thread(target=self._deliver, name=f"loopback-{rank}", daemon=True)
 
     def start(self, receive: Receive) -> None:
@@ -95,19 +98,18 @@ class LoopbackTransport:
         self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
     ) -> None:
         """Copy one frame to `peer`; `done()` is called before this returns."""
-        copy = b"" if body is None else memoryview(body).tobytes()  # type: ignore[arg-type]
+        copy = self._pool.lend(header.nbytes)
+        copy[:] = body_bytes(header, body)
         faults = self._network.faults
         with self._sending:
             drop, corrupt, wait = (self._random.random() for _ in range(3))
             if copy and corrupt < faults.corrupt:
-                wrong = bytearray(copy)
-                wrong[self._random.randrange(len(wrong))] ^= 1 << self._random.randrange(8)
-                copy = bytes(wrong)
+                copy[self._random.randrange(len(copy))] ^= 1 << self._random.randrange(8)
             due = time.monotonic() + wait * faults.delay
             if not faults.reorder:
                 due = self._last[peer] = max(due, self._last[peer])
             if drop >= faults.drop:
-                self._network.transport(peer)._enqueue(due, self.rank, header, memoryview(copy))
+                self._network.transport(peer)._enqueue(due, self.rank, header, copy.toreadonly())
         if done is not None:
             done()
 

@@ -26,9 +26,10 @@ import numpy as np
 from mpi4py import MPI
 
 from casync import frames
+from casync.buffers import Pool
 from casync.control import RankFailure
 from casync.frames import HEADER_BYTES, FrameError, Header
-from casync.transports.base import body_bytes
+from casync.transports.base import body_bytes, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,15 +105,13 @@ class MpiTransport:
         self._control = control
         self._queue: SimpleQueue[_Message | None] = SimpleQueue()
         self._sends, self._receipts = _Requests(), _Requests()  # the I/O thread's own
+        self._pool = Pool()
         self._thread: threading.Thread | None = None
         self._closing = False
 
     def start(self, receive: Receive) -> None:
         """Start the I/O thread, which calls `receive` for every frame."""
-        self._thread = threading.Thread(
-            target=self._run, args=(receive,), name=f"casync mpi {self.rank}", daemon=True
-        )
-        self._thread.start()
+        self._thread = start_thread(self, self._control, partial(self._loop, receive))
 
     def send(
         self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
@@ -132,13 +131,6 @@ class MpiTransport:
             self._thread.join(LINGER)
 
     # --- the I/O thread -------------------------------------------------------------------------------------
-
-    def _run(self, receive: Receive) -> None:
-        try:
-            self._loop(receive)
-        except Exception as error:
-            self._control.abort(RankFailure(self.rank, None, None, f"its I/O thread failed: {error!r}"))
-            raise
 
     def _loop(self, receive: Receive) -> None:
         pause, deadline = SHORTEST, math.inf  # until when what was sent may take, once this rank closes
@@ -177,22 +169,22 @@ class MpiTransport:
         message = own.frames.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
         if message is None:
             return False
-        data = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+        data = self._pool.lend(status.Get_count(MPI.BYTE))
         message.Recv([data, MPI.BYTE])  # matched and small, so it is here; the next header comes after it
         peer = status.Get_tag()
         try:
-            header = frames.unpack(data[:HEADER_BYTES].data)
+            header = frames.unpack(data[:HEADER_BYTES])
             if data.nbytes - HEADER_BYTES != (header.nbytes if header.nbytes < COPY_BELOW else 0):
                 raise FrameError(f"a body of {header.nbytes} bytes, in a message of {data.nbytes}")
         except FrameError as error:
             self._control.abort(RankFailure(peer, None, None, f"it sent a broken frame: {error}"))
             return True
         if header.nbytes < COPY_BELOW:
-            receive(peer, header, data[HEADER_BYTES:].data)
+            receive(peer, header, data[HEADER_BYTES:])
         else:
-            body = np.empty(header.nbytes, np.uint8)
+            body = self._pool.lend(header.nbytes)
             request = own.bodies.Irecv([body, MPI.BYTE], status.Get_source(), peer)
-            self._receipts.add(request, body, partial(receive, peer, header, body.data))
+            self._receipts.add(request, body, partial(receive, peer, header, body))
         return True
 
     def _failed(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -17,7 +18,7 @@ from casync import frames
 from casync.control import RankFailure
 from casync.frames import FrameError, Header
 from casync.mailbox import Mailbox
-from casync.transports.base import body_bytes
+from casync.transports.base import body_bytes, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,10 +78,7 @@ class ZmqTransport:
 
     def start(self, receive: Receive) -> None:
         """Start the I/O thread, which calls `receive` for every frame."""
-        self._thread = threading.Thread(
-            target=self._run, args=(receive,), name=f"casync zmq {self.rank}", daemon=True
-        )
-        self._thread.start()
+        self._thread = start_thread(self, self._control, partial(self._run, receive))
 
     def send(
         self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
@@ -107,9 +105,6 @@ class ZmqTransport:
     def _run(self, receive: Receive) -> None:
         try:
             self._loop(receive)
-        except Exception as error:
-            self._control.abort(RankFailure(self.rank, None, None, f"its I/O thread failed: {error!r}"))
-            raise
         finally:
             self._close_sockets()
 
