@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     Receive = Callable[[int, Header, memoryview], None]
 
 
+UNWRITTEN = {
+    "nccl": "it would need a GPU a rank and gradients there, and casync synchronizes gradients on the CPU; "
+    "use 'zmq', or 'mpi' under mpirun, with the model on the CPU"
+}
+"""What is asked for by names that other systems have, and what to use instead."""
+
+
 class Transport(Protocol):
     """Framed messages between two ranks; completion by callback. Messages may arrive in any order."""
 
@@ -41,7 +48,8 @@ class Transport(Protocol):
         """Deliver frames from now on, each by `receive(peer, header, body)`.
 
         `receive` runs in the transport's I/O thread and only enqueues; `body` (uint8, one dimension, not to
-        be written) stays valid as long as it is referenced. Its checksum is for the receiver to verify.
+        be written, at a multiple of 16, which codecs need) stays valid as long as it is referenced. Its
+        checksum is for the receiver to verify.
         """
 
     def send(
@@ -114,7 +122,8 @@ def load(name: str) -> ModuleType:
     Raises ValueError that lists the names when there is none, or names the package that it needs.
     """
     if name not in names():
-        raise ValueError(f"no transport {name!r}; there are: {', '.join(names())} (casync/transports/)")
+        why = f": {UNWRITTEN[name]}" if name in UNWRITTEN else ""
+        raise ValueError(f"no transport {name!r}{why}; there are: {', '.join(names())} (casync/transports/)")
     try:
         return importlib.import_module(f"casync.transports.{name}")
     except ModuleNotFoundError as error:

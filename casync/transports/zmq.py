@@ -2,6 +2,8 @@
 
 A body of COPY_BELOW bytes or more is not copied: ZeroMQ reads it from the caller's buffer, and `done` is
 called when it has let go of it. Smaller ones are copied, which costs less than keeping count of the buffer.
+What arrives lies in memory of ZeroMQ's own, a new piece for each frame and not aligned as codecs need it, so
+it is copied once, into a buffer that is used again.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zmq
 
 from casync import frames
+from casync.buffers import Pool
 from casync.control import RankFailure
 from casync.frames import FrameError, Header
 from casync.mailbox import Mailbox
@@ -73,6 +77,7 @@ class ZmqTransport:
         self._control = wire.control
         self._sockets = sockets
         self._mail: Mailbox[_Message] = Mailbox()
+        self._pool = Pool()
         self._thread: threading.Thread | None = None
         self._closing = False
 
@@ -159,7 +164,9 @@ class ZmqTransport:
             except ValueError as error:
                 self._control.abort(RankFailure(peer, None, None, f"it sent a broken frame: {error}"))
                 return
-            receive(peer, header, body.buffer)
+            aligned = self._pool.lend(header.nbytes)
+            np.copyto(np.frombuffer(aligned, np.uint8), np.frombuffer(body.buffer, np.uint8))
+            receive(peer, header, aligned)
 
     def _close_sockets(self) -> None:
         linger = LINGER
