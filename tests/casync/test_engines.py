@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import threading
+import warnings
 from dataclasses import replace
 from functools import reduce
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +19,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from loopback_jobs import random_steps, run_job, same_bits, spec_of, try_job
 
+import compll
+from casync.channels import Channels
 from casync.collectives import Collectives, Request
 from casync.control import MismatchError, RankFailure
 from casync.engines import base
 from casync.engines.loopback import LoopbackEngine
+from casync.picture import draw
 from casync.plan import Entry, Gradient, Plan, Segment, layout, reduced, schedule
 from casync.primitives import Reduce, join
-from casync.synchronizer import Op
+from casync.solo import SoloControl
+from casync.synchronizer import Op, Synchronizer
 from casync.terms import pack, unpack
 from casync.topologies import topology
 from casync.transports.loopback import LoopbackNetwork
@@ -121,8 +128,6 @@ def test_compressed_gradients_travel_beside_the_engine_as_without_it() -> None:
 
 
 def onebit() -> Any:
-    import compll
-
     return compll.compile("onebit")
 
 
@@ -293,9 +298,6 @@ def test_ranks_with_different_engines_do_not_start() -> None:
     net = LoopbackNetwork(2)
 
     def run(rank: int) -> None:
-        from casync.channels import Channels
-        from casync.synchronizer import Synchronizer
-
         spec = spec_of(SHAPES, None, "ps", 2, exact=("ring", "loopback")[rank])
         Synchronizer(net.control(rank), Channels(net.transport(rank)), spec)
 
@@ -317,10 +319,30 @@ def test_engines_are_found_by_file_and_say_what_they_need() -> None:
     ):
         with pytest.raises(base.EngineError, match=needed):
             base.load(name)(two)
-    from casync.solo import SoloControl
-
     with pytest.raises(base.EngineError, match="ranks of one process"):
         base.load("loopback")(SoloControl())
+
+
+@pytest.mark.parametrize(("threshold", "asked", "warned"), [("", True, 1), ("0", True, 0), ("", False, 0)])
+def test_where_determinism_is_asked_for_horovod_s_fusion_is_warned_of(
+    threshold: str, asked: bool, warned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = importlib.import_module("casync.engines.horovod")
+    hvd = SimpleNamespace(is_initialized=lambda: True, rank=lambda: 0, size=lambda: 1)
+    monkeypatch.setattr(engine, "hvd", hvd)
+    monkeypatch.setattr(engine.torch, "are_deterministic_algorithms_enabled", lambda: asked)
+    monkeypatch.setenv("HOROVOD_FUSION_THRESHOLD", threshold)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            engine.open(SoloControl())
+    assert len(caught) == warned
+    assert all("HOROVOD_FUSION_THRESHOLD=0" in str(it.message) for it in caught)
+
+
+def test_the_picture_of_an_all_reduce() -> None:
+    (table,) = draw(reduced(2, 1), 1)
+    assert [list(column.cells) for column in table.columns] == [["0", "1"], ["A", "A"], ["D*", "D*"]]
 
 
 def test_an_engine_whose_package_is_missing_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
