@@ -18,7 +18,7 @@ from casync.fields import PayloadFields
 from casync.plain import Plain, all_finite
 from casync.primitives import Role
 from casync.seeds import private_seed, shared_seed
-from casync.terms import pack, unpack
+from casync.terms import Terms
 from compll.codec import Item
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Sum:
 
     values: list[Vector | None]
     finite: bool = True
-    whole: Vector | None = None  # the buffer in which all values lie, if they lie in one
+    whole: Vector | None = None  # the buffer of the pool in which all values lie, if they lie in one
 
 
 class Compute:
@@ -137,6 +137,7 @@ class Compute:
         self._run_seed = run_seed
         self._threads = threads
         self._pool = Pool()
+        self.terms = Terms(partitions, self._pool)
         self._formats: dict[tuple[int, bool], BodyFormat] = {}
         self._fields: dict[tuple[str, int], PayloadFields] = {}
 
@@ -328,17 +329,6 @@ class Compute:
                 self._result(results, segment)[:] = value
         self._give_back(total)
         return finite
-
-    def term(self, partition: int, gradients: Mapping[str, Vector | None]) -> Vector:
-        """This rank's term of an engine's all-reduce, to be given to `reduced`."""
-        segments = self.partitions[partition].segments
-        values = self._vector(self.partitions[partition].elements + len(segments))
-        pack(segments, [_slice(gradients, segment) for segment in segments], values)
-        return values
-
-    def reduced(self, partition: int, values: Vector) -> Sum:
-        """What an engine has made of all ranks' terms."""
-        return Sum(unpack(self.partitions[partition].segments, values), whole=values)
 
     def _batch(self, codec: BatchCodec, op: Operation, chosen: Sequence[tuple[int, Item]]) -> list[Result]:
         return codec.batch(op, [item for _, item in chosen], threads=self._threads)

@@ -249,7 +249,8 @@ class Executor:
             case Reduced(number, task, values):
                 step, reduced = self._steps[number], self._program.tasks[task]
                 del step.missing[task]
-                step.sums[reduced.partition] = self._compute.reduced(reduced.partition, values)
+                parts = self._compute.terms.unpack(reduced.partition, values)
+                step.sums[reduced.partition] = Sum(parts, whole=values)
                 self._done(step, reduced)
             case _:
                 pass
@@ -344,7 +345,7 @@ class Executor:
     def _reduce(self, step: Step, task: Reduce) -> None:
         """Give the engine's thread this rank's term; `Reduced` tells of the sum."""
         assert self._collectives is not None
-        values = self._compute.term(task.partition, step.gradients)
+        values = self._compute.terms.pack(task.partition, step.gradients)
         told = Reduced(step.number, task.id, values)
         request = Request(values, self._number(step), self._label(task), lambda: self._events.put(told))
         self._collectives.submit(self._program.reduces, task.id, request)

@@ -74,8 +74,9 @@ def check_place(engine: str, control: Control, rank: int, size: int) -> None:
     """Raise EngineError unless the engine knows this process by the job's rank and size."""
     if (rank, size) != (control.rank, control.size):
         raise EngineError(
-            f"exact={engine!r}: {engine} knows this process as rank {rank} of {size}, the job as rank "
-            f"{control.rank} of {control.size}; start both with one launcher, or use exact='ring'"
+            f"exact={engine!r}: {engine} knows this process as rank {rank} of {size}, casync as rank "
+            f"{control.rank} of {control.size}; an engine sums over all ranks that one launcher has started, "
+            "use exact='ring' otherwise"
         )
 
 

@@ -20,17 +20,18 @@ from hypothesis.extra import numpy as hnp
 from loopback_jobs import random_steps, run_job, same_bits, spec_of, try_job
 
 import compll
+from casync.buffers import Pool
 from casync.channels import Channels
 from casync.collectives import Collectives, Request
 from casync.control import MismatchError, RankFailure
 from casync.engines import base
 from casync.engines.loopback import LoopbackEngine
 from casync.picture import draw
-from casync.plan import Entry, Gradient, Plan, Segment, layout, reduced, schedule
+from casync.plan import Entry, Gradient, Partition, Plan, Segment, layout, reduced, schedule
 from casync.primitives import Reduce, join
 from casync.solo import SoloControl
 from casync.synchronizer import Op, Synchronizer
-from casync.terms import pack, unpack
+from casync.terms import Terms
 from casync.topologies import topology
 from casync.transports.loopback import LoopbackNetwork
 from casync.verify import ScheduleError, verify
@@ -90,11 +91,10 @@ def test_an_engine_takes_each_bucket_whole_and_the_last_one_first() -> None:
 def test_a_term_holds_gradients_and_who_had_one(values: np.ndarray, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, len(values) - 1))) if len(values) > 1 else [])
     parts = np.split(values, cuts)
-    segments = [Segment(f"g{i}", 0, 0, len(part)) for i, part in enumerate(parts)]
-    held = [part if data.draw(st.booleans()) else None for part in parts]
-    out = np.empty(len(values) + len(parts), np.float32)
-    pack(segments, held, out)
-    for got, part in zip(unpack(segments, out), held, strict=True):
+    segments = tuple(Segment(f"g{i}", 0, 0, len(part)) for i, part in enumerate(parts))
+    held = {s.gradient: p if data.draw(st.booleans()) else None for s, p in zip(segments, parts, strict=True)}
+    terms = Terms([Partition(False, 0, segments)], Pool())
+    for got, part in zip(terms.unpack(0, terms.pack(0, held)), held.values(), strict=True):
         assert (got is None) == (part is None)
         assert part is None or same_bits(got, part)
 
@@ -315,7 +315,7 @@ def test_engines_are_found_by_file_and_say_what_they_need() -> None:
     for name, needed in (
         ("torch", r"torch.distributed.init_process_group\('gloo'\) first"),
         ("horovod", r"call horovod.torch.init\(\) before"),
-        ("mpi", "knows this process as rank 0 of 1, the job as rank 0 of 2; start both with one launcher"),
+        ("mpi", "knows this process as rank 0 of 1, casync as rank 0 of 2; an engine sums over all ranks"),
     ):
         with pytest.raises(base.EngineError, match=needed):
             base.load(name)(two)
