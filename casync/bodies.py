@@ -41,6 +41,12 @@ class BodyFormat:
         return self._table + sum(map(aligned, self.sizes))
 
     @property
+    def whole(self) -> int:
+        """The bytes of a body in which nothing is absent and each payload has its most bytes."""
+        table = 0 if self.exact else self._table
+        return table + sum(map(aligned, self.sizes[:-1])) + self.sizes[-1]
+
+    @property
     def _table(self) -> int:
         return aligned(4 * len(self.sizes)) if len(self.sizes) > 1 else 0
 

@@ -1,23 +1,33 @@
-"""The command `casync`: look at schedules, measure the runtime."""
+"""The command `casync`: look at schedules and traces, measure the runtime."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import compll
 from casync import bench as benchmark
+from casync import checkup, timeline
+from casync.check import GRADIENTS
+from casync.control import MismatchError, RankFailure
+from casync.launch import LaunchError
+from casync.listing import read_gradients
 from casync.picture import LEGEND, draw, totals
+from casync.plan import Plan
+from casync.rendezvous import RendezvousError
 from casync.topologies import even_nodes, names, topology
 from casync.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Compressed gradient synchronization.")
 
 MOST_DRAWN = 64
+CHECKED = ("onebit", "topk")
 
 
 @app.command()
@@ -84,6 +94,114 @@ def bench(
     if output is not None:
         output.write_text(benchmark.markdown(costs), encoding="utf-8")
         console.print(f"wrote {output}")
+
+
+@app.command()
+def trace(
+    folder: Annotated[Path, typer.Argument(help="Where a job with CASYNC_TRACE wrote its traces.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The merged trace. [default: FOLDER/merged.json]")
+    ] = None,
+) -> None:
+    """Merge the ranks' traces for chrome://tracing or Perfetto, and tell where a step's time goes."""
+    path = output or folder / "merged.json"
+    try:
+        traces = timeline.read(folder)
+        path.write_text(json.dumps(timeline.merged(traces)), encoding="utf-8")
+    except timeline.TraceError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{path}: cannot be written: {error.strerror}; name another with --output")
+    found = [each for of_rank in traces for each in timeline.breakdowns(of_rank)]
+    console = Console()
+    if found:
+        console.print(timeline.table(found))
+        for line in timeline.critical(found):
+            console.print(line, highlight=False, soft_wrap=True)
+    missing = sorted(set(range(traces[0].ranks)) - {each.rank for each in traces})
+    if missing:
+        _note(f"no file of rank {', '.join(map(str, missing))}: copy theirs into {folder} and merge again")
+    if any(each.cut for each in traces):
+        _note("the trace is cut off: it had too many events; set CASYNC_TRACE_STEPS lower")
+    console.print(f"wrote {path}: open it in chrome://tracing or https://ui.perfetto.dev", soft_wrap=True)
+
+
+@app.command()
+def check(
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped name or a .pse file; again for more. [default: onebit, topk]"),
+    ] = None,
+    topology_: Annotated[
+        list[str] | None, typer.Option("--topology", help="Again for more. [default: all]")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan that `secopa plan` wrote; needs --input.")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="The gradients, `name,elements` a line. [default: a few]")
+    ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option("-n", "--ranks", min=1, max=64, help="Ranks, without a launcher. [default: 4]"),
+    ] = None,
+) -> None:
+    """Check codecs in topologies: allowed? proved? do a few steps give all ranks the same bits?
+
+    Alone, the ranks are threads of this process. Under horovodrun, mpirun or torchrun they are the job's, and
+    the links between them are measured: `horovodrun -np 2 -H host1,host2 casync check`.
+
+    Exit code 0: all that is allowed holds. 1: something does not, the job failed, or a codec is not allowed
+    in a topology that was named. 2: the command line is wrong.
+    """
+    console = Console()
+    try:
+        wish = _wish(codec, topology_, plan, input_)
+        where = checkup.place()
+        if where.size > 1 and ranks is not None:
+            raise typer.BadParameter("--ranks: the launcher says how many there are; leave it out")
+        if where.size == 1:
+            nodes = even_nodes(ranks or 4, 2)
+            verdicts = checkup.alone(wish, nodes)
+            title = f"{ranks or 4} ranks in this process, two a node; a step of all of them:"
+        else:
+            rank, job = checkup.join(wish, where)
+            nodes, verdicts, title = job.nodes, list(job.verdicts), "a step of all ranks:"
+            if rank == 0:
+                console.print(checkup.ranks_table(job))
+    except (LaunchError, RendezvousError, RankFailure, MismatchError, ValueError) as error:
+        _fail(str(error))
+    if where.rank == 0:
+        console.print(checkup.verdicts_table(verdicts, title))
+        for line in (*checkup.choices(wish, nodes), *checkup.reasons(verdicts)):
+            console.print(line, highlight=False, soft_wrap=True)
+    refused = topology_ and any(each.refused for each in verdicts)
+    if refused or any(each.faults for each in verdicts):
+        raise typer.Exit(1)
+
+
+def _wish(
+    codecs: list[str] | None, topologies: list[str] | None, plan: Path | None, listed: Path | None
+) -> checkup.Wish:
+    """What the options of `check` ask for. Raises what reading files and compiling codecs raises."""
+    if plan is not None and listed is None:
+        raise typer.BadParameter("a plan does not say how many elements gradients have: give --input, too")
+    for name in topologies or ():
+        if name not in names():
+            raise typer.BadParameter(f"unknown topology {name!r}: it is one of {', '.join(names())}")
+    return checkup.Wish(
+        tuple(compll.compile(name) for name in codecs or CHECKED),
+        tuple(topologies or ()),
+        GRADIENTS if listed is None else read_gradients(listed),
+        None if plan is None else Plan.load(plan),
+    )
+
+
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)
+
+
+def _fail(text: str) -> NoReturn:
+    typer.echo(f"error: {text}", err=True)
+    raise typer.Exit(1)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -30,12 +31,14 @@ LOOK = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An all-reduce to be issued. done: called in the engine's thread when the sum is in place."""
+    """An all-reduce to be issued. done: called in the engine's thread, when the sum is in place, with the
+    time at which it was begun.
+    """
 
     values: NDArray[np.float32]
     step: int
     gradient: str
-    done: Callable[[], None]
+    done: Callable[[float], None]
 
 
 class Collectives:
@@ -84,6 +87,7 @@ class Collectives:
         finally:
             self._opened.set()
         while (request := self._requests.get()) is not None:
+            begin = time.perf_counter()
             try:
                 engine.all_reduce(request.values)
             except RankFailure:
@@ -91,7 +95,7 @@ class Collectives:
             except Exception as error:
                 self._blame(engine, request, error)
                 return
-            request.done()
+            request.done(begin)
 
     def _blame(self, engine: Engine, request: Request, error: Exception) -> None:
         """Fail the job by this rank, unless the control plane finds another one to be dead."""

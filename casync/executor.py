@@ -26,8 +26,8 @@ from casync.collectives import Collectives, Request
 from casync.compute import Compute, Payload, Sum
 from casync.control import RankFailure, Wait
 from casync.events import Arrived, Close, Event, Outcome, Ready, Reduced, Replace, Stop
-from casync.frames import ABSENT, HEADER_BYTES, NOT_FINITE, FrameError, Header, verify
-from casync.metrics import Meter, Stats
+from casync.frames import ABSENT, NOT_FINITE, FrameError, Header, verify
+from casync.metrics import Meter
 from casync.primitives import Decode, Encode, Merge, Recv, Reduce, Send, Task
 from casync.program import Program
 from compll.codec import PayloadError
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from casync.channels import Channel, Channels
     from casync.control import Control
+    from casync.trace import Lane
 
     Vector = NDArray[np.float32]
 
@@ -72,6 +73,7 @@ class Executor:
         channels: Channels,
         tasks: Sequence[Task],
         compute: Compute,
+        lane: Lane | None = None,
         collectives: Collectives | None = None,
     ) -> None:
         """`collectives`: of a schedule with all-reduces; closed with the executor."""
@@ -86,8 +88,7 @@ class Executor:
         self._steps: dict[int, Step] = {}
         self._next = 0  # the first step that is not finished; compute thread only
         self._current = 0  # the step that is being filled; training thread only
-        self._meter = Meter()
-        self._waited = 0.0
+        self.meter = Meter(compute, lane)
         self._told: Callable[[Outcome | None], None] | None = None  # who is to be told if the job fails
         self.loss_scale = 1.0
         """What this step's gradients are multiplied by, the same on all ranks; training thread only."""
@@ -102,14 +103,13 @@ class Executor:
 
     def submit(self, gradient: str, values: Vector) -> None:
         """Hand over a flat, contiguous gradient; its memory is ours until `synchronize` returns."""
+        self.meter.submitted()
         self._events.put(Ready(self._current, gradient, values, self.loss_scale))
 
     def synchronize(self) -> Outcome:
         """Wait until all gradients of this step are synchronized; raise the job's RankFailure if it fails."""
-        begin = time.perf_counter()
         self.finish(self._outcomes.put)
         outcome = self._outcomes.get()
-        self._waited += time.perf_counter() - begin
         if outcome is None:
             self._control.check()
             raise RuntimeError("the executor was closed while a step was being synchronized")
@@ -122,6 +122,7 @@ class Executor:
         """
         self._told = done
         self._control.check()
+        self.meter.closed(self.first_step + self._current)
         self._events.put(Close(self._current, self.loss_scale, done))
         self._current += 1
 
@@ -136,11 +137,6 @@ class Executor:
     def step(self) -> int:
         """The number of steps that this executor has synchronized."""
         return self._current
-
-    def stats(self) -> Stats:
-        """The totals so far."""
-        self._meter.wait_seconds = self._waited
-        return self._meter.stats()
 
     def close(self) -> None:
         """End the compute thread. Idempotent."""
@@ -243,12 +239,14 @@ class Executor:
                     self._finish(step, done)
             case Replace(program, compute):
                 self._program, self._compute = program, compute
+                self.meter.lay_out(compute)
                 self._outcomes.put(Outcome({}, True))
             case Arrived(peer, header, body):
                 self._receive(peer, header, body)
-            case Reduced(number, task, values):
+            case Reduced(number, task, values, begin):
                 step, reduced = self._steps[number], self._program.tasks[task]
                 del step.missing[task]
+                self.meter.reduced(self._number(step), reduced, begin, values.nbytes)
                 parts = self._compute.terms.unpack(reduced.partition, values)
                 step.sums[reduced.partition] = Sum(parts, whole=values)
                 self._done(step, reduced)
@@ -279,13 +277,13 @@ class Executor:
         except FrameError as error:
             raise RankFailure(peer, label, number, str(error)) from None
         del step.missing[task]
-        self._meter.messages_received += 1
-        self._meter.bytes_received += HEADER_BYTES + body.nbytes
+        assert isinstance(received, Recv)
+        self.meter.received(number, received, body.nbytes)
         step.payloads[task] = Payload(
             np.frombuffer(body, np.uint8),
             bool(header.flags & ABSENT),
             not header.flags & NOT_FINITE,
-            exact=isinstance(received, Recv) and received.exact,
+            exact=received.exact,
         )
         self._advance(step, task)
 
@@ -335,33 +333,29 @@ class Executor:
                 step.finite = step.finite and payload.finite and fits
                 if payload.lease is not None:
                     payload.lease.release()
-        seconds = time.perf_counter() - begin
-        if isinstance(task, Encode):
-            self._meter.encode_seconds += seconds
-        else:
-            self._meter.decode_seconds += seconds
+        self.meter.ran(number, task, begin)
         self._done(step, task)
 
     def _reduce(self, step: Step, task: Reduce) -> None:
         """Give the engine's thread this rank's term; `Reduced` tells of the sum."""
         assert self._collectives is not None
         values = self._compute.terms.pack(task.partition, step.gradients)
-        told = Reduced(step.number, task.id, values)
-        request = Request(values, self._number(step), self._label(task), lambda: self._events.put(told))
+
+        def done(begin: float) -> None:
+            self._events.put(Reduced(step.number, task.id, values, begin))
+
+        request = Request(values, self._number(step), self._label(task), done)
         self._collectives.submit(self._program.reduces, task.id, request)
-        self._meter.bytes_reduced += values.nbytes
 
     def _send(self, step: Step, task: Send) -> None:
         payload = step.payloads[task.payload]
         flags = (ABSENT if payload.absent else 0) | (0 if payload.finite else NOT_FINITE)
         done = payload.lease.release if payload.lease is not None else None
+        self.meter.sent(self._number(step), task, payload.body.nbytes)
         self._channel.send(task.peer, step.number, task.message, flags, payload.body, done)
-        self._meter.messages_sent += 1
-        self._meter.bytes_sent += HEADER_BYTES + payload.body.nbytes
-        self._meter.raw_bytes_sent += HEADER_BYTES + 4 * self._compute.partitions[task.partition].elements
 
     def _done(self, step: Step, task: Task) -> None:
-        self._meter.tasks += 1
+        self.meter.tasks += 1
         step.left -= 1
         for other in self._program.behind[task.id]:
             self._advance(step, other)
@@ -374,8 +368,7 @@ class Executor:
             self._compute.feedback.commit()
         else:
             self._compute.feedback.drop()
-            self._meter.dropped_steps += 1
-        self._meter.steps += 1
+        self.meter.finished(self._number(step), step.finite)
         del self._steps[step.number]
         self._next = step.number + 1
         done(Outcome(step.results, step.finite))

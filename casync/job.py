@@ -2,28 +2,71 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from casync import knobs
+from casync.advice import Advisor
 from casync.broadcast import Broadcaster
 from casync.channels import Channels
+from casync.probe import Probe
+from casync.report import deliver
+from casync.trace import Trace
+from casync.watch import Watch
 
 if TYPE_CHECKING:
     from casync.session import Session
     from casync.synchronizer import Synchronizer
 
+log = logging.getLogger("casync")
+
 
 class Job:
     """A session and what shares its transport: broadcasts, and a synchronizer an optimizer."""
 
-    def __init__(self, session: Session, seed: int = 0, *, checksums: bool = False) -> None:
+    def __init__(
+        self,
+        session: Session,
+        seed: int = 0,
+        *,
+        checksums: bool = False,
+        report: str | None = None,
+        trace: str | None = None,
+    ) -> None:
+        """Collective if the job is traced. report, trace: as of `casync.torch.init`; raises KnobError."""
+        self._report = knobs.REPORT.given(report)
+        folder = knobs.TRACE.given(trace)
         self.session = session
         self.seed = seed
         self.channels = Channels(session.transport, checksums=checksums)
-        self.broadcaster = Broadcaster(session.control, self.channels)
+        self.broadcaster = Broadcaster(session.control, self.channels, session.nodes)
         self.synchronizers: list[Synchronizer] = []
+        self._trace = Trace.start(folder, knobs.TRACE_STEPS.get(), session.control) if folder else None
+        sharing = session.local_size if len(session.nodes) > 1 else 1
+        self._advisor = Advisor(lambda: self.broadcaster.rate, sharing) if session.rank == 0 else None
+        self._told = False
+
+    def watch(self) -> Watch:
+        """What one more synchronizer is watched by."""
+        lane = self._trace.lane() if self._trace is not None else None
+        return Watch(lane, Probe() if self._report else None, self._advisor)
+
+    def tell(self) -> None:
+        """Deliver the report and the trace, once. No error of theirs fails a run that has done its work."""
+        if self._told:
+            return
+        self._told = True
+        try:
+            if self._report:
+                deliver(self._report, self.session.rank, [each.report() for each in self.synchronizers])
+            if self._trace is not None:
+                self._trace.write()
+        except Exception as error:
+            log.warning("casync: rank %d could not write its account: %s", self.session.rank, error)
 
     def close(self) -> None:
-        """End all threads and leave the job. Idempotent."""
+        """End all threads, deliver what was asked for, and leave the job. Idempotent."""
         for synchronizer in self.synchronizers:
             synchronizer.close()
+        self.tell()
         self.session.close()

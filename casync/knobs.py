@@ -42,12 +42,16 @@ class Knob(Generic[T]):
         except ValueError:
             raise KnobError(f"{self.name}={text!r}: must be {self.allowed} ({self.meaning})") from None
 
+    def given(self, value: str | None) -> T:
+        """Return what a function's argument of the same meaning says; None: what the variable does."""
+        return self.get(None if value is None else {self.name: value})
+
     def is_set(self, environ: Mapping[str, str] | None = None) -> bool:
         """Return whether `environ` (default: os.environ) holds the variable."""
         return bool((os.environ if environ is None else environ).get(self.name))
 
 
-def _at_least(least: int) -> Callable[[str], int | None]:
+def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
         if value < least:
@@ -65,6 +69,12 @@ def _seconds(least: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def _report(text: str) -> str:
+    if text != "table" and not text.endswith(".json"):
+        raise ValueError
+    return text
 
 
 def _host_port(text: str) -> tuple[str, int] | None:
@@ -124,6 +134,27 @@ TRANSPORT = Knob(
     "the name of a file in casync/transports/",
     "what carries the gradients; default: mpi where MPI started the ranks, else zmq",
     str,
+)
+REPORT = Knob(
+    "CASYNC_REPORT",
+    "",
+    "table, or the path of a .json file; {rank} in it gives each rank its own",
+    "what synchronization has cost, gradient by gradient, when the run ends: printed, or written, by rank 0",
+    _report,
+)
+TRACE = Knob(
+    "CASYNC_TRACE",
+    "",
+    "a folder",
+    "where each rank writes a Chrome trace of its first steps, rank-R.json, for `casync trace`",
+    str,
+)
+TRACE_STEPS = Knob(
+    "CASYNC_TRACE_STEPS",
+    100,
+    "an integer of 1 or more",
+    "how many steps are traced, from the first",
+    _at_least(1),
 )
 
 

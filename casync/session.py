@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """A rank's place in the job, its control plane and its transport. nodes: which ranks share a machine."""
+    """A rank's place in the job, its control plane and its transport.
+
+    nodes: which ranks share a machine. addresses: where each rank listens; none where no socket is needed.
+    """
 
     rank: int
     size: int
@@ -45,6 +48,7 @@ class Session:
     transport: Transport
     nodes: Nodes
     context: Context | None = None
+    addresses: tuple[str, ...] = ()
     pid: int = field(default_factory=os.getpid)
 
     def close(self) -> None:
@@ -141,7 +145,9 @@ def _join(place: launch.Launch, timeout: float, start_timeout: float, open_trans
     local = next(node for node in nodes if place.rank in node)
     local_rank = local.index(place.rank) if place.local_rank is None else place.local_rank
     local_size = len(local) if place.local_size is None else place.local_size
-    return Session(place.rank, place.size, local_rank, local_size, plane, transport, nodes, context)
+    return Session(
+        place.rank, place.size, local_rank, local_size, plane, transport, nodes, context, addresses
+    )
 
 
 # --- the end of the process --------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ from casync.executor import Executor
 from casync.feedback import Feedback, StateError, sites
 from casync.handover import hand_over
 from casync.plan import EXACT, Gradient, Partition, Plan, layout, schedule
+from casync.report import Report, lines
 from casync.rules import Codecs, Schedule, at
 from casync.topologies import check_nodes, even_nodes
+from casync.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -115,16 +117,23 @@ class Synchronizer:
     """The synchronization of one model's gradients on one rank."""
 
     def __init__(
-        self, control: Control, channels: Channels, spec: Spec, *, threads: int | None = None
+        self,
+        control: Control,
+        channels: Channels,
+        spec: Spec,
+        *,
+        threads: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Collective: raises MismatchError on every rank if the ranks' specs differ.
 
         Raises PlanError, CodecError, EngineError and ValueError for a plan, a codec, an engine or nodes that
         do not fit the run.
-        threads: of each kernel; default: the cores that this process may use.
+        threads: of each kernel; default: the cores that this process may use. watch: what to look at.
         """
         self.spec = spec = spec.settled(control.size)
         self._control = control
+        self._watch = watch or Watch()
         self._threads = threads or len(os.sched_getaffinity(0))
         self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         spec.plan.check(spec.gradients, spec.topology, control.size)
@@ -138,7 +147,9 @@ class Synchronizer:
         tasks, self._compute = self._built(self._codecs)
         control.agree("what is synchronized", spec.facts())
         collectives = Collectives(control, open_engine) if open_engine else None
-        self._executor = Executor(control, channels, tasks, self._compute, collectives)
+        self._executor = Executor(
+            control, channels, tasks, self._compute, lane=self._watch.lane, collectives=collectives
+        )
 
     @property
     def partitions(self) -> Sequence[Partition]:
@@ -187,6 +198,9 @@ class Synchronizer:
         if gradient in self._left:
             values += self._left[gradient] * np.float32(self._executor.loss_scale)
             self._added.add(gradient)
+        if self._watch.probe is not None:
+            step, scale = self._executor.step, self._executor.loss_scale
+            self._watch.probe.look(step, gradient, values, self._codecs[gradient], scale)
         self._executor.submit(gradient, values)
 
     def synchronize(self) -> Outcome:
@@ -209,6 +223,9 @@ class Synchronizer:
             for gradient in self._added:
                 del self._left[gradient]
         self._added.clear()
+        if self._watch.advisor is not None:
+            meter = self._executor.meter
+            self._watch.advisor.stepped(meter.steps, meter.costs)
 
     @property
     def loss_scale(self) -> float:
@@ -256,7 +273,13 @@ class Synchronizer:
 
     def stats(self) -> Stats:
         """The totals so far."""
-        return self._executor.stats()
+        return self._executor.meter.stats()
+
+    def report(self) -> Report:
+        """The account so far: totals, and what each gradient has cost and loses. Between steps."""
+        meter = self._executor.meter
+        found = lines(meter.costs(), self._compute, self._watch.probe)
+        return Report(self._control.rank, self._control.size, self.spec.topology, meter.stats(), found)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs on this rank, between steps: residuals, step and seed."""

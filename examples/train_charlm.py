@@ -207,9 +207,10 @@ def main(
     ddp: Annotated[bool, typer.Option("--ddp", help="By the hook of DDP: needs torchrun.")] = False,
     sample: Annotated[int, typer.Option(min=0, help="Print so many characters that the model writes.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Write the results there, as JSON.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="A folder for the ranks' Chrome traces.")] = None,
 ) -> None:
     """Train on Python's help texts; all ranks end with the same bits."""
-    casync.init(seed=seed)
+    casync.init(seed=seed, trace=str(trace) if trace else None)
     if GLOBAL_BATCH % casync.size():
         raise typer.BadParameter(f"{casync.size()} ranks cannot share {GLOBAL_BATCH} rows; use 2, 4, 8, ...")
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // casync.local_size()))

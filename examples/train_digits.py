@@ -72,10 +72,12 @@ class CasyncLink:
 
     bytes_are = "counted by casync: headers and bodies of all frames"
 
-    def __init__(self, algorithm: str, topology: Topology, plan: Path | None, seed: int) -> None:
+    def __init__(
+        self, algorithm: str, topology: Topology, plan: Path | None, seed: int, trace: Path | None
+    ) -> None:
         import casync.torch as casync
 
-        casync.init(seed=seed)
+        casync.init(seed=seed, trace=str(trace) if trace else None)
         self.casync = casync
         self.rank, self.size, self.local_size = casync.rank(), casync.size(), casync.local_size()
         self.codec = None if algorithm == "none" else algorithm
@@ -283,9 +285,9 @@ def check_algorithm(algorithm: str) -> None:
         raise SystemExit(f"--algorithm {algorithm}:\n{error}") from None
 
 
-def connect(algorithm: str, topology: Topology, plan: Path | None, seed: int) -> Link:
+def connect(algorithm: str, topology: Topology, plan: Path | None, seed: int, trace: Path | None) -> Link:
     """Start the library that the algorithm names."""
-    return HorovodLink() if algorithm == "horovod" else CasyncLink(algorithm, topology, plan, seed)
+    return HorovodLink() if algorithm == "horovod" else CasyncLink(algorithm, topology, plan, seed, trace)
 
 
 def main(
@@ -305,6 +307,7 @@ def main(
     epochs: Annotated[int, typer.Option(min=1)] = 25,
     seed: Annotated[int, typer.Option(help="Of the first parameters, the batches and the codec.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Write the results there, as JSON.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="A folder for casync's Chrome traces.")] = None,
     write_gradients: Annotated[
         Path | None,
         typer.Option(help="Write the model's gradients there for `secopa plan --input`, and end."),
@@ -319,7 +322,7 @@ def main(
         casync.write_gradients(model, write_gradients)
         return
     check_algorithm(algorithm)
-    link = connect(algorithm, topology, comprplan, seed)
+    link = connect(algorithm, topology, comprplan, seed, trace)
     if GLOBAL_BATCH % link.size:
         raise typer.BadParameter(
             f"{link.size} ranks cannot share a batch of {GLOBAL_BATCH} evenly; use 2, 4 or 8"

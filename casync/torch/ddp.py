@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from casync.job import Job
     from casync.metrics import Stats
     from casync.plan import Plan
+    from casync.report import Report
     from casync.rules import CodecLike
     from casync.synchronizer import Synchronizer
 
@@ -92,6 +93,10 @@ class State:
     def stats(self) -> Stats:
         """What synchronization has cost this rank so far; RuntimeError before the first step."""
         return self._made("stats()").stats()
+
+    def report(self) -> Report:
+        """The same gradient by gradient, as `report` of a distributed optimizer."""
+        return self._made("report()").report()
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's own residuals, step and seed; RuntimeError before the first step."""

@@ -48,7 +48,11 @@ def synchronizer_of(
     spec = Spec(gradients, plan, codecs.default, topology.lower(), op, seed, shared, codecs.rules, exact)
     cores = len(os.sched_getaffinity(0))
     made = Synchronizer(
-        job.session.control, job.channels, spec, threads=max(1, cores // job.session.local_size)
+        job.session.control,
+        job.channels,
+        spec,
+        threads=max(1, cores // job.session.local_size),
+        watch=job.watch(),
     )
     job.synchronizers.append(made)
     return made

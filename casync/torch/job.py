@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from typing import TYPE_CHECKING
 
 from casync import session as sessions
@@ -15,17 +17,35 @@ _job: Job | None = None
 
 
 def init(
-    transport: str | None = None, timeout: float | None = None, seed: int = 0, *, checksums: bool = False
+    transport: str | None = None,
+    timeout: float | None = None,
+    seed: int = 0,
+    *,
+    checksums: bool = False,
+    report: str | None = None,
+    trace: str | None = None,
 ) -> None:
     """Join the job that the launcher (horovodrun, torchrun, CASYNC_*) describes. A second call does nothing.
 
     transport, timeout: as `casync.session.connect`. seed: of the random codecs; the same on all ranks.
     checksums: every frame carries a CRC32C of its body, for networks that are not trusted to.
+    report: "table", and rank 0 prints at the end what each gradient has cost; or a path that ends in .json,
+    where rank 0 writes it, or, with "{rank}" in it, every rank. Default: CASYNC_REPORT, else none.
+    trace: a folder, where every rank writes a Chrome trace of its first steps; the same on all ranks, which
+    compare their clocks for it. Default: CASYNC_TRACE, else none.
     """
     global _job
     if _job is None:
         place = torchrun.find()
-        _job = Job(sessions.connect(transport, timeout, place), seed, checksums=checksums)
+        joined = sessions.connect(transport, timeout, place)
+        _job = Job(joined, seed, checksums=checksums, report=report, trace=trace)
+
+
+@atexit.register
+def _tell() -> None:
+    """A script that ends without `shutdown`, or by an exception, still delivers its report and its trace."""
+    if _job is not None and _job.session.pid == os.getpid():
+        _job.tell()
 
 
 def current() -> Job:

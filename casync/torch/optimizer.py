@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from casync.job import Job
     from casync.metrics import Stats
     from casync.plan import Plan
+    from casync.report import Report
     from casync.rules import CodecLike
     from casync.synchronizer import Synchronizer
 
@@ -58,9 +59,9 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     seed: of the random codecs; default: that of `init`.
     nodes: the ranks of each node, for the hierarchical topology; default: those that share a machine.
 
-    Adds `synchronize()`, `skip_synchronize()`, `switch()` and `stats()`; `state_dict()` holds this rank's
-    residuals too. Raises ValueError and TypeError (parameters, rules, nodes), PlanError, CodecError,
-    EngineError, and what `compll.compile` raises.
+    Adds `synchronize()`, `skip_synchronize()`, `switch()`, `stats()` and `report()`; `state_dict()` holds
+    this rank's residuals too. Raises ValueError and TypeError (parameters, rules, nodes), PlanError,
+    CodecError, EngineError, and what `compll.compile` raises.
     """
     if isinstance(optimizer, _Distributed):
         raise ValueError("the optimizer is distributed already")
@@ -258,6 +259,13 @@ class _Distributed(torch.optim.Optimizer):
     def stats(self) -> Stats:
         """What synchronization has cost this rank so far."""
         return self._casync.synchronizer.stats()
+
+    def report(self) -> Report:
+        """The same gradient by gradient, between steps: `print(optimizer.report())`, or its `as_dict()`.
+
+        Errors relative to the gradients are known where `init(report=...)` or CASYNC_REPORT asks for it.
+        """
+        return self._casync.synchronizer.report()
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state, and under "casync" this rank's own residuals, step and seed."""

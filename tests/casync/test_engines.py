@@ -33,10 +33,14 @@ from casync.solo import SoloControl
 from casync.synchronizer import Op, Synchronizer
 from casync.terms import Terms
 from casync.topologies import topology
+from casync.trace import MESSAGES, Trace
 from casync.transports.loopback import LoopbackNetwork
 from casync.verify import ScheduleError, verify
+from casync.watch import Watch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from loopback_jobs import Step
 
 SHAPES = {"conv": (90, 100), "bias": (10,), "dense": (1000, 700), "norm": (300,), "tail": (5, 5)}
@@ -186,9 +190,33 @@ def test_all_reduces_are_issued_in_one_order_whatever_becomes_ready_first() -> N
     assert issued[0] == issued[1] == issued[2]
 
 
+def test_a_trace_shows_all_reduces_among_the_messages(tmp_path: Path) -> None:
+    net = LoopbackNetwork(2)
+
+    def run(rank: int) -> list[dict[str, Any]]:
+        trace = Trace.start(tmp_path, 5, net.control(rank))
+        spec = spec_of(SHAPES, None, "ps", 2, exact="loopback")
+        channels = Channels(net.transport(rank))
+        sync = Synchronizer(net.control(rank), channels, spec, watch=Watch(lane=trace.lane()))
+        for name, shape in SHAPES.items():
+            sync.submit(name, np.ones(int(np.prod(shape)), np.float32))
+        sync.synchronize()
+        sync.close()
+        return [event for event in trace.content()["traceEvents"] if event.get("cat") == "reduce"]
+
+    for found in in_threads(2, run):
+        assert [event["name"] for event in found] == [
+            "reduce norm and 1 more",
+            "reduce dense",
+            "reduce conv and 1 more",
+        ]
+        assert all(event["tid"] == MESSAGES and event["dur"] > 0 for event in found)
+    net.close()
+
+
 def requests(rank: int, gradient: str = "g") -> tuple[Request, threading.Event]:
     done = threading.Event()
-    return Request(np.full(3, rank, np.float32), 5, gradient, done.set), done
+    return Request(np.full(3, rank, np.float32), 5, gradient, lambda _: done.set()), done
 
 
 def calling(call: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from casync_jobs import free_port, in_threads
 
 import train_charlm
+from casync import timeline
 from casync.launch import Board, Launch, LaunchError
 from casync.session import connect
 from casync.torch import torchrun
@@ -101,18 +103,18 @@ def alone(steps: int) -> list[float]:
     return train_charlm.train(setup, corpus, steps, seed=0)
 
 
-def test_the_character_model_trains_under_torchrun_as_in_one_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the hook of DDP, exactly for two steps and compressed behind them."""
-    results = tmp_path / "results.json"
-    options = ["--ddp", "--exact-steps", "2", "--steps", "4", "--output", str(results)]
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by the hook of DDP, exactly for two steps and compressed behind them."""
+    folder = tmp_path_factory.mktemp("charlm")
+    options = ["--ddp", "--exact-steps", "2", "--steps", "4", "--output", str(folder / "results.json")]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("examples/train_charlm.py", *options),
+            *("examples/train_charlm.py", *options, "--trace", str(folder)),
         ],
         cwd=ROOT,
+        env=os.environ | {"CASYNC_REPORT": str(folder / "report.json")},
         capture_output=True,
         text=True,
         timeout=150,
@@ -120,12 +122,32 @@ def test_the_character_model_trains_under_torchrun_as_in_one_process(
     )
     assert done.returncode == 0, done.stderr
     assert "parameters are bit-identical on all ranks" in done.stdout
-    run = json.loads(results.read_text())
+    return folder
+
+
+def test_the_character_model_trains_under_torchrun_as_in_one_process(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = json.loads((run / "results.json").read_text())
     monkeypatch.setattr(train_charlm.casync, "rank", lambda: 0)
     monkeypatch.setattr(train_charlm.casync, "size", lambda: 1)
     expected = alone(4)[:3]
-    assert run["loss"][:3] == pytest.approx(expected, rel=1e-4)
-    assert run["ratio"] > 1.2
+    assert results["loss"][:3] == pytest.approx(expected, rel=1e-4)
+    assert results["ratio"] > 1.2
+
+
+def test_a_run_reports_on_each_gradient_and_its_ranks_leave_traces_of_every_step(run: Path) -> None:
+    (report,) = json.loads((run / "report.json").read_text())
+    assert (report["rank"], report["ranks"], report["totals"]["steps"]) == (0, 2, 4)
+    steps = {(line["codec"], line["steps"]) for line in report["gradients"]}
+    assert {("float32", 2), ("onebit", 2)} <= steps <= {("float32", 2), ("onebit", 2), ("float32", 4)}
+    assert sum(line["bytes_sent"] for line in report["gradients"]) == report["totals"]["bytes_sent"]
+    assert all(line["error"] > 0 for line in report["gradients"] if line["codec"] == "onebit")
+    traces = timeline.read(run)
+    assert [(trace.rank, trace.ranks, trace.cut) for trace in traces] == [(0, 2, False), (1, 2, False)]
+    assert [each.steps for trace in traces for each in timeline.breakdowns(trace)] == [3, 3]
+    sent = sum(e["args"]["bytes"] for e in traces[0].events if e.get("cat") == "send")
+    assert sent == report["totals"]["bytes_sent"]
 
 
 def test_batches_are_shared_without_overlap_and_validation_is_not_trained_on() -> None:

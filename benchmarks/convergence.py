@@ -1,0 +1,141 @@
+"""Does compressed training end as well, and when? Quality against steps, and against seconds on a slow link.
+
+    python benchmarks/convergence.py                     both tasks, three seeds: half an hour, as root
+    python benchmarks/convergence.py --tasks digits      one of them: some minutes
+    python benchmarks/convergence.py --resume            go on with a run that was interrupted
+
+Four ranks train in an emulated cluster (cluster_network.py) with links of 200 Mbit/s, all on this machine's
+cores. Every variant of a seed begins with the same parameters and sees the same batches. Writes
+convergence.md, convergence.json and convergence.png to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import convergence_report
+import torch
+from cluster_network import Network, NetworkError
+from cluster_ranks import RankError, Ranks
+from convergence_tasks import TASKS
+from rich.console import Console
+from rich.progress import Progress
+
+NODES = 4
+RATE = 200_000_000
+"""Bits a second."""
+SEEDS = (0, 1, 2)
+PORT = 29_600
+RESULTS = Path(__file__).parent / "results"
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A codec as it is trained with. momentum: whether the optimizer has it; DGC has its own."""
+
+    name: str
+    codec: str | None
+    topology: str = "ps"
+    feedback: bool = False
+    momentum: bool = True
+    params: Mapping[str, float] = field(default_factory=dict)
+
+
+def _both(name: str, codec: str, topology: str = "ps", **params: float) -> tuple[Variant, Variant]:
+    """A codec without error feedback and with it."""
+    return (
+        Variant(name, codec, topology, params=params),
+        Variant(f"{name}, feedback", codec, topology, feedback=True, params=params),
+    )
+
+
+VARIANTS = (
+    Variant("float32", None, "ring"),
+    Variant("bf16", "bf16", "direct"),
+    Variant("onebit", "onebit"),
+    Variant("efsignsgd", "efsignsgd"),
+    *_both("terngrad 2 bit", "terngrad", bitwidth=2),
+    *_both("int4", "int4"),
+    *_both("int8", "int8"),
+    *_both("fp8", "fp8"),
+    *_both("mxfp4", "mxfp4"),
+    *_both("natural", "natural"),
+    *_both("topk 1 %", "topk", "allgather", ratio=0.01),
+    Variant("dgc 0.1 %", "dgc", "allgather", momentum=False, params={"ratio": 0.001}),
+    Variant("dgc 1 %", "dgc", "allgather", momentum=False, params={"ratio": 0.01}),
+)
+
+
+def one(ranks: Ranks, task: str, seed: int, variant: Variant) -> dict[str, Any]:
+    """A run: the mean loss of each step, evaluations, and bytes that rank 0 sent a step."""
+    replies = ranks.ask(do="train", task=task, seed=seed, variant=asdict(variant))
+    losses = [statistics.fmean(column) for column in zip(*(r["losses"] for r in replies), strict=True)]
+    return {"losses": losses, "points": replies[0]["points"], "sent": replies[0]["sent"]}
+
+
+def environment() -> dict[str, str]:
+    """The conditions of a run."""
+    return {
+        "ranks": f"{NODES}, each behind a link of {RATE // 1_000_000} Mbit/s, on {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load before": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def main() -> None:
+    """Train what the options say, and write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--variants", nargs="+", default=[v.name for v in VARIANTS])
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    path = options.output / "convergence.json"
+    found: dict[str, Any] = {"environment": environment(), "runs": {}}
+    if options.resume and path.is_file():
+        found = json.loads(path.read_text())
+    todo = [
+        (task, variant, seed)
+        for task in options.tasks
+        for seed in options.seeds
+        for variant in VARIANTS
+        if variant.name in options.variants and f"{task}/{variant.name}/{seed}" not in found["runs"]
+    ]
+    if todo:
+        with (
+            Progress(console=console) as progress,
+            Network(NODES) as network,
+            Ranks(network, "convergence_rank.py", PORT) as ranks,
+        ):
+            network.limit(RATE)
+            bar = progress.add_task("", total=len(todo))
+            for task, variant, seed in todo:
+                progress.update(bar, description=f"{task}, {variant.name}, seed {seed}")
+                found["runs"][f"{task}/{variant.name}/{seed}"] = one(ranks, task, seed, variant)
+                path.write_text(json.dumps(found))
+                progress.advance(bar)
+    (options.output / "convergence.md").write_text(convergence_report.markdown(found), encoding="utf-8")
+    convergence_report.plot(found, options.output / "convergence.png")
+    console.print(f"wrote {options.output / 'convergence.md'}, convergence.json and convergence.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (NetworkError, RankError) as error:
+        sys.exit(f"convergence.py: {error}")
