@@ -1,8 +1,9 @@
-"""Buffers that are used again every step: what the plan needs is allocated in the first steps, then never."""
+"""Buffers that are used again every step: what a run needs is allocated in the first steps, then never."""
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,17 @@ class Pool:
             whole = np.empty(nbytes + ALIGN, np.uint8)
             begin = -whole.ctypes.data % ALIGN
             return whole[begin : begin + nbytes]
+
+    def lend(self, nbytes: int) -> memoryview:
+        """So many bytes, with any contents, that come back by themselves when nothing refers to them.
+
+        For what arrives: lengths may differ from step to step, so one that is an eighth shorter fits, too.
+        """
+        step = max(ALIGN, 1 << max(nbytes.bit_length() - 4, 0))
+        buffer = self.take(-(-nbytes // step) * step)
+        lent = buffer[:nbytes]
+        weakref.finalize(lent, self.give, buffer).atexit = False
+        return lent.data  # not the array, whose slices would refer to the buffer behind it
 
     def give(self, buffer: NDArray[np.uint8]) -> None:
         """Give back what `take` returned."""

@@ -18,6 +18,7 @@ from casync.fields import PayloadFields
 from casync.plain import Plain, all_finite
 from casync.primitives import Role
 from casync.seeds import private_seed, shared_seed
+from casync.terms import Terms
 from compll.codec import Item
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Sum:
 
     values: list[Vector | None]
     finite: bool = True
+    whole: Vector | None = None  # the buffer of the pool in which all values lie, if they lie in one
 
 
 class Compute:
@@ -141,6 +143,7 @@ class Compute:
         self._run_seed = run_seed
         self._threads = threads
         self._pool = Pool()
+        self.terms = Terms(partitions, self._pool)
         self._formats: dict[tuple[int, bool, bool], BodyFormat] = {}
         self._fields: dict[tuple[str, int], PayloadFields] = {}
 
@@ -377,6 +380,9 @@ class Compute:
         return self._pool.take(4 * elements).view(np.float32)
 
     def _give_back(self, total: Sum) -> None:
+        if total.whole is not None:
+            self._pool.give(total.whole.view(np.uint8))
+            return
         for value in total.values:
             if value is not None:
                 self._pool.give(value.view(np.uint8))

@@ -61,8 +61,21 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduced:
+    """Event: an engine has made the sum of all ranks in the place of what the task gave it.
+
+    begin: of the all-reduce, by `time.perf_counter`.
+    """
+
+    step: int
+    task: int
+    values: NDArray[np.float32]
+    begin: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Event: end the compute thread."""
 
 
-Event: TypeAlias = Ready | Close | Replace | Arrived | Stop
+Event: TypeAlias = Ready | Close | Replace | Arrived | Reduced | Stop

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casync.collectives import Collectives, Request
 from casync.compute import Compute, Payload, Sum
 from casync.control import RankFailure, Wait
-from casync.events import Arrived, Close, Event, Outcome, Ready, Replace, Stop
+from casync.events import Arrived, Close, Event, Outcome, Ready, Reduced, Replace, Stop
 from casync.frames import ABSENT, NOT_FINITE, FrameError, Header, verify
 from casync.metrics import Meter
-from casync.primitives import Decode, Encode, Merge, Recv, Send, Task
+from casync.primitives import Decode, Encode, Merge, Recv, Reduce, Send, Task
 from casync.program import Program
 from compll.codec import PayloadError
 
@@ -52,7 +53,7 @@ class Step:
     number: int
     needs: list[int]
     gradients_needed: list[int]
-    missing: dict[int, None]  # receives whose frame is not there, in the schedule's order
+    missing: dict[int, None]  # what other ranks have not sent or added yet, in the schedule's order
     left: int
     gradients: dict[str, Vector | None] = field(default_factory=dict)
     results: dict[str, Vector | None] = field(default_factory=dict)
@@ -73,8 +74,11 @@ class Executor:
         tasks: Sequence[Task],
         compute: Compute,
         lane: Lane | None = None,
+        collectives: Collectives | None = None,
     ) -> None:
+        """`collectives`: of a schedule with all-reduces; closed with the executor."""
         self._control = control
+        self._collectives = collectives
         self._compute = compute
         self._program = Program(tasks, compute.partitions)
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -139,6 +143,8 @@ class Executor:
         self._stop()
         if self._thread is not threading.current_thread():
             self._thread.join()
+        if self._collectives is not None:
+            self._collectives.close()
 
     # Other threads
 
@@ -210,7 +216,7 @@ class Executor:
                 number,
                 list(program.needs),
                 list(program.gradients_needed),
-                dict.fromkeys(program.recvs.values()),
+                dict.fromkeys(program.awaited),
                 len(program.tasks),
             )
         return self._steps[number]
@@ -237,6 +243,13 @@ class Executor:
                 self._outcomes.put(Outcome({}, True))
             case Arrived(peer, header, body):
                 self._receive(peer, header, body)
+            case Reduced(number, task, values, begin):
+                step, reduced = self._steps[number], self._program.tasks[task]
+                del step.missing[task]
+                self.meter.reduced(self._number(step), reduced, begin, values.nbytes)
+                parts = self._compute.terms.unpack(reduced.partition, values)
+                step.sums[reduced.partition] = Sum(parts, whole=values)
+                self._done(step, reduced)
             case _:
                 pass
 
@@ -291,6 +304,9 @@ class Executor:
                 self._ready.append((step, task))
 
     def _execute(self, step: Step, task: Task) -> None:
+        if isinstance(task, Reduce):
+            self._reduce(step, task)
+            return
         begin = time.perf_counter()
         compute, number = self._compute, self._number(step)
         match task:
@@ -321,6 +337,17 @@ class Executor:
         self.meter.ran(number, task, begin)
         self._done(step, task)
 
+    def _reduce(self, step: Step, task: Reduce) -> None:
+        """Give the engine's thread this rank's term; `Reduced` tells of the sum."""
+        assert self._collectives is not None
+        values = self._compute.terms.pack(task.partition, step.gradients)
+
+        def done(begin: float) -> None:
+            self._events.put(Reduced(step.number, task.id, values, begin))
+
+        request = Request(values, self._number(step), self._label(task), done)
+        self._collectives.submit(self._program.reduces, task.id, request)
+
     def _send(self, step: Step, task: Send) -> None:
         payload = step.payloads[task.payload]
         flags = (ABSENT if payload.absent else 0) | (0 if payload.finite else NOT_FINITE)
@@ -348,10 +375,14 @@ class Executor:
         done(Outcome(step.results, step.finite))
 
     def _waiting_for(self) -> Wait | None:
-        """The first frame that the training thread waits for; nobody while the backward pass still runs."""
+        """The first thing that the training thread waits for; nobody while the backward pass still runs.
+
+        All ranks of an all-reduce wait for the one that has not come, whichever it is: each says that it
+        waits for the next one, so that the chain of waits leads to that rank.
+        """
         step = self._steps.get(self._next)
         if step is None or step.done is None or not step.missing:
             return None
         task = self._program.tasks[next(iter(step.missing))]
-        assert isinstance(task, Recv)
-        return Wait(task.peer, self._label(task), self._number(step))
+        peer = task.peer if isinstance(task, Recv) else (self._control.rank + 1) % self._control.size
+        return Wait(peer, self._label(task), self._number(step))

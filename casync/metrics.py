@@ -30,6 +30,7 @@ class Stats:
     bytes_sent: int
     bytes_received: int
     raw_bytes_sent: int  # what the messages sent would have taken as float32
+    bytes_reduced: int  # that an engine was given to all-reduce; what it sends is its own affair
     encode_seconds: float  # encodes and hops
     decode_seconds: float  # decodes and merges
     wait_seconds: float  # the training thread, until the step's results were there
@@ -105,7 +106,7 @@ class Meter:
     def __init__(self, compute: Compute, lane: Lane | None = None) -> None:
         self.steps = self.dropped_steps = self.tasks = 0
         self.messages_sent = self.messages_received = 0
-        self.bytes_sent = self.bytes_received = self.raw_bytes_sent = 0
+        self.bytes_sent = self.bytes_received = self.raw_bytes_sent = self.bytes_reduced = 0
         self.encode_seconds = self.decode_seconds = self.wait_seconds = 0.0
         self._lane = lane
         self._begun: float | None = None  # when the first gradient of the coming step was handed over
@@ -182,6 +183,12 @@ class Meter:
         self.bytes_received += HEADER_BYTES + nbytes
         if self._lane is not None:
             self._lane.received(step, task, self._rows[task.partition].gradient, HEADER_BYTES + nbytes)
+
+    def reduced(self, step: int, task: Task, begin: float, nbytes: int) -> None:
+        """An engine's all-reduce of so many bytes, which began then, has ended now."""
+        self.bytes_reduced += nbytes
+        if self._lane is not None:
+            self._lane.ran(step, task, self._rows[task.partition].gradient, begin, time.perf_counter())
 
     def stats(self) -> Stats:
         """The totals as they are now."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from casync.primitives import Decode, Encode, Merge, Recv, Schedule, Send, Task
+from casync.primitives import Decode, Encode, Merge, Recv, Reduce, Schedule, Send, Task
 from casync.verify import levels
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def _cell(task: Task) -> str:
             return f">{peer}"
         case Recv(peer=peer):
             return f"<{peer}"
+        case Reduce():
+            return "A"
 
 
 def totals(schedule: Schedule) -> str:

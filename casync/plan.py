@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casync.dtypes import DTYPES
-from casync.primitives import Schedule, join
+from casync.primitives import Builder, Schedule, join
 from casync.topologies import Nodes, even_nodes, topology
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ PLANNED = ("PS", "RING")
 """The topologies that `secopa plan` plans for."""
 
 EXACT = "ring"
-"""The topology of uncompressed gradients, whatever that of the compressed ones."""
+"""The topology of uncompressed gradients, whatever that of the compressed ones, if no engine sums them."""
 
 
 class PlanError(ValueError):
@@ -231,13 +231,16 @@ def cut(elements: int, partitions: int) -> list[tuple[int, int]]:
 
 
 def layout(
-    plan: Plan, gradients: Sequence[Gradient], topology_name: str, nranks: int
+    plan: Plan, gradients: Sequence[Gradient], topology_name: str, nranks: int, exact_by: str = EXACT
 ) -> tuple[Partition, ...]:
     """All partitions: of compressed gradients in parameter order, then of buckets of the others, by type.
+
+    exact_by: what sums the buckets; an engine (`casync.engines`) takes each whole.
 
     The first partition of a gradient or bucket goes to the rank that owns the fewest elements so far (ties:
     the topology's order), the next ones to the ranks that follow.
     """
+    by_us = exact_by == EXACT
     entries = {entry.gradient: entry for entry in plan.entries}
     present = [g for g in gradients if g.elements]
     compressed = [
@@ -247,7 +250,7 @@ def layout(
         for k in (entries[g.name].partitions,)
     ]
     exact = [
-        list(_bucket_parts(bucket, max(entries[g.name].partitions for g in bucket)))
+        list(_bucket_parts(bucket, max(entries[g.name].partitions for g in bucket) if by_us else 1))
         for dtype in DTYPES
         for bucket in _buckets(
             [g for g in present if g.dtype == dtype and not entries[g.name].compressed],
@@ -304,12 +307,13 @@ def schedule(
     topology_name: str,
     nranks: int,
     nodes: Nodes | None = None,
+    exact_by: str = EXACT,
     through: Collection[int] = (),
 ) -> Schedule:
     """The tasks of all ranks for a layout: the compressed partitions by the topology, the others exactly.
 
-    nodes: which ranks share one; None: each has its own. through: the partitions in which no gradient may
-    enter a sum but through the codec; of a topology that encodes sums.
+    nodes: which ranks share one; None: each has its own. exact_by: as for `layout`. through: the partitions
+    in which no gradient may enter a sum but through the codec; of a topology that encodes sums.
     """
     nodes = even_nodes(nranks) if nodes is None else nodes
     draw = topology(topology_name).schedule
@@ -317,6 +321,14 @@ def schedule(
     exact = [p.owner for p in partitions if not p.compressed]
     return join(
         draw(nranks, compressed, nodes, through) if through else draw(nranks, compressed, nodes),
-        topology(EXACT).schedule(nranks, exact, nodes),
+        topology(EXACT).schedule(nranks, exact, nodes) if exact_by == EXACT else reduced(nranks, len(exact)),
         len(compressed),
     )
+
+
+def reduced(nranks: int, partitions: int) -> Schedule:
+    """An engine's all-reduce of each partition, the last one first: a backward pass begins at the end."""
+    tasks = Builder(nranks)
+    for p in reversed(range(partitions)):
+        tasks.reduce(p)
+    return tasks.schedule()

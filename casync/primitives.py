@@ -1,4 +1,4 @@
-"""The five tasks of gradient synchronization, and schedules as data.
+"""The tasks of gradient synchronization, five and an engine's all-reduce, and schedules as data.
 
 A schedule is one tuple of tasks a rank. A task names the tasks of its own rank that must be done before it
 (`after`) and, where it reads a payload, the `Encode` or `Recv` that made it. `casync.verify` executes a
@@ -105,10 +105,23 @@ class Recv:
     down: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Make the sum of all ranks' gradients by an engine's all-reduce (`casync.engines`), as float32.
+
+    All ranks have the same ones; they are issued in the schedule's order, whatever becomes ready first, and
+    wait for nothing but the gradients.
+    """
+
+    id: int
+    partition: int
+    after: tuple[int, ...] = ()
+
+
 MESSAGES = 2
 """Message numbers a partition, to its owner and back; between two ranks a number stands for one message."""
 
-Task: TypeAlias = Encode | Decode | Merge | Send | Recv
+Task: TypeAlias = Encode | Decode | Merge | Send | Recv | Reduce
 Schedule: TypeAlias = tuple[tuple[Task, ...], ...]
 
 
@@ -167,6 +180,12 @@ class Builder:
         """
         after = tuple(dict.fromkeys(task for task in (payload, previous) if task is not None))
         return self._add(rank, Merge(self._next(rank), partition, after, payload, residual, direct))
+
+    def reduce(self, partition: int) -> None:
+        """All ranks make the sum by an engine's all-reduce, and take it for the result."""
+        for rank in range(len(self._tasks)):
+            reduced = self._add(rank, Reduce(self._next(rank), partition))
+            self.decode_sum(rank, partition, reduced)
 
     def message(
         self, source: int, target: int, partition: int, payload: int, message: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from casync.primitives import Decode, Encode, Merge, Recv, Send, Task
+from casync.primitives import Decode, Encode, Merge, Recv, Reduce, Send, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,8 @@ class Program:
 
     needs: how many things each task waits for: other tasks, its frame, its gradient.
     behind: the tasks that wait for each task. gradient_tasks: those that read the gradient, by partition.
-    recvs: (peer, message) -> the receive. readers: how many other tasks read each encode's payload.
+    recvs: (peer, message) -> the receive. reduces: the all-reduces, in order. awaited: both, in order.
+    readers: how many other tasks read each encode's payload.
     gradients_needed: how many gradients each partition is made of. partitions_of: by gradient.
     """
 
@@ -39,6 +40,8 @@ class Program:
             if not isinstance(task, Recv) and _awaits(task):
                 self.gradient_tasks[task.partition].append(task.id)
         self.readers = readers
+        self.reduces = [task.id for task in tasks if isinstance(task, Reduce)]
+        self.awaited = [task.id for task in tasks if isinstance(task, Recv | Reduce)]
         names = [{segment.gradient for segment in p.segments} for p in partitions]
         self.gradients_needed = [len(found) for found in names]
         self.partitions_of: dict[str, list[int]] = defaultdict(list)
@@ -50,7 +53,7 @@ class Program:
 def _awaits(task: Task) -> bool:
     """Whether something besides tasks must come first: a frame, or the gradient."""
     match task:
-        case Recv() | Merge(payload=None) | Encode(of_sum=False):
+        case Recv() | Reduce() | Merge(payload=None) | Encode(of_sum=False):
             return True
         case _:
             return False

@@ -166,8 +166,8 @@ def _abort(session: Session, error: BaseException) -> None:
 
 
 @atexit.register
-def _close_all() -> None:
-    """Close what the script left open. An uncaught exception is a failure of the job, not a goodbye."""
+def close_all() -> None:
+    """At exit: close what the script left open. An uncaught exception fails the job, it is no goodbye."""
     error = getattr(sys, "last_value", None)
     for session in list(_open):
         if session.pid != os.getpid():

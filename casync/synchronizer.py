@@ -13,13 +13,15 @@ import numpy as np
 
 from casync.checkpoint import Checkpoint, Run, StateError
 from casync.choice import AUTO, check_codec, check_down, choose, demands
+from casync.collectives import Collectives
 from casync.compute import BatchCodec, Compute
 from casync.dtypes import exact
+from casync.engines import base as engines
 from casync.events import Outcome
 from casync.executor import Executor
 from casync.feedback import Feedback, Site, keeps_more, sites
 from casync.handover import hand_over
-from casync.plan import Gradient, Partition, Plan, layout, schedule
+from casync.plan import EXACT, Gradient, Partition, Plan, layout, schedule
 from casync.report import Report, lines
 from casync.rules import Codecs, Schedule, at
 from casync.topologies import check_nodes, even_nodes
@@ -56,6 +58,7 @@ class Spec:
 
     topology: of what is compressed; "auto" is chosen by `casync.choice`. nodes: None: each rank has its own.
     down: the codec of compressed sums, where the topology encodes any; None: that of the gradient.
+    exact: what sums the rest: "ring", or the name of an engine (`casync.engines`).
     """
 
     gradients: tuple[Gradient, ...]
@@ -67,6 +70,7 @@ class Spec:
     nodes: Nodes | None = None
     rules: tuple[tuple[Rule, Choice], ...] = ()
     down: BatchCodec | None = None
+    exact: str = EXACT
 
     @property
     def codecs(self) -> Codecs:
@@ -74,12 +78,16 @@ class Spec:
         return Codecs(self.codec, self.rules)
 
     def settled(self, nranks: int) -> Spec:
-        """The same with the topology chosen and the nodes in order; ValueError for nodes that cannot be."""
+        """The same with the topology chosen and the nodes in order; ValueError for nodes that cannot be.
+
+        One rank needs no engine.
+        """
         nodes = even_nodes(nranks) if self.nodes is None else check_nodes(self.nodes, nranks)
         topology = self.topology
         if topology == AUTO:
             topology = choose(tuple(self.codecs.all()), self.plan, nodes, down=self.down is not None)
-        return replace(self, topology=topology, nodes=nodes)
+        exact = EXACT if nranks == 1 else self.exact
+        return replace(self, topology=topology, nodes=nodes, exact=exact)
 
     def check_codecs(self) -> None:
         """Raise CodecError unless the topology allows all codecs that some step may use."""
@@ -99,6 +107,7 @@ class Spec:
             **{f"rule {i}, {rule}": _described(c) for i, (rule, c) in enumerate(self.rules)},
             "down": _described(self.down),
             "topology": self.topology,
+            "exact": self.exact,
             "nodes": str(self.nodes),
             "op": self.op.value,
             "seed": str(self.seed),
@@ -134,7 +143,8 @@ class Synchronizer:
     ) -> None:
         """Collective: raises MismatchError on every rank if the ranks' specs differ.
 
-        Raises PlanError, CodecError and ValueError for a plan, a codec or nodes that do not fit the run.
+        Raises PlanError, CodecError, EngineError and ValueError for a plan, a codec, an engine or nodes that
+        do not fit the run.
         threads: of each kernel; default: the cores that this process may use. watch: what to look at.
         """
         self.spec = spec = spec.settled(control.size)
@@ -144,13 +154,17 @@ class Synchronizer:
         self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         spec.plan.check(spec.gradients, spec.topology, control.size)
         spec.check_codecs()
+        open_engine = None if spec.exact == EXACT else engines.load(spec.exact)
         self._choices = self._chosen(spec.codecs)
         self._codecs = {name: at(choice, 0) for name, choice in self._choices.items()}
         self._left: dict[str, NDArray[np.float32]] = {}
         self._added: set[str] = set()
         tasks, self._compute = self._built(self._codecs)
         control.agree("what is synchronized", spec.facts())
-        self._executor = Executor(control, channels, tasks, self._compute, self._watch.lane)
+        collectives = Collectives(control, open_engine) if open_engine else None
+        self._executor = Executor(
+            control, channels, tasks, self._compute, lane=self._watch.lane, collectives=collectives
+        )
 
     @property
     def partitions(self) -> Sequence[Partition]:
@@ -172,14 +186,16 @@ class Synchronizer:
         spec, control = self.spec, self._control
         entries = tuple(replace(e, compressed=chosen.get(e.gradient) is not None) for e in spec.plan.entries)
         plan = replace(spec.plan, entries=entries)
-        partitions = layout(plan, spec.gradients, spec.topology, control.size)
+        partitions = layout(plan, spec.gradients, spec.topology, control.size, spec.exact)
         codecs = {g.name: chosen[g.name] or self._exact[g.dtype] for g in spec.gradients}
         through = {
             number
             for number, partition in enumerate(partitions)
             if demands(spec.topology).encodes_sums and keeps_more(codecs[partition.segments[0].gradient])
         }
-        tasks = schedule(partitions, spec.topology, control.size, spec.nodes, through)[control.rank]
+        tasks = schedule(partitions, spec.topology, control.size, spec.nodes, spec.exact, through)[
+            control.rank
+        ]
         average = spec.op is Op.AVERAGE
 
         def codec_of(site: Site) -> BatchCodec:

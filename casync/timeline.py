@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from casync.trace import BACKWARD, BEFORE, LANES, RECEIVE, SEND, TRAINING, WAIT
+from casync.trace import BACKWARD, BEFORE, COMPUTE, LANES, RECEIVE, SEND, WAIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -142,7 +142,7 @@ def _breakdown(rank: int, optimizer: int, steps: Sequence[Sequence[Event]]) -> B
     last: Counter[str] = Counter()
     for events in steps:
         (wait,) = (event for event in events if event["cat"] == WAIT)
-        computed = [event for event in events if event["tid"] % len(LANES) != TRAINING]
+        computed = [event for event in events if event["tid"] % len(LANES) == COMPUTE]
         for event in events:
             spent[event["cat"]] += event["dur"]
         for event in computed:

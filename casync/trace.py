@@ -1,9 +1,9 @@
 """What a rank did, event by event, as a file that chrome://tracing and Perfetto open.
 
 A synchronizer has three lanes: the training thread (until the first gradient is handed over, the backward
-pass from there on, the wait), the compute thread (encode, hop, merge, decode), and messages. Times of all
-ranks are on one clock (`casync.clock`). Only the first steps are written down, and of these at most
-MOST_EVENTS events.
+pass from there on, the wait), the compute thread (encode, hop, merge, decode), and messages, with the
+all-reduces of an engine among them. Times of all ranks are on one clock (`casync.clock`). Only the first
+steps are written down, and of these at most MOST_EVENTS events.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ MOST_EVENTS = 200_000
 TRAINING, COMPUTE, MESSAGES = range(3)
 LANES = ("training", "compute", "messages")
 BEFORE, BACKWARD, WAIT, SEND, RECEIVE = "before backward", "backward", "wait", "send", "receive"
-_PLACE = {BEFORE: TRAINING, BACKWARD: TRAINING, WAIT: TRAINING, SEND: MESSAGES, RECEIVE: MESSAGES}
+_PLACE = {BEFORE: TRAINING, BACKWARD: TRAINING, WAIT: TRAINING}
+_PLACE |= {SEND: MESSAGES, RECEIVE: MESSAGES, "reduce": MESSAGES}
 
 
 class Lane:
@@ -68,7 +69,7 @@ class Lane:
             self.events.append((WAIT, step, "", since, end, {}))
 
     def ran(self, step: int, task: Task, gradient: str, begin: float, end: float) -> None:
-        """A computing task ran."""
+        """A computing task, or an all-reduce, ran."""
         if self._keeps(step):
             hop = isinstance(task, Encode) and task.received is not None
             kind = "hop" if hop else type(task).__name__.lower()

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from casync.primitives import Decode, Encode, Merge, Recv, Role, Schedule, Send, Task
+from casync.primitives import Decode, Encode, Merge, Recv, Reduce, Role, Schedule, Send, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +70,7 @@ def _total(terms: list[tuple[Node, Content]]) -> Content:
 
 def verify(schedule: Schedule, partitions: int) -> None:
     """Raise ScheduleError unless all ranks end with every partition, merged once from each rank, alike."""
-    faults = (*_structure(schedule), *_messages(schedule))
+    faults = (*_structure(schedule), *_messages(schedule), *_all_reduces(schedule))
     if not faults:
         faults = tuple(_meaning(schedule, partitions))
     if faults:
@@ -142,6 +142,14 @@ def _messages(schedule: Schedule) -> Iterator[Fault]:
             )
         if source == target:
             yield Fault(source, None, f"message {number} goes to its own sender")
+
+
+def _all_reduces(schedule: Schedule) -> Iterator[Fault]:
+    """Every rank issues the same all-reduces in the same order."""
+    orders = [[task.partition for task in tasks if isinstance(task, Reduce)] for tasks in schedule]
+    for rank, order in enumerate(orders):
+        if order != orders[0]:
+            yield Fault(rank, None, f"it reduces the partitions {order}, rank 0 {orders[0]}, in this order")
 
 
 class _HappensBefore:
@@ -240,6 +248,10 @@ def _meaning(schedule: Schedule, partitions: int) -> Iterator[Fault]:
                     terms.append((node, replace(content[rank, task.payload], direct=task.direct)))
                 if terms[0][1].direct != task.direct:
                     yield Fault(rank, number, "payloads' own values and decoded ones are added to each other")
+            case Reduce():
+                readers[place].append(node)
+                everywhere = tuple(range(len(schedule)))
+                sums[place].append((node, Content(everywhere, ((-1, task.partition),), 0)))
             case Send():
                 content[node] = content[rank, task.payload]
                 sent[rank, task.peer, task.message] = node

@@ -43,8 +43,11 @@ NUMBA = {
     *(f"compll/backends/numba_{part}.py" for part in ("reduce", "runtime", "selection", "tiles")),
 }
 TORCH = {
-    f"casync/torch/{part}.py"
-    for part in ("__init__", "ddp", "gradients", "job", "optimizer", "parameters", "state", "torchrun")
+    *(f"casync/engines/{name}.py" for name in ("horovod", "torch")),
+    *(
+        f"casync/torch/{part}.py"
+        for part in ("__init__", "ddp", "gradients", "job", "optimizer", "parameters", "state", "torchrun")
+    ),
 }
 FRAMEWORKS = {
     "torch": TORCH,
@@ -53,8 +56,8 @@ FRAMEWORKS = {
     "numba": NUMBA,
     "llvmlite": NUMBA,
     "cupy": {"compll/backends/cuda.py"},
-    "mpi4py": {"casync/transports/mpi.py"},
-    "horovod": TORCH,
+    "mpi4py": {"casync/engines/mpi.py", "casync/transports/mpi.py"},
+    "horovod": {"casync/engines/horovod.py"},
 }
 
 

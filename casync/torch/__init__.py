@@ -14,6 +14,7 @@ from __future__ import annotations
 from casync.checkpoint import StateError
 from casync.choice import CodecError
 from casync.control import MismatchError, RankFailure
+from casync.engines.base import EngineError
 from casync.job import Job
 from casync.plan import Plan, PlanError
 from casync.rules import Rule, Schedule, warm_up
@@ -28,6 +29,7 @@ __all__ = [
     "Average",
     "CodecError",
     "DistributedOptimizer",
+    "EngineError",
     "Job",
     "MismatchError",
     "Plan",

@@ -51,7 +51,7 @@ class _Bucket:
 class State:
     """What `hook` needs: how gradients are compressed, and the residuals of this rank.
 
-    codec, rules, topology, plan, op, scaler, seed, nodes, down: as for `DistributedOptimizer`.
+    codec, rules, topology, exact, plan, op, scaler, seed, nodes, down: as for `DistributedOptimizer`.
     named_parameters: of the module that DDP wraps. Without it the parameters are called `parameter 0`, ... in
     the order of the first step's buckets, and neither a plan's file nor a rule can name them.
     """
@@ -62,6 +62,7 @@ class State:
         topology: str = "ps",
         *,
         rules: Iterable[Rule | tuple[str, CodecLike]] = (),
+        exact: str = "ring",
         plan: str | Path | Plan | None = None,
         op: Op = Op.AVERAGE,
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None = None,
@@ -81,7 +82,7 @@ class State:
             )
         self._names = None if named_parameters is None else {id(p): name for name, p in named_parameters}
         self._topology, self._plan, self._op, self._seed = topology, plan, op, seed
-        self._nodes, self._down = nodes, down
+        self._nodes, self._exact, self._down = nodes, exact, down
         self._scaler, self._job = scaler, job
         self._synchronizer: Synchronizer | None = None
         self._saved: dict[str, Any] | None = None
@@ -206,6 +207,7 @@ class State:
             self._op,
             self._seed,
             self._nodes,
+            self._exact,
             self._down,
         )
         made.load_state_dict(self._saved)

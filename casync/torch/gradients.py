@@ -30,6 +30,7 @@ def synchronizer_of(
     op: Op,
     seed: int | None,
     nodes: Sequence[Sequence[int]] | None,
+    exact: str,
     down: CodecLike,
 ) -> Synchronizer:
     """Collective: what synchronizes the gradients of these parameters. Raises what `Synchronizer` raises."""
@@ -51,7 +52,9 @@ def synchronizer_of(
         plan = Plan.load(plan)
     seed = job.seed if seed is None else seed
     shared = job.session.nodes if nodes is None else tuple(map(tuple, nodes))
-    spec = Spec(gradients, plan, codecs.default, topology.lower(), op, seed, shared, codecs.rules, sums)
+    spec = Spec(
+        gradients, plan, codecs.default, topology.lower(), op, seed, shared, codecs.rules, sums, exact
+    )
     cores = len(os.sched_getaffinity(0))
     made = Synchronizer(
         job.session.control,

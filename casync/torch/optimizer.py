@@ -33,6 +33,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     codec: CodecLike = None,
     rules: Iterable[Rule | tuple[str, CodecLike]] = (),
     topology: str = "ps",
+    exact: str = "ring",
     plan: str | Path | Plan | None = None,
     backward_passes_per_step: int = 1,
     op: Op = Op.AVERAGE,
@@ -48,8 +49,9 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
 
     codec: a shipped algorithm's name, a .pse file, a `Codec`, a `Schedule`, or None for no compression.
     rules: `Rule`s, or pairs of a name's pattern and a codec; the first that matches a gradient decides.
-    topology: of the compressed gradients; uncompressed ones take the exact ring. "auto": by the plan and the
-    codecs' properties.
+    topology: of the compressed gradients. "auto": by the plan and the codecs' properties.
+    exact: what sums the uncompressed ones: "ring", casync's own, or an engine's all-reduce: "mpi", "torch"
+    (needs a process group), or "horovod" (needs `hvd.init()`).
     plan: a file of `secopa plan`, a Plan, or None: every gradient of two or more dimensions, and what a rule
     names, is compressed, in as many partitions as there are ranks. What a plan leaves exact, no rule changes.
     backward_passes_per_step: gradients are summed over so many backward passes before they travel.
@@ -62,7 +64,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
 
     Adds `synchronize()`, `skip_synchronize()`, `switch()`, `stats()` and `report()`; `state_dict()` holds
     this rank's residuals too. Raises ValueError and TypeError (parameters, rules, nodes), PlanError,
-    CodecError, and what `compll.compile` raises.
+    CodecError, EngineError, and what `compll.compile` raises.
     """
     if isinstance(optimizer, _Distributed):
         raise ValueError("the optimizer is distributed already")
@@ -75,7 +77,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     job = job or current()
     parameters = _parameters(optimizer, named_parameters)
     synchronizer = synchronizer_of(
-        job, parameters, Codecs.of(codec, rules), topology, plan, op, seed, nodes, down
+        job, parameters, Codecs.of(codec, rules), topology, plan, op, seed, nodes, exact, down
     )
     kind = type(optimizer)
     optimizer.__class__ = type(f"Distributed{kind.__name__}", (_Distributed, kind), {})

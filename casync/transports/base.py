@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 import casync.transports
+from casync.control import RankFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
     Receive = Callable[[int, Header, memoryview], None]
 
 
+UNWRITTEN = {
+    "nccl": "it would need a GPU a rank and gradients there, and casync synchronizes gradients on the CPU; "
+    "use 'zmq', or 'mpi' under mpirun, with the model on the CPU"
+}
+"""What is asked for by names that other systems have, and what to use instead."""
+
+
 class Transport(Protocol):
     """Framed messages between two ranks; completion by callback. Messages may arrive in any order."""
 
@@ -39,7 +48,8 @@ class Transport(Protocol):
         """Deliver frames from now on, each by `receive(peer, header, body)`.
 
         `receive` runs in the transport's I/O thread and only enqueues; `body` (uint8, one dimension, not to
-        be written) stays valid as long as it is referenced. Its checksum is for the receiver to verify.
+        be written, at a multiple of 16, which codecs need) stays valid as long as it is referenced. Its
+        checksum is for the receiver to verify.
         """
 
     def send(
@@ -84,6 +94,22 @@ def body_bytes(header: Header, body: Body | None) -> memoryview:
     return view
 
 
+def start_thread(transport: Transport, control: Control, loop: Callable[[], None]) -> threading.Thread:
+    """Start a transport's I/O thread, which runs `loop`; what that raises fails the job, by this rank."""
+
+    def run() -> None:
+        try:
+            loop()
+        except Exception as error:
+            reason = f"its I/O thread failed: {error!r}"
+            control.abort(RankFailure(transport.rank, None, None, reason))
+            raise
+
+    thread = threading.Thread(target=run, name=f"casync {transport.name} {transport.rank}", daemon=True)
+    thread.start()
+    return thread
+
+
 def names() -> list[str]:
     """Return the names of all transports, found by file name."""
     found = (module.name for module in pkgutil.iter_modules(casync.transports.__path__))
@@ -96,7 +122,8 @@ def load(name: str) -> ModuleType:
     Raises ValueError that lists the names when there is none, or names the package that it needs.
     """
     if name not in names():
-        raise ValueError(f"no transport {name!r}; there are: {', '.join(names())} (casync/transports/)")
+        why = f": {UNWRITTEN[name]}" if name in UNWRITTEN else ""
+        raise ValueError(f"no transport {name!r}{why}; there are: {', '.join(names())} (casync/transports/)")
     try:
         return importlib.import_module(f"casync.transports.{name}")
     except ModuleNotFoundError as error:

@@ -9,10 +9,13 @@ import heapq
 import random
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from casync.buffers import Pool
 from casync.control import MismatchError, RankFailure, Wait, differences
+from casync.transports.base import body_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,6 +86,7 @@ class LoopbackTransport:
         self._last = [0.0] * network.size  # when the latest message to each peer is due
         self._random = random.Random(f"{network.seed} {rank}")
         self._sending = threading.Lock()
+        self._pool = Pool()
         self._thread = threading.Thread(target=self._deliver, name=f"loopback-{rank}", daemon=True)
 
     def start(self, receive: Receive) -> None:
@@ -94,19 +98,18 @@ class LoopbackTransport:
         self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
     ) -> None:
         """Copy one frame to `peer`; `done()` is called before this returns."""
-        copy = b"" if body is None else memoryview(body).tobytes()  # type: ignore[arg-type]
+        copy = self._pool.lend(header.nbytes)
+        copy[:] = body_bytes(header, body)
         faults = self._network.faults
         with self._sending:
             drop, corrupt, wait = (self._random.random() for _ in range(3))
             if copy and corrupt < faults.corrupt:
-                wrong = bytearray(copy)
-                wrong[self._random.randrange(len(wrong))] ^= 1 << self._random.randrange(8)
-                copy = bytes(wrong)
+                copy[self._random.randrange(len(copy))] ^= 1 << self._random.randrange(8)
             due = time.monotonic() + wait * faults.delay
             if not faults.reorder:
                 due = self._last[peer] = max(due, self._last[peer])
             if drop >= faults.drop:
-                self._network.transport(peer)._enqueue(due, self.rank, header, memoryview(copy))
+                self._network.transport(peer)._enqueue(due, self.rank, header, copy.toreadonly())
         if done is not None:
             done()
 
@@ -146,7 +149,7 @@ class _Plane:
         self.calls: list[Callable[[RankFailure], None]] = []
         self.waits: list[Wait | None] = [None] * size
         self.progress = [time.monotonic()] * size
-        self.rounds: dict[int, dict[int, tuple[str, object]]] = {}
+        self.rounds: dict[tuple[str, int], dict[int, tuple[str, object]]] = {}
         self.closed = 0
         if timeout is not None:
             threading.Thread(target=self._watch, args=(timeout,), name="loopback-watch", daemon=True).start()
@@ -189,7 +192,7 @@ class LoopbackControl:
     def __init__(self, plane: _Plane, rank: int) -> None:
         self._plane = plane
         self.rank, self.size = rank, plane.size
-        self._round = 0
+        self._round: Counter[str] = Counter()
         self._closed = False
 
     def waits(self, wait: Wait | None) -> None:
@@ -217,20 +220,22 @@ class LoopbackControl:
 
     def agree(self, topic: str, facts: Mapping[str, str]) -> None:
         """Raise MismatchError on every rank unless all hold equal facts."""
-        held = self._meet(topic, dict(facts))
-        told = differences(topic, held)  # type: ignore[arg-type]
+        held = self.meet("control", topic, dict(facts))
+        told = differences(topic, held)
         if told is not None:
             raise MismatchError(told)
 
     def gather(self, topic: str, value: bytes) -> list[bytes]:
         """Every rank's value, in rank order."""
-        return self._meet(topic, value)  # type: ignore[return-value]
+        return self.meet("control", topic, value)
 
-    def _meet(self, topic: str, value: object) -> list[object]:
+    def meet(self, place: str, topic: str, value: object) -> list[Any]:
+        """Every rank's value, in rank order. Meetings at one place have an order, which is all ranks' own."""
         plane = self._plane
         with plane.changed:
-            meeting = plane.rounds.setdefault(self._round, {})
-            self._round += 1
+            meeting = plane.rounds.setdefault((place, self._round[place]), {})
+            plane.rounds.pop((place, self._round[place] - 2), None)  # all have left it
+            self._round[place] += 1
             meeting[self.rank] = (topic, value)
             plane.changed.notify_all()
             plane.changed.wait_for(lambda: len(meeting) == self.size or plane.failure is not None)

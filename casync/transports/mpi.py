@@ -26,9 +26,10 @@ import numpy as np
 from mpi4py import MPI
 
 from casync import frames
+from casync.buffers import Pool
 from casync.control import RankFailure
 from casync.frames import HEADER_BYTES, FrameError, Header
-from casync.transports.base import body_bytes
+from casync.transports.base import body_bytes, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,10 +86,10 @@ def open(wire: Wire) -> MpiTransport:  # noqa: A001  (the name that casync.trans
     Raises MpiError where this is no rank of an MPI job, RankFailure when the job fails meanwhile.
     """
     _check_world(wire.rank, wire.size)
-    of_frames, of_bodies = _duplicate(wire.control), _duplicate(wire.control)
+    of_frames, of_bodies = duplicate_world(wire.control), duplicate_world(wire.control)
     ways = [Way(of_frames, of_bodies, peer) for peer in range(wire.size)]
     transport = MpiTransport(wire.rank, ways, wire.control)
-    atexit.register(_end_failed_job, wire.control)
+    atexit.register(end_failed_job, wire.control)
     return transport
 
 
@@ -104,15 +105,13 @@ class MpiTransport:
         self._control = control
         self._queue: SimpleQueue[_Message | None] = SimpleQueue()
         self._sends, self._receipts = _Requests(), _Requests()  # the I/O thread's own
+        self._pool = Pool()
         self._thread: threading.Thread | None = None
         self._closing = False
 
     def start(self, receive: Receive) -> None:
         """Start the I/O thread, which calls `receive` for every frame."""
-        self._thread = threading.Thread(
-            target=self._run, args=(receive,), name=f"casync mpi {self.rank}", daemon=True
-        )
-        self._thread.start()
+        self._thread = start_thread(self, self._control, partial(self._loop, receive))
 
     def send(
         self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
@@ -132,13 +131,6 @@ class MpiTransport:
             self._thread.join(LINGER)
 
     # --- the I/O thread -------------------------------------------------------------------------------------
-
-    def _run(self, receive: Receive) -> None:
-        try:
-            self._loop(receive)
-        except Exception as error:
-            self._control.abort(RankFailure(self.rank, None, None, f"its I/O thread failed: {error!r}"))
-            raise
 
     def _loop(self, receive: Receive) -> None:
         pause, deadline = SHORTEST, math.inf  # until when what was sent may take, once this rank closes
@@ -177,22 +169,22 @@ class MpiTransport:
         message = own.frames.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
         if message is None:
             return False
-        data = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+        data = self._pool.lend(status.Get_count(MPI.BYTE))
         message.Recv([data, MPI.BYTE])  # matched and small, so it is here; the next header comes after it
         peer = status.Get_tag()
         try:
-            header = frames.unpack(data[:HEADER_BYTES].data)
+            header = frames.unpack(data[:HEADER_BYTES])
             if data.nbytes - HEADER_BYTES != (header.nbytes if header.nbytes < COPY_BELOW else 0):
                 raise FrameError(f"a body of {header.nbytes} bytes, in a message of {data.nbytes}")
         except FrameError as error:
             self._control.abort(RankFailure(peer, None, None, f"it sent a broken frame: {error}"))
             return True
         if header.nbytes < COPY_BELOW:
-            receive(peer, header, data[HEADER_BYTES:].data)
+            receive(peer, header, data[HEADER_BYTES:])
         else:
-            body = np.empty(header.nbytes, np.uint8)
+            body = self._pool.lend(header.nbytes)
             request = own.bodies.Irecv([body, MPI.BYTE], status.Get_source(), peer)
-            self._receipts.add(request, body, partial(receive, peer, header, body.data))
+            self._receipts.add(request, body, partial(receive, peer, header, body))
         return True
 
     def _failed(self) -> bool:
@@ -242,6 +234,11 @@ def _check_world(rank: int, size: int) -> None:
             f"MPI knows this process as rank {world.rank} of {world.size}, the job as rank {rank} of {size}: "
             "start with `mpirun -n N python script.py` or `horovodrun --mpi`, or use transport zmq"
         )
+    check_threads()
+
+
+def check_threads() -> None:
+    """Raise MpiError unless several threads may call this MPI."""
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise MpiError(
             "this MPI does not let several threads call it (no MPI_THREAD_MULTIPLE): use one that does, "
@@ -249,8 +246,8 @@ def _check_world(rank: int, size: int) -> None:
         )
 
 
-def _duplicate(control: Control) -> MPI.Comm:
-    """Make a communicator of all ranks, without blocking inside MPI where another rank may have failed."""
+def duplicate_world(control: Control) -> MPI.Comm:
+    """Collective: a communicator of all ranks, made without blocking inside MPI: a rank may have failed."""
     made, request = MPI.COMM_WORLD.Idup()
     while not request.Test():
         control.check()
@@ -267,7 +264,7 @@ def _done(request: MPI.Request, deadline: float) -> bool:
     return True
 
 
-def _end_failed_job(control: Control) -> None:
+def end_failed_job(control: Control) -> None:
     """End all ranks at exit if the job has failed: MPI's own end would wait for those that cannot come."""
     try:
         control.check()

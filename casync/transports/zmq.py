@@ -2,6 +2,8 @@
 
 A body of COPY_BELOW bytes or more is not copied: ZeroMQ reads it from the caller's buffer, and `done` is
 called when it has let go of it. Smaller ones are copied, which costs less than keeping count of the buffer.
+What arrives lies in memory of ZeroMQ's own, a new piece for each frame and not aligned as codecs need it, so
+it is copied once, into a buffer that is used again.
 """
 
 from __future__ import annotations
@@ -9,15 +11,18 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zmq
 
 from casync import frames
+from casync.buffers import Pool
 from casync.control import RankFailure
 from casync.frames import FrameError, Header
 from casync.mailbox import Mailbox
-from casync.transports.base import body_bytes
+from casync.transports.base import body_bytes, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,15 +77,13 @@ class ZmqTransport:
         self._control = wire.control
         self._sockets = sockets
         self._mail: Mailbox[_Message] = Mailbox()
+        self._pool = Pool()
         self._thread: threading.Thread | None = None
         self._closing = False
 
     def start(self, receive: Receive) -> None:
         """Start the I/O thread, which calls `receive` for every frame."""
-        self._thread = threading.Thread(
-            target=self._run, args=(receive,), name=f"casync zmq {self.rank}", daemon=True
-        )
-        self._thread.start()
+        self._thread = start_thread(self, self._control, partial(self._run, receive))
 
     def send(
         self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
@@ -107,9 +110,6 @@ class ZmqTransport:
     def _run(self, receive: Receive) -> None:
         try:
             self._loop(receive)
-        except Exception as error:
-            self._control.abort(RankFailure(self.rank, None, None, f"its I/O thread failed: {error!r}"))
-            raise
         finally:
             self._close_sockets()
 
@@ -164,7 +164,9 @@ class ZmqTransport:
             except ValueError as error:
                 self._control.abort(RankFailure(peer, None, None, f"it sent a broken frame: {error}"))
                 return
-            receive(peer, header, body.buffer)
+            aligned = self._pool.lend(header.nbytes)
+            np.copyto(np.frombuffer(aligned, np.uint8), np.frombuffer(body.buffer, np.uint8))
+            receive(peer, header, aligned)
 
     def _close_sockets(self) -> None:
         linger = LINGER

@@ -186,6 +186,15 @@ def scheduled() -> Any:
     return hashes, sent
 
 
+def by_engine() -> Any:
+    """As `scheduled`, what is exact by torch's all-reduce."""
+    model = new_model()
+    state = state_of(model, casync.Schedule({0: None, 3: "onebit"}), exact="torch")
+    ddp = wrapped(model, state)
+    hashes = [h for step in range(6) for h in go(ddp, range(step, step + 1))]
+    return hashes, state.stats().bytes_reduced > 0
+
+
 def killed() -> Any:
     """How backward() ends on a rank whose peer is killed, and what the next call into casync raises."""
     model = new_model()

@@ -46,10 +46,11 @@ def spec_of(
     seed: int = 0,
     nodes: Nodes | None = None,
     down: Any = None,
+    exact: str = "ring",
 ) -> Spec:
     gradients = tuple(Gradient(name, shape) for name, shape in shapes.items())
     plan = plan or Plan.default(gradients, nranks)
-    return Spec(gradients, plan, codec, topology, op, seed, nodes, down=down)
+    return Spec(gradients, plan, codec, topology, op, seed, nodes, down=down, exact=exact)
 
 
 def run_job(

@@ -18,7 +18,7 @@ import casync.torch as casync
 WORKER = Path(__file__).with_name("ddp_worker.py")
 CASES = [
     *("by_hook:ps", "by_hook:ring", "by_optimizer:ps", "by_optimizer:ring", "without_names", "against_ddp"),
-    *("half", "accumulated", "unused", "resumed", "scaled", "scheduled"),
+    *("half", "accumulated", "unused", "resumed", "scaled", "scheduled", "by_engine"),
 ]
 
 
@@ -70,6 +70,12 @@ def test_a_hook_gives_the_bits_and_sends_the_bytes_of_the_optimizer(ran: Any, to
 def test_without_names_replicas_are_the_same_too(ran: Any) -> None:
     assert ran[0]["without_names"] == ran[1]["without_names"]
     assert len(set(ran[0]["without_names"])) == len(ran[0]["without_names"])
+
+
+def test_an_engine_gives_the_bits_of_the_ring_before_and_after_a_change_of_codec(ran: Any) -> None:
+    """Of two ranks, whose sums have no order."""
+    for rank in ran:
+        assert rank["by_engine"] == [rank["scheduled"][0][:6], True]
 
 
 def test_uncompressed_gradients_are_those_of_ddp(ran: Any) -> None:

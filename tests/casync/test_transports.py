@@ -16,6 +16,8 @@ from casync_jobs import PATIENCE, sessions
 from casync import frames
 from casync.control import RankFailure
 from casync.frames import Header
+from casync.launch import Launch
+from casync.session import connect
 from casync.transports import base
 from casync.transports.loopback import LoopbackNetwork
 
@@ -207,6 +209,14 @@ class TestTransport:
         for _, header, body in got:
             assert bytes(body) == bytes([header.task]) * sizes[header.task]
 
+    @pytest.mark.parametrize("nbytes", [1, 5000, 65_535, 100_000])
+    def test_a_body_lies_as_codecs_need_it(self, inboxes: list[Inbox], nbytes: int) -> None:
+        for task in range(4):
+            body = np.zeros(nbytes + task, np.uint8)
+            inboxes[0].transport.send(1, header_for(0, task, body), body)
+        for _, _, got in inboxes[1].take(4):
+            assert np.frombuffer(got, np.uint8).ctypes.data % 16 == 0
+
     def test_what_was_sent_before_a_close_arrives(self, inboxes: list[Inbox]) -> None:
         for task in range(50):
             inboxes[0].transport.send(1, header_for(0, task, b"x" * 100_000), b"x" * 100_000)
@@ -280,3 +290,8 @@ def test_a_transport_is_found_by_its_file() -> None:
     assert base.load("zmq").open
     with pytest.raises(ValueError, match=r"no transport 'tin'; there are: .*zmq"):
         base.load("tin")
+
+
+def test_nccl_is_refused_with_what_it_would_need_and_what_to_use() -> None:
+    with pytest.raises(ValueError, match=r"no transport 'nccl': it would need a GPU .*use 'zmq', or"):
+        connect("nccl", place=Launch())
