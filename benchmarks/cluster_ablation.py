@@ -39,9 +39,10 @@ def one_by_one(work: Work) -> Iterate:
             TOPOLOGY,
             Plan((Entry(name, compressed=True, partitions=1),)),
             Op.AVERAGE,
-            None,
-            None,
-            None,
+            seed=None,
+            nodes=None,
+            exact="ring",
+            down=None,
         )
         for name, p in parameters
     ]
