@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from casync.compute import Compute
     from casync.frames import Header
     from casync.program import Program
+    from casync.rows import Values
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A synchronized step: the result of each gradient, None where it was absent on all ranks."""
 
-    values: Mapping[str, NDArray[np.float32] | None]
+    values: Mapping[str, Values | None]
     finite: bool
 
 
@@ -30,7 +28,7 @@ class Ready:
 
     step: int
     gradient: str
-    values: NDArray[np.float32]
+    values: Values
     loss_scale: float
 
 

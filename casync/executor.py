@@ -34,13 +34,10 @@ from compll.codec import PayloadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
     from casync.channels import Channel, Channels
     from casync.control import Control
+    from casync.rows import Values
     from casync.trace import Lane
-
-    Vector = NDArray[np.float32]
 
 log = logging.getLogger("casync")
 
@@ -54,8 +51,8 @@ class Step:
     gradients_needed: list[int]
     missing: dict[int, None]  # receives whose frame is not there, in the schedule's order
     left: int
-    gradients: dict[str, Vector | None] = field(default_factory=dict)
-    results: dict[str, Vector | None] = field(default_factory=dict)
+    gradients: dict[str, Values | None] = field(default_factory=dict)
+    results: dict[str, Values | None] = field(default_factory=dict)
     payloads: dict[int, Payload] = field(default_factory=dict)
     sums: dict[int, Sum] = field(default_factory=dict)
     loss_scale: float = 1.0
@@ -97,8 +94,8 @@ class Executor:
 
     # The training thread
 
-    def submit(self, gradient: str, values: Vector) -> None:
-        """Hand over a flat, contiguous gradient; its memory is ours until `synchronize` returns."""
+    def submit(self, gradient: str, values: Values) -> None:
+        """Hand over a gradient, flat and contiguous; its memory is ours until `synchronize` returns."""
         self.meter.submitted()
         self._events.put(Ready(self._current, gradient, values, self.loss_scale))
 
@@ -240,7 +237,7 @@ class Executor:
             case _:
                 pass
 
-    def _know(self, step: Step, gradient: str, values: Vector | None) -> None:
+    def _know(self, step: Step, gradient: str, values: Values | None) -> None:
         step.gradients[gradient] = step.results[gradient] = values
         for partition in self._program.partitions_of[gradient]:
             step.gradients_needed[partition] -= 1
@@ -325,7 +322,8 @@ class Executor:
         payload = step.payloads[task.payload]
         flags = (ABSENT if payload.absent else 0) | (0 if payload.finite else NOT_FINITE)
         done = payload.lease.release if payload.lease is not None else None
-        self.meter.sent(self._number(step), task, payload.body.nbytes)
+        raw = self._compute.raw_bytes(task.partition, payload)
+        self.meter.sent(self._number(step), task, payload.body.nbytes, raw)
         self._channel.send(task.peer, step.number, task.message, flags, payload.body, done)
 
     def _done(self, step: Step, task: Task) -> None:

@@ -22,7 +22,7 @@ from torch.futures import Future
 from casync.control import RankFailure
 from casync.rules import Codecs, Rule
 from casync.synchronizer import Op
-from casync.torch.gradients import Lender, Loan, loss_scale_of, synchronizer_of
+from casync.torch.gradients import Lender, Loan, loss_scale_of, synchronizer_of, tensor_of
 from casync.torch.job import current
 from casync.torch.state import to_tensors
 
@@ -127,7 +127,9 @@ class State:
         job = self._job = self._job or current()
         job.session.control.check()
         future: Future[torch.Tensor] = Future()
-        pairs = tuple(zip(bucket.parameters(), bucket.gradients(), strict=True))
+        sparse = bucket.buffer().layout == torch.sparse_coo  # then it is the gradient of one parameter
+        gradients = [bucket.buffer()] if sparse else bucket.gradients()
+        pairs = tuple(zip(bucket.parameters(), gradients, strict=True))
         begins = not self._open
         taken = _Bucket(bucket.buffer(), future, pairs)
         self._open.append(taken)
@@ -151,9 +153,10 @@ class State:
     def _submit(self, synchronizer: Synchronizer, bucket: _Bucket) -> None:
         """Submit a bucket's gradients. DDP puts zeros where a parameter was not used: such one is absent."""
         for p, grad in bucket.gradients:
-            if grad.numel() and bool(grad.any()):
-                loan = self._loans[self._name(p)] = self._lender.lend(self._name(p), grad)
-                synchronizer.submit(self._name(p), loan.flat.numpy())
+            sparse = grad.layout == torch.sparse_coo
+            if grad.numel() and bool((grad._values() if sparse else grad).any()):
+                loan = self._loans[self._name(p)] = self._lender.lend(self._name(p), grad, sparse=sparse)
+                synchronizer.submit(self._name(p), loan.given)
 
     def _ended(self, outcome: Outcome | None) -> None:
         """The step is done, or, with None, the job: complete its futures. In another thread, maybe twice."""
@@ -167,10 +170,10 @@ class State:
         for bucket in buckets:
             for p, grad in bucket.gradients:
                 values = outcome.values.get(self._name(p))
-                if (loan := loans.get(self._name(p))) is not None:
-                    loan.bring_home()
+                if values is not None and (loan := loans.get(self._name(p))) is not None:
+                    loan.bring_home(values)
                 elif values is not None:  # zero here, not on another rank
-                    grad.copy_(torch.from_numpy(values).view(grad.shape))
+                    grad.copy_(tensor_of(values, grad))
             bucket.future.set_result(bucket.buffer)
 
     def _failure(self) -> Exception:
@@ -197,6 +200,12 @@ class State:
             )
         found = {id(p): p for p in parameters}
         ordered = {name: found[key] for key, name in self._names.items() if key in found}
+        sparse = {
+            self._name(p)
+            for bucket in self._open
+            for p, grad in bucket.gradients
+            if grad.layout == torch.sparse_coo
+        }
         made = synchronizer_of(
             job,
             ordered,
@@ -207,6 +216,7 @@ class State:
             self._seed,
             self._nodes,
             self._down,
+            sparse,
         )
         made.load_state_dict(self._saved)
         return made
