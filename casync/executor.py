@@ -87,7 +87,7 @@ class Executor:
         """What this step's gradients are multiplied by, the same on all ranks; training thread only."""
         self.first_step = 0
         """Added to a step's number for seeds and reports, which count from the run's begin."""
-        self._channel: Channel = channels.open(self._arrived)
+        self._channel: Channel = channels.open(self._arrived, control)
         self._thread = threading.Thread(target=self._run, name=f"casync-compute-{control.rank}", daemon=True)
         self._thread.start()
         control.on_failure(self._failed)

@@ -51,7 +51,7 @@ class _Bucket:
 class State:
     """What `hook` needs: how gradients are compressed, and the residuals of this rank.
 
-    codec, rules, topology, plan, op, scaler, seed, nodes, down: as for `DistributedOptimizer`.
+    codec, rules, topology, plan, op, scaler, seed, nodes, down, job: as for `DistributedOptimizer`.
     named_parameters: of the module that DDP wraps. Without it the parameters are called `parameter 0`, ... in
     the order of the first step's buckets, and neither a plan's file nor a rule can name them.
     """
@@ -124,7 +124,7 @@ class State:
 
     def _take(self, bucket: GradBucket) -> Future[torch.Tensor]:
         """Hand over the bucket's gradients; the first step's wait until all parameters are known."""
-        job = self._job = self._job or current()
+        job = self._job = current() if self._job is None else self._job
         job.session.control.check()
         future: Future[torch.Tensor] = Future()
         sparse = bucket.buffer().layout == torch.sparse_coo  # then it is the gradient of one parameter

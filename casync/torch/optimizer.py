@@ -65,6 +65,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     sparse: names, or patterns of names, of parameters whose gradients are sparse tensors, such as those of
     Embedding(sparse=True): of these the rows travel that a rank has touched, whatever the topology.
     sparse_as_dense: make sparse gradients dense before they travel.
+    job: the ranks that train this together: a group of `new_group`; default: all.
 
     Adds `synchronize()`, `skip_synchronize()`, `switch()`, `stats()` and `report()`; `state_dict()` holds
     this rank's residuals too. Raises ValueError and TypeError (parameters, rules, nodes), PlanError,
@@ -78,7 +79,7 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
         )
     if backward_passes_per_step < 1:
         raise ValueError(f"backward_passes_per_step is {backward_passes_per_step}: it must be 1 or more")
-    job = job or current()
+    job = current() if job is None else job
     parameters = _parameters(optimizer, named_parameters)
     of_rows = _matching(sparse, parameters)
     synchronizer = synchronizer_of(
