@@ -240,6 +240,35 @@ def test_gradients_that_are_made_dense_train_as_dense_ones_do() -> None:
     assert good(jobs(2, work(sparse=True))) == good(jobs(2, work(sparse=False)))
 
 
+def test_a_report_tells_what_rows_cost_and_lose_against_rows_of_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CASYNC_REPORT", "table")
+
+    def work(rank: int, job: casync.Job) -> Any:
+        table = torch.nn.Embedding(WORDS, 64, sparse=True)
+        optimizer = casync.DistributedOptimizer(
+            torch.optim.SGD(table.parameters(), lr=0.1),
+            table.named_parameters(),
+            codec="int8",
+            sparse=["weight"],
+            job=job,
+        )
+        for step in range(4):
+            words = torch.arange(0 if step == 0 else 5 + rank)
+            (table(words) ** 2).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return optimizer.report()
+
+    for report in good(jobs(2, work)):
+        (line,) = report.lines
+        assert (line.cost.gradient, line.cost.codec, line.cost.elements) == ("weight", "int8", WORDS * 64)
+        assert 2.5 < line.cost.ratio < 4
+        assert line.norm > 1
+        assert 0 < line.error < 0.02
+
+
 def one_rank(**options: Any) -> None:
     def work(_: int, job: casync.Job) -> None:
         model = Words(sparse=options.pop("is_sparse", True))
