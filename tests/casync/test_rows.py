@@ -19,6 +19,7 @@ from casync import rows
 from casync.bodies import aligned
 from casync.buffers import Pool
 from casync.channels import Channels
+from casync.checkpoint import merge_states
 from casync.choice import CodecError
 from casync.control import RankFailure
 from casync.plan import Entry, Gradient, Plan, layout, schedule
@@ -249,6 +250,25 @@ def test_a_resumed_run_equals_the_uninterrupted_one(codec: Any) -> None:
     for a, b in zip(whole, rest, strict=True):
         for before, after in zip(a.results[3:], b.results, strict=True):
             assert same_rows(before["embed"], after["embed"])
+
+
+def test_what_three_ranks_have_left_is_with_the_two_that_resume_in_another_topology() -> None:
+    before, after = random_steps(4, 3, 5), random_steps(5, 2, 5)
+    three = run_job(spec_of(REAL[0], op=Op.SUM), before)
+    saved = merge_states([rank.state for rank in three])
+    ran = run_job(spec_of(REAL[0], "ring", Op.SUM, nranks=2), after, states=[saved, saved])
+    given_sum, applied, kept = (np.zeros((HEIGHT, WIDTH)) for _ in range(3))
+    for step in [*before, *after]:
+        for gradients in step:
+            given_sum[gradients["embed"].indices] += gradients["embed"].values
+    for result in [*three[0].results, *ran[0].results]:
+        applied[result["embed"].indices] += result["embed"].values
+    for rank in ran:
+        for entry in rank.state["feedback"]["entries"]:
+            if entry["gradient"] == "embed":
+                kept += entry["values"]["residual"].reshape(HEIGHT, WIDTH)
+    assert kept.any()
+    assert np.abs(applied + kept - given_sum).max() < 1e-4
 
 
 @pytest.mark.parametrize("codec", [None, INT8, REAL[0]], ids=named)
