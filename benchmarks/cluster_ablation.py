@@ -26,8 +26,7 @@ def uncompressed(work: Work) -> Iterate:
 def one_by_one(work: Work) -> Iterate:
     """A synchronizer for each gradient, which is waited for before the next one begins."""
     from casync.rules import Codecs
-    from casync.synchronizer import Op
-    from casync.torch.gradients import synchronizer_of
+    from casync.torch.gradients import Settings, synchronizer_of
     from casync.torch.job import current
 
     parameters = [(name, p) for name, p in work.model.named_parameters() if p.numel()]
@@ -35,14 +34,9 @@ def one_by_one(work: Work) -> Iterate:
         synchronizer_of(
             current(),
             {name: p},
-            Codecs.of(CODEC, ()),
-            TOPOLOGY,
-            Plan((Entry(name, compressed=True, partitions=1),)),
-            Op.AVERAGE,
-            seed=None,
-            nodes=None,
-            exact="ring",
-            down=None,
+            Settings(
+                Codecs.of(CODEC, ()), TOPOLOGY, plan=Plan((Entry(name, compressed=True, partitions=1),))
+            ),
         )
         for name, p in parameters
     ]

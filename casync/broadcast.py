@@ -45,7 +45,7 @@ class Broadcaster:
         self._early: dict[int, list[tuple[int, Header, memoryview, float]]] = defaultdict(list)  # by round
         self._sent: SimpleQueue[bool] = SimpleQueue()
         self._channel = channels.open(
-            lambda peer, header, body: self._frames.put((peer, header, body, time.perf_counter()))
+            lambda peer, header, body: self._frames.put((peer, header, body, time.perf_counter())), control
         )
         control.on_failure(self._failed)
 

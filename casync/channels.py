@@ -1,10 +1,12 @@
 """Several users of one transport: each has a channel, the top byte of the frame's task number.
 
-Channels are numbered in the order in which they are opened, which is the same on all ranks.
+The ranks that open a channel agree on the first number that is free on all of them: where there are
+groups, one rank may have opened more than another.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING
 from casync.frames import CHECKSUM, Header, checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from casync.control import Control
     from casync.transports.base import Receive, Transport
 
 SHIFT = 24
@@ -26,9 +29,9 @@ MESSAGE = (1 << SHIFT) - 1
 class Channel:
     """One user's frames; `open` of `Channels` makes it."""
 
-    def __init__(self, transport: Transport, number: int, checksums: bool) -> None:
-        self._transport, self._number, self._checksums = transport, number, checksums
-        self.rank, self.size = transport.rank, transport.size
+    def __init__(self, transport: Transport, ranks: Sequence[int], number: int, checksums: bool) -> None:
+        self._transport, self._ranks = transport, ranks
+        self._number, self._checksums = number, checksums
 
     def send(
         self,
@@ -45,7 +48,7 @@ class Channel:
             flags |= CHECKSUM
             crc = checksum(body.data)
         header = Header(step, self._number << SHIFT | message, flags, crc, body.nbytes)
-        self._transport.send(peer, header, body if body.nbytes else None, done)
+        self._transport.send(self._ranks[peer], header, body if body.nbytes else None, done)
 
 
 class Channels:
@@ -53,30 +56,45 @@ class Channels:
 
     def __init__(self, transport: Transport, *, checksums: bool = False) -> None:
         self._transport, self._checksums = transport, checksums
+        self._ranks: Sequence[int] = range(transport.size)
         self._lock = threading.Lock()
-        self._receivers: list[Receive] = []
+        self._receivers: dict[int, Receive] = {}
         self._early: dict[int, list[tuple[int, Header, memoryview]]] = defaultdict(list)
         transport.start(self._receive)
 
-    def open(self, receive: Receive) -> Channel:
-        """A new channel; `receive(peer, header, body)` gets its frames, `header.task` being the message."""
+    def among(self, ranks: Sequence[int]) -> Channels:
+        """The same for some of these ranks, whose channels number peers by their places among them."""
+        made = copy.copy(self)
+        made._ranks = [self._ranks[rank] for rank in ranks]
+        return made
+
+    def open(self, receive: Receive, control: Control) -> Channel:
+        """Collective among the ranks of `control`: a new channel, the same on all of them.
+
+        `receive(peer, header, body)` gets its frames, `header.task` being the message.
+        """
+        free = max(self._receivers, default=-1) + 1
+        number = max(map(int, control.gather("a channel", str(free).encode())))
+        if number > 255:
+            raise RuntimeError("256 optimizers and groups share this job already; reuse one of them")
+
+        def received(peer: int, header: Header, body: memoryview) -> None:
+            receive(self._ranks.index(peer), header, body)
+
         with self._lock:
-            number = len(self._receivers)
-            if number > 255:
-                raise RuntimeError("256 optimizers and broadcasts share this job already; reuse one of them")
-            for peer, header, body in self._early.pop(number, ()):
-                receive(peer, header, body)
-            self._receivers.append(receive)
-        return Channel(self._transport, number, self._checksums)
+            for early in self._early.pop(number, ()):
+                received(*early)
+            self._receivers[number] = received
+        return Channel(self._transport, self._ranks, number, self._checksums)
 
     def _receive(self, peer: int, header: Header, body: memoryview) -> None:
         number = header.task >> SHIFT
         inner = Header(header.step, header.task & MESSAGE, header.flags, header.crc, header.nbytes)
-        if number < len(self._receivers):
-            self._receivers[number](peer, inner, body)
-            return
-        with self._lock:
-            if number < len(self._receivers):
-                self._receivers[number](peer, inner, body)
-            else:
-                self._early[number].append((peer, inner, body))
+        receive = self._receivers.get(number)
+        if receive is None:
+            with self._lock:
+                receive = self._receivers.get(number)
+                if receive is None:
+                    self._early[number].append((peer, inner, body))
+                    return
+        receive(peer, inner, body)

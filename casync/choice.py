@@ -9,6 +9,7 @@
     payloads added as they are             codecs that do not sum       `info.why["summable"]` says
                                            residuals of narrow types    none keeps what rounding the sum loses
 
+Rows of a gradient are gathered, and take no state but a residual, of which each element is its own.
 A majority vote is a dense codec that declares `[[no_hop]]`. `down` itself may be any codec that keeps nothing
 besides a residual, where the whole sum is encoded.
 """
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from casync.feedback import keeps_more
 from casync.fields import narrow
-from casync.plan import EXACT
+from casync.plan import EXACT, ROWS
 from casync.primitives import Encode, Merge
 from casync.topologies import even_nodes, names, topology
 
@@ -100,6 +101,20 @@ def check_down(down: BatchCodec, name: str) -> None:
         raise CodecError(
             f"down={down.info.name} cannot encode sums: it keeps state besides error feedback, which has no "
             "meaning there; use a codec without state or with error feedback, for example down='int8'"
+        )
+
+
+def check_row_codec(codec: BatchCodec) -> None:
+    """Raise CodecError if the codec's properties do not allow it for the rows of a gradient."""
+    reason = (
+        "it keeps state besides error feedback, which changes with every step, and a step has some rows only"
+        if keeps_more(codec)
+        else refusal(codec, ROWS)
+    )
+    if reason:
+        raise CodecError(
+            f"codec {codec.info.name} cannot be used for gradients of rows: {reason}; give these another one "
+            "by a rule, for example rules=[('embed.*', 'int8')], or None"
         )
 
 

@@ -17,6 +17,7 @@ from casync.dtypes import DTYPES
 from casync.fields import PayloadFields
 from casync.plain import Plain, all_finite
 from casync.primitives import Role
+from casync.rows import Rows, flat
 from casync.seeds import private_seed, shared_seed
 from casync.terms import Terms
 from compll.codec import Item
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from casync.feedback import Feedback
     from casync.plan import Partition, Segment
     from casync.primitives import Decode, Encode, Merge
+    from casync.rows import Values
     from compll.codec import Operation, Result
 
     Vector = NDArray[np.float32]
@@ -177,7 +179,7 @@ class Compute:
         self,
         task: Encode,
         step: int,
-        gradients: Mapping[str, Vector | None],
+        gradients: Mapping[str, Values | None],
         received: Payload | None,
         total: Sum | None,
         readers: int,
@@ -235,7 +237,7 @@ class Compute:
         self,
         task: Merge,
         step: int,
-        gradients: Mapping[str, Vector | None],
+        gradients: Mapping[str, Values | None],
         received: Payload | None,
         total: Sum | None,
     ) -> Sum:
@@ -278,7 +280,7 @@ class Compute:
         return total
 
     def decode(
-        self, task: Decode, step: int, payload: Payload, results: MutableMapping[str, Vector | None]
+        self, task: Decode, step: int, payload: Payload, results: MutableMapping[str, Values | None]
     ) -> None:
         """Write the final payload over the gradient; one that was absent here gets its first value."""
         partition = self.partitions[task.partition]
@@ -300,15 +302,15 @@ class Compute:
         if items:
             codec.batch("decode", items, threads=self._threads)
 
-    def unscale(self, gradient: str, values: Vector, loss_scale: float) -> None:
+    def unscale(self, gradient: str, values: Values, loss_scale: float) -> None:
         """Divide a gradient by the loss scale, in place, if it has partitions that are compressed.
 
         So codecs and residuals see its true units, while what travels in its own type keeps its range.
         """
         if gradient in self._compressed:
-            np.multiply(values, np.float32(1 / loss_scale), out=values)
+            np.multiply(flat(values), np.float32(1 / loss_scale), out=flat(values))
 
-    def settle(self, task: Decode, results: Mapping[str, Vector | None], loss_scale: float) -> bool:
+    def settle(self, task: Decode, results: Mapping[str, Values | None], loss_scale: float) -> bool:
         """Give a compressed partition's result the loss scale back; whether its type can hold all of it."""
         partition = self.partitions[task.partition]
         dtype = self._dtypes[partition.segments[0].gradient]
@@ -317,7 +319,7 @@ class Compute:
         fits = True
         for segment in partition.segments:
             values = _slice(results, segment)
-            if values is None:
+            if values is None or not values.size:
                 continue
             if partition.compressed:
                 values *= np.float32(loss_scale)
@@ -325,7 +327,11 @@ class Compute:
             fits = fits and bool(values.max() <= largest and values.min() >= -largest)
         return fits
 
-    def finish(self, task: Decode, total: Sum, results: MutableMapping[str, Vector | None]) -> bool:
+    def raw_bytes(self, partition: int, payload: Payload) -> int:  # noqa: ARG002  (rows ask the payload)
+        """What a payload would take as float32."""
+        return 4 * self.partitions[partition].elements
+
+    def finish(self, task: Decode, total: Sum, results: MutableMapping[str, Values | None]) -> bool:
         """Write the scaled sum over the gradient, in place of a payload; returns whether all is finite."""
         partition = self.partitions[task.partition]
         finite = total.finite
@@ -359,13 +365,17 @@ class Compute:
             value += term
             self._pool.give(term.view(np.uint8))
 
-    def _with_seeds_and_state(
-        self, item: Item, codec: BatchCodec, segment: Segment, task: Encode, step: int
-    ) -> Item:
+    def _with_seeds(self, item: Item, codec: BatchCodec, segment: Segment, task: Encode, step: int) -> Item:
         if codec.info.random or codec.info.keyed:
             shared = shared_seed(self._run_seed, step, segment.gradient, segment.part)
             private = private_seed(shared, self.rank, task.role, task.hop)
             item = item._replace(seed=private, shared_seed=shared)
+        return item
+
+    def _with_seeds_and_state(
+        self, item: Item, codec: BatchCodec, segment: Segment, task: Encode, step: int
+    ) -> Item:
+        item = self._with_seeds(item, codec, segment, task, step)
         if codec.info.stateful:
             old = self.feedback.current(segment, task.role)
             item = item._replace(state=old, new_state=self.feedback.following(segment, task.role))
@@ -387,16 +397,20 @@ class Compute:
             if value is not None:
                 self._pool.give(value.view(np.uint8))
 
-    def _result(self, results: MutableMapping[str, Vector | None], segment: Segment) -> Vector:
+    def _result(self, results: MutableMapping[str, Values | None], segment: Segment) -> Vector:
         whole = results[segment.gradient]
         if whole is None:
             elements = max(
                 s.stop for p in self.partitions for s in p.segments if s.gradient == segment.gradient
             )
             whole = results[segment.gradient] = np.empty(elements, np.float32)
+        assert not isinstance(whole, Rows)
         return whole[segment.start : segment.stop]
 
 
-def _slice(gradients: Mapping[str, Vector | None], segment: Segment) -> Vector | None:
+def _slice(gradients: Mapping[str, Values | None], segment: Segment) -> Vector | None:
+    """The segment's elements; of rows, those of all that are there."""
     whole = gradients[segment.gradient]
+    if isinstance(whole, Rows):
+        return whole.values.reshape(-1)
     return None if whole is None else whole[segment.start : segment.stop]

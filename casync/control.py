@@ -90,15 +90,19 @@ class Control(Protocol):
         """Say goodbye: no peer takes what follows for a death. Idempotent."""
 
 
-def differences(topic: str, facts: Sequence[Mapping[str, str]]) -> str | None:
+def differences(
+    topic: str, facts: Sequence[Mapping[str, str]], among: Sequence[int] | None = None
+) -> str | None:
     """Return the text that names each key of `topic` on which the ranks' `facts` differ, None if none do.
 
-    facts: one mapping a rank, in rank order. The text is the same whatever rank computes it.
+    facts: one mapping a rank, in rank order, of all ranks or of those `among` them. The text is the same
+    whatever rank computes it.
     """
+    named = range(len(facts)) if among is None else among
     lines = []
     for key in sorted(set().union(*facts)):
         ranks: dict[str, list[int]] = {}
-        for rank, held in enumerate(facts):
+        for rank, held in zip(named, facts, strict=True):
             ranks.setdefault(held.get(key, "<not given>"), []).append(rank)
         if len(ranks) > 1:
             held_by = "; ".join(f"{_ranks(who)}: {value}" for value, who in ranks.items())

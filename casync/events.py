@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from casync.compute import Compute
     from casync.frames import Header
     from casync.program import Program
+    from casync.rows import Values
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A synchronized step: the result of each gradient, None where it was absent on all ranks."""
 
-    values: Mapping[str, NDArray[np.float32] | None]
+    values: Mapping[str, Values | None]
     finite: bool
 
 
@@ -30,7 +31,7 @@ class Ready:
 
     step: int
     gradient: str
-    values: NDArray[np.float32]
+    values: Values
     loss_scale: float
 
 

@@ -35,13 +35,10 @@ from compll.codec import PayloadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
     from casync.channels import Channel, Channels
     from casync.control import Control
+    from casync.rows import Values
     from casync.trace import Lane
-
-    Vector = NDArray[np.float32]
 
 log = logging.getLogger("casync")
 
@@ -55,8 +52,8 @@ class Step:
     gradients_needed: list[int]
     missing: dict[int, None]  # what other ranks have not sent or added yet, in the schedule's order
     left: int
-    gradients: dict[str, Vector | None] = field(default_factory=dict)
-    results: dict[str, Vector | None] = field(default_factory=dict)
+    gradients: dict[str, Values | None] = field(default_factory=dict)
+    results: dict[str, Values | None] = field(default_factory=dict)
     payloads: dict[int, Payload] = field(default_factory=dict)
     sums: dict[int, Sum] = field(default_factory=dict)
     loss_scale: float = 1.0
@@ -94,15 +91,15 @@ class Executor:
         """What this step's gradients are multiplied by, the same on all ranks; training thread only."""
         self.first_step = 0
         """Added to a step's number for seeds and reports, which count from the run's begin."""
-        self._channel: Channel = channels.open(self._arrived)
+        self._channel: Channel = channels.open(self._arrived, control)
         self._thread = threading.Thread(target=self._run, name=f"casync-compute-{control.rank}", daemon=True)
         self._thread.start()
         control.on_failure(self._failed)
 
     # The training thread
 
-    def submit(self, gradient: str, values: Vector) -> None:
-        """Hand over a flat, contiguous gradient; its memory is ours until `synchronize` returns."""
+    def submit(self, gradient: str, values: Values) -> None:
+        """Hand over a gradient, flat and contiguous; its memory is ours until `synchronize` returns."""
         self.meter.submitted()
         self._events.put(Ready(self._current, gradient, values, self.loss_scale))
 
@@ -253,7 +250,7 @@ class Executor:
             case _:
                 pass
 
-    def _know(self, step: Step, gradient: str, values: Vector | None) -> None:
+    def _know(self, step: Step, gradient: str, values: Values | None) -> None:
         step.gradients[gradient] = step.results[gradient] = values
         for partition in self._program.partitions_of[gradient]:
             step.gradients_needed[partition] -= 1
@@ -352,7 +349,8 @@ class Executor:
         payload = step.payloads[task.payload]
         flags = (ABSENT if payload.absent else 0) | (0 if payload.finite else NOT_FINITE)
         done = payload.lease.release if payload.lease is not None else None
-        self.meter.sent(self._number(step), task, payload.body.nbytes)
+        raw = self._compute.raw_bytes(task.partition, payload)
+        self.meter.sent(self._number(step), task, payload.body.nbytes, raw)
         self._channel.send(task.peer, step.number, task.message, flags, payload.body, done)
 
     def _done(self, step: Step, task: Task) -> None:

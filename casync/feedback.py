@@ -109,16 +109,14 @@ class Feedback:
         self._sites = {
             (s.gradient, s.start, s.role): (s, residual_of(codec)) for s, codec in kept if codec.info.stateful
         }
-
-        def zero() -> dict[tuple[str, int, Role], State]:
-            return {
-                (s.gradient, s.start, s.role): codec.new_state(s.stop - s.start)
-                for s, codec in kept
-                if codec.info.stateful
-            }
-
-        self._current, self._next = zero(), zero()
+        self._current = {
+            (s.gradient, s.start, s.role): codec.new_state(s.stop - s.start)
+            for s, codec in kept
+            if codec.info.stateful
+        }
+        self._next: dict[tuple[str, int, Role], State] = {}  # made when it is first written
         self._written: set[tuple[str, int, Role]] = set()
+        self._rows: dict[tuple[str, int, Role], tuple[NDArray[np.int64], State]] = {}
 
     def current(self, segment: Segment, role: Role) -> State:
         """The state to read."""
@@ -128,7 +126,19 @@ class Feedback:
         """The state to write, which is taken by `commit`."""
         key = (segment.gradient, segment.start, role)
         self._written.add(key)
+        if key not in self._next:
+            self._next[key] = {name: np.empty_like(values) for name, values in self._current[key].items()}
         return self._next[key]
+
+    def rows(self, segment: Segment, role: Role, indices: NDArray[np.int64], width: int) -> State:
+        """The state of some rows of `width` elements, copied to be read and written; taken by `commit`."""
+        key = (segment.gradient, segment.start, role)
+        held = {
+            name: values.reshape(-1, width)[indices].reshape(-1)
+            for name, values in self._current[key].items()
+        }
+        self._rows[key] = indices, held
+        return held
 
     def held(self) -> Iterator[Held]:
         """The current state of every site: itself, not a copy; it may be written between steps."""
@@ -140,7 +150,13 @@ class Feedback:
         for key in self._written:
             self._current[key], self._next[key] = self._next[key], self._current[key]
         self._written.clear()
+        for key, (indices, held) in self._rows.items():
+            for name, values in held.items():
+                rows = values.reshape(indices.size, -1)
+                self._current[key][name].reshape(-1, rows.shape[1])[indices] = rows
+        self._rows.clear()
 
     def drop(self) -> None:
         """Forget what was written."""
         self._written.clear()
+        self._rows.clear()

@@ -33,7 +33,7 @@ class Job:
         report: str | None = None,
         trace: str | None = None,
     ) -> None:
-        """Collective if the job is traced. report, trace: as of `casync.torch.init`; raises KnobError."""
+        """Collective. report, trace: as of `casync.torch.init`; raises KnobError."""
         self._report = knobs.REPORT.given(report)
         folder = knobs.TRACE.given(trace)
         self.session = session
@@ -49,7 +49,11 @@ class Job:
     def watch(self) -> Watch:
         """What one more synchronizer is watched by."""
         lane = self._trace.lane() if self._trace is not None else None
-        return Watch(lane, Probe() if self._report else None, self._advisor)
+        return Watch(lane, self.probe(), self._advisor)
+
+    def probe(self) -> Probe | None:
+        """What looks at one more synchronizer's gradients, if there will be a report."""
+        return Probe() if self._report else None
 
     def tell(self) -> None:
         """Deliver the report and the trace, once. No error of theirs fails a run that has done its work."""

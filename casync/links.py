@@ -43,7 +43,7 @@ class _Neighbours:
         self._control = control
         self._next, self._previous = (control.rank + 1) % control.size, (control.rank - 1) % control.size
         self._frames: SimpleQueue[tuple[int, int, float] | None] = SimpleQueue()
-        self._channel = channels.open(self._arrived)
+        self._channel = channels.open(self._arrived, control)
         self._nothing = np.empty(0, np.uint8)
         control.on_failure(self._failed)
 

@@ -165,10 +165,10 @@ class Meter:
         if self._lane is not None:
             self._lane.ran(step, task, row.gradient, begin, end)
 
-    def sent(self, step: int, task: Send, nbytes: int) -> None:
-        """A body of so many bytes leaves."""
+    def sent(self, step: int, task: Send, nbytes: int, raw: int) -> None:
+        """A body of so many bytes leaves; as float32 it would have `raw`."""
         row = self._rows[task.partition]
-        raw = HEADER_BYTES + 4 * row.elements
+        raw += HEADER_BYTES
         self.messages_sent += 1
         self.bytes_sent += HEADER_BYTES + nbytes
         self.raw_bytes_sent += raw

@@ -38,6 +38,9 @@ PLANNED = ("PS", "RING")
 EXACT = "ring"
 """The topology of uncompressed gradients, whatever that of the compressed ones, if no engine sums them."""
 
+ROWS = "allgather"
+"""The topology of gradients of rows: a rank cannot know which rows another one has."""
+
 
 class PlanError(ValueError):
     """A plan that cannot be read or that is not for this run; says where, what, and how to mend it."""
@@ -45,11 +48,15 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """A gradient of the model by its parameter's name, shape and type (a key of `casync.dtypes.DTYPES`)."""
+    """A gradient of the model by its parameter's name, shape and type (a key of `casync.dtypes.DTYPES`).
+
+    rows: it comes as `casync.rows.Rows`, the rows (of the first dimension) that a step has touched.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    rows: bool = False
 
     @property
     def elements(self) -> int:
@@ -83,11 +90,15 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """What one task works on and one message carries: segments of one or more gradients, with one owner."""
+    """What one task works on and one message carries: segments of one or more gradients, with one owner.
+
+    width: the elements of a row, of a gradient of which some rows travel; 0: all elements do.
+    """
 
     compressed: bool
     owner: int
     segments: tuple[Segment, ...]
+    width: int = 0
 
     @property
     def label(self) -> str:
@@ -233,16 +244,16 @@ def cut(elements: int, partitions: int) -> list[tuple[int, int]]:
 def layout(
     plan: Plan, gradients: Sequence[Gradient], topology_name: str, nranks: int, exact_by: str = EXACT
 ) -> tuple[Partition, ...]:
-    """All partitions: of compressed gradients in parameter order, then of buckets of the others, by type.
+    """All partitions: of compressed gradients in parameter order, of buckets of the others by type, of rows.
 
     exact_by: what sums the buckets; an engine (`casync.engines`) takes each whole.
 
     The first partition of a gradient or bucket goes to the rank that owns the fewest elements so far (ties:
-    the topology's order), the next ones to the ranks that follow.
+    the topology's order), the next ones to the ranks that follow. Rows are one partition, and nobody's own.
     """
     by_us = exact_by == EXACT
     entries = {entry.gradient: entry for entry in plan.entries}
-    present = [g for g in gradients if g.elements]
+    present = [g for g in gradients if g.elements and not g.rows]
     compressed = [
         [(Segment(g.name, part, start, stop),) for part, (start, stop) in enumerate(cut(g.elements, k))]
         for g in present
@@ -260,6 +271,13 @@ def layout(
     return (
         *_owned(True, compressed, topology_name, nranks),
         *_owned(False, exact, EXACT, nranks),
+        *(
+            Partition(
+                entries[g.name].compressed, 0, (Segment(g.name, 0, 0, g.elements),), g.elements // g.shape[0]
+            )
+            for g in gradients
+            if g.elements and g.rows
+        ),
     )
 
 
@@ -310,20 +328,22 @@ def schedule(
     exact_by: str = EXACT,
     through: Collection[int] = (),
 ) -> Schedule:
-    """The tasks of all ranks for a layout: the compressed partitions by the topology, the others exactly.
+    """The tasks of all ranks for a layout: compressed partitions by the topology, buckets exactly, rows last.
 
     nodes: which ranks share one; None: each has its own. exact_by: as for `layout`. through: the partitions
     in which no gradient may enter a sum but through the codec; of a topology that encodes sums.
     """
     nodes = even_nodes(nranks) if nodes is None else nodes
     draw = topology(topology_name).schedule
-    compressed = [p.owner for p in partitions if p.compressed]
-    exact = [p.owner for p in partitions if not p.compressed]
-    return join(
+    compressed = [p.owner for p in partitions if p.compressed and not p.width]
+    exact = [p.owner for p in partitions if not (p.compressed or p.width)]
+    rows = [p.owner for p in partitions if p.width]
+    elements = join(
         draw(nranks, compressed, nodes, through) if through else draw(nranks, compressed, nodes),
         topology(EXACT).schedule(nranks, exact, nodes) if exact_by == EXACT else reduced(nranks, len(exact)),
         len(compressed),
     )
+    return join(elements, topology(ROWS).schedule(nranks, rows, nodes), len(compressed) + len(exact))
 
 
 def reduced(nranks: int, partitions: int) -> Schedule:

@@ -6,6 +6,7 @@ A rule's codec, or the run's, is a codec, a `Schedule`, or None: exact. The firs
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -127,11 +128,15 @@ class Codecs:
             found.append((rule, choice))
         return cls(compiled(default), tuple(found))
 
-    def all(self) -> Iterator[BatchCodec]:
-        """Every codec that some step may use."""
+    def all(self, gradients: Iterable[Gradient], *, rows: bool) -> Iterator[BatchCodec]:
+        """Every codec that some step may use for gradients of rows, or for others (unused ones too)."""
+        users: defaultdict[int, set[bool]] = defaultdict(set)
+        for g in gradients:
+            users[id(self.of_gradient(g))].add(g.rows)
         for choice in (self.default, *(choice for _, choice in self.rules)):
             stages = map(choice.at, choice.stages) if isinstance(choice, Schedule) else (choice,)
-            yield from (codec for codec in stages if codec is not None)
+            if rows in (users[id(choice)] or {False}):
+                yield from (codec for codec in stages if codec is not None)
 
     def of_gradient(self, gradient: Gradient) -> Choice:
         """The choice for a gradient, of whatever step."""

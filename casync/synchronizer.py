@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casync.checkpoint import Checkpoint, Run, StateError
-from casync.choice import AUTO, check_codec, check_down, choose, demands
+from casync.choice import AUTO, check_codec, check_down, check_row_codec, choose, demands
 from casync.collectives import Collectives
 from casync.compute import BatchCodec, Compute
 from casync.dtypes import exact
@@ -23,6 +23,8 @@ from casync.feedback import Feedback, Site, keeps_more, sites
 from casync.handover import hand_over
 from casync.plan import EXACT, Gradient, Partition, Plan, layout, schedule
 from casync.report import Report, lines
+from casync.row_compute import RowCompute
+from casync.rows import Rows, check, flat
 from casync.rules import Codecs, Schedule, at
 from casync.topologies import check_nodes, even_nodes
 from casync.watch import Watch
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from casync.feedback import Held
     from casync.metrics import Stats
     from casync.primitives import Task
+    from casync.rows import Values
     from casync.rules import Choice, Rule
     from casync.topologies import Nodes
 
@@ -77,6 +80,12 @@ class Spec:
         """What each gradient is compressed by."""
         return Codecs(self.codec, self.rules)
 
+    @property
+    def compressible(self) -> frozenset[Gradient]:
+        """The gradients that the plan compresses."""
+        planned = {entry.gradient for entry in self.plan.entries if entry.compressed}
+        return frozenset(g for g in self.gradients if g.name in planned)
+
     def settled(self, nranks: int) -> Spec:
         """The same with the topology chosen and the nodes in order; ValueError for nodes that cannot be.
 
@@ -85,22 +94,28 @@ class Spec:
         nodes = even_nodes(nranks) if self.nodes is None else check_nodes(self.nodes, nranks)
         topology = self.topology
         if topology == AUTO:
-            topology = choose(tuple(self.codecs.all()), self.plan, nodes, down=self.down is not None)
+            codecs = tuple(self.codecs.all(self.compressible, rows=False))
+            topology = choose(codecs, self.plan, nodes, down=self.down is not None)
         exact = EXACT if nranks == 1 else self.exact
         return replace(self, topology=topology, nodes=nodes, exact=exact)
 
     def check_codecs(self) -> None:
-        """Raise CodecError unless the topology allows all codecs that some step may use."""
+        """Raise CodecError for a codec that cannot be used for the gradients that some step gives it to."""
         if self.down is not None:
             check_down(self.down, self.topology)
-        for codec in self.codecs.all():
+        for codec in self.codecs.all(self.compressible, rows=False):
             check_codec(codec, self.topology, down=self.down is not None)
+        for codec in self.codecs.all(self.compressible, rows=True):
+            check_row_codec(codec)
 
     def facts(self) -> dict[str, str]:
         """The facts that ranks compare before the first step."""
         return {
             "casync": version("compll"),
-            **{f"gradient {g.name}": f"shape {list(g.shape)}, {g.dtype}" for g in self.gradients},
+            **{
+                f"gradient {g.name}": f"{'rows of ' * g.rows}shape {list(g.shape)}, {g.dtype}"
+                for g in self.gradients
+            },
             "order of gradients": sha256("\n".join(g.name for g in self.gradients).encode()).hexdigest(),
             "plan": self.plan.fingerprint,
             "codec": _described(self.codec),
@@ -157,6 +172,7 @@ class Synchronizer:
         open_engine = None if spec.exact == EXACT else engines.load(spec.exact)
         self._choices = self._chosen(spec.codecs)
         self._codecs = {name: at(choice, 0) for name, choice in self._choices.items()}
+        self._gradients = {g.name: g for g in spec.gradients}
         self._left: dict[str, NDArray[np.float32]] = {}
         self._added: set[str] = set()
         tasks, self._compute = self._built(self._codecs)
@@ -178,8 +194,8 @@ class Synchronizer:
 
     def _chosen(self, codecs: Codecs) -> dict[str, Choice]:
         """The choice for each gradient. What the plan leaves exact stays that."""
-        planned = {entry.gradient for entry in self.spec.plan.entries if entry.compressed}
-        return {g.name: codecs.of_gradient(g) if g.name in planned else None for g in self.spec.gradients}
+        compressible = self.spec.compressible
+        return {g.name: codecs.of_gradient(g) if g in compressible else None for g in self.spec.gradients}
 
     def _built(self, chosen: Mapping[str, BatchCodec | None]) -> tuple[Sequence[Task], Compute]:
         """This rank's tasks, and what executes them, with zero state."""
@@ -202,7 +218,7 @@ class Synchronizer:
             return codecs[site.gradient] if spec.down is None or not site.down else spec.down
 
         feedback = Feedback(sites(tasks, partitions, average), codec_of)
-        compute = Compute(
+        compute = RowCompute(
             control.rank,
             partitions,
             codecs,
@@ -215,14 +231,24 @@ class Synchronizer:
         )
         return tasks, compute
 
-    def submit(self, gradient: str, values: NDArray[np.float32]) -> None:
-        """Hand over a flat, contiguous float32 gradient; its memory is overwritten with the result."""
+    def submit(self, gradient: str, values: Values) -> None:
+        """Hand over a gradient, flat and contiguous float32: its memory is overwritten with the result.
+
+        Of a gradient of rows, `Rows`: the result is another one, with the rows of all ranks; TypeError and
+        ValueError for what is not of its shape.
+        """
+        check(self._gradients[gradient], values)
         if gradient in self._left:
-            values += self._left[gradient] * np.float32(self._executor.loss_scale)
+            left = self._left[gradient] * np.float32(self._executor.loss_scale)
+            if isinstance(values, Rows):
+                values = values.plus(left)
+            else:
+                values += left
             self._added.add(gradient)
-        if self._watch.probe is not None:
+        seen = flat(values)
+        if self._watch.probe is not None and seen.size:
             step, scale = self._executor.step, self._executor.loss_scale
-            self._watch.probe.look(step, gradient, values, self._codecs[gradient], scale)
+            self._watch.probe.look(step, gradient, seen, self._codecs[gradient], scale)
         self._executor.submit(gradient, values)
 
     def synchronize(self) -> Outcome:

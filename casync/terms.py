@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casync.rows import flat
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from casync.buffers import Pool
     from casync.plan import Partition
+    from casync.rows import Values
 
     Vector = NDArray[np.float32]
 
@@ -29,13 +32,13 @@ class Terms:
     def __init__(self, partitions: Sequence[Partition], pool: Pool) -> None:
         self._partitions, self._pool = partitions, pool
 
-    def pack(self, partition: int, gradients: Mapping[str, Vector | None]) -> Vector:
-        """This rank's term; gradients that are absent are None."""
+    def pack(self, partition: int, gradients: Mapping[str, Values | None]) -> Vector:
+        """This rank's term; gradients that are absent are None, and none of a bucket's are rows."""
         of = self._partitions[partition]
         term = self._pool.take(4 * (of.elements + len(of.segments))).view(np.float32)
         for segment, place in zip(of.segments, self._places(of, term), strict=True):
             whole = gradients[segment.gradient]
-            place[:] = 0 if whole is None else whole[segment.start : segment.stop]
+            place[:] = 0 if whole is None else flat(whole)[segment.start : segment.stop]
         term[of.elements :] = [gradients[segment.gradient] is not None for segment in of.segments]
         return term
 

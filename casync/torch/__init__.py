@@ -20,7 +20,7 @@ from casync.plan import Plan, PlanError
 from casync.rules import Rule, Schedule, warm_up
 from casync.synchronizer import Op
 from casync.torch.ddp import State, hook
-from casync.torch.job import init, local_rank, local_size, rank, session, shutdown, size
+from casync.torch.job import init, local_rank, local_size, new_group, rank, session, shutdown, size
 from casync.torch.optimizer import DistributedOptimizer
 from casync.torch.parameters import broadcast_parameters, write_gradients
 from casync.torch.state import merge_states
@@ -46,6 +46,7 @@ __all__ = [
     "local_rank",
     "local_size",
     "merge_states",
+    "new_group",
     "rank",
     "session",
     "shutdown",

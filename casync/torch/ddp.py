@@ -22,7 +22,7 @@ from torch.futures import Future
 from casync.control import RankFailure
 from casync.rules import Codecs, Rule
 from casync.synchronizer import Op
-from casync.torch.gradients import Lender, Loan, loss_scale_of, synchronizer_of
+from casync.torch.gradients import Lender, Loan, Settings, loss_scale_of, synchronizer_of, tensor_of
 from casync.torch.job import current
 from casync.torch.state import to_tensors
 
@@ -51,7 +51,7 @@ class _Bucket:
 class State:
     """What `hook` needs: how gradients are compressed, and the residuals of this rank.
 
-    codec, rules, topology, exact, plan, op, scaler, seed, nodes, down: as for `DistributedOptimizer`.
+    codec, rules, topology, exact, plan, op, scaler, seed, nodes, down, job: as for `DistributedOptimizer`.
     named_parameters: of the module that DDP wraps. Without it the parameters are called `parameter 0`, ... in
     the order of the first step's buckets, and neither a plan's file nor a rule can name them.
     """
@@ -73,16 +73,15 @@ class State:
         job: Job | None = None,
     ) -> None:
         """Raise ValueError for a plan or a rule that names parameters which have no names."""
-        self._codecs = Codecs.of(codec, rules)
-        named = plan is not None or any(rule.name != "*" for rule, _ in self._codecs.rules)
+        codecs = Codecs.of(codec, rules)
+        named = plan is not None or any(rule.name != "*" for rule, _ in codecs.rules)
         if named_parameters is None and named:
             raise ValueError(
                 "a plan, or a rule with a pattern, needs the parameters' names: pass "
                 "named_parameters=model.module.named_parameters() to State"
             )
         self._names = None if named_parameters is None else {id(p): name for name, p in named_parameters}
-        self._topology, self._plan, self._op, self._seed = topology, plan, op, seed
-        self._nodes, self._exact, self._down = nodes, exact, down
+        self._settings = Settings(codecs, topology, exact, plan, op, seed, nodes, down)
         self._scaler, self._job = scaler, job
         self._synchronizer: Synchronizer | None = None
         self._saved: dict[str, Any] | None = None
@@ -125,10 +124,12 @@ class State:
 
     def _take(self, bucket: GradBucket) -> Future[torch.Tensor]:
         """Hand over the bucket's gradients; the first step's wait until all parameters are known."""
-        job = self._job = self._job or current()
+        job = self._job = current() if self._job is None else self._job
         job.session.control.check()
         future: Future[torch.Tensor] = Future()
-        pairs = tuple(zip(bucket.parameters(), bucket.gradients(), strict=True))
+        sparse = bucket.buffer().layout == torch.sparse_coo  # then it is the gradient of one parameter
+        gradients = [bucket.buffer()] if sparse else bucket.gradients()
+        pairs = tuple(zip(bucket.parameters(), gradients, strict=True))
         begins = not self._open
         taken = _Bucket(bucket.buffer(), future, pairs)
         self._open.append(taken)
@@ -152,9 +153,10 @@ class State:
     def _submit(self, synchronizer: Synchronizer, bucket: _Bucket) -> None:
         """Submit a bucket's gradients. DDP puts zeros where a parameter was not used: such one is absent."""
         for p, grad in bucket.gradients:
-            if grad.numel() and bool(grad.any()):
-                loan = self._loans[self._name(p)] = self._lender.lend(self._name(p), grad)
-                synchronizer.submit(self._name(p), loan.flat.numpy())
+            sparse = grad.layout == torch.sparse_coo
+            if grad.numel() and bool((grad._values() if sparse else grad).any()):
+                loan = self._loans[self._name(p)] = self._lender.lend(self._name(p), grad, sparse=sparse)
+                synchronizer.submit(self._name(p), loan.given)
 
     def _ended(self, outcome: Outcome | None) -> None:
         """The step is done, or, with None, the job: complete its futures. In another thread, maybe twice."""
@@ -168,10 +170,10 @@ class State:
         for bucket in buckets:
             for p, grad in bucket.gradients:
                 values = outcome.values.get(self._name(p))
-                if (loan := loans.get(self._name(p))) is not None:
-                    loan.bring_home()
+                if values is not None and (loan := loans.get(self._name(p))) is not None:
+                    loan.bring_home(values)
                 elif values is not None:  # zero here, not on another rank
-                    grad.copy_(torch.from_numpy(values).view(grad.shape))
+                    grad.copy_(tensor_of(values, grad))
             bucket.future.set_result(bucket.buffer)
 
     def _failure(self) -> Exception:
@@ -198,18 +200,13 @@ class State:
             )
         found = {id(p): p for p in parameters}
         ordered = {name: found[key] for key, name in self._names.items() if key in found}
-        made = synchronizer_of(
-            job,
-            ordered,
-            self._codecs,
-            self._topology,
-            self._plan,
-            self._op,
-            self._seed,
-            self._nodes,
-            self._exact,
-            self._down,
-        )
+        sparse = {
+            self._name(p)
+            for bucket in self._open
+            for p, grad in bucket.gradients
+            if grad.layout == torch.sparse_coo
+        }
+        made = synchronizer_of(job, ordered, self._settings, sparse)
         made.load_state_dict(self._saved)
         return made
 

@@ -10,56 +10,79 @@ import torch
 
 from casync.dtypes import DTYPES
 from casync.plan import Gradient, Plan
+from casync.rows import Rows
 from casync.rules import Schedule, compiled
 from casync.synchronizer import Op, Spec, Synchronizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from casync.job import Job
+    from casync.rows import Values
     from casync.rules import CodecLike, Codecs
 
 
-def synchronizer_of(
-    job: Job,
-    parameters: Mapping[str, torch.Tensor],
-    codecs: Codecs,
-    topology: str,
-    plan: str | Path | Plan | None,
-    op: Op,
-    seed: int | None,
-    nodes: Sequence[Sequence[int]] | None,
-    exact: str,
-    down: CodecLike,
-) -> Synchronizer:
-    """Collective: what synchronizes the gradients of these parameters. Raises what `Synchronizer` raises."""
-    sums = compiled(down)
-    if isinstance(sums, Schedule):
-        raise TypeError(
-            "down= is one codec for the whole run, not a schedule: give a codec, a name or a path"
+@dataclass(frozen=True)
+class Settings:
+    """How gradients are to be synchronized, as the user says it: arguments of `DistributedOptimizer`."""
+
+    codecs: Codecs
+    topology: str = "ps"
+    exact: str = "ring"
+    plan: str | Path | Plan | None = None
+    op: Op = Op.AVERAGE
+    seed: int | None = None
+    nodes: Sequence[Sequence[int]] | None = None
+    down: CodecLike = None
+
+    def spec(self, job: Job, gradients: tuple[Gradient, ...]) -> Spec:
+        """The same of a job's gradients. Raises PlanError, TypeError, and what `compll.compile` raises."""
+        down = compiled(self.down)
+        if isinstance(down, Schedule):
+            raise TypeError(
+                "down= is one codec for the whole run, not a schedule: give a codec, a name or a path"
+            )
+        plan = self.plan
+        if plan is None:
+            plan = self.codecs.plan(gradients, job.session.size)
+        elif not isinstance(plan, Plan):
+            plan = Plan.load(plan)
+        return Spec(
+            gradients,
+            plan,
+            self.codecs.default,
+            self.topology.lower(),
+            self.op,
+            job.seed if self.seed is None else self.seed,
+            job.session.nodes if self.nodes is None else tuple(map(tuple, self.nodes)),
+            self.codecs.rules,
+            down,
+            self.exact,
         )
+
+
+def synchronizer_of(
+    job: Job, parameters: Mapping[str, torch.Tensor], settings: Settings, sparse: Collection[str] = ()
+) -> Synchronizer:
+    """Collective: what synchronizes the gradients of these parameters. Raises what `Synchronizer` raises.
+
+    sparse: the names of those whose gradients are sparse tensors.
+    """
     for name, p in parameters.items():
         if _name(p.dtype) not in DTYPES:
             raise TypeError(
                 f"the gradient of {name} has dtype {p.dtype}: casync synchronizes {', '.join(DTYPES)}; keep "
                 "the parameter in one of these"
             )
-    gradients = tuple(Gradient(name, tuple(p.shape), _name(p.dtype)) for name, p in parameters.items())
-    if plan is None:
-        plan = codecs.plan(gradients, job.session.size)
-    elif not isinstance(plan, Plan):
-        plan = Plan.load(plan)
-    seed = job.seed if seed is None else seed
-    shared = job.session.nodes if nodes is None else tuple(map(tuple, nodes))
-    spec = Spec(
-        gradients, plan, codecs.default, topology.lower(), op, seed, shared, codecs.rules, sums, exact
+    gradients = tuple(
+        Gradient(name, tuple(p.shape), _name(p.dtype), name in sparse) for name, p in parameters.items()
     )
     cores = len(os.sched_getaffinity(0))
     made = Synchronizer(
         job.session.control,
         job.channels,
-        spec,
+        settings.spec(job, gradients),
         threads=max(1, cores // job.session.local_size),
         watch=job.watch(),
     )
@@ -76,17 +99,26 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def tensor_of(result: Values, like: torch.Tensor) -> torch.Tensor:
+    """A result as a float32 tensor of the shape of `like`: of rows, a sparse one without duplicates."""
+    if not isinstance(result, Rows):
+        return torch.from_numpy(result).view(like.shape)
+    indices = torch.from_numpy(result.indices).unsqueeze(0)
+    values = torch.from_numpy(result.values).view(-1, *like.shape[1:])
+    return torch.sparse_coo_tensor(indices, values, like.shape, is_coalesced=True, check_invariants=False)
+
+
 @dataclass(frozen=True)
 class Loan:
-    """A gradient in flight. home: where its result belongs; flat: float32[n] that casync overwrites."""
+    """A gradient in flight. home: where its result belongs; given: what casync has of it."""
 
     home: torch.Tensor
-    flat: torch.Tensor
+    given: Values
 
-    def bring_home(self) -> None:
+    def bring_home(self, result: Values) -> None:
         """Write the result where it belongs, rounded to its type, unless it lies there already."""
-        if self.flat.data_ptr() != self.home.data_ptr():
-            self.home.copy_(self.flat.view(self.home.shape))
+        if isinstance(result, Rows) or result.ctypes.data != self.home.data_ptr():
+            self.home.copy_(tensor_of(result, self.home))
 
 
 class Lender:
@@ -95,11 +127,19 @@ class Lender:
     def __init__(self) -> None:
         self._copies: dict[str, torch.Tensor] = {}
 
-    def lend(self, name: str, grad: torch.Tensor) -> Loan:
-        """A gradient as flat float32; RuntimeError for one that casync cannot synchronize."""
+    def lend(self, name: str, grad: torch.Tensor, *, sparse: bool) -> Loan:
+        """A gradient as flat float32, or as rows; RuntimeError for one that casync cannot synchronize.
+
+        sparse: whether the ranks have agreed that it is sparse.
+        """
         fault = None
-        if grad.layout != torch.strided:
-            fault = "is sparse: make it dense (e.g. Embedding(sparse=False))"
+        if grad.layout == torch.sparse_coo and not sparse:
+            fault = (
+                f"is sparse: say so, DistributedOptimizer(..., sparse=[{name!r}]), and its rows travel; or "
+                "have it made dense by sparse_as_dense=True"
+            )
+        elif sparse and (grad.layout != torch.sparse_coo or grad.sparse_dim() != 1):
+            fault = "is not a sparse tensor of rows, as sparse= says: take its name out there"
         elif _name(grad.dtype) not in DTYPES:
             fault = f"has dtype {grad.dtype}: casync synchronizes {', '.join(DTYPES)}"
         elif grad.device.type != "cpu":
@@ -107,10 +147,13 @@ class Lender:
         if fault:
             raise RuntimeError(f"the gradient of {name} {fault}")
         home = grad.detach()
+        if sparse:
+            values = home._values().reshape(-1, home.numel() // home.shape[0]).float()
+            return Loan(grad, Rows.of(home._indices()[0].numpy(), values.numpy()))
         if home.dtype == torch.float32 and home.is_contiguous():
-            return Loan(home, home.view(-1))
+            return Loan(home, home.view(-1).numpy())
         if name not in self._copies:
             self._copies[name] = torch.empty(home.numel())
         flat = self._copies[name]
         flat.view(home.shape).copy_(home)
-        return Loan(home, flat)
+        return Loan(home, flat.numpy())

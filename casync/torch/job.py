@@ -6,11 +6,14 @@ import atexit
 import os
 from typing import TYPE_CHECKING
 
+from casync import group
 from casync import session as sessions
 from casync.job import Job
 from casync.torch import torchrun
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casync.session import Session
 
 _job: Job | None = None
@@ -78,6 +81,16 @@ def local_rank() -> int:
 def local_size() -> int:
     """The number of ranks on this machine."""
     return session().local_size
+
+
+def new_group(ranks: Sequence[int], *, job: Job | None = None) -> Job:
+    """Collective among all ranks, in the group or not: these ranks as a job of their own.
+
+    For `job=` of `DistributedOptimizer`, `State` and `broadcast_parameters`, where ranks then count from 0
+    within the group. On a rank that is not in it the group is false, and must not be used. A failure in a
+    group is one of the whole job. Raises ValueError for what are no ranks, MismatchError if the calls differ.
+    """
+    return group.new_group(current() if job is None else job, ranks)
 
 
 def shutdown() -> None:

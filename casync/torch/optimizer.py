@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from casync.rules import Codecs, Rule
 from casync.synchronizer import Op
-from casync.torch.gradients import Lender, Loan, loss_scale_of, synchronizer_of
+from casync.torch.gradients import Lender, Loan, Settings, loss_scale_of, synchronizer_of, tensor_of
 from casync.torch.job import current
 from casync.torch.state import to_tensors
 
@@ -41,6 +42,8 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     seed: int | None = None,
     nodes: Sequence[Sequence[int]] | None = None,
     down: CodecLike = None,
+    sparse: Iterable[str] = (),
+    sparse_as_dense: bool = False,
     job: Job | None = None,
 ) -> Any:
     """Make `optimizer` step with the gradients of all ranks; returns the same object, of a derived class.
@@ -61,6 +64,10 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     nodes: the ranks of each node, for the hierarchical topology; default: those that share a machine.
     down: the codec of sums where the topology encodes them (`ps`, `hierarchical`); default: the gradient's
     own. Codecs with state besides error feedback, such as dgc, need one there.
+    sparse: names, or patterns of names, of parameters whose gradients are sparse tensors, such as those of
+    Embedding(sparse=True): of these the rows travel that a rank has touched, whatever the topology.
+    sparse_as_dense: make sparse gradients dense before they travel.
+    job: the ranks that train this together: a group of `new_group`; default: all.
 
     Adds `synchronize()`, `skip_synchronize()`, `switch()`, `stats()` and `report()`; `state_dict()` holds
     this rank's residuals too. Raises ValueError and TypeError (parameters, rules, nodes), PlanError,
@@ -74,14 +81,15 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
         )
     if backward_passes_per_step < 1:
         raise ValueError(f"backward_passes_per_step is {backward_passes_per_step}: it must be 1 or more")
-    job = job or current()
+    job = current() if job is None else job
     parameters = _parameters(optimizer, named_parameters)
-    synchronizer = synchronizer_of(
-        job, parameters, Codecs.of(codec, rules), topology, plan, op, seed, nodes, exact, down
-    )
+    of_rows = _matching(sparse, parameters)
+    settings = Settings(Codecs.of(codec, rules), topology, exact, plan, op, seed, nodes, down)
+    synchronizer = synchronizer_of(job, parameters, settings, of_rows)
     kind = type(optimizer)
     optimizer.__class__ = type(f"Distributed{kind.__name__}", (_Distributed, kind), {})
     hooks = _Hooks(parameters, synchronizer, job.session.control, backward_passes_per_step, scaler)
+    hooks.sparse, hooks.sparse_as_dense = of_rows, sparse_as_dense
     hooks.frozen = [p for group in optimizer.param_groups for p in group["params"] if not p.requires_grad]
     optimizer._casync = hooks  # type: ignore[attr-defined]
     return optimizer
@@ -116,6 +124,17 @@ def _parameters(
     return parameters
 
 
+def _matching(patterns: Iterable[str], names: Iterable[str]) -> frozenset[str]:
+    """The names that match a pattern; ValueError for one that none matches."""
+    found: set[str] = set()
+    for pattern in patterns:
+        matching = {name for name in names if fnmatchcase(name, pattern)}
+        if not matching:
+            raise ValueError(f"sparse: no parameter is called {pattern!r}; there are {', '.join(names)}")
+        found |= matching
+    return frozenset(found)
+
+
 class _Hooks:
     """Hands gradients over as the backward pass accumulates them, and takes the results back."""
 
@@ -133,6 +152,8 @@ class _Hooks:
         self.passes = passes
         self.scaler = scaler
         self.frozen: list[torch.nn.Parameter] = []
+        self.sparse: frozenset[str] = frozenset()
+        self.sparse_as_dense = False
         self.fired: dict[str, int] = {}
         self.lender = Lender()
         self.in_flight: dict[str, Loan] = {}
@@ -163,8 +184,10 @@ class _Hooks:
             return
         if not self.in_flight:
             self.synchronizer.loss_scale = loss_scale_of(self.scaler)
-        loan = self.in_flight[name] = self.lender.lend(name, p.grad)
-        self.synchronizer.submit(name, loan.flat.numpy())
+        if self.sparse_as_dense:
+            p.grad = p.grad.to_dense()  # itself, if it is that already
+        loan = self.in_flight[name] = self.lender.lend(name, p.grad, sparse=name in self.sparse)
+        self.synchronizer.submit(name, loan.given)
 
     def synchronize(self) -> None:
         if any(p.requires_grad for p in self.frozen):
@@ -179,12 +202,13 @@ class _Hooks:
             self.synchronizer.loss_scale = loss_scale_of(self.scaler)
         outcome = self.synchronizer.synchronize()
         for name, values in outcome.values.items():
-            loan = self.in_flight.get(name)
+            if values is None:
+                continue
+            p, loan = self.parameters[name], self.in_flight.get(name)
             if loan is not None:
-                loan.bring_home()
-            elif values is not None:  # absent here, not on another rank
-                p = self.parameters[name]
-                p.grad = torch.from_numpy(values).view(p.shape).to(p.dtype)
+                loan.bring_home(values)
+            else:  # absent here, not on another rank
+                p.grad = tensor_of(values, p).to(p.dtype)
         self.fired.clear()
         self.in_flight.clear()
         self.synchronized = True

@@ -26,7 +26,7 @@ def broadcast_parameters(
     params: `model.state_dict()` or `model.named_parameters()`. Raises MismatchError on every rank if names,
     shapes or dtypes differ, TypeError for an entry that is no tensor, ValueError for a root that is no rank.
     """
-    job = job or current()
+    job = current() if job is None else job
     named = sorted(dict(params).items())
     for name, value in named:
         if not isinstance(value, torch.Tensor):

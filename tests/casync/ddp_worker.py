@@ -13,6 +13,7 @@ import signal
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch_jobs import Branches, data, model_hash, new_model
@@ -193,6 +194,47 @@ def by_engine() -> Any:
     ddp = wrapped(model, state)
     hashes = [h for step in range(6) for h in go(ddp, range(step, step + 1))]
     return hashes, state.stats().bytes_reduced > 0
+
+
+class Words(torch.nn.Module):
+    """An embedding whose gradients are sparse, or not, between words and classes."""
+
+    def __init__(self, *, sparse: bool) -> None:
+        super().__init__()
+        rng = np.random.default_rng(4)
+        table = torch.from_numpy(rng.standard_normal((200, 16), np.float32))
+        self.embed = torch.nn.Embedding.from_pretrained(table, freeze=False, sparse=sparse)
+        self.head = torch.nn.Linear(16, 10)
+        with torch.no_grad():
+            for p in self.head.parameters():
+                p.copy_(torch.from_numpy(rng.uniform(-0.2, 0.2, tuple(p.shape)).astype(np.float32)))
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(words).mean(1))
+
+
+def rows(codec: str, sparse: str, how: str) -> Any:
+    """The hashes, and the bytes sent, of a model some of whose words are in each step, some twice."""
+    model = Words(sparse=sparse == "sparse")
+    chosen = None if codec == "None" else codec
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5)
+    if how == "hook":
+        made = state_of(model, chosen)
+        net = wrapped(model, made)
+    else:
+        net, patterns = model, ["embed.*"] if sparse == "sparse" else []
+        made = casync.DistributedOptimizer(sgd, model.named_parameters(), codec=chosen, sparse=patterns)
+    hashes = []
+    for step in range(STEPS):
+        rng = np.random.default_rng([casync.rank(), step])
+        words, classes = rng.integers(0, 200, (8, 3)), rng.integers(0, 10, 8)
+        sgd.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(torch.from_numpy(words)), torch.from_numpy(classes))
+        loss.backward()
+        sgd.step()
+        hashes.append(model_hash(model))
+    assert model.embed.weight.grad.is_sparse == (sparse == "sparse")
+    return hashes, made.stats().bytes_sent
 
 
 def killed() -> Any:

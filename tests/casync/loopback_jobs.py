@@ -10,6 +10,7 @@ from casync_jobs import in_threads
 
 from casync.channels import Channels
 from casync.plan import Gradient, Plan
+from casync.rows import Rows
 from casync.synchronizer import Op, Spec, Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 
@@ -96,15 +97,14 @@ def try_job(
             for number, step in enumerate(steps):
                 if before_step and number in before_step:
                     before_step[number](rank, synchronizer)
-                mine = {name: None if g is None else g.copy() for name, g in step[rank].items()}
+                mine = {name: copied(g) for name, g in step[rank].items()}
                 for name in order(rank, number, list(mine)):
-                    if (values := mine[name]) is not None and values.size:
+                    if (values := mine[name]) is not None and (isinstance(values, Rows) or values.size):
                         synchronizer.submit(name, values)
                 outcome = synchronizer.synchronize()
-                ran.results.append(
-                    {name: None if v is None else v.copy() for name, v in outcome.values.items()}
-                )
+                ran.results.append({name: copied(v) for name, v in outcome.values.items()})
                 ran.finite.append(outcome.finite)
+                synchronizer.advance()
             ran.state = synchronizer.state_dict()
             ran.stats = synchronizer.stats()
             control.gather("the end", b"")
@@ -116,6 +116,13 @@ def try_job(
         return in_threads(size, rank_main)
     finally:
         net.close()
+
+
+def copied(values: Any) -> Any:
+    """A gradient or a result of its own memory."""
+    if isinstance(values, Rows):
+        return Rows(values.indices.copy(), values.values.copy())
+    return None if values is None else values.copy()
 
 
 def random_steps(

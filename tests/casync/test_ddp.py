@@ -19,6 +19,8 @@ WORKER = Path(__file__).with_name("ddp_worker.py")
 CASES = [
     *("by_hook:ps", "by_hook:ring", "by_optimizer:ps", "by_optimizer:ring", "without_names", "against_ddp"),
     *("half", "accumulated", "unused", "resumed", "scaled", "scheduled", "by_engine"),
+    *(f"rows:{codec}:sparse:{how}" for codec in ("None", "int8", "onebit") for how in ("hook", "optimizer")),
+    *(f"rows:None:dense:{how}" for how in ("hook", "optimizer")),
 ]
 
 
@@ -125,6 +127,21 @@ def test_a_schedule_and_a_change_hold_for_a_hook(ran: Any) -> None:
     assert ran[1]["scheduled"] == [hashes, sent]
     assert len(set(hashes)) == 8
     assert sent[0] == sent[2] > 2 * sent[3] == 2 * sent[5]
+
+
+@pytest.mark.parametrize("codec", ["None", "int8", "onebit"])
+def test_sparse_gradients_train_the_same_by_hook_and_by_optimizer_on_all_ranks(ran: Any, codec: str) -> None:
+    hashes, sent = ran[0][f"rows:{codec}:sparse:hook"]
+    assert len(set(hashes)) == len(hashes)
+    assert ran[1][f"rows:{codec}:sparse:hook"][0] == hashes
+    assert ran[0][f"rows:{codec}:sparse:optimizer"] == [hashes, sent]
+
+
+def test_uncompressed_rows_train_as_dense_gradients_do_with_fewer_bytes(ran: Any) -> None:
+    for how in ("hook", "optimizer"):
+        (hashes, sent), (dense, more) = (ran[0][f"rows:None:{kind}:{how}"] for kind in ("sparse", "dense"))
+        assert hashes == dense
+        assert sent < more / 4
 
 
 def test_a_failure_is_raised_out_of_backward_with_its_report() -> None:

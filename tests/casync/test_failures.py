@@ -88,9 +88,12 @@ def test_a_message_that_nobody_expects_names_its_sender(task: int) -> None:
 def spec_one(net: LoopbackNetwork) -> Any:
     """A spec for rank 0 alone of two: the other rank only agrees."""
     spec = spec_of(SHAPES, None, "ps", 2).settled(2)
-    threading.Thread(
-        target=lambda: net.control(1).agree("what is synchronized", spec.facts()), daemon=True
-    ).start()
+
+    def agree() -> None:
+        net.control(1).agree("what is synchronized", spec.facts())
+        net.control(1).gather("a channel", b"0")
+
+    threading.Thread(target=agree, daemon=True).start()
     return spec
 
 

@@ -63,16 +63,6 @@ def test_a_gradient_of_another_type_is_named() -> None:
         one_rank(work)
 
 
-def test_a_sparse_gradient_is_named() -> None:
-    def work(job: casync.Job) -> None:
-        embedding = torch.nn.Embedding(5, 3, sparse=True)
-        distributed(job, embedding.weight)
-        embedding(torch.tensor([1])).sum().backward()
-
-    with pytest.raises(RuntimeError, match=r"the gradient of p is sparse: make it dense"):
-        one_rank(work)
-
-
 def test_parameters_must_have_names_of_their_own_and_all_be_there() -> None:
     p, q = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
 

@@ -141,6 +141,31 @@ def test_several_optimizers_go_their_own_ways_even_in_another_order_on_each_rank
     assert len(set(same_on_all(jobs(3, work)))) == 8
 
 
+def test_two_optimizers_that_play_against_each_other_train_as_in_one_process() -> None:
+    def play(wrap: Callable[[torch.nn.Module], Any], ranks: list[int]) -> torch.Tensor:
+        maker, judge = (torch.nn.Linear(40, 40), torch.nn.Linear(40, 1))
+        with torch.no_grad():
+            for i, p in enumerate([*maker.parameters(), *judge.parameters()]):
+                p.copy_(torch.linspace(-0.3, 0.2 + 0.1 * i, p.numel()).view(p.shape))
+        makes, judges = wrap(maker), wrap(judge)
+        for step in range(8):
+            real, noise = (torch.cat([data(rank, step + k)[0] for rank in ranks]) for k in (0, 100))
+            judges.zero_grad()
+            (judge(maker(noise).detach()) - judge(real)).mean().backward()
+            judges.step()
+            makes.zero_grad()
+            judge.requires_grad_(False)  # its gradients would be the maker's loss's
+            (-judge(maker(noise).tanh())).mean().backward()
+            judge.requires_grad_(True)
+            makes.step()
+        return torch.cat([p.detach().flatten() for p in (*maker.parameters(), *judge.parameters())])
+
+    alone = play(lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), [0, 1, 2])
+    ran = jobs(3, lambda rank, job: play(lambda m: distributed(m, job, codec=None), [rank]))
+    for weights in good(ran):
+        torch.testing.assert_close(weights, alone, rtol=1e-4, atol=1e-5)
+
+
 def trained(
     change: Callable[[int, Any], None], steps: range, **options: Any
 ) -> Callable[[int, casync.Job], list[str]]:

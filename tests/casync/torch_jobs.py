@@ -34,7 +34,7 @@ class Branches(torch.nn.Module):
 def model_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for value in model.state_dict().values():
-        digest.update(value.numpy().tobytes())
+        digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
