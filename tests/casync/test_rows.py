@@ -315,7 +315,8 @@ def test_buffers_are_given_back_and_shared_by_numbers_of_rows_that_differ(
     steps[7][0]["embed"] = None
     run_job(Spec(gradients, Plan.default(gradients, 3), codec, "ps"), steps)
     assert set(taken.values()) == {0}
-    assert all(size & (size - 1) == 0 for size in sizes)
+    for size in sizes:  # of what is made: powers of two; of what arrives: eighths of one
+        assert size & (size - 1) == 0 or size % max(64, 1 << size.bit_length() - 4) == 0
 
 
 @pytest.mark.parametrize("nranks", range(1, 10))
