@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from casync.frames import HEADER_BYTES
+from casync.plan import label
 from casync.primitives import Decode, Encode
 
 if TYPE_CHECKING:
@@ -52,13 +53,14 @@ class Stats:
 
 @dataclass(slots=True)
 class Cost:
-    """What one gradient, or one bucket of uncompressed ones, has cost this rank under one codec.
+    """What one gradient, or one bucket of small ones, has cost this rank under one codec.
 
-    elements: of all its partitions. wait_seconds: how long `synchronize()` had waited when its last partition
-    was decoded; gradients wait side by side, so these do not add up.
+    members: the names of the gradients. elements: of all its partitions. wait_seconds: how long
+    `synchronize()` had waited when its last partition was decoded; gradients wait side by side, so these do
+    not add up.
     """
 
-    gradient: str
+    members: tuple[str, ...]
     codec: str
     compressed: bool
     elements: int
@@ -70,6 +72,11 @@ class Cost:
     wait_seconds: float = 0.0
 
     @property
+    def gradient(self) -> str:
+        """The gradients, for people."""
+        return label(self.members)
+
+    @property
     def ratio(self) -> float:
         """How many times fewer bytes were sent than float32 would have taken; 1 if nothing was sent."""
         return self.raw_bytes_sent / self.bytes_sent if self.bytes_sent else 1.0
@@ -77,9 +84,9 @@ class Cost:
 
 def _together(costs: Iterable[Cost], *, one_after_the_other: bool) -> list[Cost]:
     """One cost a gradient and codec: of its partitions, or of the times in which it had the codec."""
-    groups: defaultdict[tuple[str, str], list[Cost]] = defaultdict(list)
+    groups: defaultdict[tuple[tuple[str, ...], str], list[Cost]] = defaultdict(list)
     for cost in costs:
-        groups[cost.gradient, cost.codec].append(cost)
+        groups[cost.members, cost.codec].append(cost)
     most = sum if one_after_the_other else max
     last = max if one_after_the_other else sum
     return [
@@ -120,7 +127,7 @@ class Meter:
         self._past = self.costs()
         firsts = [partition.segments[0].gradient for partition in compute.partitions]
         self._rows = [
-            Cost(p.label, compute.codecs[first].info.name, p.compressed, p.elements)
+            Cost(p.gradients, compute.codecs[first].info.name, p.compressed, p.elements)
             for p, first in zip(compute.partitions, firsts, strict=True)
         ]
 

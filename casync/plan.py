@@ -24,13 +24,19 @@ from casync.primitives import Builder, Schedule, join
 from casync.topologies import Nodes, even_nodes, topology
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 GRANULE = 4096
 """Partitions begin at multiples of so many elements, whole tiles of every kernel."""
 
 BUCKET_BYTES = 2**20
 """A bucket of uncompressed gradients is closed before it outgrows this; a larger gradient has its own."""
+
+PART = 2**18
+"""Elements: less than that costs a task more than its codec (BUCKET_BYTES as float32).
+
+The default plan cuts a gradient into no smaller parts, and whole compressed gradients share buckets up to it.
+"""
 
 PLANNED = ("PS", "RING")
 """The topologies that `secopa plan` plans for."""
@@ -88,6 +94,12 @@ class Segment:
         return self.stop - self.start
 
 
+def label(gradients: Sequence[str]) -> str:
+    """Several gradients in one name, for people."""
+    more = f" and {len(gradients) - 1} more" if len(gradients) > 1 else ""
+    return gradients[0] + more
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """What one task works on and one message carries: segments of one or more gradients, with one owner.
@@ -101,11 +113,14 @@ class Partition:
     width: int = 0
 
     @property
+    def gradients(self) -> tuple[str, ...]:
+        """The names of the gradients, each once."""
+        return tuple(dict.fromkeys(segment.gradient for segment in self.segments))
+
+    @property
     def label(self) -> str:
         """The gradients, for people."""
-        first = self.segments[0].gradient
-        more = len({segment.gradient for segment in self.segments}) - 1
-        return f"{first} and {more} more" if more else first
+        return label(self.gradients)
 
     @property
     def elements(self) -> int:
@@ -123,8 +138,10 @@ class Plan:
 
     @classmethod
     def default(cls, gradients: Sequence[Gradient], nranks: int) -> Plan:
-        """Compress every gradient of two or more dimensions, in as many partitions as there are ranks."""
-        entries = tuple(Entry(g.name, len(g.shape) >= 2, nranks) for g in gradients)
+        """Compress every gradient of two or more dimensions, in a part for each rank, none below PART."""
+        entries = tuple(
+            Entry(g.name, len(g.shape) >= 2, max(1, min(nranks, -(-g.elements // PART)))) for g in gradients
+        )
         return cls(entries, source="the default plan")
 
     def uncompressed(self) -> Plan:
@@ -242,24 +259,27 @@ def cut(elements: int, partitions: int) -> list[tuple[int, int]]:
 
 
 def layout(
-    plan: Plan, gradients: Sequence[Gradient], topology_name: str, nranks: int, exact_by: str = EXACT
+    plan: Plan,
+    gradients: Sequence[Gradient],
+    topology_name: str,
+    nranks: int,
+    exact_by: str = EXACT,
+    codecs: Mapping[str, str] | None = None,
 ) -> tuple[Partition, ...]:
     """All partitions: of compressed gradients in parameter order, of buckets of the others by type, of rows.
 
-    exact_by: what sums the buckets; an engine (`casync.engines`) takes each whole.
+    exact_by: what sums the buckets; an engine (`casync.engines`) takes each whole. codecs: what compresses
+    each gradient, in words that tell codecs apart; None: one codec compresses all.
 
+    A compressed gradient of one part shares a bucket of at most PART elements with its neighbours that have
+    one part, its type and its codec: each is encoded by itself, and all travel in one message.
     The first partition of a gradient or bucket goes to the rank that owns the fewest elements so far (ties:
     the topology's order), the next ones to the ranks that follow. Rows are one partition, and nobody's own.
     """
     by_us = exact_by == EXACT
     entries = {entry.gradient: entry for entry in plan.entries}
     present = [g for g in gradients if g.elements and not g.rows]
-    compressed = [
-        [(Segment(g.name, part, start, stop),) for part, (start, stop) in enumerate(cut(g.elements, k))]
-        for g in present
-        if entries[g.name].compressed
-        for k in (entries[g.name].partitions,)
-    ]
+    compressed = _compressed([g for g in present if entries[g.name].compressed], entries, codecs or {})
     exact = [
         list(_bucket_parts(bucket, max(entries[g.name].partitions for g in bucket) if by_us else 1))
         for dtype in DTYPES
@@ -279,6 +299,26 @@ def layout(
             if g.elements and g.rows
         ),
     )
+
+
+def _compressed(
+    gradients: Sequence[Gradient], entries: Mapping[str, Entry], codecs: Mapping[str, str]
+) -> Iterator[list[tuple[Segment, ...]]]:
+    """The parts of each gradient; of gradients of one part, the buckets."""
+    buckets: dict[tuple[str, str | None], list[Segment]] = {}
+    for g in gradients:
+        parts = [
+            Segment(g.name, j, *ends) for j, ends in enumerate(cut(g.elements, entries[g.name].partitions))
+        ]
+        if len(parts) > 1:
+            yield [(part,) for part in parts]
+            continue
+        bucket = buckets.setdefault((g.dtype, codecs.get(g.name)), [])
+        if bucket and sum(segment.elements for segment in bucket) + g.elements > PART:
+            yield [tuple(bucket)]
+            bucket.clear()
+        bucket += parts
+    yield from ([tuple(bucket)] for bucket in buckets.values())
 
 
 def _buckets(gradients: Sequence[Gradient], most: int) -> Iterator[list[Gradient]]:
@@ -307,7 +347,7 @@ def _bucket_parts(bucket: Sequence[Gradient], partitions: int) -> Iterator[tuple
 
 
 def _owned(
-    compressed: bool, groups: Sequence[Sequence[tuple[Segment, ...]]], topology_name: str, nranks: int
+    compressed: bool, groups: Iterable[Sequence[tuple[Segment, ...]]], topology_name: str, nranks: int
 ) -> Iterator[Partition]:
     ranks = [topology(topology_name).owner(p, nranks) for p in range(nranks)]
     load = [0] * nranks

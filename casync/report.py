@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from casync.compute import Compute
     from casync.metrics import Cost, Stats
@@ -58,7 +58,8 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON holds it: times in seconds, sizes in bytes, over the whole run."""
         gradients = [
-            asdict(line.cost)
+            {"gradient": line.cost.gradient}
+            | asdict(line.cost)
             | {"ratio": line.cost.ratio, "norm": line.norm, "residual": line.residual, "error": line.error}
             for line in self.lines
         ]
@@ -128,18 +129,32 @@ def lines(costs: Sequence[Cost], compute: Compute, probe: Probe | None) -> tuple
         if held.residual is not None:
             square = float(np.linalg.norm(held.values[held.residual])) ** 2
             residuals[held.gradient] = (residuals.get(held.gradient, 0.0) ** 2 + square) ** 0.5
+    seen = {} if probe is None else probe.norms
+    errors = {} if probe is None else probe.errors
     found = []
     for cost in costs:
-        error = None if probe is None else probe.errors.get((cost.gradient, cost.codec))
-        codec = compute.codecs.get(cost.gradient)
+        norms = {name: seen[name] for name in cost.members if name in seen}
+        lost = {n: errors[n, cost.codec] * norms[n] for n in norms if (n, cost.codec) in errors}
+        codec = compute.codecs.get(cost.members[0])
         norm = residual = None
+        error = _over(_root(lost.values()), _root(norms[name] for name in lost))
         if codec is not None and codec.info.name == cost.codec:
-            norm = None if probe is None else probe.norms.get(cost.gradient)
-            residual = residuals.get(cost.gradient)
+            norm = _root(norms.values())
+            residual = _root(residuals[name] for name in cost.members if name in residuals)
         if residual is not None:
-            error = residual / norm if norm else None
+            error = _over(residual, norm)
         found.append(Line(cost, _finite(norm), _finite(residual), _finite(error)))
     return tuple(found)
+
+
+def _root(values: Iterable[float]) -> float | None:
+    """The norm of what has these norms; None of nothing."""
+    squares = [value * value for value in values]
+    return math.sqrt(math.fsum(squares)) if squares else None
+
+
+def _over(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _finite(value: float | None) -> float | None:

@@ -202,7 +202,8 @@ class Synchronizer:
         spec, control = self.spec, self._control
         entries = tuple(replace(e, compressed=chosen.get(e.gradient) is not None) for e in spec.plan.entries)
         plan = replace(spec.plan, entries=entries)
-        partitions = layout(plan, spec.gradients, spec.topology, control.size, spec.exact)
+        words = {name: _described(codec) for name, codec in chosen.items()}
+        partitions = layout(plan, spec.gradients, spec.topology, control.size, spec.exact, words)
         codecs = {g.name: chosen[g.name] or self._exact[g.dtype] for g in spec.gradients}
         through = {
             number

@@ -9,7 +9,7 @@ import numpy as np
 from casync_jobs import in_threads
 
 from casync.channels import Channels
-from casync.plan import Gradient, Plan
+from casync.plan import Entry, Gradient, Plan
 from casync.rows import Rows
 from casync.synchronizer import Op, Spec, Synchronizer
 from casync.transports.loopback import LoopbackNetwork
@@ -36,6 +36,11 @@ class Ran:
     stats: Stats | None = None
 
 
+def even_plan(gradients: Sequence[Gradient], nranks: int) -> Plan:
+    """Compress what has two or more dimensions, in a part for each rank, however small."""
+    return Plan(tuple(Entry(g.name, len(g.shape) >= 2, nranks) for g in gradients))
+
+
 def spec_of(
     shapes: dict[str, tuple[int, ...]],
     codec: Any,
@@ -50,7 +55,7 @@ def spec_of(
     exact: str = "ring",
 ) -> Spec:
     gradients = tuple(Gradient(name, shape) for name, shape in shapes.items())
-    plan = plan or Plan.default(gradients, nranks)
+    plan = plan or even_plan(gradients, nranks)
     return Spec(gradients, plan, codec, topology, op, seed, nodes, down=down, exact=exact)
 
 

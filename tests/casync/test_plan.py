@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casync.plan import GRANULE, Entry, Gradient, Partition, Plan, PlanError, cut, layout, schedule
+from casync.plan import GRANULE, PART, Entry, Gradient, Partition, Plan, PlanError, cut, layout, schedule
 from casync.verify import verify
 
 if TYPE_CHECKING:
@@ -108,9 +108,12 @@ def test_a_plan_for_other_gradients_names_them() -> None:
     )
 
 
-def test_the_default_compresses_what_has_two_or_more_dimensions() -> None:
-    plan = Plan.default([Gradient("w", (4, 4)), Gradient("b", (4,)), Gradient("s", ())], 3)
-    assert [(e.compressed, e.partitions) for e in plan.entries] == [(True, 3), (False, 3), (False, 3)]
+def test_the_default_compresses_what_has_two_or_more_dimensions_in_parts_that_are_worth_a_task() -> None:
+    shapes = {"w": (4, 4), "b": (4,), "s": (), "two": (2, PART), "most": (PART + 1, 1), "large": (9, PART)}
+    plan = Plan.default([Gradient(name, shape) for name, shape in shapes.items()], 3)
+    compressed, parts = zip(*((e.compressed, e.partitions) for e in plan.entries), strict=True)
+    assert compressed == (True, False, False, True, True, True)
+    assert parts == (1, 1, 1, 2, 2, 3)
 
 
 @given(st.integers(1, 10**7), st.integers(1, 40))
@@ -156,7 +159,9 @@ def test_a_layout_covers_every_gradient_once_and_its_schedule_is_right(
     for i, (n, compressed, k) in enumerate(entries):
         if n and compressed:
             assert len(found[f"g{i}"]) == len(cut(n, k))
-    assert all(len(p.segments) == 1 for p in partitions if p.compressed)
+    together = [p for p in partitions if p.compressed and len(p.segments) > 1]
+    assert all(p.elements <= PART for p in together)
+    assert all(len(found[s.gradient]) == 1 for p in together for s in p.segments)
     verify(schedule(partitions, topology, nranks), len(partitions))
 
 
@@ -172,6 +177,26 @@ def test_buckets_hold_at_most_a_mebibyte_in_parameter_order() -> None:
     ]
 
 
+def test_whole_compressed_gradients_of_one_codec_and_type_share_buckets() -> None:
+    sizes = {
+        "a": 100_000,
+        "b": 100_000,
+        "cut": 20_000,
+        "c": 60_000,
+        "half": 10,
+        "d": 10,
+        "e": 2,
+        "big": 900_000,
+    }
+    gradients = [
+        Gradient(name, (n,), "float16" if name == "half" else "float32") for name, n in sizes.items()
+    ]
+    plan = Plan(tuple(Entry(name, True, 2 if name == "cut" else 1) for name in sizes))
+    codecs = dict.fromkeys(sizes, "onebit") | {"e": "int8"}
+    found = [[s.gradient for s in p.segments] for p in layout(plan, gradients, "ps", 2, codecs=codecs)]
+    assert sorted(found) == [["a", "b", "c", "d"], ["big"], ["cut"], ["cut"], ["e"], ["half"]]
+
+
 @pytest.mark.parametrize(("topology", "owners"), [("ps", [0, 1, 2]), ("ring", [2, 0, 1])])
 def test_a_lone_gradient_has_the_topology_s_owners(topology: str, owners: list[int]) -> None:
     plan = Plan((Entry("g", True, 3),))
@@ -179,7 +204,7 @@ def test_a_lone_gradient_has_the_topology_s_owners(topology: str, owners: list[i
 
 
 def test_owners_are_balanced() -> None:
-    gradients = [Gradient(f"g{i}", (10_000 * (1 + i % 7),)) for i in range(60)]
+    gradients = [Gradient(f"g{i}", (100_000 * (1 + i % 7),)) for i in range(60)]
     plan = Plan(tuple(Entry(g.name, True, 1 + i % 5) for i, g in enumerate(gradients)))
     load = [0] * 4
     for p in layout(plan, gradients, "ps", 4):

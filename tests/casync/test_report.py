@@ -141,7 +141,7 @@ def test_the_error_of_a_payload_is_that_of_its_values() -> None:
 def some(count: int) -> Report:
     totals = run_job(spec_of({"a": (2, 8)}, None, "ring", 1), [[{"a": np.ones(16, np.float32)}]])[0].stats
     assert totals is not None
-    costs = [Cost(f"layer.{i}", "onebit", True, 10, 1, 100, 400, i * 1e-3, 0, 0) for i in range(count)]
+    costs = [Cost((f"layer.{i}",), "onebit", True, 10, 1, 100, 400, i * 1e-3, 0, 0) for i in range(count)]
     return report.Report(0, 2, "ps", totals, tuple(report.Line(c, error=0.25) for c in costs))
 
 
@@ -216,7 +216,7 @@ def test_a_report_goes_to_a_table_or_a_json_file(wrong: str) -> None:
 
 def costs(compressed: bool = True) -> list[Cost]:
     """In 50 steps 0.1 s of kernels, and 50 MB less than float32."""
-    return [Cost("a", "onebit", compressed, 10, 50, 10_000_000, 60_000_000, 0.06, 0.04, 0.2)]
+    return [Cost(("a",), "onebit", compressed, 10, 50, 10_000_000, 60_000_000, 0.06, 0.04, 0.2)]
 
 
 def test_compression_pays_or_the_advice_says_by_how_much_it_does_not() -> None:

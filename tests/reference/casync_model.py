@@ -53,17 +53,22 @@ class Model:
         self.finite = True
         parts: dict[str, list[tuple[int, Vector | None]]] = defaultdict(list)
         for p in self.partitions:
-            for s in p.segments:
-                terms = [g[s.gradient] for g in gradients]
-                terms = [None if t is None else t[s.start : s.stop].copy() for t in terms]
-                finite = all(t is None or np.isfinite(t).all() for t in terms)
-                self.finite &= finite
-                if all(t is None for t in terms):
+            of_segment = {
+                s: [
+                    None if g[s.gradient] is None else g[s.gradient][s.start : s.stop].copy()
+                    for g in gradients
+                ]
+                for s in p.segments
+            }
+            finite = all(t is None or np.isfinite(t).all() for terms in of_segment.values() for t in terms)
+            self.finite &= finite
+            for s, terms in of_segment.items():
+                if p.compressed and not finite:  # of all that travels together
+                    result = np.full(s.elements, np.nan, np.float32)
+                elif all(t is None for t in terms):
                     result = None
                 elif not p.compressed:
                     result = self.exact(p, terms)
-                elif not finite:
-                    result = np.full(s.elements, np.nan, np.float32)
                 else:
                     result = getattr(self, self.topology)(p, s, number, terms)
                 parts[s.gradient].append((s.start, result))
