@@ -9,10 +9,13 @@ compression alone    every gradient by itself, one after the other, when the bac
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
 from cluster_methods import Iterate, Method, Work, alone, iteration, sgd
 
 import casync.torch as casync
+from casync import plan
 from casync.plan import Entry, Plan
 
 CODEC, TOPOLOGY = "onebit", "ps"
@@ -55,13 +58,14 @@ def one_by_one(work: Work) -> Iterate:
 
 
 def pipelined(work: Work) -> Iterate:
-    """Every gradient compressed, in one part, by the hooks."""
+    """Every gradient compressed, in one part and without buckets, by the hooks."""
     entries = tuple(Entry(name, compressed=True, partitions=1) for name, _ in work.model.named_parameters())
-    return _distributed(work, CODEC, Plan(entries))
+    with mock.patch.object(plan, "PART", 0):
+        return _distributed(work, CODEC, Plan(entries))
 
 
 def batched(work: Work) -> Iterate:
-    """Gradients of two or more dimensions compressed in one part, the others in buckets."""
+    """Gradients of two or more dimensions compressed, in one part; small ones of both kinds in buckets."""
     entries = tuple(
         Entry(name, compressed=p.dim() >= 2, partitions=1) for name, p in work.model.named_parameters()
     )
@@ -79,9 +83,9 @@ def planned(work: Work) -> Iterate:
     return _distributed(work, CODEC, Plan.load(work.plan))
 
 
-def _distributed(work: Work, codec: str | None, plan: Plan | None) -> Iterate:
+def _distributed(work: Work, codec: str | None, chosen: Plan | None) -> Iterate:
     optimizer: torch.optim.Optimizer = casync.DistributedOptimizer(
-        sgd(work.model), work.model.named_parameters(), codec=codec, topology=TOPOLOGY, plan=plan
+        sgd(work.model), work.model.named_parameters(), codec=codec, topology=TOPOLOGY, plan=chosen
     )
     return iteration(work.model, work.loss, optimizer)
 
