@@ -15,7 +15,7 @@ import numpy as np
 import compll
 from casync.job import Job
 from casync.launch import Launch, Rank0
-from casync.plan import Entry, Gradient, Plan
+from casync.plan import GRANULE, PART, Entry, Gradient, Plan
 from casync.session import Session, connect
 from casync.synchronizer import Spec, Synchronizer
 from casync.transports.loopback import LoopbackNetwork
@@ -66,7 +66,7 @@ def measure(case: Case) -> Cost:
     names = [f"gradient{i}" for i in range(case.gradients)]
     spec = Spec(
         tuple(Gradient(name, (case.elements,)) for name in names),
-        Plan(tuple(Entry(name, case.codec is not None, 1) for name in names)),
+        Plan(tuple(Entry(name, bool(case.codec), 2 if case.codec else 1) for name in names)),
         compll.compile(case.codec) if case.codec else None,
         case.topology,
     )
@@ -133,7 +133,7 @@ def _network(case: Case) -> tuple[Callable[[int], Session], Callable[[], None]]:
 def cases(ranks: int, steps: int, transports: list[str]) -> list[Case]:
     """Each transport with the exact ring, and with a compressor in both topologies."""
     return [
-        Case(transport, topology, codec, ranks, 50, 4096 if codec else 2**18, steps)
+        Case(transport, topology, codec, ranks, *((25, 2 * GRANULE) if codec else (50, PART)), steps)
         for transport in transports
         for topology, codec in (("ring", None), ("ring", "onebit"), ("ps", "onebit"))
     ]
@@ -155,7 +155,8 @@ def markdown(costs: list[Cost]) -> str:
         "# What a task of the runtime costs\n\n"
         "Written by `python benchmarks/runtime_tasks.py`. All ranks are threads of one process and share\n"
         "its interpreter lock: tasks a second are of all ranks together, and the CPU of a task holds\n"
-        "kernels and transport. A task works on one gradient. Uncompressed ones have 1 MiB, a full bucket:\n"
-        "there the copies count, not the task.\n\n"
+        "kernels and transport. A task works on half a compressed gradient: whole\n"
+        "ones would share a bucket. Uncompressed ones have 1 MiB, a full bucket: there the copies count,\n"
+        "not the task.\n\n"
         f"Machine: {machine}.\n\n{head}" + "|---|---|---|---|---|---|---|---|\n" + "".join(rows)
     )
