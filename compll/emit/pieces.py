@@ -146,9 +146,18 @@ class BlockText:
     values: tuple[Values, ...] = ()
 
     @property
+    def early(self) -> tuple[Load, ...]:
+        """What the first reductions fetch a span ahead: the gradient, where they read a payload besides.
+
+        Then they take half of the time, in which memory would have nothing to do.
+        """
+        return tuple(x for x in self.stages[0].loads if x.name == "gradient") if self.kept else ()
+
+    @property
     def ahead(self) -> tuple[Load, ...]:
-        """What the reductions load, element by element: a span ahead of the stores it can be fetched."""
-        return tuple({x.name: x for stage in self.stages for x in stage.loads if not x.width}.values())
+        """What the stores fetch a span ahead: all others that the reductions load, element by element."""
+        loads = {x.name: x for stage in self.stages for x in stage.loads if not x.width}
+        return tuple(x for x in loads.values() if x not in self.early)
 
     @property
     def most(self) -> int:
