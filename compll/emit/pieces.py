@@ -215,6 +215,11 @@ class PassText:
     stops: bool = False  # it writes what must stay as it is when a position was out of range
     clears: tuple[str, int] | None = None  # place and bytes of elements, if it does nothing but set them to 0
 
+    @property
+    def whole_rows(self) -> bool:
+        """Whether a row of vectors is unrolled whole: for partial results in registers, or constant places of codes."""
+        return bool(self.reductions) or any(x.width for x in self.loads)
+
 
 @dataclass(frozen=True)
 class Step:
