@@ -217,7 +217,7 @@ class PassText:
 
     @property
     def whole_rows(self) -> bool:
-        """Whether a row of vectors is unrolled whole: partial results in registers, constant places of codes."""
+        """Whether a row is unrolled whole: for partial results in registers, or constant places of codes."""
         return bool(self.reductions) or any(x.width for x in self.loads)
 
 
