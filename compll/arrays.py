@@ -55,13 +55,15 @@ def view(
 
     """
     plain = type(x) is np.ndarray and device == HOST
+    wrap: Callable[[Array], Any] = _wrap_array
     if not plain and (have := place(x)) != device:
         raise BackendError(_misplaced(what, have, device))
     kind = _name(x.dtype) if plain else _kind(x)
     if kind and kind not in kinds:
         hint = f"; give {what}.astype('float32')" if "float32" in kinds else ""
         raise ParameterError(f"{what} has elements of type {kind}; this takes {' or '.join(kinds)}{hint}")
-    x, wrap = (x, _wrap_array) if plain else _as_own(x, what, kind, device)
+    if not plain:
+        x, wrap = _as_own(x, what, kind, device)
     if device == GPU and x.device.id != (current := _cupy().cuda.runtime.getDevice()):
         raise BackendError(
             f"{what} lies on GPU {x.device.id}, and this call works on GPU {current}, where its first array "

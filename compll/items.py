@@ -149,7 +149,7 @@ class Preparer:
     def hop(self, item: Item) -> tuple[Call, Goal]:
         """Prepare an encode that reads a payload besides."""
         grad, wrap = arrays.view(item.grad, "grad", arrays.GRADIENT, self.device)
-        source, source_at, *_ = self._received(item.payload, len(grad))
+        source, source_at, _, _ = self._received(item.payload, len(grad))
         return self._encode(item, grad, wrap, item.shared_seed, source, source_at, as_scale(item.scale))
 
     def decode(self, item: Item) -> tuple[Call, Goal]:
