@@ -27,6 +27,7 @@ from compll.types import BFLOAT16, FLOAT, HALF, Array, Elem, dtype
 ALIGNMENT = 64
 HOST, GPU = "cpu", "cuda"
 GRADIENT = ("float32", "float16", "bfloat16")  # what a gradient may be
+BITS = np.dtype(np.uint16)  # what holds a bfloat16
 STATE, PAYLOAD = ("float32",), ("uint8",)
 KEPT = 64  # types of arrays and of elements that are remembered: asking their names anew takes microseconds
 
@@ -54,13 +55,15 @@ def view(
 
     """
     plain = type(x) is np.ndarray and device == HOST
+    wrap: Callable[[Array], Any] = _wrap_array
     if not plain and (have := place(x)) != device:
         raise BackendError(_misplaced(what, have, device))
-    kind = _kind(x)
+    kind = _name(x.dtype) if plain else _kind(x)
     if kind and kind not in kinds:
         hint = f"; give {what}.astype('float32')" if "float32" in kinds else ""
         raise ParameterError(f"{what} has elements of type {kind}; this takes {' or '.join(kinds)}{hint}")
-    x, wrap = (x, _wrap_array) if plain else _as_own(x, what, kind, device)
+    if not plain:
+        x, wrap = _as_own(x, what, kind, device)
     if device == GPU and x.device.id != (current := _cupy().cuda.runtime.getDevice()):
         raise BackendError(
             f"{what} lies on GPU {x.device.id}, and this call works on GPU {current}, where its first array "
@@ -115,7 +118,7 @@ def element(kind: Any) -> Elem:
 
 def _wrap_array(x: Array) -> Array:
     """Return an array as its library has it; of bfloat16 only an extension of NumPy knows."""
-    if x.dtype != np.uint16:
+    if x.dtype != BITS:
         return x
     try:
         extension = None if _is_cupy(x) else importlib.import_module("ml_dtypes")
@@ -260,12 +263,6 @@ def address(x: Array) -> int:
         return _addressof(_from_buffer(x))  # type: ignore[arg-type]  # a quarter of the time of `x.ctypes`
     except (TypeError, ValueError):  # read-only, empty, or no memory of this processor
         return int(x.data.ptr) if _is_cupy(x) else int(x.ctypes.data)  # type: ignore[attr-defined]
-
-
-def overlap(a: Array, b: Array) -> bool:
-    """Whether two arrays of bytes share memory."""
-    first, second = address(a), address(b)
-    return first < second + len(b) and second < first + len(a)
 
 
 def on_host(x: Array) -> Array:

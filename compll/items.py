@@ -12,14 +12,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from compll import arrays, payload
-from compll.backends import Call, Values
+from compll.backends import NO_STATE, Call, Values
 from compll.driver import Program
 from compll.errors import ParameterError, PayloadError
 from compll.pending import Pending
 from compll.types import Array
 
 MOST_SEED = 2**64 - 1
-Finish = Callable[[int], Any]
+ALIGNMENT = 16  # of a payload's beginning, in bytes
+Wrap = Callable[[Array], Any]
+Goal = tuple[Any, Array | None, Wrap]
+"""The caller's output; of a payload, our view of it; and what makes it one of the caller's arrays."""
 
 
 class Item(NamedTuple):
@@ -48,14 +51,15 @@ class Result(NamedTuple):
 class Preparer:
     """Makes calls of items, for one program with given values of its parameters, on one kind of device.
 
-    Each method returns a call, and the function that makes the caller's result of the payload's length.
+    What prepares a call returns besides where its result goes, of which `finish` makes the caller's.
     """
 
     def __init__(self, program: Program, values: Values, device: str, pending: Pending) -> None:
         """Begin with no sizes known."""
         self.program, self.values, self.device, self.pending = program, values, device, pending
         self.widths = program.checked.width is not None
-        self.info, self.states = program.info, frozenset(program.encode.states)
+        self.info = program.info
+        self.states = dict.fromkeys(program.encode.states).keys()  # a set that keeps the program's order
         self._places: dict[int, tuple[payload.Extent, ...]] = {}
         self._most: dict[int, int] = {}
         self.of = {"encode": self.encode, "decode": self.decode, "decode_add": self.decode, "hop": self.hop}
@@ -136,35 +140,37 @@ class Preparer:
 
     # --- operations -------------------------------------------------------------------------------
 
-    def encode(self, item: Item) -> tuple[Call, Finish]:
+    def encode(self, item: Item) -> tuple[Call, Goal]:
         """Prepare an encode."""
         grad, wrap = arrays.view(item.grad, "grad", arrays.GRADIENT, self.device)
         shared = item.seed if item.shared_seed is None else item.shared_seed
         return self._encode(item, grad, wrap, shared)
 
-    def hop(self, item: Item) -> tuple[Call, Finish]:
+    def hop(self, item: Item) -> tuple[Call, Goal]:
         """Prepare an encode that reads a payload besides."""
         grad, wrap = arrays.view(item.grad, "grad", arrays.GRADIENT, self.device)
-        source = self._received(item.payload, len(grad))[0]
-        return self._encode(item, grad, wrap, item.shared_seed, source, as_scale(item.scale))
+        source, source_at, _, _ = self._received(item.payload, len(grad))
+        return self._encode(item, grad, wrap, item.shared_seed, source, source_at, as_scale(item.scale))
 
-    def decode(self, item: Item) -> tuple[Call, Finish]:
+    def decode(self, item: Item) -> tuple[Call, Goal]:
         """Prepare a decode or a decode_add."""
-        out = arrays.view(item.out, "out", arrays.GRADIENT, self.device, writes=True)[0]
-        raw, width, padded = self._received(item.payload, len(out))
+        out, wrap = arrays.view(item.out, "out", arrays.GRADIENT, self.device, writes=True)
+        raw, at, width, padded = self._received(item.payload, len(out))
         shared = self._seed(item.shared_seed, "shared_seed", required=self.info.keyed)
-        call = Call(len(out), out, raw, 0, shared, as_scale(item.scale), width=width, padded=padded)
-        return call, lambda _: item.out
+        scale = as_scale(item.scale)
+        call = Call(len(out), out, raw, 0, shared, scale, NO_STATE, NO_STATE, None, width, padded, at)
+        return call, (item.out, None, wrap)
 
     def _encode(
         self,
         item: Item,
         grad: Array,
-        wrap: Any,
+        wrap: Wrap,
         shared: int | None,
         source: Array | None = None,
+        source_at: int = 0,
         scale: float = 1.0,
-    ) -> tuple[Call, Finish]:
+    ) -> tuple[Call, Goal]:
         n = len(grad)
         seed = self._seed(item.seed, "seed", required=self.info.random)
         shared = self._seed(shared, "shared_seed", required=self.info.keyed)
@@ -174,32 +180,35 @@ class Preparer:
             new = self._state(item.new_state, "new_state", n, writes=True)
         need = self.max_bytes(n)
         if item.out is None:
-            out = buffer = arrays.aligned_empty(need, self.device)
+            buffer = arrays.aligned_empty(need, self.device)
         else:
             buffer, wrap = arrays.view(item.out, "out", arrays.PAYLOAD, self.device, writes=True)
             if len(buffer) < need:
                 raise ParameterError(
                     f"out has {len(buffer)} bytes; {n} elements need max_bytes({n}) = {need}"
                 )
-            if source is not None and arrays.overlap(buffer, source):
-                raise ParameterError(
-                    "out and payload share memory, and a hop reads one while it writes the other"
-                )
-            out = buffer if _is_aligned(buffer) else arrays.aligned_empty(need, self.device)
+        out, at = buffer, arrays.address(buffer)
+        if source is not None and at < source_at + len(source) and source_at < at + len(buffer):
+            raise ParameterError(
+                "out and payload share memory, and a hop reads one while it writes the other"
+            )
+        if at % ALIGNMENT:
+            out = arrays.aligned_empty(need, self.device)
+            at = arrays.address(out)
+        call = Call(n, grad, out, seed, shared, scale, old, new, source, 0, False, at, source_at)
+        return call, (item.out, buffer, wrap)
 
-        def finish(size: int) -> Any:
-            if self.device == arrays.GPU and item.out is not None:
-                if out is not buffer:
-                    buffer[:need] = out[:need]
-                return item.out
-            if out is not buffer:
-                buffer[:size] = out[:size]
-            return wrap(buffer[:size])
+    def finish(self, call: Call, goal: Goal, size: int) -> Any:
+        """Return what the caller of a call gets that has written a payload of so many bytes, or an output."""
+        given, buffer, wrap = goal
+        if buffer is None:
+            return given
+        if call.payload is not buffer:
+            buffer[:size] = call.payload[:size]
+        return wrap(buffer[:size]) if given is None or self.device == arrays.HOST else given
 
-        return Call(n, grad, out, seed, shared, scale, old, new, source), finish
-
-    def _received(self, given: Any, n: int) -> tuple[Array, int, bool]:
-        """Return a payload where kernels can read it, its width, and whether it may end before its buffer.
+    def _received(self, given: Any, n: int) -> tuple[Array, int, int, bool]:
+        """Return a payload where kernels can read it, its address and width, and whether it is `padded`.
 
         What a call without wait has written on a GPU is taken as it lies in its buffer.  A length that counts
         in the payload tell is left to the kernels, which refuse a wrong one: reading them here takes longer
@@ -212,11 +221,12 @@ class Preparer:
         width = self.width_of(raw, n) if self.widths else 0
         if self.info.exact_size and (width or len(raw) != self.max_bytes(n)):
             self.check(raw, n, width)
-        if _is_aligned(raw):
-            return raw, width, padded
+        at = arrays.address(raw)
+        if at % ALIGNMENT == 0:
+            return raw, at, width, padded
         copy = arrays.aligned_empty(len(raw), self.device)
         copy[:] = raw
-        return copy, width, padded
+        return copy, arrays.address(copy), width, padded
 
     def _seed(self, seed: int | None, what: str, *, required: bool) -> int:
         if type(seed) is int and 0 <= seed <= MOST_SEED:
@@ -240,13 +250,12 @@ class Preparer:
                 f"{what} has {have}, and {self.info.name} keeps {want}: see codec.new_state(n)"
             )
         vectors = {}
-        for name, value in state.items():
-            view = arrays.view(value, f"{what}['{name}']", arrays.STATE, self.device, writes=writes)
-            vectors[name] = view[0]
-            if len(vectors[name]) != n:
-                raise ParameterError(
-                    f"{what}['{name}'] has {len(vectors[name])} elements, and the gradient {n}"
-                )
+        for name in self.states:
+            called = f"{what}['{name}']"
+            vector, _ = arrays.view(state[name], called, arrays.STATE, self.device, writes=writes)
+            if len(vector) != n:
+                raise ParameterError(f"{called} has {len(vector)} elements, and the gradient {n}")
+            vectors[name] = vector
         return vectors
 
 
@@ -274,7 +283,3 @@ def as_scale(value: Any) -> float:
         return ctypes.c_float(value).value
     except (TypeError, OverflowError):
         raise ParameterError(f"scale is {value!r}; it must be a number") from None
-
-
-def _is_aligned(x: Array) -> bool:
-    return arrays.address(x) % 16 == 0

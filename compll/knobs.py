@@ -22,10 +22,11 @@ def compiler() -> str:
     return os.environ.get("COMPLL_CXX") or os.environ.get("CXX") or "g++"
 
 
+@functools.cache
 def threads() -> int:
     """`COMPLL_THREADS`: threads of one call when the caller names none; by default the usable cores.
 
-    As OpenMP does, a process counts its cores once: counting takes longer than a small kernel.
+    As OpenMP does with its variables, a process reads it once: that takes longer than a small kernel.
 
     Raises:
         BackendError: the variable is no positive integer.
@@ -33,19 +34,13 @@ def threads() -> int:
     """
     value = os.environ.get("COMPLL_THREADS", "")
     if not value:
-        return _usable_cores()
+        return len(os.sched_getaffinity(0))
     if not value.isdecimal() or int(value) < 1:
         raise BackendError(f"COMPLL_THREADS is '{value}'; it must be a positive integer, such as 2")
     return int(value)
 
 
-@functools.cache
-def _usable_cores() -> int:
-    """Return the cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
-os.register_at_fork(after_in_child=_usable_cores.cache_clear)  # a launcher may give it other cores
+os.register_at_fork(after_in_child=threads.cache_clear)  # a launcher may give it other cores
 
 
 def backend() -> str:

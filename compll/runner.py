@@ -11,7 +11,7 @@ from compll import arrays, ir, payload
 from compll import backends as b
 from compll.driver import Libraries, Program
 from compll.errors import BackendError, ParameterError, PayloadError
-from compll.items import Finish, Item, Preparer, Result, as_scale
+from compll.items import Goal, Item, Preparer, Result, as_scale
 from compll.types import widened
 
 if TYPE_CHECKING:
@@ -55,42 +55,41 @@ class Runner:
 
     def _ready(
         self, prepare: Preparer, op: Operation, items: Sequence[Item]
-    ) -> tuple[list[b.Call], list[Finish]]:
+    ) -> tuple[list[b.Call], list[Goal]]:
         """Check and prepare every item."""
         make = prepare.of[op]
         calls: list[b.Call] = []
-        ends: list[Finish] = []
+        goals: list[Goal] = []
         try:
             for item in items:
-                call, finish = make(item)
+                call, goal = make(item)
                 calls.append(call)
-                ends.append(finish)
+                goals.append(goal)
         except (ParameterError, PayloadError, BackendError) as e:
             raise _of_item(e, len(calls), len(items)) from None
-        return calls, ends
+        return calls, goals
 
     def _run(self, prepare: Preparer, op: Operation, items: Sequence[Item], threads: int) -> list[Result]:
         """Run an operation in host memory."""
         if op == "hop" and not self.program.fuses_hop:
             return self._composed_hop(prepare, items, threads)
-        calls, ends = self._ready(prepare, op, items)
+        calls, goals = self._ready(prepare, op, items)
         outcomes = self.library.run(op, calls, self.values, threads, prepare.device)
-        return self._results(prepare, op, calls, ends, outcomes)
+        return self._results(prepare, op, calls, goals, outcomes)
 
     def _results(
         self,
         prepare: Preparer,
         op: Operation,
         calls: Sequence[b.Call],
-        ends: Sequence[Finish],
+        goals: Sequence[Goal],
         outcomes: Sequence[b.Outcome],
     ) -> list[Result]:
         results: list[Result] = []
-        for finish, outcome in zip(ends, outcomes, strict=True):
-            if outcome.status < 0:
-                at = len(results)
-                raise _of_item(self._failure(prepare, op, calls[at], outcome), at, len(calls))
-            results.append(Result(finish(outcome.length), outcome.status == b.OK))
+        for at, (status, length) in enumerate(outcomes):  # one for each call
+            if status < 0:
+                raise _of_item(self._failure(prepare, op, calls[at], status), at, len(calls))
+            results.append(Result(prepare.finish(calls[at], goals[at], length), status == b.OK))
         return results
 
     # --- on a GPU ---------------------------------------------------------------------------------
@@ -107,14 +106,14 @@ class Runner:
                 f"the length of a payload of {self.info.name} depends on the data, and while a graph is "
                 "captured nothing can wait for it: give out="
             )
-        calls, ends = self._ready(prepare, op, items)
+        calls, goals = self._ready(prepare, op, items)
         started = self.library.start(op, calls, self.values, keep=capturing)
         if wait and not capturing:
             runs = {id(run): run.outcomes() for run, _ in started}
-            results = self._results(prepare, op, calls, ends, [runs[id(run)][at] for run, at in started])
+            results = self._results(prepare, op, calls, goals, [runs[id(run)][at] for run, at in started])
         else:
-            sized = zip(calls, ends, strict=True)
-            results = [Result(finish(call.payload.nbytes), None) for call, finish in sized]
+            made = zip(calls, goals, strict=True)
+            results = [Result(prepare.finish(call, goal, call.payload.nbytes), None) for call, goal in made]
         for item, result, call, (run, at) in zip(items, results, calls, started, strict=True):
             if item.out is not None or result.finite is None:
                 self.library.pending.enter(result.value, op, call.n, run, at, captured=capturing)
@@ -163,14 +162,14 @@ class Runner:
             f"{self.info.name}: Encode read a vector outside its range (gradient of {n} elements)"
         )
 
-    def _failure(self, prepare: Preparer, op: Operation, call: b.Call, outcome: b.Outcome) -> Exception:
+    def _failure(self, prepare: Preparer, op: Operation, call: b.Call, status: int) -> Exception:
         name = self.info.name
         if call.source is not None:  # if the payload of a hop is wrong, decoding it says what is
             out = arrays.empty(call.n, prepare.device)
             decode = b.Call(call.n, out, call.source, 0, call.shared_seed)
-            (outcome,) = self.library.run("decode", [decode], self.values, 1, prepare.device)
-            if outcome.status < 0:
-                return self._failure(prepare, "decode", decode, outcome)
+            (decoded,) = self.library.run("decode", [decode], self.values, 1, prepare.device)
+            if decoded.status < 0:
+                return self._failure(prepare, "decode", decode, decoded.status)
         if op in ("encode", "hop"):
             return self._out_of_range(call.n)
         raw, n = call.payload, call.n
@@ -180,7 +179,7 @@ class Runner:
                 prepare.check(raw, n, width)
         except PayloadError as e:
             return e
-        if outcome.status == b.REFUSED:
+        if status == b.REFUSED:
             return payload.explain_refusal(
                 name,
                 self.program.decode_for(width),

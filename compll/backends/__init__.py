@@ -43,9 +43,10 @@ class Call(NamedTuple):
 
     encode reads `gradient` and `state`, writes `payload` and `new_state`; decode and decode_add read
     `payload` and write `gradient`; hop is an encode that reads the payload `source` besides.  Vectors have n
-    elements: states of float32; the gradient of float32, of float16, or of uint16, which are the bits of
-    bfloat16.  Payloads are uint8 and long enough.  `width`: that of a payload to be decoded, if it is not the
-    codec's own.  `padded`: on a GPU, a payload may end before its buffer does.
+    elements: states of float32, in the order of the program; the gradient of float32, of float16, or of
+    uint16, which are the bits of bfloat16.  Payloads are uint8 and long enough.  `width`: that of a payload
+    to be decoded, if it is not the codec's own.  `padded`: on a GPU, a payload may end before its buffer
+    does.  `payload_at`, `source_at`: their addresses, where whoever made the call knows them.
     """
 
     n: int
@@ -59,6 +60,8 @@ class Call(NamedTuple):
     source: Array | None = None
     width: int = 0
     padded: bool = False
+    payload_at: int = 0
+    source_at: int = 0
 
 
 class Outcome(NamedTuple):

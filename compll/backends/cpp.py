@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 import threading
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from compll.emit import cpp
 from compll.types import Array
 
 ITEM = struct.Struct("@PPqqqPPQQfiPq")  # `compll_item` of compll.h
-LENGTH, STATUS = 4, 10  # places of members in it
-POINTER = struct.calcsize("@P")
+DONE = struct.Struct("@32xq36xi")  # what is read of it afterwards: length and status
+KEPT = 64  # sizes of tables of items that are remembered
 
 
 def build(unit: Unit) -> CppLibrary:
@@ -29,6 +30,12 @@ def build(unit: Unit) -> CppLibrary:
     """
     source = cache.remembered("cpp", unit.key, lambda: cpp.source(unit))
     return CppLibrary(unit, builder.library(unit.codec, source, cpp.runtime()))
+
+
+@functools.lru_cache(KEPT)
+def _room(size: int) -> type[ctypes.Array[ctypes.c_char]]:
+    """Return the type of memory of so many bytes; making one takes longer than a small kernel."""
+    return ctypes.c_char * size
 
 
 class _Given(NamedTuple):
@@ -48,7 +55,6 @@ class CppLibrary:
     def __init__(self, unit: Unit, library: ctypes.CDLL) -> None:
         """Look up the operations."""
         self.unit = unit
-        self.states = unit.functions[0].states
         self.operations = {}
         for f in unit.functions:
             entry = getattr(library, f"{unit.codec}_{f.op}_{unit.suffix}")
@@ -67,29 +73,28 @@ class CppLibrary:
         self.scratch_bytes.restype = ctypes.c_int64
         self.parameters = Packer(unit.params)
         self.given: _Given | None = None
-        self.pointers = struct.Struct(f"@{len(self.states)}P")
+        self.pointers = struct.Struct(f"@{len(unit.functions[0].states)}P")
         self.local = threading.local()
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item; the GIL is released."""
-        count, states = len(calls), len(self.states) * POINTER  # bytes of the pointers to an item's vectors
-        table = ctypes.create_string_buffer(count * (ITEM.size + 2 * states))
+        count, states = len(calls), self.pointers.size  # bytes of the pointers to an item's vectors
+        table = _room(count * (ITEM.size + 2 * states))()
         items = ctypes.addressof(table)
         at, old = 0, count * ITEM.size
         for call in calls:
-            new = old + states
+            new = old
             if call.state:
-                places = [address(call.state[name]) for name in self.states]
-                self.pointers.pack_into(table, old, *places)
+                self.pointers.pack_into(table, old, *map(address, call.state.values()))
                 if call.new_state is not call.state:
-                    places = [address(call.new_state[name]) for name in self.states]
-                self.pointers.pack_into(table, new, *places)
+                    new = old + states
+                    self.pointers.pack_into(table, new, *map(address, call.new_state.values()))
             size, source = call.payload.nbytes, call.source
             ITEM.pack_into(
                 table,
                 at,
                 address(call.gradient),
-                address(call.payload),
+                call.payload_at or address(call.payload),
                 call.n,
                 size,
                 size,
@@ -99,7 +104,7 @@ class CppLibrary:
                 call.shared_seed,
                 call.scale,
                 0,
-                0 if source is None else address(source),
+                0 if source is None else call.source_at or address(source),
                 0 if source is None else source.nbytes,
             )
             at, old = at + ITEM.size, new + states
@@ -112,8 +117,8 @@ class CppLibrary:
         self.operations[op](items, count, given.place, self._scratch(need), threads, None)
         outcomes = []
         for at in range(0, count * ITEM.size, ITEM.size):
-            done = ITEM.unpack_from(table, at)
-            outcomes.append(Outcome(done[STATUS], done[LENGTH]))
+            length, status = DONE.unpack_from(table, at)
+            outcomes.append(Outcome(status, length))
         return outcomes
 
     def _given(self, values: Values) -> _Given:

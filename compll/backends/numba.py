@@ -5,13 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import itertools
-import os
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +20,7 @@ from compll import build as builder
 from compll import cache, knobs
 from compll.arrays import address
 from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, Call, Outcome, Unit, Values
+from compll.backends.crew import pieces, share
 from compll.emit import numba as emit
 from compll.errors import BackendError
 from compll.rng import TILE
@@ -128,13 +126,6 @@ def selections() -> ModuleType:
     return module("selection", Path(__file__).with_name("numba_selection.py").read_text("utf-8"))
 
 
-@functools.cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Return the workers that help a caller, each process its own; the kernels release the GIL."""
-    del process
-    return ThreadPoolExecutor(threads, "compll")
-
-
 class NumbaLibrary:
     """A loaded module.  Scratch memory is kept a thread, so kernels allocate nothing."""
 
@@ -160,16 +151,11 @@ class NumbaLibrary:
         apart = [at for at, call in enumerate(calls) if threads > 1 and least <= call.n <= most]
         for at in sorted(set(range(len(calls))).difference(apart)):
             outcomes[at] = self._run(kernels, calls[at], params, threads)
-        waiting = iter(apart)
 
-        def work() -> None:
-            for at in waiting:
-                outcomes[at] = self._run(kernels, calls[at], params, 1)
+        def alone(at: int) -> None:
+            outcomes[at] = self._run(kernels, calls[at], params, 1)
 
-        rest = [_pool(threads - 1, os.getpid()).submit(work) for _ in range(min(threads, len(apart)) - 1)]
-        work()
-        for one in rest:
-            one.result()
+        share([functools.partial(alone, at) for at in apart], threads)
         return [outcomes[at] for at in range(len(calls))]
 
     def _run(self, kernels: Any, call: Call, params: tuple[Any, ...], threads: int) -> Outcome:
@@ -241,15 +227,8 @@ def _work(work: Any, frame: Array, tiles: int, scratch: Array, threads: int) -> 
 
 
 def run_tiles(work: Callable[[int, int], None], tiles: int, chunk: int, threads: int) -> None:
-    """Run a kernel over all tiles, in as many threads as there are chunks of work for."""
-    chunks = -(-tiles // chunk)
-    teams = min(threads, chunks)
-    if teams <= 1:
+    """Run a kernel over all tiles, in as many threads as there are chunks of work for, or fewer."""
+    if threads <= 1 or tiles <= chunk:
         work(0, tiles)
-        return
-    ends = [min(tiles, chunks * (team + 1) // teams * chunk) for team in range(teams)]
-    pool = _pool(threads - 1, os.getpid())
-    rest = [pool.submit(work, begin, end) for begin, end in itertools.pairwise(ends)]
-    work(0, ends[0])
-    for one in rest:
-        one.result()
+    else:
+        share([functools.partial(work, *piece) for piece in pieces(tiles, chunk, threads)], threads)

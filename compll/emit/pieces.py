@@ -146,9 +146,18 @@ class BlockText:
     values: tuple[Values, ...] = ()
 
     @property
+    def early(self) -> tuple[Load, ...]:
+        """What the first reductions fetch a span ahead: the gradient, where they read a payload besides.
+
+        Then they take half of the time, in which memory would have nothing to do.
+        """
+        return tuple(x for x in self.stages[0].loads if x.name == "gradient") if self.kept else ()
+
+    @property
     def ahead(self) -> tuple[Load, ...]:
-        """What the reductions load, element by element: a span ahead of the stores it can be fetched."""
-        return tuple({x.name: x for stage in self.stages for x in stage.loads if not x.width}.values())
+        """What the stores fetch a span ahead: all others that the reductions load, element by element."""
+        loads = {x.name: x for stage in self.stages for x in stage.loads if not x.width}
+        return tuple(x for x in loads.values() if x not in self.early)
 
     @property
     def most(self) -> int:
@@ -205,6 +214,11 @@ class PassText:
     told: tuple[str, ...] = ()
     stops: bool = False  # it writes what must stay as it is when a position was out of range
     clears: tuple[str, int] | None = None  # place and bytes of elements, if it does nothing but set them to 0
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether a row is unrolled whole: for partial results in registers, or constant places of codes."""
+        return bool(self.reductions) or any(x.width for x in self.loads)
 
 
 @dataclass(frozen=True)

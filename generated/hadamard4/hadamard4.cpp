@@ -314,7 +314,8 @@ inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t encode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Layout at = layout(item.n, p, most_counts(item.n, p));
@@ -544,7 +545,8 @@ inline int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -758,7 +760,8 @@ inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_un
     return arena.used;
 }
 
-int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode_add(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -853,26 +856,20 @@ COMPLL_EXPORT int64_t hadamard4_scratch_bytes(int64_t n, [[maybe_unused]] const 
 
 // The same for a batch, in which the threads need scratch of their own; of one item it is `scratch_bytes(n)`.
 COMPLL_EXPORT int64_t hadamard4_batch_scratch_bytes(const compll_item* items, int64_t count, const void* params, int32_t threads) {
-    return batch_scratch(items, count, threads, [&](int64_t n) { return hadamard4_scratch_bytes(n, params); });
+    return batch_scratch(items, count, params, threads, hadamard4_scratch_bytes);
 }
 
 COMPLL_EXPORT int32_t hadamard4_encode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return hadamard4_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return encode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, hadamard4_scratch_bytes, encode);
 }
 
 COMPLL_EXPORT int32_t hadamard4_decode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return hadamard4_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, hadamard4_scratch_bytes, decode);
 }
 
 COMPLL_EXPORT int32_t hadamard4_decode_add_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return hadamard4_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode_add(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, hadamard4_scratch_bytes, decode_add);
 }

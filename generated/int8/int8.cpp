@@ -178,7 +178,8 @@ inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t encode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Layout at = layout(item.n, p, most_counts(item.n, p));
@@ -248,7 +249,8 @@ inline int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -320,7 +322,8 @@ inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_un
     return arena.used;
 }
 
-int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode_add(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -412,6 +415,7 @@ template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unu
             const int at = row * LANES + block * WIDTH;
             if (FULL ? at >= N : at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(in_gradient + at + 4096);
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_q = load<Int32, FULL>(in_received_q + at, live);
             const Float t0 = widen<Float>(v_received_q);
@@ -478,7 +482,6 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            __builtin_prefetch(k.gradient + tile * TILE + at + 4096);  // what the next span reduces
             __builtin_prefetch(reinterpret_cast<const int8_t*>(k.f_received_q) + tile * TILE + at + 4096);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = splat<Float>(b.h0[own + row / 2]);
@@ -495,7 +498,8 @@ inline int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const 
     return arena.used;
 }
 
-int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t hop(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Layout at = layout(item.n, p, most_counts(item.n, p));
@@ -544,33 +548,25 @@ COMPLL_EXPORT int64_t int8_scratch_bytes(int64_t n, [[maybe_unused]] const void*
 
 // The same for a batch, in which the threads need scratch of their own; of one item it is `scratch_bytes(n)`.
 COMPLL_EXPORT int64_t int8_batch_scratch_bytes(const compll_item* items, int64_t count, const void* params, int32_t threads) {
-    return batch_scratch(items, count, threads, [&](int64_t n) { return int8_scratch_bytes(n, params); });
+    return batch_scratch(items, count, params, threads, int8_scratch_bytes);
 }
 
 COMPLL_EXPORT int32_t int8_encode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return int8_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return encode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, int8_scratch_bytes, encode);
 }
 
 COMPLL_EXPORT int32_t int8_decode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return int8_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, int8_scratch_bytes, decode);
 }
 
 COMPLL_EXPORT int32_t int8_decode_add_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return int8_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode_add(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, int8_scratch_bytes, decode_add);
 }
 
 COMPLL_EXPORT int32_t int8_hop_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return int8_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return hop(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, int8_scratch_bytes, hop);
 }

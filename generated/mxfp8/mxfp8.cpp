@@ -212,7 +212,8 @@ inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t encode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Layout at = layout(item.n, p, most_counts(item.n, p));
@@ -332,7 +333,8 @@ inline int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -451,7 +453,8 @@ inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_un
     return arena.used;
 }
 
-int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode_add(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -576,6 +579,7 @@ template <int N, class R0> inline void hop_pass0_stage0(HopFrame& k, [[maybe_unu
             const int at = row * LANES + block * WIDTH;
             if (FULL ? at >= N : at >= count) break;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
+            __builtin_prefetch(in_gradient + at + 1024);
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
             const Int32 v_received_code = load<Int32, FULL>(in_received_code + at, live);
             const Mask t0 = lt(v_received_code, splat<Int32>(INT64_C(128)));
@@ -653,7 +657,6 @@ template <bool FULL> inline void hop_pass0(HopFrame& k, [[maybe_unused]] const P
     each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
-            __builtin_prefetch(k.gradient + tile * TILE + at + 1024);  // what the next span reduces
             __builtin_prefetch(reinterpret_cast<const uint8_t*>(k.f_received_code) + tile * TILE + at + 1024);  // what the next span reduces
             const Float t0 = load<Float, true>(b.kept0 + (tile * TILE - b.begin) + at, WIDTH);
             const Float t1 = splat<Float>(b.h0[own + row * 4 + block * WIDTH / 32]);
@@ -692,7 +695,8 @@ inline int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const 
     return arena.used;
 }
 
-int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t hop(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Layout at = layout(item.n, p, most_counts(item.n, p));
@@ -741,33 +745,25 @@ COMPLL_EXPORT int64_t mxfp8_scratch_bytes(int64_t n, [[maybe_unused]] const void
 
 // The same for a batch, in which the threads need scratch of their own; of one item it is `scratch_bytes(n)`.
 COMPLL_EXPORT int64_t mxfp8_batch_scratch_bytes(const compll_item* items, int64_t count, const void* params, int32_t threads) {
-    return batch_scratch(items, count, threads, [&](int64_t n) { return mxfp8_scratch_bytes(n, params); });
+    return batch_scratch(items, count, params, threads, mxfp8_scratch_bytes);
 }
 
 COMPLL_EXPORT int32_t mxfp8_encode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return mxfp8_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return encode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, mxfp8_scratch_bytes, encode);
 }
 
 COMPLL_EXPORT int32_t mxfp8_decode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return mxfp8_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, mxfp8_scratch_bytes, decode);
 }
 
 COMPLL_EXPORT int32_t mxfp8_decode_add_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return mxfp8_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode_add(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, mxfp8_scratch_bytes, decode_add);
 }
 
 COMPLL_EXPORT int32_t mxfp8_hop_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return mxfp8_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return hop(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, mxfp8_scratch_bytes, hop);
 }

@@ -102,7 +102,8 @@ inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t encode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Layout at = layout(item.n, p, most_counts(item.n, p));
@@ -158,7 +159,7 @@ struct DecodeFrame {
 template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe_unused]] const Params& p, int64_t tile, int count) {
     const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     const auto* in_exponent = reinterpret_cast<const uint8_t*>(k.f_exponent) + tile * TILE;
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_negative = load_codes<FULL>(in_negative, at, live);
@@ -181,7 +182,8 @@ inline int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -233,7 +235,7 @@ template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, 
     const auto* in_gradient = k.gradient + tile * TILE;
     const PackedCodes<1, true> in_negative(k.f_negative, tile * TILE);
     const auto* in_exponent = reinterpret_cast<const uint8_t*>(k.f_exponent) + tile * TILE;
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
@@ -259,7 +261,8 @@ inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_un
     return arena.used;
 }
 
-int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode_add(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -322,7 +325,7 @@ template <bool FULL> [[gnu::noinline]] void hop_pass0(HopFrame& k, [[maybe_unuse
     UInt32 widest{};
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
@@ -363,7 +366,8 @@ inline int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const 
     return arena.used;
 }
 
-int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t hop(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Layout at = layout(item.n, p, most_counts(item.n, p));
@@ -415,33 +419,25 @@ COMPLL_EXPORT int64_t natural_scratch_bytes(int64_t n, [[maybe_unused]] const vo
 
 // The same for a batch, in which the threads need scratch of their own; of one item it is `scratch_bytes(n)`.
 COMPLL_EXPORT int64_t natural_batch_scratch_bytes(const compll_item* items, int64_t count, const void* params, int32_t threads) {
-    return batch_scratch(items, count, threads, [&](int64_t n) { return natural_scratch_bytes(n, params); });
+    return batch_scratch(items, count, params, threads, natural_scratch_bytes);
 }
 
 COMPLL_EXPORT int32_t natural_encode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return natural_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return encode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, natural_scratch_bytes, encode);
 }
 
 COMPLL_EXPORT int32_t natural_decode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return natural_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, natural_scratch_bytes, decode);
 }
 
 COMPLL_EXPORT int32_t natural_decode_add_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return natural_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode_add(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, natural_scratch_bytes, decode_add);
 }
 
 COMPLL_EXPORT int32_t natural_hop_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return natural_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return hop(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, natural_scratch_bytes, hop);
 }

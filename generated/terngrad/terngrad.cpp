@@ -144,7 +144,8 @@ inline int64_t encode_scratch([[maybe_unused]] EncodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t encode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t encode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Layout at = layout(item.n, p, most_counts(item.n, p));
@@ -230,7 +231,7 @@ template <bool FULL> [[gnu::noinline]] void decode_pass0(DecodeFrame& k, [[maybe
     const Float u_gap_1 = splat<Float>(k.gap_1_);
     const Float u_low_1 = splat<Float>(k.low_1_);
     const PackedCodes<2, true> in_level(k.f_level, tile * TILE);
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Int32 v_level = load_codes<FULL>(in_level, at, live);
@@ -247,7 +248,8 @@ inline int64_t decode_scratch([[maybe_unused]] DecodeFrame& k, [[maybe_unused]] 
     return arena.used;
 }
 
-int32_t decode(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -312,7 +314,7 @@ template <bool FULL> [[gnu::noinline]] void decode_add_pass0(DecodeAddFrame& k, 
     const Float u_low_1 = splat<Float>(k.low_1_);
     const auto* in_gradient = k.gradient + tile * TILE;
     const PackedCodes<2, true> in_level(k.f_level, tile * TILE);
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
@@ -332,7 +334,8 @@ inline int64_t decode_add_scratch([[maybe_unused]] DecodeAddFrame& k, [[maybe_un
     return arena.used;
 }
 
-int32_t decode_add(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t decode_add(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Counts c{};
@@ -466,7 +469,7 @@ template <bool FULL> [[gnu::noinline]] void hop_pass1(HopFrame& k, [[maybe_unuse
     const PackedCodes<2, true> in_received_level(k.f_received_level, tile * TILE);
     UInt32 r0[BLOCKS][ROWS];
     for (int block = 0; block < BLOCKS; ++block) random_halves(r0[block], k.seed, 0, tile, block * WIDTH);
-    each_block<FULL, false>(count, [&](int row, int block) __attribute__((always_inline)) {
+    each_block<FULL, true>(count, [&](int row, int block) __attribute__((always_inline)) {
             const int at = row * LANES + block * WIDTH;
             [[maybe_unused]] const int live = FULL || count - at >= WIDTH ? WIDTH : count - at;
             const Float v_gradient = load<Float, FULL>(in_gradient + at, live);
@@ -493,7 +496,8 @@ inline int64_t hop_scratch([[maybe_unused]] HopFrame& k, [[maybe_unused]] const 
     return arena.used;
 }
 
-int32_t hop(compll_item& item, [[maybe_unused]] const Params& p, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+int32_t hop(compll_item& item, const void* params, [[maybe_unused]] char* scratch, [[maybe_unused]] int threads) {
+    [[maybe_unused]] const Params& p = *static_cast<const Params*>(params);
     const Arithmetic arithmetic;
     if (item.n < 0) return BAD_BUFFER;
     Layout at = layout(item.n, p, most_counts(item.n, p));
@@ -581,33 +585,25 @@ COMPLL_EXPORT int64_t terngrad_scratch_bytes(int64_t n, [[maybe_unused]] const v
 
 // The same for a batch, in which the threads need scratch of their own; of one item it is `scratch_bytes(n)`.
 COMPLL_EXPORT int64_t terngrad_batch_scratch_bytes(const compll_item* items, int64_t count, const void* params, int32_t threads) {
-    return batch_scratch(items, count, threads, [&](int64_t n) { return terngrad_scratch_bytes(n, params); });
+    return batch_scratch(items, count, params, threads, terngrad_scratch_bytes);
 }
 
 COMPLL_EXPORT int32_t terngrad_encode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return terngrad_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return encode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, terngrad_scratch_bytes, encode);
 }
 
 COMPLL_EXPORT int32_t terngrad_decode_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return terngrad_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, terngrad_scratch_bytes, decode);
 }
 
 COMPLL_EXPORT int32_t terngrad_decode_add_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return terngrad_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return decode_add(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, terngrad_scratch_bytes, decode_add);
 }
 
 COMPLL_EXPORT int32_t terngrad_hop_f32(compll_item* items, int64_t count, const void* params, void* scratch,
                                     int32_t threads, [[maybe_unused]] void* stream) {
-    const Params& p = *static_cast<const Params*>(params);
-    return run_batch(items, count, static_cast<char*>(scratch), threads, [&](int64_t n) { return terngrad_scratch_bytes(n, params); },
-                     [&](compll_item& item, char* own, int32_t some) { return hop(item, p, own, some); });
+    return run_batch(items, count, params, static_cast<char*>(scratch), threads, terngrad_scratch_bytes, hop);
 }

@@ -26,29 +26,33 @@ struct Shares {
     bool apart(const compll_item& item) const { return tiles(item) <= most_apart; }
 };
 
+// The scratch that an item of n elements needs, and an operation on one item.
+using Need = int64_t (*)(int64_t n, const void* params);
+using Run = int32_t (*)(compll_item& item, const void* params, char* scratch, int32_t threads);
+
 // The scratch of a batch: one for the items that all threads work on, or one for each thread.
-template <class Need> inline int64_t batch_scratch(const compll_item* items, int64_t count, int threads, Need need, int64_t* each = nullptr) {
+[[gnu::noinline]] inline int64_t batch_scratch(const compll_item* items, int64_t count, const void* params, int threads, Need need, int64_t* each = nullptr) {
     const Shares shares(items, count, threads);
     int64_t one = 0, together = 0;
     for (int64_t i = 0; i < count; ++i) {
         int64_t& most = shares.apart(items[i]) ? one : together;
-        most = greater(most, align(need(items[i].n), 64));
+        most = greater(most, align(need(items[i].n, params), 64));
     }
     if (each) *each = one;
     return greater(together, one * threads);
 }
 
 // Run every item; return the worst status.
-template <class Need, class Run> inline int32_t run_batch(compll_item* items, int64_t count, char* scratch, int threads, Need need, Run run) {
+[[gnu::noinline]] inline int32_t run_batch(compll_item* items, int64_t count, const void* params, char* scratch, int threads, Need need, Run run) {
     const Shares shares(items, count, threads);
     for (int64_t i = 0; i < count; ++i)
-        if (!shares.apart(items[i])) items[i].status = run(items[i], scratch, threads);
+        if (!shares.apart(items[i])) items[i].status = run(items[i], params, scratch, threads);
     if (shares.most_apart >= 0) {
         int64_t each = 0;
-        batch_scratch(items, count, threads, need, &each);
+        batch_scratch(items, count, params, threads, need, &each);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
         for (int64_t i = 0; i < count; ++i)
-            if (shares.apart(items[i])) items[i].status = run(items[i], scratch + omp_get_thread_num() * each, 1);
+            if (shares.apart(items[i])) items[i].status = run(items[i], params, scratch + omp_get_thread_num() * each, 1);
     }
     int32_t worst = OK;
     for (int64_t i = 0; i < count; ++i) worst = items[i].status < worst ? items[i].status : worst;

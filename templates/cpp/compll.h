@@ -19,12 +19,12 @@ inline UInt32 magnitude(Float x) { return bits_of(x) & 0x7fffffffu; }  // greate
 inline Mask not_finite(UInt32 magnitude) { return ge(magnitude, splat<UInt32>(0x7f800000u)); }
 inline int64_t align(int64_t at, int64_t to) { return (at + to - 1) / to * to; }
 
-// Do `body(row, block)` for each vector of a tile of `count` elements.  A row of partial results, one for each of its
-// vectors, stays in registers if the loop over them is unrolled; beyond that unrolling takes longer to compile than it
-// saves, most of all in a last tile, which runs once.
-template <bool FULL, bool REDUCES, class F>
+// Do `body(row, block)` for each vector of a tile of `count` elements.  In a row that is unrolled, partial results of
+// its vectors stay in registers and the places of its codes are constants; beyond that unrolling takes longer to
+// compile than it saves, most of all in a last tile, which runs once.
+template <bool FULL, bool WHOLE_ROWS, class F>
 __attribute__((always_inline)) inline void each_block([[maybe_unused]] int count, F body) {
-    if constexpr (FULL && REDUCES) {
+    if constexpr (FULL && WHOLE_ROWS) {
         for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 8
             for (int block = 0; block < BLOCKS; ++block) body(row, block);

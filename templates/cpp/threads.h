@@ -14,20 +14,25 @@ struct Arithmetic {
 #endif
 };
 constexpr int64_t CHUNK = 64;
-// Run `work(tile)` for every tile, SOME of them at a time; small vectors stay on the calling thread.
-template <int64_t SOME = CHUNK, class F> inline void for_tiles(int64_t tiles, int threads, F work) {
-    if (threads <= 1 || tiles <= SOME) {
+// Give the numbers below `count` to the threads, `some` of them at a time; few ones stay on the calling thread.
+// It is compiled once for all loops, and each loop's body once for any number of threads.
+[[gnu::noinline]] inline void share(int64_t count, int64_t some, int threads, void (*work)(void*, int64_t, int64_t), void* with) {
+    if (threads <= 1 || count <= some) {
         Arithmetic arithmetic;
-        for (int64_t tile = 0; tile < tiles; ++tile) work(tile);
-        return;
+        return work(with, 0, count);
     }
 #pragma omp parallel num_threads(threads)
     {
         Arithmetic arithmetic;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t some = 0; some < (tiles + SOME - 1) / SOME; ++some)
-            for (int64_t tile = some * SOME; tile < tiles && tile < (some + 1) * SOME; ++tile) work(tile);
+        for (int64_t k = 0; k < (count + some - 1) / some; ++k) work(with, k * some, (k + 1) * some < count ? (k + 1) * some : count);
     }
+}
+// Run `work(tile)` for every tile.
+template <int64_t SOME = CHUNK, class F> inline void for_tiles(int64_t tiles, int threads, F work) {
+    share(tiles, SOME, threads, [](void* with, int64_t tile, int64_t end) {
+        for (; tile < end; ++tile) (*static_cast<F*>(with))(tile);
+    }, &work);
 }
 
 }  // namespace compll

@@ -11,7 +11,7 @@ import pytest
 from compll_cases import write
 
 import compll
-from compll import build
+from compll import build, knobs
 
 SMALL = """
 void SmallEncode(float* g, uint8* c) { c = concat(g); }
@@ -158,5 +158,6 @@ def test_the_environment_chooses_backend_and_threads(monkeypatch: pytest.MonkeyP
     assert codec.backend == "cpp"
     for bad in ("0", "-1", "two", "1.5"):
         monkeypatch.setenv("COMPLL_THREADS", bad)
+        knobs.threads.cache_clear()
         with pytest.raises(compll.BackendError, match="COMPLL_THREADS"):
             codec.encode(np.ones(4, np.float32), state=codec.new_state(4))

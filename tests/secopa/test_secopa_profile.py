@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from secopa_profiles import CONDITIONS, SIZES, profile_of, profiles
 
 import compll
+from compll import knobs
 from secopa.inputs import SecopaError
 from secopa.profile import Curve, Profile, cache_path, conditions, difference, measure
 
@@ -128,7 +129,7 @@ def test_measuring_tells_its_progress():
 
 
 def test_local_ranks_share_the_threads(monkeypatch):
-    monkeypatch.setenv("COMPLL_THREADS", "4")
+    monkeypatch.setattr(knobs, "threads", lambda: 4)
     codec = compll.compile("terngrad", backend="interp")
     assert [conditions(codec, ranks).threads for ranks in (1, 2, 8)] == [4, 2, 1]
 
