@@ -13,13 +13,14 @@ __attribute__((noinline)) V gather_each(int64_t n, Int64 at, Mask asked, int32_t
     int64_t place[WIDTH];
     Element<V> out[WIDTH];
     std::memcpy(place, &at, sizeof at);
-    Mask there;
+    int32_t inside[WIDTH];
 #pragma GCC unroll 1
     for (int j = 0; j < WIDTH; ++j) {
-        const bool inside = place[j] >= 0 && place[j] < n;
-        out[j] = inside ? Element<V>(element(place[j])) : Element<V>(0);
-        there[j] = -int32_t(inside);
+        inside[j] = place[j] >= 0 && place[j] < n ? -1 : 0;
+        out[j] = inside[j] ? Element<V>(element(place[j])) : Element<V>(0);
     }
+    Mask there;
+    std::memcpy(&there, inside, sizeof there);
     if (any(asked & ~there)) note(outside);
     V lanes;
     std::memcpy(&lanes, out, sizeof lanes);
@@ -28,14 +29,12 @@ __attribute__((noinline)) V gather_each(int64_t n, Int64 at, Mask asked, int32_t
 template <class V, class T> inline V gather(const T* p, int64_t n, Int64 at, Mask asked, int32_t& outside) {
 #if defined(__AVX512DQ__)
     if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4) {
-        using Places = long long __attribute__((vector_size(64)));
-        using Eight = float __attribute__((vector_size(32)));
-        Places place[2];
+        using Eight = Whole<float, 8>;
+        const Quads place[2] = {(Quads)at.low, (Quads)at.high};
         Eight found[2];
         uint32_t there = 0;
-        std::memcpy(place, &at, sizeof at);
         for (int half = 0; half < 2; ++half) {
-            const uint8_t inside = __builtin_ia32_ucmpq512_mask(place[half], Places{} + (n > 0 ? n : 0), 1, 0xff);
+            const uint8_t inside = __builtin_ia32_ucmpq512_mask(place[half], Quads{} + (n > 0 ? n : 0), 1, 0xff);
             found[half] = __builtin_ia32_gatherdiv16sf(Eight{}, p, place[half], inside, 4);
             there |= uint32_t(inside) << 8 * half;
         }
@@ -57,20 +56,24 @@ template <class V, int W> inline V gather_bits(const uint8_t* p, int64_t n, Int6
     return gather_each<V>(n, at, asked, outside, [&](int64_t i) { return bits_at<W>(p, i); });
 }
 // The 16 elements from `first` on, lane j that of number order[j]: one load where they are all in range.
-template <class V> inline V in_order(V x, Int32 order) {
-    if constexpr (sizeof(V) == sizeof(Int32)) return __builtin_shuffle(x, order);
-    else return __builtin_shuffle(x, __builtin_convertvector(order, Int64));
+template <class V, class O> COMPLL_ALWAYS Vector<Element<V>, COUNT<O>> in_order(const V& x, const O& order) {
+    using To = Vector<Element<V>, COUNT<O>>;
+    if constexpr (sizeof(Element<V>) != 4) return each<To>([&](int j) { return x[order[j]]; });
+    else if constexpr (IS_HALVES<O>) return {in_order(x, order.low), in_order(x, order.high)};
+    else if constexpr (!IS_HALVES<V>) return __builtin_shuffle(x, order);
+    else if constexpr (!IS_HALVES<Half<V>>) return __builtin_shuffle(x.low, x.high, order);
+    else return select(ne(order & COUNT<V> / 2, O{}), in_order(x.high, order), in_order(x.low, order));
 }
 template <class V, class T>
 __attribute__((noinline)) V near_end(const T* p, int64_t n, int64_t first, Int32 order, Mask asked, int32_t& outside) {
-    return gather_each<V>(n, __builtin_convertvector(order, Int64) + first, asked, outside, [&](int64_t i) { return p[i]; });
+    return gather_each<V>(n, converted<Int64>(order) + first, asked, outside, [&](int64_t i) { return p[i]; });
 }
 template <class V, class T> inline V near(const T* p, int64_t n, int64_t first, Int32 order, Mask asked, int32_t& outside) {
     if (first < 0 || first + WIDTH > n) return near_end<V>(p, n, first, order, asked, outside);
     return in_order(load<V, true>(p + first, WIDTH), order);
 }
 template <class V, int W> inline V near_codes(const uint8_t* p, int64_t n, int64_t first, Int32 order, Mask asked, int32_t& outside) {
-    if (first < 0 || first + WIDTH > n) return gather_bits<V, W>(p, n, __builtin_convertvector(order, Int64) + first, asked, outside);
+    if (first < 0 || first + WIDTH > n) return gather_bits<V, W>(p, n, converted<Int64>(order) + first, asked, outside);
     return widen<V>(in_order(take_codes<W>(p + first / 8 * W), order));
 }
 template <class V, class T> inline V near_one(const T* p, int64_t n, int64_t at, Mask asked, int32_t& outside) {
@@ -173,7 +176,7 @@ template <class R, const auto& TABLE, class X> inline R search(X x) {
         Int32 below{};
         for (int step = TOP; step; step /= 2) {
             const Int32 at = below + (step - 1);  // beyond the end nothing is below
-            const Mask there = at < N;
+            const Mask there = lt(at, splat<Int32>(N));
             below += there & lt(lookup<X, TABLE>(at & there), x) & step;
         }
         return widen<R>(below);

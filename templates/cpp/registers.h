@@ -1,0 +1,137 @@
+// What works on one register: instructions that compilers do not find, and what they make of it elsewhere.
+#pragma once
+
+#include "vectors.h"
+
+namespace compll {
+
+template <class T> using Register = Vector<T, REGISTER / 4>;  // as many elements of less than 32 bits as of 32
+using Floats = Register<float>;
+using Ints = Register<int32_t>;
+using UInts = Register<uint32_t>;
+using Words = Vector<uint64_t, REGISTER / 8>;
+using Bytes = Whole<uint8_t, 16>;
+using Quads = Whole<long long, REGISTER / 8>;
+
+// a > b ? a : b and a < b ? a : b, which of a NaN or of two zeros give b.
+template <class V> COMPLL_ALWAYS V register_over(V a, V b) { return a > b ? a : b; }
+template <class V> COMPLL_ALWAYS V register_under(V a, V b) { return a < b ? a : b; }
+
+#if defined(__AVX512F__)
+COMPLL_ALWAYS Floats register_over(Floats a, Floats b) { return __builtin_ia32_maxps512_mask(a, b, Floats{}, -1, 4); }
+COMPLL_ALWAYS Floats register_under(Floats a, Floats b) { return __builtin_ia32_minps512_mask(a, b, Floats{}, -1, 4); }
+COMPLL_ALWAYS Ints register_over(Ints a, Ints b) { return __builtin_ia32_pmaxsd512_mask(a, b, Ints{}, -1); }
+COMPLL_ALWAYS Ints register_under(Ints a, Ints b) { return __builtin_ia32_pminsd512_mask(a, b, Ints{}, -1); }
+COMPLL_ALWAYS UInts register_over(UInts a, UInts b) { return (UInts)__builtin_ia32_pmaxud512_mask((Ints)a, (Ints)b, Ints{}, -1); }
+COMPLL_ALWAYS UInts register_under(UInts a, UInts b) { return (UInts)__builtin_ia32_pminud512_mask((Ints)a, (Ints)b, Ints{}, -1); }
+COMPLL_ALWAYS Floats register_sqrt_(Floats x) { return __builtin_ia32_sqrtps512_mask(x, x, -1, 4); }
+#define COMPLL_ROUNDED(MODE, BUILTIN) __builtin_ia32_rndscaleps_mask(x, MODE, x, -1, 4)
+#elif defined(__AVX2__)
+COMPLL_ALWAYS Floats register_sqrt_(Floats x) { return __builtin_ia32_sqrtps256(x); }
+#define COMPLL_ROUNDED(MODE, BUILTIN) __builtin_ia32_roundps256(x, MODE)
+#else
+template <class F> COMPLL_ALWAYS Floats one_by_one(Floats x, F f) {
+    for (int j = 0; j < COUNT<Floats>; ++j) x[j] = f(x[j]);
+    return x;
+}
+COMPLL_ALWAYS Floats register_sqrt_(Floats x) {
+#if defined(__SSE__)
+    return __builtin_ia32_sqrtps(x);
+#else
+    return one_by_one(x, [](float y) { return __builtin_sqrtf(y); });
+#endif
+}
+#if defined(__SSE4_1__)
+#define COMPLL_ROUNDED(MODE, BUILTIN) __builtin_ia32_roundps(x, MODE)
+#else
+#define COMPLL_ROUNDED(MODE, BUILTIN) one_by_one(x, [](float y) { return BUILTIN(y); })
+#endif
+#endif
+COMPLL_ALWAYS Floats register_round_(Floats x) { return COMPLL_ROUNDED(8, __builtin_rintf); }
+COMPLL_ALWAYS Floats register_floor_(Floats x) { return COMPLL_ROUNDED(9, __builtin_floorf); }
+COMPLL_ALWAYS Floats register_ceil_(Floats x) { return COMPLL_ROUNDED(10, __builtin_ceilf); }
+#undef COMPLL_ROUNDED
+
+COMPLL_ALWAYS bool register_any(Ints m) {
+#if defined(__AVX512F__)
+    return __builtin_ia32_ptestmd512(m, m, -1);
+#elif defined(__AVX2__)
+    return !__builtin_ia32_ptestz256((Quads)m, (Quads)m);
+#else
+    const Words words = (Words)m;
+    return (words[0] | words[1]) != 0;
+#endif
+}
+COMPLL_ALWAYS uint32_t register_bits(Ints m) {  // a bit for each element: its sign
+#if defined(__AVX512DQ__)
+    return uint16_t(__builtin_ia32_cvtd2mask512(m));
+#elif defined(__AVX512F__)
+    return uint16_t(__builtin_ia32_ptestmd512(m, m, -1));
+#elif defined(__AVX2__)
+    return __builtin_ia32_movmskps256((Floats)m);
+#elif defined(__SSE__)
+    return __builtin_ia32_movmskps((Floats)m);
+#else
+    uint32_t bits = 0;
+    for (int j = 0; j < COUNT<Ints>; ++j) bits |= (uint32_t(m[j]) & 1) << j;
+    return bits;
+#endif
+}
+COMPLL_ALWAYS Words register_product(Words a, Words b) {  // of the lower halves of elements
+#if defined(__AVX512F__)
+    return (Words)__builtin_ia32_pmuludq512_mask((Ints)a, (Ints)b, Quads{}, 0xff);
+#elif defined(__AVX2__)
+    return (Words)__builtin_ia32_pmuludq256((Ints)a, (Ints)b);
+#elif defined(__SSE2__)
+    return (Words)__builtin_ia32_pmuludq128((Ints)a, (Ints)b);
+#else
+    return (a & 0xffffffffull) * (b & 0xffffffffull);
+#endif
+}
+
+// As C converts.  To wider integers compilers go by halves.
+template <class To, class V> COMPLL_ALWAYS To register_converted(const V& x) {
+    using From = Element<V>;
+    [[maybe_unused]] constexpr bool to_32 = std::is_same_v<To, Ints>, to_64 = std::is_integral_v<Element<To>> && sizeof(Element<To>) == 8;
+#if defined(__AVX512F__)
+    if constexpr (to_32 && std::is_same_v<From, uint8_t>) return __builtin_ia32_pmovzxbd512_mask((Whole<char, 16>)x, To{}, -1);
+    else if constexpr (to_32 && std::is_same_v<From, int8_t>) return __builtin_ia32_pmovsxbd512_mask((Whole<char, 16>)x, To{}, -1);
+    else if constexpr (to_32 && std::is_same_v<From, uint16_t>) return __builtin_ia32_pmovzxwd512_mask((Whole<short, 16>)x, To{}, -1);
+    else if constexpr (to_32 && std::is_same_v<From, int16_t>) return __builtin_ia32_pmovsxwd512_mask((Whole<short, 16>)x, To{}, -1);
+    else if constexpr (to_64 && std::is_same_v<From, int32_t>) return (To)__builtin_ia32_pmovsxdq512_mask(x, Quads{}, -1);
+    else if constexpr (to_64 && std::is_same_v<From, uint32_t>) return (To)__builtin_ia32_pmovzxdq512_mask((Whole<int, 8>)x, Quads{}, -1);
+    else
+#elif defined(__AVX2__)
+    if constexpr (to_32 && std::is_same_v<From, uint16_t>) return __builtin_ia32_pmovzxwd256((Whole<short, 8>)x);
+    else if constexpr (to_32 && std::is_same_v<From, int16_t>) return __builtin_ia32_pmovsxwd256((Whole<short, 8>)x);
+    else if constexpr (to_64 && std::is_same_v<From, int32_t>) return (To)__builtin_ia32_pmovsxdq256(x);
+    else if constexpr (to_64 && std::is_same_v<From, uint32_t>) return (To)__builtin_ia32_pmovzxdq256((Whole<int, 4>)x);
+    else
+#endif
+    return __builtin_convertvector(x, To);
+}
+template <class To, class V> COMPLL_ALWAYS To converted(const V& x) {
+    constexpr bool integers = std::is_integral_v<Element<To>> && std::is_integral_v<Element<V>>;
+    if constexpr (integers && !IS_HALVES<To> && sizeof(To) == REGISTER && sizeof(V) == 2 * REGISTER) return evens((To)x.low, (To)x.high);
+    else if constexpr (IS_HALVES<To> || IS_HALVES<V>) return join<To>(converted<Half<To>>(low(x)), converted<Half<To>>(high(x)));
+    else return register_converted<To>(x);
+}
+
+template <class V> COMPLL_ALWAYS Bytes low_bytes(const V& x) {  // the lower 8 bits of 16 elements
+    using Pairs = Whole<uint16_t, REGISTER / 2>;
+    if constexpr (REGISTER == 64) return register_converted<Bytes>(x);
+    else if constexpr (REGISTER == 32) return register_converted<Bytes>(evens((Pairs)x.low, (Pairs)x.high));
+    else return evens((Bytes)evens((Pairs)x.low.low, (Pairs)x.low.high), (Bytes)evens((Pairs)x.high.low, (Pairs)x.high.high));
+}
+// half and its values; instructions of x86 give what half.h gives, for a NaN that is the canonical one.
+#if defined(__AVX512F__)
+using Halfs = Whole<short, 16>;
+COMPLL_ALWAYS Floats register_of_half(Register<uint16_t> x) { return __builtin_ia32_vcvtph2ps512_mask((Halfs)x, Floats{}, -1, 4); }
+COMPLL_ALWAYS Register<uint16_t> register_to_half(Floats x) { return (Register<uint16_t>)__builtin_ia32_vcvtps2ph512_mask(x, 0, Halfs{}, -1); }
+#elif defined(__AVX2__) && defined(__F16C__)
+using Halfs = Whole<short, 8>;
+COMPLL_ALWAYS Floats register_of_half(Register<uint16_t> x) { return __builtin_ia32_vcvtph2ps256((Halfs)x); }
+COMPLL_ALWAYS Register<uint16_t> register_to_half(Floats x) { return (Register<uint16_t>)__builtin_ia32_vcvtps2ph256(x, 0); }
+#endif
+
+}  // namespace compll
