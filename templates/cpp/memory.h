@@ -195,6 +195,12 @@ template <int W> inline Int32 take_codes(const uint8_t* from) {  // 16 of them, 
         const Quads pairs = __builtin_ia32_pmovzxbq512_mask((Whole<char, 16>)Whole<uint64_t, 2>{x}, Quads{}, -1);
         return (Int32)((pairs | pairs << (32 - W)) & (Quads{} + ((1ll << W) - 1) * ((1ll << 32) + 1)));
     }
+#elif defined(__AVX2__)
+    if constexpr (W <= 4) {  // 8 of them in the 32 bits of each lane
+        const UInt32 all = {splat<UInts>(uint32_t(load_bytes<W>(from))), splat<UInts>(uint32_t(load_bytes<W>(from + W)))};
+        const UInts places = numbers<UInts>() * W;
+        return Int32(UInt32{all.low >> places, all.high >> places} & ((1 << W) - 1));
+    }
 #endif
     const uint64_t both[2] = {spread<W>(load_bytes<W>(from)), spread<W>(load_bytes<W>(from + W))};
     return load_all<Int32>((const uint8_t*)both);
