@@ -97,24 +97,36 @@ template <bool FULL, class T, class V> inline void scatter(T* p, Int64 at, V x, 
 // --- tables of constants: `TABLE` is an array ---------------------------------------------------------------
 template <const auto& TABLE> constexpr int ENTRIES = sizeof(TABLE) / sizeof(TABLE[0]);
 template <const auto& TABLE> using Entry = Element<decltype(TABLE)>;
-template <class T, int N> struct Rows {  // of WIDTH entries each, which lanes pick from
+template <class T, int N> struct Rows {  // whole ones of WIDTH entries
     alignas(64) T entry[(N + WIDTH - 1) / WIDTH * WIDTH] = {};
-    template <class V> V one(int first, Int32 at) const { return (V)__builtin_shuffle(load<Lanes<T>, true>(entry + first, WIDTH), at); }
-    template <class V> V two(int first, Int32 at) const {
-        return (V)__builtin_shuffle(load<Lanes<T>, true>(entry + first, WIDTH), load<Lanes<T>, true>(entry + first + WIDTH, WIDTH), at);
-    }
 };
 #if defined(__AVX512F__)
-constexpr int MOST_PICKED = 16 * WIDTH;  // entries that are found faster in registers than in the cache
-template <class V, const auto& TABLE> constexpr bool PICKED = sizeof(Entry<TABLE>) == 4 && sizeof(Element<V>) == 4 && ENTRIES<TABLE> <= MOST_PICKED;
+constexpr int MOST_PICKED = 256;  // entries that are found faster in registers than in the cache
+#elif defined(__AVX2__)
+constexpr int MOST_PICKED = 64;
 #else
-template <class V, const auto& TABLE> constexpr bool PICKED = false;
+constexpr int MOST_PICKED = 0;
 #endif
-// One of SIZE entries from `first` on: beyond two rows, of the half that the first of the `turns` tells.
-template <class V, int SIZE, class Some> inline V entry_of(const Some& rows, int first, Int32 at, const Mask* turns) {
-    if constexpr (SIZE <= WIDTH) return rows.template one<V>(first & -WIDTH, at);
-    else if constexpr (SIZE == 2 * WIDTH) return rows.template two<V>(first, at);
-    else return select(turns[0], entry_of<V, SIZE / 2>(rows, first + SIZE / 2, at, turns + 1), entry_of<V, SIZE / 2>(rows, first, at, turns + 1));
+constexpr int MOST_HALVED = 256;
+template <class V, const auto& TABLE> constexpr bool PICKED = sizeof(Entry<TABLE>) == 4 && sizeof(Element<V>) == 4 && ENTRIES<TABLE> <= MOST_PICKED;
+template <class V, class T> inline V gather_32(const T* p, Int32 at) {  // of positions that are in range
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4) return (V)__builtin_ia32_gathersiv16sf(Float{}, p, at, -1, 4);
+#endif
+    return by_register<V>([&](auto some) { return listed<Vector<Element<V>, COUNT<Ints>>>([&](int j) { return p[some[j]]; }); }, at);
+}
+// One of SIZE entries from `first` on: beyond two registers, of the half that the first of the `turns` tells.
+template <class V, int SIZE, class T, int N> inline V entry_of(const Rows<T, N>& rows, int first, Int32 at, const Mask* turns) {
+    constexpr int EACH = COUNT<Ints>;
+    if constexpr (SIZE > MOST_PICKED) return gather_32<V>(rows.entry, at);
+    else if constexpr (SIZE <= 2 * EACH) {
+        const T* p = rows.entry + (first & -EACH);
+        return by_register<V>([&](auto some) {
+            const auto one = load_all<Register<T>>(p);
+            if constexpr (SIZE <= EACH) return (Register<Element<V>>)__builtin_shuffle(one, some);
+            else return (Register<Element<V>>)__builtin_shuffle(one, load_all<Register<T>>(p + EACH), some);
+        }, at);
+    } else return select(turns[0], entry_of<V, SIZE / 2>(rows, first + SIZE / 2, at, turns + 1), entry_of<V, SIZE / 2>(rows, first, at, turns + 1));
 }
 constexpr int levels_of(int entries) { return entries ? 1 + levels_of(entries / 2) : 0; }
 template <const auto& TABLE, int SIZE> constexpr auto in_rows() {
@@ -130,10 +142,7 @@ template <class V, const auto& TABLE> inline V lookup(Int32 at) {
         const Mask turns[] = {ne(at & SIZE / 2, Int32{}), ne(at & SIZE / 4, Int32{}), ne(at & SIZE / 8, Int32{})};
         return entry_of<V, SIZE>(rows, 0, at, turns);
     }
-#if defined(__AVX512F__)
-    if constexpr (sizeof(Entry<TABLE>) == 4 && sizeof(Element<V>) == 4) return (V)__builtin_ia32_gathersiv16sf(Float{}, TABLE, at, -1, 4);
-#endif
-    return each<V>([&](int j) { return TABLE[at[j]]; });
+    return gather_32<V>(TABLE, at);
 }
 // The entries as nodes of a binary tree: 1 is the root, 2 i and 2 i + 1 are below i.  What is missing at the end is
 // below nothing.
@@ -163,7 +172,7 @@ template <class R, const auto& TABLE, class X> inline R search(X x) {
         for (int step = TOP; step; step /= 2)
             if (below + step <= N && TABLE[below + step - 1] < x) below += step;
         return R(below);
-    } else if constexpr (PICKED<X, TABLE> && N > 2) {
+    } else if constexpr (MOST_PICKED && N > 2 && N <= MOST_HALVED && sizeof(Entry<TABLE>) == 4 && sizeof(Element<X>) == 4) {
         static constexpr auto tree = as_tree<TABLE, LEVELS>();
         Mask turns[LEVELS];
         return widen<R>(descend<0, LEVELS>(tree, splat<Int32>(1), turns, x));

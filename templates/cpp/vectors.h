@@ -100,8 +100,9 @@ template <class V, class T> COMPLL_ALWAYS V splat(T x) {
     else if constexpr (IS_HALVES<V>) return {splat<Half<V>>(x), splat<Half<V>>(x)};
     else return static_cast<Element<V>>(x) - V{};  // x - 0 is x, also for -0
 }
-template <class V, int... J> COMPLL_ALWAYS V numbers(std::integer_sequence<int, J...>) { return V{J...}; }
-template <class V> COMPLL_ALWAYS V numbers() { return numbers<V>(std::make_integer_sequence<int, COUNT<V>>()); }  // 0, 1, 2, ...
+template <class V, class F, int... J> COMPLL_ALWAYS V listed(F f, std::integer_sequence<int, J...>) { return V{f(J)...}; }
+template <class V, class F> COMPLL_ALWAYS V listed(F f) { return listed<V>(f, std::make_integer_sequence<int, COUNT<V>>()); }
+template <class V> COMPLL_ALWAYS V numbers() { return listed<V>([](int j) { return j; }); }
 // What `f` makes of the registers of some vectors.
 template <class To, class F, class... V> COMPLL_ALWAYS To by_register(F f, const V&... x) {
     if constexpr ((IS_HALVES<V> || ...)) return join<To>(by_register<Half<To>>(f, low(x)...), by_register<Half<To>>(f, high(x)...));
