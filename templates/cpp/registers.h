@@ -89,27 +89,35 @@ COMPLL_ALWAYS Words register_product(Words a, Words b) {  // of the lower halves
 #endif
 }
 
-// As C converts.  To wider integers compilers go by halves.
-template <class To, class V> COMPLL_ALWAYS To register_converted(const V& x) {
-    using From = Element<V>;
-    [[maybe_unused]] constexpr bool to_32 = std::is_same_v<To, Ints>, to_64 = std::is_integral_v<Element<To>> && sizeof(Element<To>) == 8;
+// As C converts.  To wider integers compilers go by halves, or one by one.
+template <class T, class V> COMPLL_ALWAYS auto padded(const V& x) {  // to 16 bytes, which instructions take
+    if constexpr (sizeof(V) == 4) return (Whole<T, 16 / sizeof(T)>)Whole<uint32_t, 4>{(uint32_t)x};
+    else if constexpr (sizeof(V) == 8) return (Whole<T, 16 / sizeof(T)>)Whole<uint64_t, 2>{(uint64_t)x};
+    else return (Whole<T, COUNT<V>>)x;
+}
 #if defined(__AVX512F__)
-    if constexpr (to_32 && std::is_same_v<From, uint8_t>) return __builtin_ia32_pmovzxbd512_mask((Whole<char, 16>)x, To{}, -1);
-    else if constexpr (to_32 && std::is_same_v<From, int8_t>) return __builtin_ia32_pmovsxbd512_mask((Whole<char, 16>)x, To{}, -1);
-    else if constexpr (to_32 && std::is_same_v<From, uint16_t>) return __builtin_ia32_pmovzxwd512_mask((Whole<short, 16>)x, To{}, -1);
-    else if constexpr (to_32 && std::is_same_v<From, int16_t>) return __builtin_ia32_pmovsxwd512_mask((Whole<short, 16>)x, To{}, -1);
-    else if constexpr (to_64 && std::is_same_v<From, int32_t>) return (To)__builtin_ia32_pmovsxdq512_mask(x, Quads{}, -1);
-    else if constexpr (to_64 && std::is_same_v<From, uint32_t>) return (To)__builtin_ia32_pmovzxdq512_mask((Whole<int, 8>)x, Quads{}, -1);
-    else
+#define COMPLL_WIDER(KIND, T, TO) __builtin_ia32_pmov##KIND##512_mask(padded<T>(x), TO{}, -1)
 #elif defined(__AVX2__)
-    if constexpr (to_32 && std::is_same_v<From, uint16_t>) return __builtin_ia32_pmovzxwd256((Whole<short, 8>)x);
-    else if constexpr (to_32 && std::is_same_v<From, int16_t>) return __builtin_ia32_pmovsxwd256((Whole<short, 8>)x);
-    else if constexpr (to_64 && std::is_same_v<From, int32_t>) return (To)__builtin_ia32_pmovsxdq256(x);
-    else if constexpr (to_64 && std::is_same_v<From, uint32_t>) return (To)__builtin_ia32_pmovzxdq256((Whole<int, 4>)x);
+#define COMPLL_WIDER(KIND, T, TO) __builtin_ia32_pmov##KIND##256(padded<T>(x))
+#elif defined(__SSE4_1__)
+#define COMPLL_WIDER(KIND, T, TO) __builtin_ia32_pmov##KIND##128(padded<T>(x))
+#endif
+template <class To, class V> COMPLL_ALWAYS To register_converted(const V& x) {
+#if defined(COMPLL_WIDER)
+    using From = Element<V>;
+    if constexpr (std::is_same_v<To, Ints> && std::is_same_v<From, uint8_t>) return COMPLL_WIDER(zxbd, char, Ints);
+    else if constexpr (std::is_same_v<To, Ints> && std::is_same_v<From, int8_t>) return COMPLL_WIDER(sxbd, char, Ints);
+    else if constexpr (std::is_same_v<To, Ints> && std::is_same_v<From, uint16_t>) return COMPLL_WIDER(zxwd, short, Ints);
+    else if constexpr (std::is_same_v<To, Ints> && std::is_same_v<From, int16_t>) return COMPLL_WIDER(sxwd, short, Ints);
+    else if constexpr (std::is_integral_v<Element<To>> && sizeof(To) == REGISTER && std::is_same_v<From, uint32_t> && sizeof(V) < REGISTER)
+        return (To)COMPLL_WIDER(zxdq, int, Quads);
+    else if constexpr (std::is_integral_v<Element<To>> && sizeof(To) == REGISTER && std::is_same_v<From, int32_t> && sizeof(V) < REGISTER)
+        return (To)COMPLL_WIDER(sxdq, int, Quads);
     else
 #endif
     return __builtin_convertvector(x, To);
 }
+#undef COMPLL_WIDER
 template <class To, class V> COMPLL_ALWAYS To converted(const V& x) {
     constexpr bool integers = std::is_integral_v<Element<To>> && std::is_integral_v<Element<V>>;
     if constexpr (integers && !IS_HALVES<To> && sizeof(To) == REGISTER && sizeof(V) == 2 * REGISTER) return evens((To)x.low, (To)x.high);
