@@ -27,6 +27,8 @@ COMPLL_ALWAYS UInts register_under(UInts a, UInts b) { return (UInts)__builtin_i
 COMPLL_ALWAYS Floats register_sqrt_(Floats x) { return __builtin_ia32_sqrtps512_mask(x, x, -1, 4); }
 #define COMPLL_ROUNDED(MODE, BUILTIN) __builtin_ia32_rndscaleps_mask(x, MODE, x, -1, 4)
 #elif defined(__AVX2__)
+COMPLL_ALWAYS Floats register_over(Floats a, Floats b) { return __builtin_ia32_maxps256(a, b); }
+COMPLL_ALWAYS Floats register_under(Floats a, Floats b) { return __builtin_ia32_minps256(a, b); }
 COMPLL_ALWAYS Floats register_sqrt_(Floats x) { return __builtin_ia32_sqrtps256(x); }
 #define COMPLL_ROUNDED(MODE, BUILTIN) __builtin_ia32_roundps256(x, MODE)
 #else
@@ -34,13 +36,13 @@ template <class F> COMPLL_ALWAYS Floats one_by_one(Floats x, F f) {
     for (int j = 0; j < COUNT<Floats>; ++j) x[j] = f(x[j]);
     return x;
 }
-COMPLL_ALWAYS Floats register_sqrt_(Floats x) {
 #if defined(__SSE__)
-    return __builtin_ia32_sqrtps(x);
+COMPLL_ALWAYS Floats register_over(Floats a, Floats b) { return __builtin_ia32_maxps(a, b); }
+COMPLL_ALWAYS Floats register_under(Floats a, Floats b) { return __builtin_ia32_minps(a, b); }
+COMPLL_ALWAYS Floats register_sqrt_(Floats x) { return __builtin_ia32_sqrtps(x); }
 #else
-    return one_by_one(x, [](float y) { return __builtin_sqrtf(y); });
+COMPLL_ALWAYS Floats register_sqrt_(Floats x) { return one_by_one(x, [](float y) { return __builtin_sqrtf(y); }); }
 #endif
-}
 #if defined(__SSE4_1__)
 #define COMPLL_ROUNDED(MODE, BUILTIN) __builtin_ia32_roundps(x, MODE)
 #else
@@ -105,14 +107,14 @@ template <class T, class V> COMPLL_ALWAYS auto padded(const V& x) {  // to 16 by
 template <class To, class V> COMPLL_ALWAYS To register_converted(const V& x) {
 #if defined(COMPLL_WIDER)
     using From = Element<V>;
-    if constexpr (std::is_same_v<To, Ints> && std::is_same_v<From, uint8_t>) return COMPLL_WIDER(zxbd, char, Ints);
-    else if constexpr (std::is_same_v<To, Ints> && std::is_same_v<From, int8_t>) return COMPLL_WIDER(sxbd, char, Ints);
-    else if constexpr (std::is_same_v<To, Ints> && std::is_same_v<From, uint16_t>) return COMPLL_WIDER(zxwd, short, Ints);
-    else if constexpr (std::is_same_v<To, Ints> && std::is_same_v<From, int16_t>) return COMPLL_WIDER(sxwd, short, Ints);
-    else if constexpr (std::is_integral_v<Element<To>> && sizeof(To) == REGISTER && std::is_same_v<From, uint32_t> && sizeof(V) < REGISTER)
-        return (To)COMPLL_WIDER(zxdq, int, Quads);
-    else if constexpr (std::is_integral_v<Element<To>> && sizeof(To) == REGISTER && std::is_same_v<From, int32_t> && sizeof(V) < REGISTER)
-        return (To)COMPLL_WIDER(sxdq, int, Quads);
+    constexpr bool wider = std::is_integral_v<Element<To>> && sizeof(To) == REGISTER && sizeof(V) < REGISTER;
+    constexpr int from = wider ? sizeof(From) : 0, to = wider ? sizeof(Element<To>) : 0;
+    if constexpr (from == 1 && to == 4 && std::is_unsigned_v<From>) return (To)COMPLL_WIDER(zxbd, char, Ints);
+    else if constexpr (from == 1 && to == 4) return (To)COMPLL_WIDER(sxbd, char, Ints);
+    else if constexpr (from == 2 && to == 4 && std::is_unsigned_v<From>) return (To)COMPLL_WIDER(zxwd, short, Ints);
+    else if constexpr (from == 2 && to == 4) return (To)COMPLL_WIDER(sxwd, short, Ints);
+    else if constexpr (from == 4 && to == 8 && std::is_unsigned_v<From>) return (To)COMPLL_WIDER(zxdq, int, Quads);
+    else if constexpr (from == 4 && to == 8) return (To)COMPLL_WIDER(sxdq, int, Quads);
     else
 #endif
     return __builtin_convertvector(x, To);
