@@ -23,7 +23,7 @@ def compiler() -> str:
 
 
 def march() -> str:
-    """`COMPLL_MARCH`: the processor that `cpp` compiles for, as g++ names it; by default `native`, this one."""
+    """`COMPLL_MARCH`: the processor that `cpp` compiles for, as in `-march`; by default `native`."""
     return os.environ.get("COMPLL_MARCH") or "native"
 
 
