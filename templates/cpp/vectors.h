@@ -20,6 +20,11 @@ constexpr int REGISTER = 32;
 constexpr int REGISTER = 16;
 #endif
 #define COMPLL_ALWAYS __attribute__((always_inline)) inline
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define COMPLL_SHUFFLES  // GCC 12
+#endif
+#endif
 
 template <class T, int N> struct AsWhole { using type __attribute__((vector_size(N * sizeof(T)))) = T; };
 template <class T, int N> using Whole = typename AsWhole<T, N>::type;
@@ -71,38 +76,45 @@ template <class T, int N> COMPLL_ALWAYS Halves<T, N> operator~(const Halves<T, N
 
 // One half of a vector, and a vector of two: also of what lies in a single register.
 template <int FROM, class V, int... J> COMPLL_ALWAYS Half<V> some_of(const V& x, std::integer_sequence<int, J...>) {
+#if defined(COMPLL_SHUFFLES)
     return __builtin_shufflevector(x, x, (FROM + J)...);
+#else
+    return Half<V>{x[FROM + J]...};
+#endif
 }
+template <class V, int... J> COMPLL_ALWAYS V joined(const Half<V>& a, const Half<V>& b, std::integer_sequence<int, J...>) {
+#if defined(COMPLL_SHUFFLES)
+    return __builtin_shufflevector(a, b, J..., (COUNT<V> / 2 + J)...);
+#else
+    return V{a[J]..., b[J]...};
+#endif
+}
+template <class V> constexpr auto HALF_OF = std::make_integer_sequence<int, COUNT<V> / 2>();
 template <class V> COMPLL_ALWAYS Half<V> low(const V& x) {
     if constexpr (IS_HALVES<V>) return x.low;
-    else return some_of<0>(x, std::make_integer_sequence<int, COUNT<V> / 2>());
+    else return some_of<0>(x, HALF_OF<V>);
 }
 template <class V> COMPLL_ALWAYS Half<V> high(const V& x) {
     if constexpr (IS_HALVES<V>) return x.high;
-    else return some_of<COUNT<V> / 2>(x, std::make_integer_sequence<int, COUNT<V> / 2>());
-}
-template <class V, int... J> COMPLL_ALWAYS V joined(const Half<V>& a, const Half<V>& b, std::integer_sequence<int, J...>) {
-    return __builtin_shufflevector(a, b, J...);
+    else return some_of<COUNT<V> / 2>(x, HALF_OF<V>);
 }
 template <class V> COMPLL_ALWAYS V join(const Half<V>& a, const Half<V>& b) {
     if constexpr (IS_HALVES<V>) return {a, b};
-    else return joined<V>(a, b, std::make_integer_sequence<int, COUNT<V>>());
-}
-// The elements 0, 2, 4, ... of two registers.
-template <class V, int... J> COMPLL_ALWAYS V picked_evens(const V& a, const V& b, std::integer_sequence<int, J...>) {
-    return __builtin_shufflevector(a, b, (2 * J)...);
-}
-template <class V> COMPLL_ALWAYS V evens(const V& a, const V& b) {
-    return picked_evens(a, b, std::make_integer_sequence<int, COUNT<V>>());
+    else return joined<V>(a, b, HALF_OF<V>);
 }
 template <class V, class T> COMPLL_ALWAYS V splat(T x) {
     if constexpr (std::is_arithmetic_v<V>) return static_cast<V>(x);
     else if constexpr (IS_HALVES<V>) return {splat<Half<V>>(x), splat<Half<V>>(x)};
     else return static_cast<Element<V>>(x) - V{};  // x - 0 is x, also for -0
 }
-template <class V, class F, int... J> COMPLL_ALWAYS V listed(F f, std::integer_sequence<int, J...>) { return V{f(J)...}; }
+// f(0), f(1), f(2), ...
+template <class V, class F, int... J> COMPLL_ALWAYS V listed(F f, std::integer_sequence<int, J...>) { return V{Element<V>(f(J))...}; }
 template <class V, class F> COMPLL_ALWAYS V listed(F f) { return listed<V>(f, std::make_integer_sequence<int, COUNT<V>>()); }
 template <class V> COMPLL_ALWAYS V numbers() { return listed<V>([](int j) { return j; }); }
+template <class V> COMPLL_ALWAYS V evens(const V& a, const V& b) {  // the elements 0, 2, 4, ... of two registers
+    using Place = std::conditional_t<sizeof(Element<V>) == 1, int8_t, std::conditional_t<sizeof(Element<V>) == 2, int16_t, int32_t>>;
+    return __builtin_shuffle(a, b, numbers<Whole<Place, COUNT<V>>>() * 2);
+}
 // What `f` makes of the registers of some vectors.
 template <class To, class F, class... V> COMPLL_ALWAYS To by_register(F f, const V&... x) {
     if constexpr ((IS_HALVES<V> || ...)) return join<To>(by_register<Half<To>>(f, low(x)...), by_register<Half<To>>(f, high(x)...));
