@@ -27,7 +27,7 @@ template <class To> inline To saturate_floats(Float x, Element<To> low, Element<
         if (low == 0 && high <= 1 << 24)  // both bounds are floats: clamp there; `over` makes 0 of a NaN
             return converted<Int32>(under(over(x, Float{}), splat<Float>(high)));
         if (low >= -(1 << 24) && high <= 1 << 24) {
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
             const uint16_t numbers = __builtin_ia32_cmpps512_mask(x, x, 7, -1, 4);  // none is NaN: others become 0
             const Float bounded = __builtin_ia32_minps512_mask(over(x, splat<Float>(low)), splat<Float>(high), Float{}, numbers, 4);
             return converted<Int32>(bounded);
@@ -74,12 +74,10 @@ template <class T, int N> using Loose = typename AsLoose<T, N>::type;  // a vect
 inline Mask first_lanes(int live) { return lt(numbers<Int32>(), splat<Int32>(live)); }
 template <class V, class T> COMPLL_ALWAYS V load_all(const T* p) {
     if constexpr (IS_HALVES<V>) return {load_all<Half<V>>(p), load_all<Half<V>>(p + COUNT<V> / 2)};
-    else if constexpr (std::is_same_v<Element<V>, T>) return (V) * (const Loose<T, COUNT<V>>*)p;
     else return register_converted<V>((Whole<T, COUNT<V>>) * (const Loose<T, COUNT<V>>*)p);
 }
 template <class T, class V> COMPLL_ALWAYS void store_all(T* p, const V& x) {
     if constexpr (sizeof(T) == 1) *(Loose<uint8_t, WIDTH>*)p = low_bytes(converted<Int32>(x));
-    else if constexpr (!IS_HALVES<V> && std::is_same_v<Element<V>, T>) *(Loose<T, COUNT<V>>*)p = x;
     else if constexpr (!IS_HALVES<V>) *(Loose<T, COUNT<V>>*)p = register_converted<Whole<T, COUNT<V>>>(x);
     else {
         store_all(p, x.low);
@@ -102,16 +100,16 @@ template <bool FULL, class T, class V> inline void store(T* p, V x, int live) {
             if (j < live) p[j] = T(x[j]);
     }
 }
-// 16 codes of a half or bfloat16, and their values.  Instructions of x86 for half give what half.h gives.
+// 16 codes of a half or bfloat16, and their values.
 using Codes = Lanes<uint16_t>;
 template <class H> inline Float widened(Codes x) {
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
+#if defined(COMPLL_HALF_CODES)
     if constexpr (std::is_same_v<H, half>) return by_register<Float>([](auto codes) { return register_of_half(codes); }, x);
 #endif
     return H::template widened<Float>(converted<UInt32>(x));
 }
 template <class H> inline Codes rounded(Float x) {
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
+#if defined(COMPLL_HALF_CODES)
     if constexpr (std::is_same_v<H, half>) return by_register<Codes>([](auto y) { return register_to_half(y); }, canonical(x));
 #endif
     return converted<Codes>(H::rounded(x));
@@ -161,7 +159,7 @@ inline void put_bits(uint8_t* to, Mask m) {
     std::memcpy(to, &bits, 2);
 }
 template <int W> inline void put_codes(uint8_t* to, Int32 codes) {  // 16 of them, in 2 * W bytes
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
     if constexpr (W <= 4) {  // two codes side by side in a byte of each 64 bits
         const auto pairs = (Quads)codes | (Quads)codes >> (32 - W);
         const auto bytes = __builtin_ia32_pmovqb512_mask(pairs, Whole<char, 16>{}, -1);
@@ -198,8 +196,7 @@ template <int W> inline Int32 take_codes(const uint8_t* from) {  // 16 of them, 
 #elif defined(__AVX2__)
     if constexpr (W <= 4) {  // 8 of them in the 32 bits of each lane
         const UInt32 all = {splat<UInts>(uint32_t(load_bytes<W>(from))), splat<UInts>(uint32_t(load_bytes<W>(from + W)))};
-        const UInts places = numbers<UInts>() * W;
-        return Int32(UInt32{all.low >> places, all.high >> places} & ((1 << W) - 1));
+        return Int32(all >> (numbers<UInt32>() & 7u) * uint32_t(W) & ((1u << W) - 1));
     }
 #endif
     const uint64_t both[2] = {spread<W>(load_bytes<W>(from)), spread<W>(load_bytes<W>(from + W))};

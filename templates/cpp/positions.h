@@ -100,7 +100,7 @@ template <const auto& TABLE> using Entry = Element<decltype(TABLE)>;
 template <class T, int N> struct Rows {  // whole ones of WIDTH entries
     alignas(64) T entry[(N + WIDTH - 1) / WIDTH * WIDTH] = {};
 };
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
 constexpr int MOST_PICKED = 256;  // entries that are found faster in registers than in the cache
 #elif defined(__AVX2__)
 constexpr int MOST_PICKED = 64;
@@ -110,7 +110,7 @@ constexpr int MOST_PICKED = 0;
 constexpr int MOST_HALVED = 256;
 template <class V, const auto& TABLE> constexpr bool PICKED = sizeof(Entry<TABLE>) == 4 && sizeof(Element<V>) == 4 && ENTRIES<TABLE> <= MOST_PICKED;
 template <class V, class T> inline V gather_32(const T* p, Int32 at) {  // of positions that are in range
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
     if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4) return (V)__builtin_ia32_gathersiv16sf(Float{}, p, at, -1, 4);
 #endif
     return by_register<V>([&](auto some) { return listed<Vector<Element<V>, COUNT<Ints>>>([&](int j) { return p[some[j]]; }); }, at);

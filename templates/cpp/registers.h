@@ -16,8 +16,7 @@ using Quads = Whole<long long, REGISTER / 8>;
 // a > b ? a : b and a < b ? a : b, which of a NaN or of two zeros give b.
 template <class V> COMPLL_ALWAYS V register_over(V a, V b) { return a > b ? a : b; }
 template <class V> COMPLL_ALWAYS V register_under(V a, V b) { return a < b ? a : b; }
-
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
 COMPLL_ALWAYS Floats register_over(Floats a, Floats b) { return __builtin_ia32_maxps512_mask(a, b, Floats{}, -1, 4); }
 COMPLL_ALWAYS Floats register_under(Floats a, Floats b) { return __builtin_ia32_minps512_mask(a, b, Floats{}, -1, 4); }
 COMPLL_ALWAYS Ints register_over(Ints a, Ints b) { return __builtin_ia32_pmaxsd512_mask(a, b, Ints{}, -1); }
@@ -55,7 +54,7 @@ COMPLL_ALWAYS Floats register_ceil_(Floats x) { return COMPLL_ROUNDED(10, __buil
 #undef COMPLL_ROUNDED
 
 COMPLL_ALWAYS bool register_any(Ints m) {
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
     return __builtin_ia32_ptestmd512(m, m, -1);
 #elif defined(__AVX2__)
     return !__builtin_ia32_ptestz256((Quads)m, (Quads)m);
@@ -67,8 +66,6 @@ COMPLL_ALWAYS bool register_any(Ints m) {
 COMPLL_ALWAYS uint32_t register_bits(Ints m) {  // a bit for each element: its sign
 #if defined(__AVX512DQ__)
     return uint16_t(__builtin_ia32_cvtd2mask512(m));
-#elif defined(__AVX512F__)
-    return uint16_t(__builtin_ia32_ptestmd512(m, m, -1));
 #elif defined(__AVX2__)
     return __builtin_ia32_movmskps256((Floats)m);
 #elif defined(__SSE__)
@@ -80,7 +77,7 @@ COMPLL_ALWAYS uint32_t register_bits(Ints m) {  // a bit for each element: its s
 #endif
 }
 COMPLL_ALWAYS Words register_product(Words a, Words b) {  // of the lower halves of elements
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
     return (Words)__builtin_ia32_pmuludq512_mask((Ints)a, (Ints)b, Quads{}, 0xff);
 #elif defined(__AVX2__)
     return (Words)__builtin_ia32_pmuludq256((Ints)a, (Ints)b);
@@ -97,7 +94,7 @@ template <class T, class V> COMPLL_ALWAYS auto padded(const V& x) {  // to 16 by
     else if constexpr (sizeof(V) == 8) return (Whole<T, 16 / sizeof(T)>)Whole<uint64_t, 2>{(uint64_t)x};
     else return (Whole<T, COUNT<V>>)x;
 }
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
 #define COMPLL_WIDER(KIND, T, TO) __builtin_ia32_pmov##KIND##512_mask(padded<T>(x), TO{}, -1)
 #elif defined(__AVX2__)
 #define COMPLL_WIDER(KIND, T, TO) __builtin_ia32_pmov##KIND##256(padded<T>(x))
@@ -133,14 +130,15 @@ template <class V> COMPLL_ALWAYS Bytes low_bytes(const V& x) {  // the lower 8 b
     else if constexpr (REGISTER == 32) return register_converted<Bytes>(evens((Pairs)x.low, (Pairs)x.high));
     else return evens((Bytes)evens((Pairs)x.low.low, (Pairs)x.low.high), (Bytes)evens((Pairs)x.high.low, (Pairs)x.high.high));
 }
-// half and its values; instructions of x86 give what half.h gives, for a NaN that is the canonical one.
-#if defined(__AVX512F__)
-using Halfs = Whole<short, 16>;
-COMPLL_ALWAYS Floats register_of_half(Register<uint16_t> x) { return __builtin_ia32_vcvtph2ps512_mask((Halfs)x, Floats{}, -1, 4); }
-COMPLL_ALWAYS Register<uint16_t> register_to_half(Floats x) { return (Register<uint16_t>)__builtin_ia32_vcvtps2ph512_mask(x, 0, Halfs{}, -1); }
+// Codes of a half and their values, as half.h has them, except for a NaN that is not the canonical one.
+using Shorts = Register<short>;
+#if defined(__AVX512DQ__)
+#define COMPLL_HALF_CODES
+COMPLL_ALWAYS Floats register_of_half(Register<uint16_t> x) { return __builtin_ia32_vcvtph2ps512_mask((Shorts)x, Floats{}, -1, 4); }
+COMPLL_ALWAYS Register<uint16_t> register_to_half(Floats x) { return (Register<uint16_t>)__builtin_ia32_vcvtps2ph512_mask(x, 0, Shorts{}, -1); }
 #elif defined(__AVX2__) && defined(__F16C__)
-using Halfs = Whole<short, 8>;
-COMPLL_ALWAYS Floats register_of_half(Register<uint16_t> x) { return __builtin_ia32_vcvtph2ps256((Halfs)x); }
+#define COMPLL_HALF_CODES
+COMPLL_ALWAYS Floats register_of_half(Register<uint16_t> x) { return __builtin_ia32_vcvtph2ps256((Shorts)x); }
 COMPLL_ALWAYS Register<uint16_t> register_to_half(Floats x) { return (Register<uint16_t>)__builtin_ia32_vcvtps2ph256(x, 0); }
 #endif
 

@@ -31,7 +31,7 @@ struct Kept {
           places(numbers<Int32>() + int32_t(tile % granule * TILE)) {}
     template <class T, class V> void put(T* parts, uint32_t bits, V x) const {
         T* to = parts + from + count;
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
         const auto kept = __builtin_ia32_compresssi512_mask((Int32)x, Int32{}, bits);
         std::memcpy(to, &kept, sizeof kept);
 #else

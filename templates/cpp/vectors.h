@@ -12,7 +12,7 @@
 
 namespace compll {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
 constexpr int REGISTER = 64;  // bytes
 #elif defined(__AVX2__)
 constexpr int REGISTER = 32;
