@@ -107,7 +107,7 @@ constexpr int MOST_PICKED = 64;
 #else
 constexpr int MOST_PICKED = 0;
 #endif
-constexpr int MOST_HALVED = 256;
+constexpr int MOST_HALVED = 256;  // entries that are searched as a tree, whose first levels are in registers
 template <class V, const auto& TABLE> constexpr bool PICKED = sizeof(Entry<TABLE>) == 4 && sizeof(Element<V>) == 4 && ENTRIES<TABLE> <= MOST_PICKED;
 template <class V, class T> inline V gather_32(const T* p, Int32 at) {  // of positions that are in range
 #if defined(__AVX512DQ__)

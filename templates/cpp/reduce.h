@@ -42,7 +42,7 @@ template <int KNOWN, class V, class F> inline Element<V> fold_known(V (&a)[BLOCK
 }
 // Sixteen `fold_near` side by side: lane j is what x[j] is folded to.  Halves of two vectors, in turns, make one of
 // 16 lanes to combine, until each vector has one lane left.
-template <int W, int UPPER, class V, int... P> COMPLL_ALWAYS V halves(const V& a, const V& b, std::integer_sequence<int, P...> all) {
+template <int W, int UPPER, class V, int... P> COMPLL_ALWAYS V halves(const V& a, const V& b, std::integer_sequence<int, P...>) {
     if constexpr (!IS_HALVES<V>) return __builtin_shuffle(a, b, Truth<V>{(P / W % 2 * COUNT<V> + (P / W / 2 * 2 + UPPER) * W + P % W)...});
     else if constexpr (W == COUNT<V> / 2) return UPPER ? V{a.high, b.high} : V{a.low, b.low};
     else {
