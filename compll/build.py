@@ -24,9 +24,14 @@ from compll import knobs
 from compll.errors import BackendError
 
 FLAGS = shlex.split(
-    "-std=c++17 -O2 -march=native -fopenmp -fPIC -shared -fvisibility=hidden -fwrapv "
+    "-std=c++17 -O2 -fopenmp -fPIC -shared -fvisibility=hidden -fwrapv "
     "-fno-math-errno -fno-trapping-math -ffp-contract=off -fno-semantic-interposition -Wno-psabi"
 )
+
+
+def cpp_flags() -> list[str]:
+    """Return the flags of `cpp`."""
+    return [*FLAGS, f"-march={knobs.march()}"]
 
 
 @functools.cache
@@ -74,7 +79,7 @@ def cpu() -> str:
 def library(
     name: str, source: str, headers: Mapping[str, str], flags: Sequence[str] | None = None
 ) -> ctypes.CDLL:
-    """Build (or find) and load the library of one generated source; `flags` defaults to those of `cpp`.
+    """Build (or find) and load the library of one generated source; `flags` defaults to `cpp_flags()`.
 
     Raises:
         BackendError: no compiler, or it refused the source (a bug of ours; its output is in the message).
@@ -108,7 +113,7 @@ def library_path(
     name: str, source: str, headers: Mapping[str, str], flags: Sequence[str] | None = None
 ) -> Path:
     """Return the path of the built library, building it if it is not in the cache."""
-    command, flags = knobs.compiler(), FLAGS if flags is None else flags
+    command, flags = knobs.compiler(), cpp_flags() if flags is None else flags
     parts = (source, *headers.values(), " ".join(flags), command, compiler_version(command), cpu())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     folder = knobs.cache_dir() / f"{name}-{key}"

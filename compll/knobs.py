@@ -22,6 +22,11 @@ def compiler() -> str:
     return os.environ.get("COMPLL_CXX") or os.environ.get("CXX") or "g++"
 
 
+def march() -> str:
+    """`COMPLL_MARCH`: the processor that `cpp` compiles for, as in `-march`; by default `native`."""
+    return os.environ.get("COMPLL_MARCH") or "native"
+
+
 @functools.cache
 def threads() -> int:
     """`COMPLL_THREADS`: threads of one call when the caller names none; by default the usable cores.

@@ -89,6 +89,7 @@ def env(as_json: AsJson = False) -> None:
             (x.partition(":")[2].strip() for x in builder.cpu().splitlines() if x.startswith("model name")),
             "unknown",
         ),
+        "compiled for (COMPLL_MARCH)": knobs.march(),
         "threads (COMPLL_THREADS)": str(knobs.threads()),
         "backend (COMPLL_BACKEND)": knobs.backend(),
         "cache (COMPLL_CACHE)": str(knobs.cache_dir()),

@@ -1,51 +1,39 @@
-// Lanes: 16 elements at a time, in vector types of GCC and Clang, and the operators on them.
+// Lanes: 16 elements at a time, in vectors of GCC, and the operators on them.
 //
 // Every function is overloaded for scalars and lanes; each does exactly what the language's reference says.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
+#include "registers.h"
 
 namespace compll {
 
 constexpr int TILE = 1024, ROWS = 8, LANES = 128, WIDTH = 16, BLOCKS = LANES / WIDTH;
 
-using Float = float __attribute__((vector_size(64)));
-using Int32 = int32_t __attribute__((vector_size(64)));
-using UInt32 = uint32_t __attribute__((vector_size(64)));
-using Int64 = int64_t __attribute__((vector_size(128)));
-using UInt64 = uint64_t __attribute__((vector_size(128)));
+template <class T> using Lanes = Vector<T, WIDTH>;
+using Float = Lanes<float>;
+using Int32 = Lanes<int32_t>;
+using UInt32 = Lanes<uint32_t>;
+using Int64 = Lanes<int64_t>;
+using UInt64 = Lanes<uint64_t>;
 using Mask = Int32;  // -1 where true
 
-template <class T> struct LanesOf;
-template <> struct LanesOf<float> { using type = Float; };
-template <> struct LanesOf<int32_t> { using type = Int32; };
-template <> struct LanesOf<uint32_t> { using type = UInt32; };
-template <> struct LanesOf<int64_t> { using type = Int64; };
-template <> struct LanesOf<uint64_t> { using type = UInt64; };
-template <class T> using Lanes = typename LanesOf<T>::type;
-template <class V> using Element = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V>()[0])>>;
-
-template <class V, class T> inline V splat(T x) {
-    if constexpr (std::is_arithmetic_v<V>) return static_cast<V>(x);
-    else return static_cast<Element<V>>(x) - V{};  // x - 0 is x, also for -0
-}
 template <class V, class F> inline V each(F f) {  // lane by lane, for what vectors cannot do
+    Element<V> all[COUNT<V>];
+    for (int j = 0; j < COUNT<V>; ++j) all[j] = f(j);
     V out;
-    for (int j = 0; j < WIDTH; ++j) out[j] = f(j);
+    std::memcpy(&out, all, sizeof out);
     return out;
 }
 
 // --- conditions -------------------------------------------------------------------------------------
-inline Mask mask(Int32 m) { return m; }
-inline Mask mask(Int64 m) { return __builtin_convertvector(m, Int32); }
-#define COMPLL_COMPARE(NAME, OP)                                                        \
-    template <class T> inline auto NAME(T a, T b) {                                     \
-        if constexpr (std::is_arithmetic_v<T>) return a OP b;                           \
-        else return mask(a OP b);                                                       \
+template <class V> using Truth = Vector<std::conditional_t<sizeof(Element<V>) == 8, int64_t, int32_t>, COUNT<V>>;
+#define COMPLL_COMPARE(NAME, OP)                                                                            \
+    template <class T> COMPLL_ALWAYS auto NAME(T a, T b) {                                                  \
+        if constexpr (std::is_arithmetic_v<T>) return a OP b;                                               \
+        else {                                                                                              \
+            const auto wide = by_register<Truth<T>>([](auto x, auto y) { return Truth<decltype(x)>(x OP y); }, a, b); \
+            return converted<Vector<int32_t, COUNT<T>>>(wide);                                              \
+        }                                                                                                   \
     }
 COMPLL_COMPARE(lt, <)
 COMPLL_COMPARE(le, <=)
@@ -60,20 +48,13 @@ inline bool negation(bool a) { return !a; }
 inline Mask both(Mask a, Mask b) { return a & b; }
 inline Mask either(Mask a, Mask b) { return a | b; }
 inline Mask negation(Mask a) { return ~a; }
-inline bool any(Mask m) {
-#if defined(__AVX512F__)
-    return __builtin_ia32_ptestmd512(m, m, -1);
-#else
-    using Words = uint64_t __attribute__((vector_size(64)));
-    uint64_t some = 0;
-    for (int j = 0; j < WIDTH / 2; ++j) some |= ((Words)m)[j];
-    return some != 0;
-#endif
+template <class M> COMPLL_ALWAYS bool any(const M& m) {
+    if constexpr (IS_HALVES<M>) return any(m.low | m.high);
+    else return register_any(m);
 }
-template <class T> inline T select(bool c, T a, T b) { return c ? a : b; }
-template <class V> inline V select(Mask c, V a, V b) {
-    if constexpr (sizeof(V) == sizeof(Mask)) return c ? a : b;
-    else return __builtin_convertvector(c, Int64) ? a : b;
+template <class C, class V> COMPLL_ALWAYS V select(const C& c, V a, V b) {
+    if constexpr (std::is_same_v<C, bool>) return c ? a : b;
+    else return by_register<V>([](auto x, auto y, auto z) { return x ? y : z; }, converted<Truth<V>>(c), a, b);
 }
 
 // --- arithmetic ---------------------------------------------------------------------------------------
@@ -84,7 +65,7 @@ template <class T> inline T divide_one(T a, T b) {
 }
 template <class T> inline T divide(T a, T b) {
     if constexpr (std::is_arithmetic_v<T>) return divide_one(a, b);
-    else if constexpr (std::is_same_v<T, Float>) return a / b;
+    else if constexpr (std::is_same_v<Element<T>, float>) return a / b;
     else return each<T>([&](int j) { return divide_one(a[j], b[j]); });
 }
 template <class T> inline T remainder_one(T a, T b) { return b == 0 ? 0 : T(a - divide_one(a, b) * b); }
@@ -104,8 +85,7 @@ template <class T> inline T shift_right_one(T a, T n) {
     return a >> n;
 }
 template <class T> inline auto unsigned_of(T x) {
-    if constexpr (sizeof(Element<T>) == 4) return (UInt32)x;
-    else return (UInt64)x;
+    return (Vector<std::make_unsigned_t<Element<T>>, COUNT<T>>)x;
 }
 template <class T> inline T count_of(T n) {  // of a shift: a negative one counts as 0
     if constexpr (std::is_signed_v<Element<T>>) return select(lt(n, T{}), T{}, n);
@@ -129,16 +109,14 @@ template <class T> inline T shift_right(T a, T n) {
     }
 }
 // a > b ? a : b and a < b ? a : b, which of a NaN or of two zeros give b: instructions, where compilers miss them.
-#if defined(__AVX512F__)
-inline Float over(Float a, Float b) { return __builtin_ia32_maxps512_mask(a, b, Float{}, -1, 4); }
-inline Float under(Float a, Float b) { return __builtin_ia32_minps512_mask(a, b, Float{}, -1, 4); }
-inline Int32 over(Int32 a, Int32 b) { return __builtin_ia32_pmaxsd512_mask(a, b, Int32{}, -1); }
-inline Int32 under(Int32 a, Int32 b) { return __builtin_ia32_pminsd512_mask(a, b, Int32{}, -1); }
-inline UInt32 over(UInt32 a, UInt32 b) { return (UInt32)__builtin_ia32_pmaxud512_mask((Int32)a, (Int32)b, Int32{}, -1); }
-inline UInt32 under(UInt32 a, UInt32 b) { return (UInt32)__builtin_ia32_pminud512_mask((Int32)a, (Int32)b, Int32{}, -1); }
-#endif
-template <class T> inline T over(T a, T b) { return select(gt(a, b), a, b); }
-template <class T> inline T under(T a, T b) { return select(lt(a, b), a, b); }
+template <class T> COMPLL_ALWAYS T over(T a, T b) {
+    if constexpr (std::is_arithmetic_v<T>) return a > b ? a : b;
+    else return by_register<T>([](auto x, auto y) { return register_over(x, y); }, a, b);
+}
+template <class T> COMPLL_ALWAYS T under(T a, T b) {
+    if constexpr (std::is_arithmetic_v<T>) return a < b ? a : b;
+    else return by_register<T>([](auto x, auto y) { return register_under(x, y); }, a, b);
+}
 template <class T> inline T greater(T a, T b) { return select(ne(a, a), a, over(a, b)); }
 template <class T> inline T smaller(T a, T b) { return select(ne(a, a), a, under(a, b)); }
 
@@ -148,7 +126,7 @@ inline UInt32 bits_of(Float x) { return (UInt32)x; }
 inline Float of_bits(UInt32 b) { return (Float)b; }
 template <class T> inline T canonical(T x) {  // the one NaN that is ever written
     if constexpr (std::is_same_v<T, float>) return x != x ? of_bits(0x7fc00000u) : x;
-    else if constexpr (std::is_same_v<T, Float>) return select(ne(x, x), of_bits(splat<UInt32>(0x7fc00000u)), x);
+    else if constexpr (std::is_same_v<Element<T>, float>) return select(ne(x, x), of_bits(splat<UInt32>(0x7fc00000u)), x);
     else return x;
 }
 // Of floats whose sign bits are not set their bits are ordered as they are, and a NaN's are beyond those of infinity.
@@ -160,40 +138,20 @@ inline Float bits_float(UInt32 x) { return of_bits(x); }
 
 template <class T> inline T absolute(T x) {
     if constexpr (std::is_same_v<T, float>) return of_bits(bits_of(x) & 0x7fffffffu);
-    else if constexpr (std::is_same_v<T, Float>) return of_bits(bits_of(x) & 0x7fffffffu);
+    else if constexpr (std::is_same_v<Element<T>, float>) return of_bits(bits_of(x) & 0x7fffffffu);
     else return select(lt(x, splat<T>(0)), T(splat<T>(0) - x), x);
 }
-// Rounding and square roots are one instruction; of a loop over lanes compilers make it only when they try hard.
-#if defined(__AVX512F__)
-#define COMPLL_ALL_LANES(MODE, BUILTIN) __builtin_ia32_rndscaleps_mask(x, MODE, x, -1, 4)
-inline Float sqrt_(Float x) { return __builtin_ia32_sqrtps512_mask(x, x, -1, 4); }
-#elif defined(__AVX__)
-using EightFloats = float __attribute__((vector_size(32)));
-template <class F> inline Float by_eight(Float x, F f) {
-    EightFloats parts[2];
-    std::memcpy(parts, &x, sizeof x);
-    for (EightFloats& part : parts) part = f(part);
-    std::memcpy(&x, parts, sizeof x);
-    return x;
-}
-#define COMPLL_ALL_LANES(MODE, BUILTIN) by_eight(x, [](EightFloats y) { return __builtin_ia32_roundps256(y, MODE); })
-inline Float sqrt_(Float x) { return by_eight(x, [](EightFloats y) { return __builtin_ia32_sqrtps256(y); }); }
-#else
-#define COMPLL_ALL_LANES(MODE, BUILTIN) each<Float>([&](int j) { return BUILTIN(x[j]); })
-inline Float sqrt_(Float x) { return each<Float>([&](int j) { return __builtin_sqrtf(x[j]); }); }
-#endif
-#define COMPLL_ROUNDING(NAME, MODE, BUILTIN)                            \
-    inline Float NAME(Float x) { return COMPLL_ALL_LANES(MODE, BUILTIN); } \
-    template <class T> inline T NAME(T x) {                             \
-        if constexpr (std::is_same_v<T, float>) return BUILTIN(x);      \
-        else return x;                                                  \
+#define COMPLL_ROUNDING(NAME, BUILTIN)                                                                                   \
+    template <class T> inline T NAME(T x) {                                                                             \
+        if constexpr (std::is_same_v<T, float>) return BUILTIN(x);                                                      \
+        else if constexpr (std::is_same_v<T, Float>) return by_register<Float>([](auto y) { return register_##NAME(y); }, x); \
+        else return x;                                                                                                  \
     }
-COMPLL_ROUNDING(round_, 8, __builtin_rintf)
-COMPLL_ROUNDING(floor_, 9, __builtin_floorf)
-COMPLL_ROUNDING(ceil_, 10, __builtin_ceilf)
+COMPLL_ROUNDING(round_, __builtin_rintf)
+COMPLL_ROUNDING(floor_, __builtin_floorf)
+COMPLL_ROUNDING(ceil_, __builtin_ceilf)
+COMPLL_ROUNDING(sqrt_, __builtin_sqrtf)
 #undef COMPLL_ROUNDING
-#undef COMPLL_ALL_LANES
-inline float sqrt_(float x) { return __builtin_sqrtf(x); }
 inline bool isnan_(float x) { return x != x; }
 inline Mask isnan_(Float x) { return ne(x, x); }
 inline int64_t bit(bool b) { return b; }
@@ -202,7 +160,7 @@ template <class T> inline auto sign(T x) { return bit(gt(x, splat<T>(0))) - bit(
 inline int64_t popcount_one(uint64_t x) { return __builtin_popcountll(x); }
 template <class T> inline auto popcount(T x) {
     if constexpr (std::is_arithmetic_v<T>) return popcount_one(std::make_unsigned_t<T>(x));
-    else return each<Int32>([&](int j) { return popcount_one(std::make_unsigned_t<Element<T>>(x[j])); });
+    else return each<Vector<int32_t, COUNT<T>>>([&](int j) { return popcount_one(std::make_unsigned_t<Element<T>>(x[j])); });
 }
 
 // --- what elementary.h is written in ------------------------------------------------------------------
@@ -214,8 +172,8 @@ template <class T> using SignedOf = typename IntegersOf<T>::Signed;
 template <class T> using UnsignedOf = typename IntegersOf<T>::Unsigned;
 
 inline int32_t whole(float x) { return int32_t(x); }
-inline Int32 whole(Float x) { return __builtin_convertvector(x, Int32); }
+inline Int32 whole(Float x) { return converted<Int32>(x); }
 inline float real(int32_t x) { return float(x); }
-inline Float real(Int32 x) { return __builtin_convertvector(x, Float); }
+inline Float real(Int32 x) { return converted<Float>(x); }
 
 }  // namespace compll

@@ -25,23 +25,23 @@ template <class V> inline V clamp(V x, Element<V> low, Element<V> high) {
 template <class To> inline To saturate_floats(Float x, Element<To> low, Element<To> high) {
     if constexpr (std::is_same_v<To, Int32>) {
         if (low == 0 && high <= 1 << 24)  // both bounds are floats: clamp there; `over` makes 0 of a NaN
-            return __builtin_convertvector(under(over(x, Float{}), splat<Float>(high)), Int32);
+            return converted<Int32>(under(over(x, Float{}), splat<Float>(high)));
         if (low >= -(1 << 24) && high <= 1 << 24) {
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
             const uint16_t numbers = __builtin_ia32_cmpps512_mask(x, x, 7, -1, 4);  // none is NaN: others become 0
             const Float bounded = __builtin_ia32_minps512_mask(over(x, splat<Float>(low)), splat<Float>(high), Float{}, numbers, 4);
-            return __builtin_convertvector(bounded, Int32);
+            return converted<Int32>(bounded);
 #else
-            return __builtin_convertvector(clamp(select(ne(x, x), Float{}, x), float(low), float(high)), Int32);
+            return converted<Int32>(clamp(select(ne(x, x), Float{}, x), float(low), float(high)));
 #endif
         }
     }
     const Float bound = splat<Float>(0x1p31f);
     if (!any(negation(lt(absolute(x), bound)))) {  // as a rule 32 bits hold them all
-        const Int32 whole = __builtin_convertvector(x, Int32);
+        const Int32 whole = converted<Int32>(x);
         if constexpr (std::is_same_v<To, Int32>) return clamp(whole, low, high);
-        else if constexpr (std::is_signed_v<Element<To>>) return clamp(__builtin_convertvector(whole, To), low, high);
-        else return clamp(__builtin_convertvector(select(lt(whole, Int32{}), Int32{}, whole), To), low, high);
+        else if constexpr (std::is_signed_v<Element<To>>) return clamp(converted<To>(whole), low, high);
+        else return clamp(converted<To>(select(lt(whole, Int32{}), Int32{}, whole)), low, high);
     }
     return each<To>([&](int j) { return saturate_one<Element<To>>(x[j], low, high); });
 }
@@ -59,92 +59,61 @@ template <class To, class From> inline To saturate(From x, Element<To> low, Elem
         else if (uint64_t(high) < uint64_t(most)) h = F(high);
         const From y = clamp(x, l, h);
         if constexpr (std::is_same_v<To, From>) return y;
-        else return __builtin_convertvector(y, To);
+        else return converted<To>(y);
     }
 }
 template <class To, class From> inline To widen(From x) {  // between integers that hold the value; to float
     if constexpr (std::is_arithmetic_v<To>) return static_cast<To>(x);
     else if constexpr (std::is_same_v<To, From>) return x;
-    else return __builtin_convertvector(x, To);
+    else return converted<To>(x);
 }
 
 // --- memory --------------------------------------------------------------------------------------------
-template <class T, int BYTES> struct Loose { using type __attribute__((vector_size(BYTES), aligned(1), may_alias)) = T; };
-inline Mask first_lanes(int live) {
-    return mask(Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} < live);
+template <class T, int N> struct AsLoose { using type __attribute__((vector_size(N * sizeof(T)), aligned(1), may_alias)) = T; };
+template <class T, int N> using Loose = typename AsLoose<T, N>::type;  // a vector in memory, which may begin anywhere
+inline Mask first_lanes(int live) { return lt(numbers<Int32>(), splat<Int32>(live)); }
+template <class V, class T> COMPLL_ALWAYS V load_all(const T* p) {
+    if constexpr (IS_HALVES<V>) return {load_all<Half<V>>(p), load_all<Half<V>>(p + COUNT<V> / 2)};
+    else return register_converted<V>((Whole<T, COUNT<V>>) * (const Loose<T, COUNT<V>>*)p);
 }
-// Bytes to 32 bits in two steps: compilers widen a vector to twice its size well, and no further.
-using Bytes = uint8_t __attribute__((vector_size(16)));
-inline Int32 expand(Bytes x) {
-#if defined(__AVX512F__)
-    using Signed = char __attribute__((vector_size(16)));
-    return (Int32)__builtin_ia32_pmovzxbd512_mask((Signed)x, (Int32){}, -1);
-#else
-    using Half = uint16_t __attribute__((vector_size(32)));
-    return __builtin_convertvector(__builtin_convertvector(x, Half), Int32);
-#endif
-}
-inline Int32 expand(const uint8_t* p) { return expand((Bytes) * (const Loose<uint8_t, 16>::type*)p); }
-inline Int32 expand(const int8_t* p) {
-    using Half = int16_t __attribute__((vector_size(32)));
-    return __builtin_convertvector(__builtin_convertvector(*(const Loose<int8_t, 16>::type*)p, Half), Int32);
+template <class T, class V> COMPLL_ALWAYS void store_all(T* p, const V& x) {
+    if constexpr (sizeof(T) == 1) *(Loose<uint8_t, WIDTH>*)p = low_bytes(converted<Int32>(x));
+    else if constexpr (!IS_HALVES<V>) *(Loose<T, COUNT<V>>*)p = register_converted<Whole<T, COUNT<V>>>(x);
+    else {
+        store_all(p, x.low);
+        store_all(p + COUNT<V> / 2, x.high);
+    }
 }
 // Load 16 elements of storage type T as lanes V; of a ragged end only `live`, the others are 0.
 template <class V, bool FULL, class T> inline V load(const T* p, int live) {
-    using Raw = typename Loose<T, sizeof(T) * WIDTH>::type;
     T buffer[WIDTH] = {};
     if constexpr (!FULL) {
         for (int j = 0; j < WIDTH; ++j) buffer[j] = j < live ? p[j] : T(0);
         p = buffer;
     }
-    if constexpr (std::is_same_v<Element<V>, T>) return (V) * (const Raw*)p;
-    else if constexpr (sizeof(T) == 1) return expand(p);
-    else return __builtin_convertvector(*(const Raw*)p, V);
+    return load_all<V>(p);
 }
 template <bool FULL, class T, class V> inline void store(T* p, V x, int live) {
-    using Raw = typename Loose<T, sizeof(T) * WIDTH>::type;
-    if constexpr (FULL) {
-        if constexpr (std::is_same_v<Element<V>, T>) *(Raw*)p = (Raw)x;
-        else *(Raw*)p = __builtin_convertvector(x, Raw);
-    } else {
+    if constexpr (FULL) store_all(p, x);
+    else {
         for (int j = 0; j < WIDTH; ++j)
             if (j < live) p[j] = T(x[j]);
     }
 }
-// 16 codes of a half or bfloat16, and their values.  Instructions of x86 for half give what half.h gives.
-using Codes = uint16_t __attribute__((vector_size(32)));
-template <class H> inline Float widened(Codes x) { return H::template widened<Float>(__builtin_convertvector(x, UInt32)); }
-template <class H> inline Codes rounded(Float x) { return __builtin_convertvector(H::rounded(x), Codes); }
-#if defined(__AVX512F__)
-using HalfCodes = short __attribute__((vector_size(32)));
-template <> inline Float widened<half>(Codes x) { return __builtin_ia32_vcvtph2ps512_mask((HalfCodes)x, Float{}, -1, 4); }
-template <> inline Codes rounded<half>(Float x) {
-    return (Codes)__builtin_ia32_vcvtps2ph512_mask(canonical(x), 0, HalfCodes{}, -1);
-}
-#elif defined(__F16C__)
-using HalfCodes = short __attribute__((vector_size(16)));
-using HalfFloats = float __attribute__((vector_size(32)));
-template <> inline Float widened<half>(Codes x) {
-    HalfCodes c[2];
-    std::memcpy(c, &x, sizeof x);
-    const HalfFloats parts[2] = {__builtin_ia32_vcvtph2ps256(c[0]), __builtin_ia32_vcvtph2ps256(c[1])};
-    Float out;
-    std::memcpy(&out, parts, sizeof out);
-    return out;
-}
-template <> inline Codes rounded<half>(Float x) {
-    HalfFloats parts[2];
-    std::memcpy(parts, &x, sizeof x);
-    HalfCodes c[2];
-    for (int k = 0; k < 2; ++k) {
-        const auto nan = parts[k] != parts[k];
-        c[k] = __builtin_ia32_vcvtps2ph256(nan ? __builtin_nanf("") - HalfFloats{} : parts[k], 0);
-    }
-    Codes out;
-    std::memcpy(&out, c, sizeof out);
-    return out;
-}
+// 16 codes of a half or bfloat16, and their values.
+using Codes = Lanes<uint16_t>;
+template <class H> inline Float widened(Codes x) {
+#if defined(COMPLL_HALF_CODES)
+    if constexpr (std::is_same_v<H, half>) return by_register<Float>([](auto codes) { return register_of_half(codes); }, x);
 #endif
+    return H::template widened<Float>(converted<UInt32>(x));
+}
+template <class H> inline Codes rounded(Float x) {
+#if defined(COMPLL_HALF_CODES)
+    if constexpr (std::is_same_v<H, half>) return by_register<Codes>([](auto y) { return register_to_half(y); }, canonical(x));
+#endif
+    return converted<Codes>(H::rounded(x));
+}
 template <class H> inline Float through(Float x) { return widened<H>(rounded<H>(x)); }
 #define COMPLL_SHORT(H)                                                                                           \
     template <class V, bool FULL> inline V load(const H* p, int live) {                                           \
@@ -181,29 +150,19 @@ template <int W> inline uint64_t spread(uint64_t x) {  // the inverse
     return (x & one) | ((x << (8 - W)) & (one << 8));
 #endif
 }
-inline uint16_t mask_bits(Mask m) {  // one bit a lane
-#if defined(__AVX512DQ__)
-    return uint16_t(__builtin_ia32_cvtd2mask512(m));
-#elif defined(__SSE2__)
-    using Signs = char __attribute__((vector_size(16)));
-    return uint16_t(__builtin_ia32_pmovmskb128(__builtin_convertvector(m, Signs)));
-#else
-    uint16_t bits = 0;
-    for (int j = 0; j < WIDTH; ++j) bits |= (m[j] & 1) << j;
-    return bits;
-#endif
+template <class M> COMPLL_ALWAYS uint32_t mask_bits(const M& m) {  // one bit a lane
+    if constexpr (IS_HALVES<M>) return mask_bits(m.low) | mask_bits(m.high) << COUNT<M> / 2;
+    else return register_bits(m);
 }
 inline void put_bits(uint8_t* to, Mask m) {
-    const uint16_t bits = mask_bits(m);
+    const uint16_t bits = uint16_t(mask_bits(m));
     std::memcpy(to, &bits, 2);
 }
 template <int W> inline void put_codes(uint8_t* to, Int32 codes) {  // 16 of them, in 2 * W bytes
-#if defined(__AVX512F__)
+#if defined(__AVX512DQ__)
     if constexpr (W <= 4) {  // two codes side by side in a byte of each 64 bits
-        using Words = long long __attribute__((vector_size(64)));
-        using Bytes = char __attribute__((vector_size(16)));
-        const Words pairs = (Words)codes | (Words)codes >> (32 - W);
-        const Bytes bytes = __builtin_ia32_pmovqb512_mask(pairs, Bytes{}, -1);
+        const auto pairs = (Quads)codes | (Quads)codes >> (32 - W);
+        const auto bytes = __builtin_ia32_pmovqb512_mask(pairs, Whole<char, 16>{}, -1);
         uint64_t x;
         std::memcpy(&x, &bytes, 8);
         if constexpr (W < 4) x = squeeze<2 * W>(x);
@@ -211,12 +170,9 @@ template <int W> inline void put_codes(uint8_t* to, Int32 codes) {  // 16 of the
         return;
     }
 #endif
-    uint8_t bytes[WIDTH];
-    store<true>(bytes, codes, WIDTH);
+    const auto bytes = (Whole<uint64_t, 2>)low_bytes(codes);
     for (int g = 0; g < 2; ++g) {
-        uint64_t x;
-        std::memcpy(&x, bytes + 8 * g, 8);
-        x = squeeze<W>(x);
+        const uint64_t x = squeeze<W>(bytes[g]);
         std::memcpy(to + W * g, &x, W);
     }
 }
@@ -232,17 +188,19 @@ template <int W> inline Int32 take_codes(const uint8_t* from) {  // 16 of them, 
 #if defined(__AVX512DQ__)
     if constexpr (W == 1) return (Int32)__builtin_ia32_cvtmask2d512(uint16_t(load_bytes<2>(from))) & 1;
     if constexpr (W > 1 && W <= 4) {  // a byte with two codes for each 64 bits
-        using Words = long long __attribute__((vector_size(64)));
-        using Signed = char __attribute__((vector_size(16)));
-        using Pair = long long __attribute__((vector_size(16)));
         uint64_t x = load_bytes<2 * W>(from);
         if constexpr (W < 4) x = spread<2 * W>(x);
-        const Words pairs = (Words)__builtin_ia32_pmovzxbq512_mask((Signed)Pair{(long long)x}, Words{}, -1);
-        return (Int32)((pairs | pairs << (32 - W)) & (Words{} + ((1ll << W) - 1) * ((1ll << 32) + 1)));
+        const Quads pairs = __builtin_ia32_pmovzxbq512_mask((Whole<char, 16>)Whole<uint64_t, 2>{x}, Quads{}, -1);
+        return (Int32)((pairs | pairs << (32 - W)) & (Quads{} + ((1ll << W) - 1) * ((1ll << 32) + 1)));
+    }
+#elif defined(__AVX2__)
+    if constexpr (W <= 4) {  // 8 of them in the 32 bits of each lane
+        const UInt32 all = {splat<UInts>(uint32_t(load_bytes<W>(from))), splat<UInts>(uint32_t(load_bytes<W>(from + W)))};
+        return Int32(all >> (numbers<UInt32>() & 7u) * uint32_t(W) & ((1u << W) - 1));
     }
 #endif
-    using Pair = uint64_t __attribute__((vector_size(16)));
-    return expand((Bytes)Pair{spread<W>(load_bytes<W>(from)), spread<W>(load_bytes<W>(from + W))});
+    const uint64_t both[2] = {spread<W>(load_bytes<W>(from)), spread<W>(load_bytes<W>(from + W))};
+    return load_all<Int32>((const uint8_t*)both);
 }
 // Codes from element `first` on: a multiple of 8 if they are ALIGNED.
 template <int W, bool ALIGNED> struct PackedCodes {
@@ -262,7 +220,7 @@ template <bool FULL, int W, bool ALIGNED> inline Int32 load_codes(PackedCodes<W,
         const uint64_t x = spread<W>(load_bytes<W>(bytes + g * W));
         std::memcpy(codes + 8 * g, &x, 8);
     }
-    return expand(codes + c.skip);
+    return load_all<Int32>(codes + c.skip);
 }
 
 }  // namespace compll

@@ -13,13 +13,14 @@ __attribute__((noinline)) V gather_each(int64_t n, Int64 at, Mask asked, int32_t
     int64_t place[WIDTH];
     Element<V> out[WIDTH];
     std::memcpy(place, &at, sizeof at);
-    Mask there;
+    int32_t inside[WIDTH];
 #pragma GCC unroll 1
     for (int j = 0; j < WIDTH; ++j) {
-        const bool inside = place[j] >= 0 && place[j] < n;
-        out[j] = inside ? Element<V>(element(place[j])) : Element<V>(0);
-        there[j] = -int32_t(inside);
+        inside[j] = place[j] >= 0 && place[j] < n ? -1 : 0;
+        out[j] = inside[j] ? Element<V>(element(place[j])) : Element<V>(0);
     }
+    Mask there;
+    std::memcpy(&there, inside, sizeof there);
     if (any(asked & ~there)) note(outside);
     V lanes;
     std::memcpy(&lanes, out, sizeof lanes);
@@ -28,14 +29,12 @@ __attribute__((noinline)) V gather_each(int64_t n, Int64 at, Mask asked, int32_t
 template <class V, class T> inline V gather(const T* p, int64_t n, Int64 at, Mask asked, int32_t& outside) {
 #if defined(__AVX512DQ__)
     if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4) {
-        using Places = long long __attribute__((vector_size(64)));
-        using Eight = float __attribute__((vector_size(32)));
-        Places place[2];
+        using Eight = Whole<float, 8>;
+        const Quads place[2] = {(Quads)at.low, (Quads)at.high};
         Eight found[2];
         uint32_t there = 0;
-        std::memcpy(place, &at, sizeof at);
         for (int half = 0; half < 2; ++half) {
-            const uint8_t inside = __builtin_ia32_ucmpq512_mask(place[half], Places{} + (n > 0 ? n : 0), 1, 0xff);
+            const uint8_t inside = __builtin_ia32_ucmpq512_mask(place[half], Quads{} + (n > 0 ? n : 0), 1, 0xff);
             found[half] = __builtin_ia32_gatherdiv16sf(Eight{}, p, place[half], inside, 4);
             there |= uint32_t(inside) << 8 * half;
         }
@@ -57,20 +56,24 @@ template <class V, int W> inline V gather_bits(const uint8_t* p, int64_t n, Int6
     return gather_each<V>(n, at, asked, outside, [&](int64_t i) { return bits_at<W>(p, i); });
 }
 // The 16 elements from `first` on, lane j that of number order[j]: one load where they are all in range.
-template <class V> inline V in_order(V x, Int32 order) {
-    if constexpr (sizeof(V) == sizeof(Int32)) return __builtin_shuffle(x, order);
-    else return __builtin_shuffle(x, __builtin_convertvector(order, Int64));
+template <class V, class O> COMPLL_ALWAYS Vector<Element<V>, COUNT<O>> in_order(const V& x, const O& order) {
+    using To = Vector<Element<V>, COUNT<O>>;
+    if constexpr (sizeof(Element<V>) != 4) return each<To>([&](int j) { return x[order[j]]; });
+    else if constexpr (IS_HALVES<O>) return {in_order(x, order.low), in_order(x, order.high)};
+    else if constexpr (!IS_HALVES<V>) return __builtin_shuffle(x, order);
+    else if constexpr (!IS_HALVES<Half<V>>) return __builtin_shuffle(x.low, x.high, order);
+    else return select(ne(order & COUNT<V> / 2, O{}), in_order(x.high, order), in_order(x.low, order));
 }
 template <class V, class T>
 __attribute__((noinline)) V near_end(const T* p, int64_t n, int64_t first, Int32 order, Mask asked, int32_t& outside) {
-    return gather_each<V>(n, __builtin_convertvector(order, Int64) + first, asked, outside, [&](int64_t i) { return p[i]; });
+    return gather_each<V>(n, converted<Int64>(order) + first, asked, outside, [&](int64_t i) { return p[i]; });
 }
 template <class V, class T> inline V near(const T* p, int64_t n, int64_t first, Int32 order, Mask asked, int32_t& outside) {
     if (first < 0 || first + WIDTH > n) return near_end<V>(p, n, first, order, asked, outside);
     return in_order(load<V, true>(p + first, WIDTH), order);
 }
 template <class V, int W> inline V near_codes(const uint8_t* p, int64_t n, int64_t first, Int32 order, Mask asked, int32_t& outside) {
-    if (first < 0 || first + WIDTH > n) return gather_bits<V, W>(p, n, __builtin_convertvector(order, Int64) + first, asked, outside);
+    if (first < 0 || first + WIDTH > n) return gather_bits<V, W>(p, n, converted<Int64>(order) + first, asked, outside);
     return widen<V>(in_order(take_codes<W>(p + first / 8 * W), order));
 }
 template <class V, class T> inline V near_one(const T* p, int64_t n, int64_t at, Mask asked, int32_t& outside) {
@@ -94,24 +97,36 @@ template <bool FULL, class T, class V> inline void scatter(T* p, Int64 at, V x, 
 // --- tables of constants: `TABLE` is an array ---------------------------------------------------------------
 template <const auto& TABLE> constexpr int ENTRIES = sizeof(TABLE) / sizeof(TABLE[0]);
 template <const auto& TABLE> using Entry = Element<decltype(TABLE)>;
-template <class T, int N> struct Rows {  // of WIDTH entries each, which lanes pick from
+template <class T, int N> struct Rows {  // whole ones of WIDTH entries
     alignas(64) T entry[(N + WIDTH - 1) / WIDTH * WIDTH] = {};
-    template <class V> V one(int first, Int32 at) const { return (V)__builtin_shuffle(load<Lanes<T>, true>(entry + first, WIDTH), at); }
-    template <class V> V two(int first, Int32 at) const {
-        return (V)__builtin_shuffle(load<Lanes<T>, true>(entry + first, WIDTH), load<Lanes<T>, true>(entry + first + WIDTH, WIDTH), at);
-    }
 };
-#if defined(__AVX512F__)
-constexpr int MOST_PICKED = 16 * WIDTH;  // entries that are found faster in registers than in the cache
-template <class V, const auto& TABLE> constexpr bool PICKED = sizeof(Entry<TABLE>) == 4 && sizeof(Element<V>) == 4 && ENTRIES<TABLE> <= MOST_PICKED;
+#if defined(__AVX512DQ__)
+constexpr int MOST_PICKED = 256;  // entries that are found faster in registers than in the cache
+#elif defined(__AVX2__)
+constexpr int MOST_PICKED = 64;
 #else
-template <class V, const auto& TABLE> constexpr bool PICKED = false;
+constexpr int MOST_PICKED = 0;
 #endif
-// One of SIZE entries from `first` on: beyond two rows, of the half that the first of the `turns` tells.
-template <class V, int SIZE, class Some> inline V entry_of(const Some& rows, int first, Int32 at, const Mask* turns) {
-    if constexpr (SIZE <= WIDTH) return rows.template one<V>(first & -WIDTH, at);
-    else if constexpr (SIZE == 2 * WIDTH) return rows.template two<V>(first, at);
-    else return select(turns[0], entry_of<V, SIZE / 2>(rows, first + SIZE / 2, at, turns + 1), entry_of<V, SIZE / 2>(rows, first, at, turns + 1));
+constexpr int MOST_HALVED = 256;  // entries that are searched as a tree, whose first levels are in registers
+template <class V, const auto& TABLE> constexpr bool PICKED = sizeof(Entry<TABLE>) == 4 && sizeof(Element<V>) == 4 && ENTRIES<TABLE> <= MOST_PICKED;
+template <class V, class T> inline V gather_32(const T* p, Int32 at) {  // of positions that are in range
+#if defined(__AVX512DQ__)
+    if constexpr (sizeof(T) == 4 && sizeof(Element<V>) == 4) return (V)__builtin_ia32_gathersiv16sf(Float{}, p, at, -1, 4);
+#endif
+    return by_register<V>([&](auto some) { return listed<Vector<Element<V>, COUNT<Ints>>>([&](int j) { return p[some[j]]; }); }, at);
+}
+// One of SIZE entries from `first` on: beyond two registers, of the half that the first of the `turns` tells.
+template <class V, int SIZE, class T, int N> inline V entry_of(const Rows<T, N>& rows, int first, Int32 at, const Mask* turns) {
+    constexpr int EACH = COUNT<Ints>;
+    if constexpr (SIZE > MOST_PICKED) return gather_32<V>(rows.entry, at);
+    else if constexpr (SIZE <= 2 * EACH) {
+        const T* p = rows.entry + (first & -EACH);
+        return by_register<V>([&](auto some) {
+            const auto one = load_all<Register<T>>(p);
+            if constexpr (SIZE <= EACH) return (Register<Element<V>>)__builtin_shuffle(one, some);
+            else return (Register<Element<V>>)__builtin_shuffle(one, load_all<Register<T>>(p + EACH), some);
+        }, at);
+    } else return select(turns[0], entry_of<V, SIZE / 2>(rows, first + SIZE / 2, at, turns + 1), entry_of<V, SIZE / 2>(rows, first, at, turns + 1));
 }
 constexpr int levels_of(int entries) { return entries ? 1 + levels_of(entries / 2) : 0; }
 template <const auto& TABLE, int SIZE> constexpr auto in_rows() {
@@ -127,10 +142,7 @@ template <class V, const auto& TABLE> inline V lookup(Int32 at) {
         const Mask turns[] = {ne(at & SIZE / 2, Int32{}), ne(at & SIZE / 4, Int32{}), ne(at & SIZE / 8, Int32{})};
         return entry_of<V, SIZE>(rows, 0, at, turns);
     }
-#if defined(__AVX512F__)
-    if constexpr (sizeof(Entry<TABLE>) == 4 && sizeof(Element<V>) == 4) return (V)__builtin_ia32_gathersiv16sf(Float{}, TABLE, at, -1, 4);
-#endif
-    return each<V>([&](int j) { return TABLE[at[j]]; });
+    return gather_32<V>(TABLE, at);
 }
 // The entries as nodes of a binary tree: 1 is the root, 2 i and 2 i + 1 are below i.  What is missing at the end is
 // below nothing.
@@ -160,7 +172,7 @@ template <class R, const auto& TABLE, class X> inline R search(X x) {
         for (int step = TOP; step; step /= 2)
             if (below + step <= N && TABLE[below + step - 1] < x) below += step;
         return R(below);
-    } else if constexpr (PICKED<X, TABLE> && N > 2) {
+    } else if constexpr (MOST_PICKED && N > 2 && N <= MOST_HALVED && sizeof(Entry<TABLE>) == 4 && sizeof(Element<X>) == 4) {
         static constexpr auto tree = as_tree<TABLE, LEVELS>();
         Mask turns[LEVELS];
         return widen<R>(descend<0, LEVELS>(tree, splat<Int32>(1), turns, x));
@@ -173,7 +185,7 @@ template <class R, const auto& TABLE, class X> inline R search(X x) {
         Int32 below{};
         for (int step = TOP; step; step /= 2) {
             const Int32 at = below + (step - 1);  // beyond the end nothing is below
-            const Mask there = at < N;
+            const Mask there = lt(at, splat<Int32>(N));
             below += there & lt(lookup<X, TABLE>(at & there), x) & step;
         }
         return widen<R>(below);

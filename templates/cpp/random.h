@@ -25,44 +25,42 @@ inline void philox(uint32_t (&c)[4], uint64_t seed) {
     }
 }
 // Of lanes, the even and the odd ones stand in 64 bits each, of which the lower half counts: a product is then
-// one instruction, and nothing is moved between lanes until the end.
-using Words = uint64_t __attribute__((vector_size(64)));
-inline Words multiply(Words a, uint32_t m) {
-#if defined(__AVX512F__)
-    using Half = int32_t __attribute__((vector_size(64)));
-    using Wide = long long __attribute__((vector_size(64)));
-    return (Words)__builtin_ia32_pmuludq512_mask((Half)a, (Half)(Words{} + m), Wide{}, 0xff);
-#else
-    return (a & 0xffffffffull) * uint64_t(m);
-#endif
-}
-inline void philox(UInt32 (&c)[4], uint64_t seed) {
-    Words half[2][4];
+// one instruction, and nothing is moved between lanes until the end.  What one register holds goes through all rounds.
+template <class U> inline void philox(U (&c)[4], uint64_t seed) {
+    if constexpr (IS_HALVES<U>) {
+        Half<U> a[4] = {c[0].low, c[1].low, c[2].low, c[3].low}, b[4] = {c[0].high, c[1].high, c[2].high, c[3].high};
+        philox(a, seed);
+        philox(b, seed);
 #pragma GCC unroll 4
-    for (int w = 0; w < 4; ++w) half[0][w] = (Words)c[w], half[1][w] = (Words)c[w] >> 32;
-    uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+        for (int w = 0; w < 4; ++w) c[w] = {a[w], b[w]};
+    } else {
+        Words half[2][4];
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; ++w) half[0][w] = (Words)c[w], half[1][w] = (Words)c[w] >> 32;
+        uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
 #pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round) {
+        for (int round = 0; round < 10; ++round) {
 #pragma GCC unroll 2
-        for (int which = 0; which < 2; ++which) {
-            Words(&x)[4] = half[which];
-            const Words p0 = multiply(x[0], 0xD2511F53u), p1 = multiply(x[2], 0xCD9E8D57u);
-            x[0] = (p1 >> 32) ^ x[1] ^ (Words{} + k0);
-            x[2] = (p0 >> 32) ^ x[3] ^ (Words{} + k1);
-            x[1] = p1;
-            x[3] = p0;
+            for (int which = 0; which < 2; ++which) {
+                Words(&x)[4] = half[which];
+                const Words p0 = register_product(x[0], Words{} + 0xD2511F53u), p1 = register_product(x[2], Words{} + 0xCD9E8D57u);
+                x[0] = (p1 >> 32) ^ x[1] ^ (Words{} + k0);
+                x[2] = (p0 >> 32) ^ x[3] ^ (Words{} + k1);
+                x[1] = p1;
+                x[3] = p0;
+            }
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
         }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
 #pragma GCC unroll 4
-    for (int w = 0; w < 4; ++w) c[w] = (UInt32)((half[0][w] & 0xffffffffull) | (half[1][w] << 32));
+        for (int w = 0; w < 4; ++w) c[w] = (U)((half[0][w] & 0xffffffffull) | (half[1][w] << 32));
+    }
 }
 // The 128-lane group of a tile has p = tile*128 + lane; 16 lanes begin at `lane`.
 template <class U> inline void counter(U (&c)[4], int64_t tile, int lane, uint32_t site, uint32_t part) {
     const int64_t p = tile * LANES + lane;  // 16 lanes never cross a multiple of 2^32
     c[0] = splat<U>(uint32_t(p));
-    if constexpr (!std::is_arithmetic_v<U>) c[0] += U{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if constexpr (!std::is_arithmetic_v<U>) c[0] += numbers<U>();
     c[1] = splat<U>(uint32_t(uint64_t(p) >> 32));
     c[2] = splat<U>(site);
     c[3] = splat<U>(part);
@@ -92,7 +90,7 @@ inline uint32_t random_word(uint64_t seed, uint32_t site) {  // of element 0
 }
 inline uint32_t random_half(uint64_t seed, uint32_t site) { return random_word(seed, site) & 0xffffu; }
 inline float as_float(uint32_t w) { return float(w); }
-inline Float as_float(UInt32 w) { return __builtin_convertvector((Int32)w, Float); }  // below 2^31
+inline Float as_float(UInt32 w) { return converted<Float>((Int32)w); }  // below 2^31
 template <class T, class U> inline T random_float(U word, T low, T high) {
     return low + (high - low) * (as_float(U(word >> 8)) * splat<T>(0x1p-24f));
 }

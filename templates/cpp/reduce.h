@@ -12,7 +12,7 @@ namespace compll {
 template <class V, class F> inline Element<V> fold_any(V (&a)[BLOCKS], int lanes, F f) {
     Element<V> x[LANES];
     for (int k = 0; k < BLOCKS; ++k)
-        for (int j = 0; j < WIDTH; ++j) x[k * WIDTH + j] = a[k][j];
+        std::memcpy(x + k * WIDTH, &a[k], sizeof a[k]);
     for (int w = LANES / 2; w; w /= 2)
         for (int j = 0; j < w && j + w < lanes; ++j) x[j] = f(x[j], x[j + w]);
     return x[0];
@@ -26,44 +26,41 @@ template <int KNOWN, class V, class F> inline V fold_far(V (&a)[BLOCKS], F f) {
             if (k + w < KNOWN / WIDTH) a[k] = f(a[k], a[k + w]);
     return a[0];
 }
+template <int W, class V> COMPLL_ALWAYS V moved_down(const V& x) {  // lane j < W becomes lane j + W; others do not count
+    if constexpr (!IS_HALVES<V>) return __builtin_shuffle(x, numbers<Truth<V>>() + W);
+    else if constexpr (W == COUNT<V> / 2) return {x.high, x.high};
+    else return {moved_down<W>(x.low), x.high};
+}
 template <class V, class F> inline Element<V> fold_near(V x, F f) {  // what w = 8, 4, 2, 1 leave of 16 lanes
-    if constexpr (sizeof(V) == sizeof(Int32)) {  // all lanes at once, of which the first w count
-        x = f(x, __builtin_shuffle(x, Int32{8, 9, 10, 11, 12, 13, 14, 15}));
-        x = f(x, __builtin_shuffle(x, Int32{4, 5, 6, 7}));
-        x = f(x, __builtin_shuffle(x, Int32{2, 3}));
-        return f(x, __builtin_shuffle(x, Int32{1}))[0];
-    } else {
-        Element<V> y[WIDTH];
-        for (int j = 0; j < WIDTH; ++j) y[j] = x[j];
-        for (int w = WIDTH / 2; w; w /= 2)
-            for (int j = 0; j < w; ++j) y[j] = f(y[j], y[j + w]);
-        return y[0];
-    }
+    x = f(x, moved_down<8>(x), 8);  // all lanes at once, of which the first w count
+    x = f(x, moved_down<4>(x), 4);
+    x = f(x, moved_down<2>(x), 2);
+    return f(x, moved_down<1>(x), 1)[0];
 }
 template <int KNOWN, class V, class F> inline Element<V> fold_known(V (&a)[BLOCKS], F f) {
     return fold_near(fold_far<KNOWN>(a, f), f);
 }
 // Sixteen `fold_near` side by side: lane j is what x[j] is folded to.  Halves of two vectors, in turns, make one of
 // 16 lanes to combine, until each vector has one lane left.
-template <int W, int UPPER, int... P> inline Int32 halves(std::integer_sequence<int, P...>) {
-    return Int32{(P / W % 2 * WIDTH + (P / W / 2 * 2 + UPPER) * W + P % W)...};
+template <int W, int UPPER, class V, int... P> COMPLL_ALWAYS V halves(const V& a, const V& b, std::integer_sequence<int, P...>) {
+    if constexpr (!IS_HALVES<V>) return __builtin_shuffle(a, b, Truth<V>{(P / W % 2 * COUNT<V> + (P / W / 2 * 2 + UPPER) * W + P % W)...});
+    else if constexpr (W == COUNT<V> / 2) return UPPER ? V{a.high, b.high} : V{a.low, b.low};
+    else {
+        constexpr auto half = std::make_integer_sequence<int, COUNT<V> / 2>();
+        return {halves<W, UPPER>(a.low, b.low, half), halves<W, UPPER>(a.high, b.high, half)};
+    }
 }
 template <int W, class V, class F> inline void fold_pairs(V (&x)[WIDTH], F f) {
     constexpr auto all = std::make_integer_sequence<int, WIDTH>();
 #pragma GCC unroll 8
-    for (int j = 0; j < W; ++j)
-        x[j] = f(__builtin_shuffle(x[j], x[j + W], halves<W, 0>(all)), __builtin_shuffle(x[j], x[j + W], halves<W, 1>(all)));
+    for (int j = 0; j < W; ++j) x[j] = f(halves<W, 0>(x[j], x[j + W], all), halves<W, 1>(x[j], x[j + W], all));
 }
 template <class V, class F> inline V fold_sixteen(V (&x)[WIDTH], F f) {
-    if constexpr (sizeof(V) == sizeof(Int32)) {
-        fold_pairs<8>(x, f);
-        fold_pairs<4>(x, f);
-        fold_pairs<2>(x, f);
-        fold_pairs<1>(x, f);
-        return x[0];
-    } else {
-        return each<V>([&](int j) { return fold_near(x[j], f); });
-    }
+    fold_pairs<8>(x, f);
+    fold_pairs<4>(x, f);
+    fold_pairs<2>(x, f);
+    fold_pairs<1>(x, f);
+    return x[0];
 }
 // Store `init` combined with each of them.
 template <class T, class V, class F> inline void fold_blocks(T* to, T init, V (&x)[WIDTH], F f) {

@@ -28,14 +28,16 @@ struct Kept {
     Int32 places;  // of a tile's first lanes, from the part's begin on
     Kept(int64_t* all, int64_t tile, int64_t granule)
         : found(all[tile / granule]), from(tile / granule * (granule * TILE + WIDTH)), count(tile % granule ? found : 0),
-          places(Int32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + int32_t(tile % granule * TILE)) {}
+          places(numbers<Int32>() + int32_t(tile % granule * TILE)) {}
     template <class T, class V> void put(T* parts, uint32_t bits, V x) const {
         T* to = parts + from + count;
 #if defined(__AVX512DQ__)
         const auto kept = __builtin_ia32_compresssi512_mask((Int32)x, Int32{}, bits);
         std::memcpy(to, &kept, sizeof kept);
 #else
-        for (; bits; bits &= bits - 1) *to++ = x[__builtin_ctz(bits)];
+        Element<V> all[WIDTH];
+        std::memcpy(all, &x, sizeof x);
+        for (; bits; bits &= bits - 1) *to++ = all[__builtin_ctz(bits)];
 #endif
     }
     void end() const { found = count; }

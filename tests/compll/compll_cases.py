@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import platform
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +24,9 @@ __all__ = [
     "BACKENDS",
     "EDGES",
     "LABELS",
+    "LEVELS",
     "both",
+    "built_for",
     "compiled",
     "encode",
     "fields",
@@ -47,6 +51,11 @@ RELATIVES = {
     "fp8e5m2": "fp8",
     "mxfp8": "mxfp4",
 }
+
+# What -march takes for processors of less wide registers, here those that this machine is one of.
+LEVELS = {"x86_64": ("x86-64-v3", "x86-64-v2"), "aarch64": ("armv8-a",)}.get(platform.machine(), ())
+if "avx2" not in build.cpu():
+    LEVELS = LEVELS[-1:]
 
 
 class OneLibrary(driver.Libraries):
@@ -99,6 +108,13 @@ def compiled(
     flags = [level if flag.startswith("-O") else flag for flag in build.FLAGS]
     with mock.patch.object(build, "FLAGS", flags):
         return api.compile(write(text), backend, error_feedback=error_feedback, **params)
+
+
+def built_for(march: str, source: str | Path) -> api.Codec:
+    """Compile a codec on `cpp` for the processors that `-march` names, at -O1."""
+    flags = ["-O1" if flag.startswith("-O") else flag for flag in build.FLAGS]
+    with mock.patch.object(build, "FLAGS", flags), mock.patch.dict(os.environ, COMPLL_MARCH=march):
+        return api.compile(source, "cpp")
 
 
 def both(text: str, **params: Any) -> tuple[api.Codec, api.Codec]:

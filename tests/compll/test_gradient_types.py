@@ -216,7 +216,8 @@ def test_one_symbol_an_operation_and_element_type() -> None:
     checked = driver.load(api.find("onebit"), {}).checked
     for element, suffix in types.GRADIENTS.items():
         unit = driver.unit_of(checked, element)
-        path = builder.library_path(unit.codec, cpp.source(unit), cpp.runtime(), FLAGS)
+        with mock.patch.object(builder, "FLAGS", FLAGS):
+            path = builder.library_path(unit.codec, cpp.source(unit), cpp.runtime())
         library = ctypes.CDLL(str(path))
         for op in ("encode", "decode", "decode_add"):
             assert hasattr(library, f"onebit_{op}_{suffix}")

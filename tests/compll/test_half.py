@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import functools
-import platform
-from unittest import mock
 
 import numpy as np
 import pytest
-from compll_cases import compiled, gradient, same_bits, write
+from compll_cases import LEVELS, built_for, compiled, gradient, same_bits, write
 
-import compll
-from compll import build, types
+from compll import types
 
 BACKENDS = ("interp", "cpp", "numba", "cudasim")
 KINDS = ("half", "bfloat16")
 CODES = np.arange(2**16, dtype=np.uint16)
-# Compilers for x86 have instructions for half from v3 on (F16C), wider ones with AVX-512, and none in v2.
-LEVELS = ("native", *(("x86-64-v2", "x86-64-v3") if platform.machine() in ("x86_64", "AMD64") else ()))
 
 
 # Both types in one program, so that it is compiled once; `kind` says which of them decode returns.
@@ -134,12 +129,11 @@ def test_a_conversion_inside_an_expression_is_bit_equal(backend: str) -> None:
     assert same_bits(*(c.encode(gradient("normal", 300)) for c in other))
 
 
-@pytest.mark.parametrize("level", LEVELS)
+# Compilers for x86 have instructions for half from v3 on (F16C), wider ones with AVX-512, and none in v2.
+@pytest.mark.parametrize("level", ["native", *LEVELS])
 def test_cpp_is_bit_equal_with_and_without_the_processor_s_instructions(level: str) -> None:
     meant = compiled(PLAIN, "interp")
-    flags = [f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS]
-    with mock.patch.object(build, "FLAGS", ["-O1" if f.startswith("-O") else f for f in flags]):
-        codec = compll.compile(write(PLAIN), "cpp")
+    codec = built_for(level, write(PLAIN))
     for number, kind in enumerate(KINDS):
         x = edges(kind)
         want = meant.encode(x)

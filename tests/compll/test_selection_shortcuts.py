@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import platform
-from unittest import mock
-
 import numpy as np
 import pytest
-from compll_cases import both, compiled, gradient, same_bits, write
+from compll_cases import LEVELS, both, built_for, compiled, gradient, same_bits, write
 
-from compll import build, driver, ir
 from compll import codec as api
+from compll import driver, ir
 from compll.passes import fuse
 
 CHUNK = 64 * 1024  # elements that one thread goes through at once
-PLAIN = ["x86-64-v2"] if platform.machine() in ("x86_64", "AMD64") else []  # -march without wide vectors
 
 # A filter without a limit, one with a limit, a topk, a search and a table: what is fast about all of them.
 ALL = """
@@ -64,11 +60,9 @@ def test_what_is_kept_is_what_the_interpreter_selects(n: int) -> None:
             assert all(same_bits(a, b) for a, b in zip(want, got, strict=True)), (params, threads)
 
 
-@pytest.mark.parametrize("level", PLAIN)
+@pytest.mark.parametrize("level", LEVELS)
 def test_so_it_is_without_wide_instructions(level: str) -> None:
-    flags = [f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS]
-    with mock.patch.object(build, "FLAGS", ["-O1" if f.startswith("-O") else f for f in flags]):
-        made = api.compile(write(ALL), "cpp")
+    made = built_for(level, write(ALL))
     g = gradient("mixed", CHUNK + 1001)
     want = written(compiled(ALL, "interp"), g, 1)
     assert all(same_bits(a, b) for a, b in zip(want, written(made, g, 2), strict=True))

@@ -38,7 +38,7 @@ class Result:
 
 def flags(level: str) -> list[str]:
     """Return the flags of the cpp backend with sanitizers, at another level of optimisation."""
-    return [level if flag.startswith("-O") else flag for flag in builder.FLAGS] + ["-g", *SANITIZERS]
+    return [level if flag.startswith("-O") else flag for flag in builder.cpp_flags()] + ["-g", *SANITIZERS]
 
 
 @functools.cache
