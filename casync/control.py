@@ -52,11 +52,15 @@ class MismatchError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What a rank waits for: `gradient` of `step` (NO_STEP: a control collective's topic) from `rank`."""
+    """What a rank waits for: `gradient` of `step` (NO_STEP: a control collective's topic) from `rank`.
+
+    order: of the message among those of all ranks in the step; what it depends on comes before it.
+    """
 
     rank: int
     gradient: str
     step: int
+    order: int = 0
 
 
 class Control(Protocol):

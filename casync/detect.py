@@ -112,9 +112,12 @@ def _chain(rank: int, beats: Mapping[int, Beat]) -> list[Wait]:
 
 
 def _circle(rank: int, chain: list[Wait], beats: Mapping[int, Beat], timeout: float) -> RankFailure | None:
-    """Return the failure for ranks that wait for each other: blame who owes the oldest message."""
+    """Return the failure for ranks that wait for each other: blame who owes the earliest message.
+
+    All that it depends on has arrived, or its sender would wait for something earlier: it was sent, and lost.
+    """
     if any(beats[wait.rank].idle < timeout for wait in chain):
         return None
     path = " -> ".join(f"rank {r}" for r in [rank, *(wait.rank for wait in chain)])
-    oldest = min(chain, key=lambda wait: (wait.step, wait.rank))
-    return _failure(oldest, f"ranks wait for each other ({path}): a message of it was lost")
+    earliest = min(chain, key=lambda wait: (wait.step, wait.order, wait.rank))
+    return _failure(earliest, f"ranks wait for each other ({path}): a message of it was lost")

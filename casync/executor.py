@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("casync")
 
+LAST = 1 << 32
+"""The order of the wait for an engine, on which no message depends: behind those for messages."""
+
 
 @dataclass(slots=True)
 class Step:
@@ -170,7 +173,7 @@ class Executor:
             source = self._source(self._running[1]) if self._running else None
             rank = source.peer if isinstance(source, Recv) else self._control.rank
             self._blame(rank, f"its payload cannot be decoded: {error}")
-        except Exception as error:
+        except BaseException as error:
             log.exception("casync: rank %d failed", self._control.rank)
             self._blame(self._control.rank, f"{type(error).__name__}: {error}")
 
@@ -382,5 +385,7 @@ class Executor:
         if step is None or step.done is None or not step.missing:
             return None
         task = self._program.tasks[next(iter(step.missing))]
-        peer = task.peer if isinstance(task, Recv) else (self._control.rank + 1) % self._control.size
-        return Wait(peer, self._label(task), self._number(step))
+        peer, order = (self._control.rank + 1) % self._control.size, LAST
+        if isinstance(task, Recv):
+            peer, order = task.peer, task.order
+        return Wait(peer, self._label(task), self._number(step), order)

@@ -50,9 +50,15 @@ class Gate:
         _wait_until_free(address, port)
         return other
 
-    def connect(self, address: str, port: int, service: str, rank: int) -> Socket:
-        """Return a socket that connects to the one that a peer made for `rank` by `listen`."""
+    def connect(self, address: str, port: int, service: str, rank: int, events: int = 0) -> Socket:
+        """Return a socket that connects to the one that a peer made for `rank` by `listen`.
+
+        events: those of which its monitor tells, the first attempt included.
+        """
         socket = self._pair(service)
+        if events:
+            socket.get_monitor_socket(events)
+        socket.handshake_ivl = 0  # a rank that is slow to answer is for the heartbeats to judge, after T
         socket.plain_username = str(rank).encode()
         socket.plain_password = self._secret.encode()
         socket.connect(f"tcp://{address}:{port}")

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from casync.machine import Process
 
 
+LOSSES = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+"""The events that say that a connection is lost, or could not be made."""
+
+
 class Peer:
     """A connection's socket, and what is known of the rank at the other end. The control thread's own."""
 
@@ -22,9 +26,7 @@ class Peer:
         self.rank = rank
         self.socket = socket
         self.dialled = dialled  # this side connected; the other end's strangers are not ours
-        self.monitor: Socket = socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        )
+        self.monitor: Socket = socket.get_monitor_socket(LOSSES)  # the one there is, if there is one
         self.process = process
         self.fd = -1  # of the connection that said hello
         self.joined = self.departed = self.lost = False
@@ -61,7 +63,7 @@ def pack(kind: str, *fields: object) -> bytes:
 
 def wait_fields(wait: Wait | None) -> list[object] | None:
     """Return the form in which a wait travels."""
-    return [wait.rank, wait.gradient, wait.step] if wait else None
+    return [wait.rank, wait.gradient, wait.step, wait.order] if wait else None
 
 
 def unwait(fields: list[Any] | None) -> Wait | None:

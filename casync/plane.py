@@ -2,11 +2,11 @@
 
 What travels (JSON, then a body in `gather`), both ways on each connection:
 
-    hello   rank, version, secret       first message of each side; nothing else is sent before the other's
+    hello   rank, protocol, secret      first message of each side; nothing else is sent before the other's
     beat    wait, idle, last            every second
     gather  sequence number, topic      the one collective; `agree` is made of it
-    accuse  a failure                   to the arbiter, the lowest rank that is heard
-    abort   a failure                   the arbiter's decision: it takes the first accusation, and tells all
+    accuse  a failure                   to the arbiter, the lowest rank that is heard, or one that hears it
+    abort   a failure                   the arbiter's decision: it takes the first accusation; all tell all
     bye                                 what closes after this is no death
 
 The arbiter is there so that all ranks raise the same failure when several notice one at the same time.
@@ -19,6 +19,7 @@ parent it keeps the parent's connections open, so that the death is noticed when
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections import defaultdict
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from casync import detect
+from casync import detect, frames
 from casync.control import NO_STEP, MismatchError, RankFailure, Wait, differences, report
 from casync.detect import Beat
 from casync.machine import resume
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from casync.machine import Process
 
 VERSION = 1
+"""Of the control messages."""
 BEAT = 1.0
 """Seconds between heartbeats."""
 TICK = 0.25
@@ -49,6 +51,11 @@ DECISION = 1.0
 """Seconds that the arbiter has."""
 GATHER_LIMIT = 1 << 20
 """Bytes of a value that `gather` takes."""
+
+
+def _protocol() -> str:
+    """What a rank speaks: the versions of control messages and of frames."""
+    return f"{VERSION}.{frames.VERSION}"
 
 
 class Plane:
@@ -63,7 +70,7 @@ class Plane:
         secret: str,
         timeout: float,
     ) -> None:
-        """Take over `sockets` (peer -> socket, whether this side connects) and `gate`, and start the thread.
+        """Take over `sockets` (peer -> socket, whether this side connects) and `gate`.
 
         timeout: T in seconds.
         """
@@ -85,8 +92,14 @@ class Plane:
         self._collective = threading.Lock()
         self._sequence = 0
         self._gathered: defaultdict[int, dict[int, tuple[str, bytes]]] = defaultdict(dict)
-        self._closing = self._closed = False
+        self._end = math.inf  # when the thread ends, though a peer has not said hello yet
+        self._closed = self._begun = False
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"casync control {rank}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. Whoever is interrupted meanwhile has a plane to close, whether it runs or not."""
+        self._begun = True
         self._thread.start()
 
     # --- the Control protocol, called by any thread ---------------------------------------------------------
@@ -156,14 +169,15 @@ class Plane:
     def close(self) -> None:
         """Say goodbye and end the thread. Idempotent; returns within two seconds whatever the peers do."""
         self._mail.put(self._stop)
-        self._thread.join(2)
+        if self._begun and self._ended.wait(2):
+            self._thread.join()
 
     # --- the control thread ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             self._loop()
-        except Exception as error:  # a thread that died silently would look like a healthy rank
+        except BaseException as error:  # a thread that died silently would look like a healthy rank
             self._decide(RankFailure(self.rank, None, None, f"its control thread failed: {error!r}"))
             raise
         finally:
@@ -174,6 +188,7 @@ class Plane:
                 peer.close()
             self._gate.socket.close(0)
             self._mail.close()
+            self._ended.set()
 
     def _loop(self) -> None:
         poller = zmq.Poller()
@@ -188,7 +203,7 @@ class Plane:
             if peer.dialled:
                 peer.socket.send(self._hello())
         next_beat = looked = time.monotonic()
-        while not self._closing:
+        while not self._over(looked):
             ready = dict(poller.poll(int(1000 * TICK) if self._mail.sleep() else 0))
             self._mail.awake()
             self._excuse(time.monotonic() - looked)
@@ -238,19 +253,25 @@ class Plane:
             try:
                 kind, *fields = json.loads(bytes(head.buffer))
                 if kind == "hello":
-                    rank, version, secret = fields
-                    self._welcome(peer, rank, version, secret)
+                    rank, protocol, secret = fields
+                    self._welcome(peer, rank, protocol, secret)
                     peer.fd = head.get(zmq.SRCFD)
                 elif peer.joined:
                     self._handle(peer, kind, fields, [bytes(body.buffer) for body in bodies])
             except (ValueError, TypeError, IndexError, AttributeError) as error:
                 self._accuse(RankFailure(peer.rank, None, None, f"it sent a broken control message: {error}"))
 
-    def _welcome(self, peer: Peer, rank: int, version: int, secret: str) -> None:
+    def _welcome(self, peer: Peer, rank: int, protocol: str, secret: str) -> None:
+        wrong = ""
         if (rank, secret) != (peer.rank, self._secret):
-            raise ValueError("another job's program answers at its address")
-        if version != VERSION:
-            raise ValueError(f"it speaks version {version}, this rank {VERSION}: install one release on all")
+            wrong = "another job's program answers at its address"
+        elif protocol != _protocol():
+            wrong = (
+                f"it speaks protocol {protocol}, this rank {_protocol()}: install one release on all ranks"
+            )
+        if wrong:
+            self._accuse(RankFailure(peer.rank, None, None, wrong))
+            return
         peer.joined, peer.heard = True, time.monotonic()
         if not peer.dialled:
             peer.send([self._hello()])
@@ -268,9 +289,12 @@ class Plane:
                     self._gathered[sequence][peer.rank] = (topic, bodies[0])
                     self._changed.notify_all()
             case "accuse", [failure]:
-                self._decide(RankFailure(*failure))
-            case "abort", [failure]:
+                self._pass_on(RankFailure(*failure))
+            case "abort", [failure] if self._failure is None:
+                self._broadcast(pack("abort", failure))  # for those that the arbiter does not reach
                 self._fail(RankFailure(*failure))
+            case "abort", [_]:
+                pass
             case "bye", []:
                 peer.departed = True
                 peer.beat = (None, 0.0, peer.beat[2])
@@ -300,13 +324,29 @@ class Plane:
         if self._failure is not None or self._accusation is not None:
             return
         now = time.monotonic()
-        peers = [peer for peer in self._peers.values() if peer.joined and peer.reachable]
-        arbiter = min([self.rank, *(peer.rank for peer in peers if now - peer.heard < self.timeout)])
-        if arbiter == self.rank:
+        heard = self._heard(now)
+        judge = min([self.rank, *heard])
+        silent = (peer for peer in self._peers.values() if peer.reachable and peer.rank not in heard)
+        if judge == self.rank and any(peer.rank < judge for peer in silent):
+            judge = min(heard, default=judge)  # it may hear the one that this rank does not, and passes it on
+        if judge == self.rank:
             self._decide(failure)
         else:
             self._accusation = (failure, now)
+            self._peers[judge].send([pack("accuse", failure.args)])
+
+    def _pass_on(self, failure: RankFailure) -> None:
+        """Decide on what another rank brings, or bring it before the arbiter that this rank hears."""
+        arbiter = min([self.rank, *self._heard(time.monotonic())])
+        if arbiter == self.rank:
+            self._decide(failure)
+        else:
             self._peers[arbiter].send([pack("accuse", failure.args)])
+
+    def _heard(self, now: float) -> list[int]:
+        """The ranks that are not known to be lost or silent."""
+        peers = self._peers.values()
+        return [peer.rank for peer in peers if peer.reachable and now - peer.heard < self.timeout]
 
     def _decide(self, failure: RankFailure) -> None:
         """As the arbiter: tell all ranks, print, and fail here too."""
@@ -330,7 +370,7 @@ class Plane:
     # --- small parts ----------------------------------------------------------------------------------------
 
     def _hello(self) -> bytes:
-        return pack("hello", self.rank, VERSION, self._secret)
+        return pack("hello", self.rank, _protocol(), self._secret)
 
     def _broadcast(self, *parts: bytes) -> None:
         for peer in self._peers.values():
@@ -338,4 +378,9 @@ class Plane:
 
     def _stop(self) -> None:
         self._broadcast(pack("bye"))
-        self._closing = True
+        self._end = time.monotonic() + DECISION
+
+    def _over(self, now: float) -> bool:
+        """Whether this rank is closed, and those that it waits to join have heard why, or had the time to."""
+        told = all(peer.joined or not peer.reachable for peer in self._peers.values())
+        return now >= self._end or (told and self._end < math.inf)

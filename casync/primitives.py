@@ -94,7 +94,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Recv:
-    """Wait for the payload with this message number from `peer`; `exact`, `down` as it was encoded."""
+    """Wait for the payload with this message number from `peer`; `exact`, `down` as it was encoded.
+
+    `order`: its place among the messages of all ranks; what it depends on comes before it.
+    """
 
     id: int
     partition: int
@@ -103,6 +106,7 @@ class Recv:
     message: int
     exact: bool = False
     down: bool = False
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ class Builder:
 
     def __init__(self, nranks: int) -> None:
         self._tasks: list[list[Task]] = [[] for _ in range(nranks)]
+        self._messages = 0
 
     def _add(self, rank: int, task: Task) -> int:
         self._tasks[rank].append(task)
@@ -194,7 +199,8 @@ class Builder:
         made = self._tasks[source][payload]
         assert isinstance(made, Encode | Recv), "only these make a payload"
         send = self._add(source, Send(self._next(source), partition, (payload,), payload, target, message))
-        received = Recv(self._next(target), partition, (), source, message, made.exact, made.down)
+        order, self._messages = self._messages, self._messages + 1
+        received = Recv(self._next(target), partition, (), source, message, made.exact, made.down, order)
         return send, self._add(target, received)
 
     def broadcast(self, owner: int, partition: int, payload: int, message: int) -> None:
@@ -221,6 +227,8 @@ def join(first: Schedule, second: Schedule, partitions: int) -> Schedule:
     So that compressed and uncompressed gradients, in different topologies, run through one executor.
     """
 
+    messages = sum(isinstance(task, Recv) for tasks in first for task in tasks)
+
     def shifted(task: Task, ids: int) -> Task:
         moved = replace(
             task,
@@ -235,8 +243,8 @@ def join(first: Schedule, second: Schedule, partitions: int) -> Schedule:
                 return replace(moved, payload=payload + ids)
             case Send(payload=payload, message=message):
                 return replace(moved, payload=payload + ids, message=message + MESSAGES * partitions)
-            case Recv(message=message):
-                return replace(moved, message=message + MESSAGES * partitions)
+            case Recv(message=message, order=order):
+                return replace(moved, message=message + MESSAGES * partitions, order=order + messages)
             case _:
                 return moved
 

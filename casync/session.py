@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import zmq
 
 from casync import knobs, launch, rendezvous
-from casync.control import RankFailure
+from casync.control import MismatchError, RankFailure
 from casync.gate import Gate
 from casync.machine import Process, this_process
+from casync.peer import LOSSES
 from casync.plane import Plane
 from casync.solo import SoloControl, SoloTransport
 from casync.transports import base
@@ -127,13 +128,15 @@ def _join(place: launch.Launch, timeout: float, start_timeout: float, open_trans
         sockets = {peer: (socket, False) for peer, (socket, _) in listening.items()}
         for peer in range(place.rank):
             port = records[peer]["ports"][str(place.rank)]
-            sockets[peer] = (gate.connect(records[peer]["address"], port, "control", place.rank), True)
+            where = records[peer]["address"]
+            sockets[peer] = (gate.connect(where, port, "control", place.rank, LOSSES), True)
         plane = Plane(place.rank, sockets, processes, gate, table.secret, timeout)
+        plane.start()
         addresses = tuple(theirs["address"] for theirs in records)
         transport = open_transport(base.Wire(place.rank, place.size, addresses, plane, gate))
     except BaseException as error:
         if plane is not None:
-            if not isinstance(error, RankFailure):
+            if not isinstance(error, KNOWN):
                 plane.abort(_ended_by(place.rank, error))
             plane.close()
         context.destroy(linger=0)
@@ -153,6 +156,8 @@ def _join(place: launch.Launch, timeout: float, start_timeout: float, open_trans
 # --- the end of the process --------------------------------------------------------------------------------
 
 _open: set[Session] = set()
+KNOWN = (RankFailure, MismatchError)
+"""What every rank raises: it needs no report."""
 
 
 def _ended_by(rank: int, error: BaseException) -> RankFailure:
@@ -161,7 +166,7 @@ def _ended_by(rank: int, error: BaseException) -> RankFailure:
 
 
 def _abort(session: Session, error: BaseException) -> None:
-    if not isinstance(error, RankFailure):
+    if not isinstance(error, KNOWN):
         session.control.abort(_ended_by(session.rank, error))
 
 

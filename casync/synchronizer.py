@@ -166,17 +166,17 @@ class Synchronizer:
         self._control = control
         self._watch = watch or Watch()
         self._threads = threads or len(os.sched_getaffinity(0))
-        self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         spec.plan.check(spec.gradients, spec.topology, control.size)
         spec.check_codecs()
         open_engine = None if spec.exact == EXACT else engines.load(spec.exact)
+        control.agree("what is synchronized", spec.facts())  # before a kernel is compiled: that takes long
+        self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         self._choices = self._chosen(spec.codecs)
         self._codecs = {name: at(choice, 0) for name, choice in self._choices.items()}
         self._gradients = {g.name: g for g in spec.gradients}
         self._left: dict[str, NDArray[np.float32]] = {}
         self._added: set[str] = set()
         tasks, self._compute = self._built(self._codecs)
-        control.agree("what is synchronized", spec.facts())
         collectives = Collectives(control, open_engine) if open_engine else None
         self._executor = Executor(
             control, channels, tasks, self._compute, lane=self._watch.lane, collectives=collectives

@@ -100,7 +100,7 @@ def start_thread(transport: Transport, control: Control, loop: Callable[[], None
     def run() -> None:
         try:
             loop()
-        except Exception as error:
+        except BaseException as error:
             reason = f"its I/O thread failed: {error!r}"
             control.abort(RankFailure(transport.rank, None, None, reason))
             raise

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from casync.buffers import Pool
 from casync.control import MismatchError, RankFailure, Wait, differences
+from casync.detect import Beat, suspect
 from casync.transports.base import body_bytes
 
 if TYPE_CHECKING:
@@ -26,12 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Faults:
-    """What the network does to messages: the most seconds of delay, and how probable each fault is."""
+    """What the network does to messages: the most seconds of delay, and how probable each fault is.
+
+    cut: two ranks, and the step from which on what they send each other is lost.
+    """
 
     delay: float = 0.0
     reorder: bool = False
     drop: float = 0.0
     corrupt: float = 0.0
+    cut: tuple[int, int, int] | None = None
+
+    def severs(self, one: int, other: int, step: int) -> bool:
+        """Whether the link of two ranks is cut."""
+        return self.cut is not None and {one, other} == {*self.cut[:2]} and step >= self.cut[2]
 
 
 class LoopbackNetwork:
@@ -45,11 +54,12 @@ class LoopbackNetwork:
         reorder: bool = False,
         drop: float = 0.0,
         corrupt: float = 0.0,
+        cut: tuple[int, int, int] | None = None,
         seed: int = 0,
         timeout: float | None = None,
     ) -> None:
         self.size = size
-        self.faults = Faults(delay, reorder, drop, corrupt)
+        self.faults = Faults(delay, reorder, drop, corrupt, cut)
         self.seed = seed
         self._plane = _Plane(size, timeout)
         self._controls = [LoopbackControl(self._plane, rank) for rank in range(size)]
@@ -108,7 +118,7 @@ class LoopbackTransport:
             due = time.monotonic() + wait * faults.delay
             if not faults.reorder:
                 due = self._last[peer] = max(due, self._last[peer])
-            if drop >= faults.drop:
+            if drop >= faults.drop and not faults.severs(self.rank, peer, header.step):
                 self._network.transport(peer)._enqueue(due, self.rank, header, copy.toreadonly())
         if done is not None:
             done()
@@ -165,25 +175,21 @@ class _Plane:
             call(failure)
 
     def _watch(self, timeout: float) -> None:
-        """Name the rank at the end of the chain of waits once a waiting rank has made no progress."""
+        """Look for stalls as `casync.plane` does; every rank is heard."""
         while True:
             with self.changed:
                 self.changed.wait(timeout / 4)
                 if self.failure is not None or self.closed == self.size:
                     return
                 now = time.monotonic()
-                stuck = next(
-                    (r for r, w in enumerate(self.waits) if w and now - self.progress[r] > timeout), None
-                )
-                if stuck is None:
-                    continue
-                wait = self.waits[stuck]
-                seen = {stuck}
-                while wait is not None and wait.rank not in seen and (after := self.waits[wait.rank]):
-                    seen.add(wait.rank)
-                    wait = after
-            assert wait is not None
-            self.fail(RankFailure(wait.rank, wait.gradient, wait.step, f"no progress for {timeout:g} s"))
+                beats = {
+                    rank: Beat(wait, now - since, None, 0.0)
+                    for rank, (wait, since) in enumerate(zip(self.waits, self.progress, strict=True))
+                }
+            failures = (suspect(rank, beats, (), timeout) for rank in range(self.size))
+            found = next((failure for failure in failures if failure is not None), None)
+            if found is not None:
+                self.fail(found)
 
 
 class LoopbackControl:

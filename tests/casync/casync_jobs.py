@@ -126,21 +126,6 @@ class Job:
                 process.kill()
             process.communicate()
 
-    def until(self, rank: int, line: str) -> None:
-        """Read the output of `rank` until it prints `line`."""
-        stdout = self.processes[rank].stdout
-        assert stdout is not None
-        seen = []
-        for text in stdout:
-            seen.append(text)
-            if text.strip() == line:
-                return
-        err = self.processes[rank].communicate()[1]
-        raise AssertionError(f"rank {rank} never printed {line!r}, but {seen} and {err}")
-
-    def signal(self, rank: int, number: int) -> None:
-        self.processes[rank].send_signal(number)
-
     def ended(self, within: float = 30.0) -> dict[int, Ended]:
         """Wait until every process has ended by itself, all within `within` seconds."""
         deadline = time.monotonic() + within

@@ -9,12 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import zmq
-from casync_jobs import free_port, in_threads, places, sessions
+from casync_jobs import PATIENCE, free_port, in_threads, places, sessions
 
 from casync import machine
 from casync.control import MismatchError, RankFailure, Wait
@@ -45,6 +46,14 @@ def ports() -> set[tuple[str, int]]:
         if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
             address, port = fields[1].split(":")
             found.add((socket.inet_ntoa(bytes.fromhex(address)[::-1]), int(port, 16)))
+    return found
+
+
+def new_ports(before: set[tuple[str, int]], count: int) -> set[tuple[str, int]]:
+    """The ones that came, once they are so many: ZeroMQ gives the port where ranks met back in a while."""
+    deadline = time.monotonic() + PATIENCE
+    while len(found := ports() - before) != count and time.monotonic() < deadline:
+        time.sleep(0.01)
     return found
 
 
@@ -169,7 +178,7 @@ def test_strangers_change_nothing() -> None:
     """They connect to every port of a job: mute, loud, with ZeroMQ, and with a wrong secret."""
     before = ports()
     with sessions(2) as joined:
-        listening = ports() - before
+        listening = new_ports(before, 2)
         assert len(listening) == 2, "a control and a data socket"
         with zmq.Context() as context:
             visitors: list[Any] = []
@@ -252,7 +261,7 @@ def test_no_socket_takes_the_port_at_which_the_ranks_meet(monkeypatch: pytest.Mo
 def test_sockets_are_bound_to_the_launchers_address_only() -> None:
     before = ports()
     with sessions(3):
-        listening = ports() - before
+        listening = new_ports(before, 6)
         assert len(listening) == 6
         assert {address for address, _ in listening} == {"127.0.0.1"}
 

@@ -73,6 +73,15 @@ def test_who_owes_the_oldest_message_is_named_when_ranks_wait_in_a_circle() -> N
     assert suspect(0, beats | {2: waiting(0, 1.0)}, (), T) is None
 
 
+def test_of_one_step_the_earliest_message_in_a_circle_is_the_one_that_was_lost() -> None:
+    """Those of 0 and 1 depend on it."""
+    beats = {r: Beat(Wait((r + 1) % 3, "w", 7, order), T, None, 0.3) for r, order in enumerate((6, 5, 4))}
+    for rank in range(3):
+        assert blamed(suspect(rank, beats, (), T)) == (0, "w", 7)
+    beats = {r: Beat(Wait((r + 1) % 3, "w", 7, order), T, None, 0.3) for r, order in enumerate((5, 4, 6))}
+    assert blamed(suspect(0, beats, (), T)) == (2, "w", 7)
+
+
 def test_a_rank_that_left_is_named_soon_when_somebody_waits_for_it() -> None:
     beats = {0: waiting(1, 3.0), 1: Beat(None, 0.0, None, 99.0)}
     failure = suspect(0, beats, {1}, T)

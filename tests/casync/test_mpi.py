@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,43 +56,6 @@ def test_under_mpi_the_transport_is_found_by_itself_and_can_be_named(
     assert done.returncode == 0, done.stdout + done.stderr
     told = [(tmp_path / f"rank.{rank}").read_text() for rank in range(3)]
     assert told == [f"3 3 {transport} ((0, 1, 2),)"] * 3
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs or is stopped; one that has ended may wait for its parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda it: it.name)
-def test_under_mpirun_the_report_names_the_rank_and_no_process_is_left(number: signal.Signals) -> None:
-    job = subprocess.Popen(
-        mpirun(3, sys.executable, str(WORKER), "train"),
-        env=environ(CASYNC_TIMEOUT="3"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert job.stdout is not None
-        printed: list[str] = []
-        while printed.count("step 5") < 3:
-            printed.append(job.stdout.readline().strip())
-            assert job.poll() is None, printed
-        pids = {
-            int(rank): int(pid) for line in printed for rank, pid in re.findall(r"rank (\d) is (\d+)", line)
-        }
-        os.kill(pids[1], number)
-        report = job.communicate(timeout=PATIENCE)[0]
-    finally:
-        job.kill()
-        job.communicate()
-    assert job.returncode != 0
-    assert "rank 1 failed (gradient 'conv1.weight', step" in report
-    assert sorted(pids) == [0, 1, 2]
-    assert not any(map(alive, pids.values()))
 
 
 def test_a_process_that_mpi_did_not_start_is_told_how_to_start() -> None:

@@ -1,12 +1,12 @@
 """Real processes that exchange NumPy arrays over zmq, without torch or a launcher, while one of them fails.
 
-T is 3 s. Every test holds the whole job, the failed rank included, to 30 seconds.
+T is 3 s. Every test holds the whole job, the failed rank included, to 30 seconds. Ranks that die or stop at
+every moment of a run: `test_fault_moments.py`.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,35 +25,6 @@ def reports(ended: dict[int, Ended], ranks: list[int]) -> tuple[int, str | None,
     assert len(raised) == 1, "every rank raises the same failure"
     number, gradient, step, reason = json.loads(raised.pop())
     return number, gradient, step, reason
-
-
-@pytest.mark.parametrize("victim", [0, 1, 2])
-def test_survivors_of_a_killed_rank_all_name_it(victim: int) -> None:
-    with Job(3, "train") as job:
-        job.until(victim, "step 5")
-        job.signal(victim, signal.SIGKILL)
-        ended = job.ended()
-    rank, gradient, step, reason = reports(ended, [r for r in range(3) if r != victim])
-    assert (rank, gradient) == (victim, "conv1.weight")
-    assert step is not None
-    assert step >= 5
-    assert "its process has ended" in reason
-    printed = [it.err for it in ended.values() if "reports: rank" in it.err]
-    assert len(printed) == 1, "one report a job"
-    assert f"rank {victim} failed (gradient 'conv1.weight', step {step}): {reason}" in printed[0]
-
-
-@pytest.mark.parametrize("victim", [0, 2])
-def test_survivors_of_a_stopped_rank_all_name_it_and_it_ends_too(victim: int) -> None:
-    with Job(3, "train") as job:
-        job.until(victim, "step 5")
-        job.signal(victim, signal.SIGSTOP)
-        ended = job.ended()
-    rank, gradient, step, reason = reports(ended, [0, 1, 2])
-    assert (rank, gradient) == (victim, "conv1.weight")
-    assert step is not None
-    assert step >= 5
-    assert "no heartbeat" in reason
 
 
 def test_a_chain_of_waits_names_the_rank_at_its_end_which_is_alive() -> None:
