@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
 
@@ -103,6 +102,7 @@ class Network:
 
     def _remove(self) -> None:
         for node in range(self.nodes):
+            _run("ip", "link", "del", self._link(node), check=False)  # the namespace's end takes it later
             _run("ip", "netns", "del", self._node(node), check=False)
             shutil.rmtree(self._etc(node), ignore_errors=True)
         _run("ip", "link", "del", f"{self._tag}br", check=False)
@@ -112,6 +112,4 @@ def _run(*command: str, check: bool = True) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if check and done.returncode:
         text = (done.stderr or done.stdout).strip()
-        raise NetworkError(
-            f"{' '.join(command)}: {text}; the kernel of {sys.platform} must have veth and tbf"
-        )
+        raise NetworkError(f"{' '.join(command)}: {text}; the kernel must have bridge, veth and sch_tbf")

@@ -139,6 +139,7 @@ class Ranks:
             "CASYNC_ADDR": f"{first}:{self._port + 1}",
             "CASYNC_TIMEOUT": str(int(PATIENCE)),  # while others run, ranks are stopped
             "OMP_NUM_THREADS": "1",
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(int(PATIENCE)),
             "HOROVOD_RANK": str(node),
             "HOROVOD_SIZE": size,
             "HOROVOD_LOCAL_RANK": "0",
