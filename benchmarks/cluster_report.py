@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 mpl.use("agg")
 
@@ -132,7 +133,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
             axis.text(row.seconds * 1e3 * 1.08, place, f"{row.seconds * 1e3:.0f}", va="center", fontsize=8)
         axis.set(xscale="log", title=f"{model}, {nodes} nodes, {_speed(rate)}", xlabel="ms an iteration")
         axis.set_yticks(places, [row.name for row in found_rows])
-        axis.set_xlim(right=max(row.seconds for row in found_rows) * 2500)
+        least, most = (pick(row.seconds for row in found_rows) for pick in (min, max))
+        axis.set_xlim(500 * least, 2500 * most)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].invert_yaxis()
     axes[0][0].legend(loc="lower right", fontsize=8)
