@@ -10,7 +10,8 @@
 A cluster of network namespaces on this machine, one rank a node, all nodes on the machine's cores. In a cell
 (model, nodes, rate) all methods are alive in the same processes and take turns, round by round; figures are
 medians over rounds. A round in which computing alone takes much longer than it did is repeated: something
-else had the cores. Writes cluster.md, cluster.json and cluster.png to benchmarks/results/.
+else had the cores. Writes cluster.md, cluster.json and cluster.png to benchmarks/results/, the ablation
+cluster-ablation.md and so on.
 """
 
 from __future__ import annotations
@@ -132,18 +133,18 @@ def _turn(sets: Sets, name: str, usual: dict[str, float]) -> dict[str, Any]:
 
 
 def plan(model: str, nodes: int, rate: int, folder: Path) -> str:
-    """Let SeCoPa plan for this cluster, by curves that it measures here; the plan's file."""
-    gradients, path = folder / "input.txt", folder / "SeCoPaPlan.txt"
-    gradients.write_text("".join(f"{name},{n}\n" for name, n in elements(build(model)[0])))
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "secopa", "plan", "--input", gradients, "--topology", TOPOLOGY),
-            *("--nnodes", str(nodes), "--bandwidth", f"{rate}mbit", "--codec", CODEC, "--output", path),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return str(path)
+    """Let SeCoPa measure the codec here and now, and plan for this cluster; the plan's file."""
+    gradients, curves, path = (str(folder / name) for name in ("input.txt", "profile.json", "SeCoPaPlan.txt"))
+    Path(gradients).write_text("".join(f"{name},{n}\n" for name, n in elements(build(model)[0])))
+    codec = ["--codec", CODEC, "--local-ranks", str(nodes)]
+    link = ["--topology", TOPOLOGY, "--nnodes", str(nodes), "--bandwidth", f"{rate}mbit"]
+    inputs = ["--input", gradients, "--profile", curves]
+    for command in (
+        ["profile", *codec, "--output", curves],
+        ["plan", *inputs, *codec, *link, "--output", path],
+    ):
+        subprocess.run([sys.executable, "-m", "secopa", *command], check=True, stdout=subprocess.DEVNULL)
+    return path
 
 
 def environment() -> dict[str, str]:

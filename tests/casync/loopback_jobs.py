@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from casync_jobs import in_threads
 
+from casync.buffers import Pool
 from casync.channels import Channels
 from casync.plan import Entry, Gradient, Plan
 from casync.rows import Rows
@@ -17,6 +19,7 @@ from casync.transports.loopback import LoopbackNetwork
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import pytest
     from numpy.typing import NDArray
 
     from casync.metrics import Stats
@@ -149,3 +152,23 @@ def same_bits(a: Vector | None, b: Vector | None) -> bool:
         return a is b
     same = (a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))
     return a.shape == b.shape and bool(same.all())
+
+
+def watch_pools(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[int], set[int]]:
+    """How many buffers each pool has out, and all sizes that were taken, from now on."""
+    out: Counter[int] = Counter()
+    sizes: set[int] = set()
+    take, give = Pool.take, Pool.give
+
+    def counted_take(self: Pool, nbytes: int) -> Any:
+        out[id(self)] += 1
+        sizes.add(nbytes)
+        return take(self, nbytes)
+
+    def counted_give(self: Pool, buffer: Any) -> None:
+        out[id(self)] -= 1
+        give(self, buffer)
+
+    monkeypatch.setattr(Pool, "take", counted_take)
+    monkeypatch.setattr(Pool, "give", counted_give)
+    return out, sizes

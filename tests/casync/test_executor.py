@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +9,11 @@ import pytest
 from casync_model import Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback_jobs import random_steps, run_job, same_bits, spec_of
+from loopback_jobs import random_steps, run_job, same_bits, spec_of, watch_pools
 from model_jobs import NODES, check_against_model, model_of
 from numpy_codecs import CODECS as NUMPY_CODECS
 from real_codecs import REAL, SPARSE, SUMMABLE
 
-from casync.buffers import Pool
 from casync.plan import Entry, Gradient, Partition, Plan, Segment, layout, schedule
 from casync.primitives import Role, Send
 from casync.synchronizer import Op, Spec
@@ -205,19 +203,7 @@ def test_what_an_owner_s_worker_role_had_left_is_merged_exactly_and_becomes_zero
 @pytest.mark.parametrize(("codec", "topology"), [PAIRS[0], PAIRS[6], *PAIRS[12:]], ids=named)
 def test_every_buffer_is_given_back(codec: Any, topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that later steps allocate nothing; also with absent gradients and values that are not finite."""
-    taken: Counter[int] = Counter()
-    take, give = Pool.take, Pool.give
-
-    def counted_take(self: Pool, nbytes: int) -> Any:
-        taken[id(self)] += 1
-        return take(self, nbytes)
-
-    def counted_give(self: Pool, buffer: Any) -> None:
-        taken[id(self)] -= 1
-        give(self, buffer)
-
-    monkeypatch.setattr(Pool, "take", counted_take)
-    monkeypatch.setattr(Pool, "give", counted_give)
+    taken, _ = watch_pools(monkeypatch)
     steps = random_steps(np.random.default_rng(4), SHAPES, 3, 4)
     steps[1][0]["dense"] = steps[2][1]["bias"] = None
     steps[2][0]["conv"][3] = np.nan

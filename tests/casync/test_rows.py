@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback_jobs import run_job, same_bits, try_job
+from loopback_jobs import run_job, same_bits, try_job, watch_pools
 from numpy_codecs import CODECS as NUMPY_CODECS
 from real_codecs import REAL, SPARSE
 
 import compll
 from casync import rows
 from casync.bodies import aligned
-from casync.buffers import Pool
 from casync.channels import Channels
 from casync.checkpoint import merge_states
 from casync.choice import CodecError
@@ -293,21 +291,7 @@ def test_a_frame_holds_the_indices_and_the_payload_at_their_true_lengths(codec: 
 def test_buffers_are_given_back_and_shared_by_numbers_of_rows_that_differ(
     codec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: Counter[int] = Counter()
-    sizes: set[int] = set()
-    take, give = Pool.take, Pool.give
-
-    def counted_take(self: Pool, nbytes: int) -> Any:
-        taken[id(self)] += 1
-        sizes.add(nbytes)
-        return take(self, nbytes)
-
-    def counted_give(self: Pool, buffer: Any) -> None:
-        taken[id(self)] -= 1
-        give(self, buffer)
-
-    monkeypatch.setattr(Pool, "take", counted_take)
-    monkeypatch.setattr(Pool, "give", counted_give)
+    taken, sizes = watch_pools(monkeypatch)
     gradients = (EMBED,)
     rng = np.random.default_rng(2)
     steps: list[Step] = [[{"embed": random_rows(rng, HEIGHT)} for _ in range(3)] for _ in range(12)]

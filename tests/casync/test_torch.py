@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy_codecs import CODECS
-from torch_jobs import Branches, data, good, jobs, model_hash, new_model
+from torch_jobs import data, good, jobs, model_hash, new_model, start, train_steps
 
 import casync.torch as casync
 
@@ -202,32 +202,15 @@ def test_a_learning_rate_scheduler_and_a_closure_work_as_usual() -> None:
 @pytest.mark.parametrize("topology", ["ps", "ring"])
 def test_a_saved_and_loaded_run_continues_bit_for_bit(topology: str, tmp_path: Any) -> None:
     def work(rank: int, job: casync.Job) -> tuple[list[str], list[str]]:
-        def start(job: casync.Job) -> tuple[Branches, Any]:
-            model = new_model()
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-            return model, casync.DistributedOptimizer(
-                optimizer, model.named_parameters(), codec=ONEBIT, topology=topology, job=job
-            )
-
-        def go(model: Branches, optimizer: Any, steps: range) -> list[str]:
-            hashes = []
-            for step in steps:
-                x, y = data(rank, step)
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(x), y).backward()
-                optimizer.step()
-                hashes.append(model_hash(model))
-            return hashes
-
-        model, optimizer = start(job)
-        go(model, optimizer, range(3))
+        model, optimizer = start(job, codec=ONEBIT, topology=topology)
+        train_steps(model, optimizer, rank, range(3))
         torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / f"{rank}.pt")
-        whole = go(model, optimizer, range(3, 8))
-        model, optimizer = start(job)
+        whole = train_steps(model, optimizer, rank, range(3, 8))
+        model, optimizer = start(job, codec=ONEBIT, topology=topology)
         parameters, state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         model.load_state_dict(parameters)
         optimizer.load_state_dict(state)
-        return whole, go(model, optimizer, range(3, 8))
+        return whole, train_steps(model, optimizer, rank, range(3, 8))
 
     for whole, resumed in good(jobs(3, work)):
         assert whole == resumed

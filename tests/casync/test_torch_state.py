@@ -8,30 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch_jobs import Branches, data, good, jobs, model_hash, new_model
+from torch_jobs import data, good, jobs, new_model, start, train_steps
 
 import casync.torch as casync
 import compll
 
 ONEBIT = compll.compile("onebit")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "runtime.md"
-
-
-def start(job: casync.Job, **options: Any) -> tuple[Branches, Any]:
-    model = new_model()
-    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return model, casync.DistributedOptimizer(sgd, model.named_parameters(), job=job, **options)
-
-
-def train(model: Branches, optimizer: Any, rank: int, steps: range) -> list[str]:
-    hashes = []
-    for step in steps:
-        x, y = data(rank, step)
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        hashes.append(model_hash(model))
-    return hashes
 
 
 def held_back(states: list[dict[str, Any]], size: int, name: str) -> torch.Tensor:
@@ -53,7 +36,7 @@ def test_three_ranks_in_a_ring_are_continued_by_two_with_servers(tmp_path: Path)
 
     def save(rank: int, job: casync.Job) -> None:
         model, optimizer = start(job, codec=ONEBIT, topology="ring")
-        train(model, optimizer, rank, range(4))
+        train_steps(model, optimizer, rank, range(4))
         torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / f"{rank}.pt")
 
     def resume(rank: int, job: casync.Job) -> Any:
@@ -64,7 +47,7 @@ def test_three_ranks_in_a_ring_are_continued_by_two_with_servers(tmp_path: Path)
         state = optimizer.state_dict()
         for own, saved in zip(state["state"].values(), files[0][1]["state"].values(), strict=True):
             assert torch.equal(own["momentum_buffer"], saved["momentum_buffer"])
-        return [state for _, state in files], state, train(model, optimizer, rank, range(4, 7))
+        return [state for _, state in files], state, train_steps(model, optimizer, rank, range(4, 7))
 
     good(jobs(3, save))
     (saved, first, hashes), (_, second, others) = good(jobs(2, resume))
@@ -80,7 +63,7 @@ def test_three_ranks_in_a_ring_are_continued_by_two_with_servers(tmp_path: Path)
 def test_states_of_a_ddp_hook_are_merged_without_their_optimizer() -> None:
     def work(rank: int, job: casync.Job) -> Any:
         model, optimizer = start(job, codec=ONEBIT)
-        train(model, optimizer, rank, range(2))
+        train_steps(model, optimizer, rank, range(2))
         return optimizer.state_dict()
 
     states = good(jobs(2, work))
@@ -96,7 +79,7 @@ def test_states_of_a_ddp_hook_are_merged_without_their_optimizer() -> None:
 def test_what_one_rank_cannot_load_leaves_all_as_they_were(wrong: str) -> None:
     def work(rank: int, job: casync.Job) -> Any:
         model, optimizer = start(job, codec=ONEBIT)
-        train(model, optimizer, rank, range(2))
+        train_steps(model, optimizer, rank, range(2))
         saved = optimizer.state_dict()
         momentum = {key: {"momentum_buffer": v["momentum_buffer"] * 3} for key, v in saved["state"].items()}
         saved |= {"state": momentum}
@@ -111,10 +94,10 @@ def test_what_one_rank_cannot_load_leaves_all_as_they_were(wrong: str) -> None:
             optimizer.load_state_dict(saved)
         except (ValueError, casync.MismatchError) as raised:
             error = raised
-        return error, train(model, optimizer, rank, range(2, 4))
+        return error, train_steps(model, optimizer, rank, range(2, 4))
 
     def calm(rank: int, job: casync.Job) -> list[str]:
-        return train(*start(job, codec=ONEBIT), rank, range(4))[2:]
+        return train_steps(*start(job, codec=ONEBIT), rank, range(4))[2:]
 
     (first, hashes), (second, others) = good(jobs(2, work))
     assert hashes == others == good(jobs(2, calm))[0]
@@ -131,7 +114,7 @@ def test_what_one_rank_cannot_load_leaves_all_as_they_were(wrong: str) -> None:
 def test_a_state_of_an_optimizer_that_was_not_distributed_leaves_residuals_and_step() -> None:
     def work(rank: int, job: casync.Job) -> Any:
         model, optimizer = start(job, codec=ONEBIT)
-        train(model, optimizer, rank, range(2))
+        train_steps(model, optimizer, rank, range(2))
         before = optimizer.state_dict()
         optimizer.load_state_dict({key: value for key, value in before.items() if key != "casync"})
         after = optimizer.state_dict()
@@ -169,10 +152,10 @@ def test_what_the_page_shows_of_checkpoints_and_sums_runs(
         sgd = torch.optim.SGD(model.parameters(), lr=0.1)
         names: dict[str, Any] = {"casync": casync, "torch": torch, "model": model, "optimizer": sgd}
         exec(begin, names)
-        train(model, names["optimizer"], 0, range(3))
+        train_steps(model, names["optimizer"], 0, range(3))
         exec(save, names)
         saved = names["optimizer"].state_dict()["casync"]
-        train(model, names["optimizer"], 0, range(3, 5))
+        train_steps(model, names["optimizer"], 0, range(3, 5))
         exec(resume.replace("range(4)", "range(1)"), names)
         again = names["optimizer"].state_dict()["casync"]
         assert again["step"] == saved["step"] == 3

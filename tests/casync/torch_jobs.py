@@ -80,3 +80,22 @@ def new_model(rank: int = 0, order: list[int] | None = None) -> Branches:
         for p in model.parameters():
             p.copy_(torch.from_numpy(rng.uniform(-0.15, 0.15, tuple(p.shape)).astype(np.float32)))
     return model
+
+
+def start(job: casync.Job, **options: Any) -> tuple[Branches, Any]:
+    """A new model, and its distributed optimizer."""
+    model = new_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return model, casync.DistributedOptimizer(sgd, model.named_parameters(), job=job, **options)
+
+
+def train_steps(model: Branches, optimizer: Any, rank: int, steps: range) -> list[str]:
+    """The hash of the parameters after each step."""
+    hashes = []
+    for step in steps:
+        x, y = data(rank, step)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        hashes.append(model_hash(model))
+    return hashes
