@@ -16,11 +16,10 @@ from casync import bench as benchmark
 from casync import checkup, timeline
 from casync.check import GRADIENTS
 from casync.control import MismatchError, RankFailure
-from casync.launch import LaunchError
+from casync.launch import LaunchError, RendezvousError
 from casync.listing import read_gradients
 from casync.picture import LEGEND, draw, totals
 from casync.plan import Plan
-from casync.rendezvous import RendezvousError
 from casync.topologies import even_nodes, names, topology
 from casync.verify import verify
 

@@ -1,18 +1,25 @@
 """The gate: which connections a rank lets in.
 
-Every connection is one pair's own ZeroMQ PAIR socket, bound to one address. The ZMTP handshake (PLAIN)
-carries the connecting rank and the job secret, and the gate (ZAP, RFC 27) refuses it before it reaches
-the socket unless both are right. So a stranger neither takes a rank's place nor is ever read.
+Every connection is one pair's own ZeroMQ PAIR socket, bound to one address. In the ZMTP handshake the rank
+that connects shows that it is the one (`casync.mechanism`), and the gate (ZAP, RFC 27) refuses it before it
+reaches the socket unless it is. So a stranger neither takes a rank's place nor is ever read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import socket
 import time
+from typing import TYPE_CHECKING
 
 import zmq
+
+from casync.address import endpoint, is_ipv6
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casync.mechanism import Mechanism
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
@@ -26,23 +33,23 @@ class Gate:
     for rank 0 may be on this machine and yet to listen there.
     """
 
-    def __init__(self, context: Context, spared: int = 0) -> None:
+    def __init__(self, context: Context, mechanism: Mechanism, spared: int = 0) -> None:
         self._context = context
+        self._mechanism = mechanism
         self._spared = spared
-        self._secret = ""
         self.socket: Socket = context.socket(zmq.ROUTER)
         self.socket.bind("inproc://zeromq.zap.01")
 
-    def open(self, secret: str) -> None:
-        """Let those in who know `secret`, from the next `answer` on."""
-        self._secret = secret
+    def open(self, secret: str, published: Sequence[str]) -> None:
+        """Let the job's ranks in, from the next `answer` on. published: what each one's mechanism has."""
+        self._mechanism.learn(secret, published)
 
     def listen(self, address: str, service: str, peer: int) -> tuple[Socket, int]:
-        """Return a socket that rank `peer` alone may connect to, and its port at `address` (IPv4)."""
+        """Return a socket that rank `peer` alone may connect to, and its port at `address`."""
         made = self._pair(service)
-        made.plain_server = True
+        self._mechanism.serve(made)
         made.zap_domain = f"{service}/{peer}".encode()
-        port = made.bind_to_random_port(f"tcp://{address}")
+        port = made.bind_to_random_port(endpoint(made, address, "").removesuffix(":"))
         if port != self._spared:
             return made, port
         other = self.listen(address, service, peer)  # while this one holds the port: at another
@@ -50,8 +57,8 @@ class Gate:
         _wait_until_free(address, port)
         return other
 
-    def connect(self, address: str, port: int, service: str, rank: int, events: int = 0) -> Socket:
-        """Return a socket that connects to the one that a peer made for `rank` by `listen`.
+    def connect(self, address: str, port: int, service: str, peer: int, events: int = 0) -> Socket:
+        """Return a socket that connects to the one that `peer` made for this rank by `listen`.
 
         events: those of which its monitor tells, the first attempt included.
         """
@@ -59,9 +66,8 @@ class Gate:
         if events:
             socket.get_monitor_socket(events)
         socket.handshake_ivl = 0  # a rank that is slow to answer is for the heartbeats to judge, after T
-        socket.plain_username = str(rank).encode()
-        socket.plain_password = self._secret.encode()
-        socket.connect(f"tcp://{address}:{port}")
+        self._mechanism.dial(socket, peer)
+        socket.connect(endpoint(socket, address, port))
         return socket
 
     def _pair(self, service: str) -> Socket:
@@ -79,17 +85,17 @@ class Gate:
         """Answer the handshakes that wait; the control thread calls it when `socket` is readable."""
         while self.socket.poll(0):
             route, _, version, request, domain, _, _, mechanism, *credentials = self.socket.recv_multipart()
-            user, secret = credentials if mechanism == b"PLAIN" and len(credentials) == 2 else (b"", b"")
-            right_rank = user == domain.rpartition(b"/")[2]
-            let_in = right_rank and bool(self._secret) and hmac.compare_digest(secret, self._secret.encode())
+            peer = domain.rpartition(b"/")[2]
+            let_in = self._mechanism.admits(int(peer), mechanism, credentials)
             status = (b"200", b"welcome") if let_in else (b"400", b"not of this job")
-            self.socket.send_multipart([route, b"", version, request, *status, user, b""])
+            self.socket.send_multipart([route, b"", version, request, *status, peer, b""])
 
 
 def _wait_until_free(address: str, port: int) -> None:
     """A ZeroMQ socket gives its port back some microseconds after it was closed."""
     for _ in range(1000):
-        with contextlib.suppress(OSError), socket.socket() as probe:
+        family = socket.AF_INET6 if is_ipv6(address) else socket.AF_INET
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
             probe.bind((address, port))
             return
         time.sleep(0.001)

@@ -71,6 +71,10 @@ def _seconds(least: float) -> Callable[[str], float]:
     return parse
 
 
+def _switch(text: str) -> bool:
+    return bool(("0", "1").index(text))
+
+
 def _report(text: str) -> str:
     if text != "table" and not text.endswith(".json"):
         raise ValueError
@@ -79,9 +83,12 @@ def _report(text: str) -> str:
 
 def _host_port(text: str) -> tuple[str, int] | None:
     host, colon, port = text.rpartition(":")
-    if not (host and colon and 1 <= int(port) <= 65535) or ":" in host:
+    if not (host and colon and 1 <= int(port) <= 65535):
         raise ValueError
-    return host, int(port)
+    in_brackets = host.startswith("[") and host.endswith("]")
+    if in_brackets != (":" in host):
+        raise ValueError
+    return host.strip("[]"), int(port)
 
 
 RANK = Knob("CASYNC_RANK", None, "an integer from 0 to CASYNC_SIZE - 1", "this process's rank", _at_least(0))
@@ -89,7 +96,7 @@ SIZE = Knob("CASYNC_SIZE", None, "an integer of 1 or more", "number of ranks of 
 ADDR = Knob(
     "CASYNC_ADDR",
     None,
-    "host:port, a name or an IPv4 address and a free port",
+    "host:port, a name, an IPv4 or an [IPv6] address, and a free port",
     "where rank 0 listens until all ranks have joined",
     _host_port,
 )
@@ -110,7 +117,7 @@ LOCAL_SIZE = Knob(
 IFACE = Knob(
     "CASYNC_IFACE",
     "",
-    "the name of a network interface that has an IPv4 address, such as eth0",
+    "the name of a network interface that has an address, such as eth0",
     "where this rank's sockets listen; default: the launcher's, else the one that leads to the rendezvous",
     str,
 )
@@ -134,6 +141,13 @@ TRANSPORT = Knob(
     "the name of a file in casync/transports/",
     "what carries the gradients; default: mpi where MPI started the ranks, else zmq",
     str,
+)
+ENCRYPT = Knob(
+    "CASYNC_ENCRYPT",
+    False,
+    "0 or 1",
+    "whether all connections between ranks are encrypted; the same on all ranks",
+    _switch,
 )
 REPORT = Knob(
     "CASYNC_REPORT",

@@ -25,6 +25,10 @@ class LaunchError(RuntimeError):
     """The environment does not say who this process is; the message says what is missing and the mend."""
 
 
+class RendezvousError(RuntimeError):
+    """The ranks did not meet: the message names the missing ones, or the address, and what to look at."""
+
+
 @dataclass(frozen=True)
 class Store:
     """Horovod's HTTP key-value store: the ranks meet there."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -25,7 +24,8 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from casync.launch import Board, Keys, Launch, Rank0, Store, World
+from casync.address import endpoint, resolve, with_port
+from casync.launch import Board, Keys, Launch, Rank0, RendezvousError, Store, World
 from casync.transports import base
 
 if TYPE_CHECKING:
@@ -35,14 +35,6 @@ if TYPE_CHECKING:
 
 POLL = 0.05
 """Seconds between two looks at the store."""
-
-
-ELSEWHERE = "192.0.2.1"
-"""An address that no machine has (RFC 5737): the route there is the one to other networks."""
-
-
-class RendezvousError(RuntimeError):
-    """The ranks did not meet: the message names the missing ones and what to look at."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +65,14 @@ def meet(context: Context, launch: Launch, record: str, timeout: float) -> Table
     match launch.meeting:
         case Store(host, port):
             return _through_store(
-                _Client(f"http://{host}:{port}/casync/", launch.rank), launch, record, deadline
+                _Client(f"http://{with_port(host, port)}/casync/", launch.rank), launch, record, deadline
             )
         case Board(keys=keys):
             return _through_store(keys, launch, record, deadline)
         case Rank0(host, port) if launch.rank == 0:
-            return _as_rank0(context, _resolve(host), port, launch, record, deadline)
+            return _as_rank0(context, resolve(host), port, launch, record, deadline)
         case Rank0(host, port):
-            return _join(context, _resolve(host), port, launch, record, deadline)
+            return _join(context, resolve(host), port, launch, record, deadline)
         case World():
             met = base.load("mpi").meet(launch.rank, launch.size, record, _secret(), timeout)
             if met is None:
@@ -94,63 +86,8 @@ def meet(context: Context, launch: Launch, record: str, timeout: float) -> Table
             return Table(_secret(), (record,))
 
 
-def own_address(context: Context, launch: Launch) -> str:
-    """Return the one IPv4 address at which this rank's sockets listen.
-
-    That of the launcher's interface; else, of the interface that leads to the meeting point, or, where that
-    has no address (MPI), to other networks. Raises RendezvousError when there is no such interface.
-    """
-    if launch.interface:
-        probe = context.socket(zmq.PAIR)
-        try:
-            probe.bind(f"tcp://{launch.interface}:*")
-            return probe.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://").rpartition(":")[0]
-        except zmq.ZMQError as error:
-            there = ", ".join(name for _, name in socket.if_nameindex())
-            raise RendezvousError(
-                f"network interface {launch.interface!r} cannot be used ({error}); "
-                f"this machine has: {there}. Set CASYNC_IFACE to one that the other ranks reach"
-            ) from None
-        finally:
-            probe.close(0)
-    match launch.meeting:
-        case None:
-            return "127.0.0.1"
-        case World():
-            if launch.local_size == launch.size:
-                return "127.0.0.1"
-            place, host, port = "other networks", ELSEWHERE, 9
-        case Store(name, port) | Board(name, port) | Rank0(name, port):
-            place = host = _resolve(name)
-            if isinstance(launch.meeting, Rank0) and launch.rank == 0:
-                return host
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe_udp:
-        try:
-            probe_udp.connect((host, port))  # sends nothing: only asks for the route
-        except OSError as error:
-            raise RendezvousError(
-                f"no route to {place}: {error}; set CASYNC_IFACE to the interface that the other ranks reach"
-            ) from None
-        return str(probe_udp.getsockname()[0])
-
-
 def _secret() -> str:
     return secrets.token_hex(16)
-
-
-def _resolve(host: str) -> str:
-    try:
-        address = str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
-    except OSError as error:
-        raise RendezvousError(
-            f"{host!r} is no address of the meeting point ({error}); give a name or an IPv4 address"
-        ) from None
-    if address == "0.0.0.0":
-        raise RendezvousError(
-            f"{host!r} means every network of this machine, and casync listens on one: give the address of "
-            "rank 0 that the other ranks reach"
-        )
-    return address
 
 
 def _absent(missing: list[int], size: int, what_to_do: str) -> RendezvousError:
@@ -189,7 +126,7 @@ class _Client:
 
 def _through_store(client: Keys, launch: Launch, record: str, deadline: float) -> Table:
     assert isinstance(launch.meeting, Store | Board)
-    place = f"{launch.meeting.host}:{launch.meeting.port}"
+    place = with_port(launch.meeting.host, launch.meeting.port)
     try:
         client.put(f"rank.{launch.rank}", record)
         if launch.rank == 0:
@@ -226,11 +163,11 @@ def _as_rank0(context: Context, host: str, port: int, launch: Launch, record: st
     router.linger = 2000  # the tables are on their way when it closes
     try:
         try:
-            router.bind(f"tcp://{host}:{port}")
+            router.bind(endpoint(router, host, port))
         except zmq.ZMQError as error:
             raise RendezvousError(
-                f"rank 0 cannot listen at {host}:{port} ({error}): CASYNC_ADDR must be a free port of the "
-                "machine that runs rank 0"
+                f"rank 0 cannot listen at {with_port(host, port)} ({error}): CASYNC_ADDR must be a free port "
+                "of the machine that runs rank 0"
             ) from None
         records: dict[int, tuple[bytes, str]] = {}
         refused: dict[str, None] = {}
@@ -253,7 +190,7 @@ def _as_rank0(context: Context, host: str, port: int, launch: Launch, record: st
             absent = _absent(
                 missing,
                 launch.size,
-                f"are they started, with CASYNC_ADDR={host}:{port} and CASYNC_SIZE={launch.size}?"
+                f"are they started, with CASYNC_ADDR={with_port(host, port)} and CASYNC_SIZE={launch.size}?"
                 + "".join(f" Refused: {reason}." for reason in refused),
             )
             for route, _ in records.values():
@@ -289,13 +226,12 @@ def _join(context: Context, host: str, port: int, launch: Launch, record: str, d
     dealer = context.socket(zmq.DEALER)
     dealer.linger = 0
     try:
-        dealer.connect(f"tcp://{host}:{port}")
+        dealer.connect(endpoint(dealer, host, port))
         dealer.send_multipart([_JOIN, b"%d" % launch.rank, b"%d" % launch.size, record.encode()])
         # A little longer than rank 0 waits, so that its answer, which names the missing ranks, comes first.
         if not dealer.poll(int(1000 * (deadline - time.monotonic() + 2))):
-            raise _absent(
-                [0], launch.size, f"no answer from {host}:{port}; is it started, with this CASYNC_ADDR?"
-            )
+            place = with_port(host, port)
+            raise _absent([0], launch.size, f"no answer from {place}; is it started, with this CASYNC_ADDR?")
         answer, text = dealer.recv_multipart()
         if answer != b"table":
             raise RendezvousError(text.decode())

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from casync import knobs, launch, rendezvous
-from casync.control import MismatchError, RankFailure
+from casync import address, knobs, launch, rendezvous
+from casync.control import MismatchError, RankFailure, differences
 from casync.gate import Gate
 from casync.machine import Process, this_process
+from casync.mechanism import Curve, Plain
 from casync.peer import LOSSES
 from casync.plane import Plane
 from casync.solo import SoloControl, SoloTransport
@@ -39,6 +40,7 @@ class Session:
     """A rank's place in the job, its control plane and its transport.
 
     nodes: which ranks share a machine. addresses: where each rank listens; none where no socket is needed.
+    encrypted: whether all that casync itself sends is.
     """
 
     rank: int
@@ -50,6 +52,7 @@ class Session:
     nodes: Nodes
     context: Context | None = None
     addresses: tuple[str, ...] = ()
+    encrypted: bool = False
     pid: int = field(default_factory=os.getpid)
 
     def close(self) -> None:
@@ -78,6 +81,7 @@ def connect(
     timeout: float | None = None,
     place: launch.Launch | None = None,
     start_timeout: float | None = None,
+    encrypt: bool | None = None,
 ) -> Session:
     """Join the job and return the session. Collective.
 
@@ -86,8 +90,10 @@ def connect(
     timeout: T in seconds, at least 3 (default: CASYNC_TIMEOUT, 60): of silence, or of no progress.
     place: this process's place in the job (default: from the environment, `casync.launch.find`).
     start_timeout: seconds that ranks wait for others to start (default: CASYNC_START_TIMEOUT, 60).
+    encrypt: whether connections are encrypted, on all ranks or on none (default: CASYNC_ENCRYPT, not).
 
-    Raises LaunchError, KnobError, RendezvousError (ranks that did not join), RankFailure, ValueError.
+    Raises LaunchError, KnobError, RendezvousError (ranks that did not join), RankFailure, ValueError, and
+    MismatchError if some ranks encrypt and others do not.
     """
     place = launch.find() if place is None else place
     timeout = knobs.TIMEOUT.get() if timeout is None else timeout
@@ -101,35 +107,48 @@ def connect(
     if place.size == 1:
         return Session(0, 1, 0, 1, SoloControl(), SoloTransport(), ((0,),))
     start_timeout = knobs.START_TIMEOUT.get() if start_timeout is None else start_timeout
-    session = _join(place, timeout, start_timeout, module.open)
+    encrypt = knobs.ENCRYPT.get() if encrypt is None else encrypt
+    if encrypt and not module.ENCRYPTS:
+        raise ValueError(
+            f"transport {name!r} cannot encrypt what it sends, and encryption is asked for "
+            f"({knobs.ENCRYPT.name}=1): set {knobs.TRANSPORT.name}=zmq, or leave encryption off on all ranks"
+        )
+    session = _join(place, timeout, start_timeout, module.open, encrypt)
     _open.add(session)
     return session
 
 
-def _join(place: launch.Launch, timeout: float, start_timeout: float, open_transport: base.Open) -> Session:
+def _join(
+    place: launch.Launch, timeout: float, start_timeout: float, open_transport: base.Open, encrypt: bool
+) -> Session:
+    mechanism = Curve() if encrypt else Plain(place.rank)
     context: Context = zmq.Context(io_threads=2)
     plane: Plane | None = None
-    gate = Gate(context, spared=place.meeting.port if isinstance(place.meeting, launch.Rank0) else 0)
+    spared = place.meeting.port if isinstance(place.meeting, launch.Rank0) else 0
+    gate = Gate(context, mechanism, spared)
     listening = {}
     try:
-        address = rendezvous.own_address(context, place)
-        listening = {
-            peer: gate.listen(address, "control", peer) for peer in range(place.rank + 1, place.size)
-        }
+        here = address.own(context, place)
+        listening = {peer: gate.listen(here, "control", peer) for peer in range(place.rank + 1, place.size)}
         record = {
-            "address": address,
+            "address": here,
+            "key": mechanism.published,
             "ports": {peer: port for peer, (_, port) in listening.items()},
             "process": asdict(this_process()),
         }
         table = rendezvous.meet(context, place, json.dumps(record), start_timeout)
-        gate.open(table.secret)
         records = [json.loads(text) for text in table.records]
+        keys = [theirs["key"] for theirs in records]
+        problem = differences("encryption", [{knobs.ENCRYPT.name: "1" if key else "0"} for key in keys])
+        if problem:
+            raise MismatchError(problem)
+        gate.open(table.secret, keys)
         processes = [Process(**theirs["process"]) for theirs in records]
         sockets = {peer: (socket, False) for peer, (socket, _) in listening.items()}
         for peer in range(place.rank):
             port = records[peer]["ports"][str(place.rank)]
             where = records[peer]["address"]
-            sockets[peer] = (gate.connect(where, port, "control", place.rank, LOSSES), True)
+            sockets[peer] = (gate.connect(where, port, "control", peer, LOSSES), True)
         plane = Plane(place.rank, sockets, processes, gate, table.secret, timeout)
         plane.start()
         addresses = tuple(theirs["address"] for theirs in records)
@@ -149,7 +168,7 @@ def _join(place: launch.Launch, timeout: float, start_timeout: float, open_trans
     local_rank = local.index(place.rank) if place.local_rank is None else place.local_rank
     local_size = len(local) if place.local_size is None else place.local_size
     return Session(
-        place.rank, place.size, local_rank, local_size, plane, transport, nodes, context, addresses
+        place.rank, place.size, local_rank, local_size, plane, transport, nodes, context, addresses, encrypt
     )
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from casync.dtypes import DTYPES
-from casync.plan import Gradient, Plan
+from casync.engines.base import EngineError
+from casync.plan import EXACT, Gradient, Plan
 from casync.rows import Rows
 from casync.rules import Schedule, compiled
 from casync.synchronizer import Op, Spec, Synchronizer
@@ -29,7 +30,7 @@ class Settings:
 
     codecs: Codecs
     topology: str = "ps"
-    exact: str = "ring"
+    exact: str = EXACT
     plan: str | Path | Plan | None = None
     op: Op = Op.AVERAGE
     seed: int | None = None
@@ -37,7 +38,12 @@ class Settings:
     down: CodecLike = None
 
     def spec(self, job: Job, gradients: tuple[Gradient, ...]) -> Spec:
-        """The same of a job's gradients. Raises PlanError, TypeError, and what `compll.compile` raises."""
+        """The same of a job's gradients. Raises PlanError, TypeError, EngineError, and what `compll` does."""
+        if job.session.encrypted and self.exact != EXACT:
+            raise EngineError(
+                f"exact={self.exact!r}: an engine sends gradients unencrypted, and encryption is asked for "
+                f"(CASYNC_ENCRYPT=1); use exact={EXACT!r}"
+            )
         down = compiled(self.down)
         if isinstance(down, Schedule):
             raise TypeError(

@@ -27,6 +27,7 @@ def init(
     checksums: bool = False,
     report: str | None = None,
     trace: str | None = None,
+    encrypt: bool | None = None,
 ) -> None:
     """Join the job that the launcher (horovodrun, torchrun, CASYNC_*) describes. A second call does nothing.
 
@@ -36,11 +37,12 @@ def init(
     where rank 0 writes it, or, with "{rank}" in it, every rank. Default: CASYNC_REPORT, else none.
     trace: a folder, where every rank writes a Chrome trace of its first steps; the same on all ranks, which
     compare their clocks for it. Default: CASYNC_TRACE, else none.
+    encrypt: whether connections between ranks are encrypted; the same on all ranks. Default: CASYNC_ENCRYPT.
     """
     global _job
     if _job is None:
         place = torchrun.find()
-        joined = sessions.connect(transport, timeout, place)
+        joined = sessions.connect(transport, timeout, place, encrypt=encrypt)
         _job = Job(joined, seed, checksums=checksums, report=report, trace=trace)
 
 

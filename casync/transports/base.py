@@ -2,6 +2,7 @@
 
 Such a module has `open(wire: Wire) -> Transport`: a collective call, made once a rank after the control
 plane stands, that returns when frames may be sent to every peer. (`loopback` has its own network instead.)
+`ENCRYPTS: bool` says whether it sends through connections of `wire.gate` only, which can be encrypted.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Transport(Protocol):
 class Wire:
     """What a transport is made from: its place, the peers' addresses, and the standing control plane.
 
-    addresses: one IPv4 address a rank, its own included, on the network that the launcher names.
+    addresses: one IP address a rank, its own included, on the network that the launcher names.
     gate: makes sockets that only the job's ranks can connect to.
     """
 

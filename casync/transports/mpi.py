@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from casync.control import Control
     from casync.transports.base import Body, Receive, Wire
 
+ENCRYPTS = False
+"""MPI has no such thing."""
 COPY_BELOW = 1 << 16
 """Bytes."""
 TURN = 32

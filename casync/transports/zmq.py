@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from casync.gate import Socket
     from casync.transports.base import Body, Receive, Wire
 
+ENCRYPTS = True
+"""By sockets that the gate has made."""
 COPY_BELOW = 1 << 16
 """Bytes."""
 TURN = 32
@@ -53,7 +55,7 @@ def open(wire: Wire) -> ZmqTransport:  # noqa: A001  (the name that casync.trans
         for peer, theirs in enumerate(wire.control.gather("data ports", ports.encode())):
             if peer < wire.rank:
                 port = int(theirs.split()[wire.rank])
-                sockets[peer] = wire.gate.connect(wire.addresses[peer], port, "data", wire.rank)
+                sockets[peer] = wire.gate.connect(wire.addresses[peer], port, "data", peer)
                 sockets[peer].send_multipart([_HELLO, b""])
         for socket, _ in listening.values():
             while not socket.poll(100):

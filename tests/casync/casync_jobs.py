@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from casync.address import is_ipv6, with_port
 from casync.launch import Launch, Rank0
 from casync.session import connect
 
@@ -40,9 +42,47 @@ def free_port() -> int:
             return port
 
 
-def places(size: int) -> list[Launch]:
+def ipv6_loopback() -> str:
+    """An IPv6 address of this machine: where it has no ::1, the one that maps 127.0.0.1 (RFC 4291)."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return "::ffff:127.0.0.1"
+    return "::1"
+
+
+IPV6 = ipv6_loopback()
+
+
+def listening() -> set[tuple[str, int]]:
+    """The addresses at which this process listens for TCP (proc(5), net/tcp and net/tcp6)."""
+    own = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            own.add(str(entry.readlink()))
+    found = set()
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
+                address, port = fields[1].split(":")
+                words = struct.unpack(f">{len(address) // 8}I", bytes.fromhex(address))
+                found.add((socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words)), int(port, 16)))
+    return found
+
+
+def new_listening(before: set[tuple[str, int]], count: int) -> set[tuple[str, int]]:
+    """The ones that came, once they are so many: ZeroMQ gives the port where ranks met back in a while."""
+    deadline = time.monotonic() + PATIENCE
+    while len(found := listening() - before) != count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def places(size: int, host: str = "127.0.0.1") -> list[Launch]:
     """The places of a job whose ranks meet at a free port of this machine."""
-    meeting = Rank0("127.0.0.1", free_port())
+    meeting = Rank0(host, free_port())
     return [Launch(rank, size, meeting=meeting) for rank in range(size)]
 
 
@@ -65,10 +105,12 @@ def in_threads(size: int, call: Callable[[int], Any]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def sessions(size: int, timeout: float = 30.0) -> Iterator[list[Session]]:
+def sessions(
+    size: int, timeout: float = 30.0, host: str = "127.0.0.1", encrypt: bool = False
+) -> Iterator[list[Session]]:
     """The sessions of a job of `size` ranks in this process; closed together, as collectives would be."""
-    where = places(size)
-    joined = in_threads(size, lambda rank: connect(timeout=timeout, place=where[rank]))
+    where = places(size, host)
+    joined = in_threads(size, lambda rank: connect(timeout=timeout, place=where[rank], encrypt=encrypt))
     broken = [error for error in joined if isinstance(error, Exception)]
     if broken:
         raise broken[0]
@@ -96,10 +138,12 @@ class Job:
     timeout: float = 3.0
     start_timeout: float = 25.0
     absent: tuple[int, ...] = ()
+    host: str = "127.0.0.1"
+    encrypt: bool = False
     processes: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
 
     def __enter__(self) -> Job:
-        address = f"127.0.0.1:{free_port()}"
+        address = with_port(self.host, free_port())
         for rank in range(self.size):
             if rank not in self.absent:
                 environ = os.environ | {
@@ -108,6 +152,7 @@ class Job:
                     "CASYNC_ADDR": address,
                     "CASYNC_TIMEOUT": str(self.timeout),
                     "CASYNC_START_TIMEOUT": str(self.start_timeout),
+                    "CASYNC_ENCRYPT": str(int(self.encrypt)),
                     "PYTHONUNBUFFERED": "1",
                     "OMP_NUM_THREADS": "1",
                 }
@@ -139,7 +184,7 @@ class Job:
 class Store:
     """A key-value store that speaks HTTP as Horovod's rendezvous does: PUT, GET, 404 until a key is there."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         held: dict[str, bytes] = {}
 
         class Handler(BaseHTTPRequestHandler):
@@ -160,7 +205,11 @@ class Store:
                 """Be quiet."""
 
         self.held = held
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if is_ipv6(host) else socket.AF_INET
+
+        self._server = Server((host, 0), Handler)
         self.port = self._server.server_port
 
     def __enter__(self) -> Store:

@@ -36,8 +36,8 @@ from casync import frames, knobs, launch, plane, rendezvous, synchronizer
 from casync.channels import Channels
 from casync.control import MismatchError, RankFailure
 from casync.dtypes import exact
+from casync.launch import RendezvousError
 from casync.plan import Gradient
-from casync.rendezvous import RendezvousError
 from casync.session import connect
 from casync.synchronizer import Op, Spec, Synchronizer
 from casync.transports import base as transports

@@ -6,16 +6,12 @@ import os
 import queue
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import zmq
-from casync_jobs import PATIENCE, free_port, in_threads, places, sessions
+from casync_jobs import in_threads, listening, places, sessions
 
 from casync import machine
 from casync.control import MismatchError, RankFailure, Wait
@@ -30,31 +26,6 @@ if TYPE_CHECKING:
 def plane(session: Session) -> Any:
     control: Plane = session.control  # type: ignore[assignment]
     return control
-
-
-def ports() -> set[tuple[str, int]]:
-    """The addresses at which this process listens for TCP (proc(5), net/tcp)."""
-    own = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            own.add(str(entry.readlink()))
-        except OSError:
-            continue
-    found = set()
-    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
-            address, port = fields[1].split(":")
-            found.add((socket.inet_ntoa(bytes.fromhex(address)[::-1]), int(port, 16)))
-    return found
-
-
-def new_ports(before: set[tuple[str, int]], count: int) -> set[tuple[str, int]]:
-    """The ones that came, once they are so many: ZeroMQ gives the port where ranks met back in a while."""
-    deadline = time.monotonic() + PATIENCE
-    while len(found := ports() - before) != count and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found
 
 
 def test_gather_returns_every_ranks_value_in_rank_order() -> None:
@@ -174,98 +145,6 @@ def test_who_waits_for_a_rank_that_said_goodbye_is_told() -> None:
         assert "closed its session" in failure.reason
 
 
-def test_strangers_change_nothing() -> None:
-    """They connect to every port of a job: mute, loud, with ZeroMQ, and with a wrong secret."""
-    before = ports()
-    with sessions(2) as joined:
-        listening = new_ports(before, 2)
-        assert len(listening) == 2, "a control and a data socket"
-        with zmq.Context() as context:
-            visitors: list[Any] = []
-            for address in listening:
-                mute, loud = socket.create_connection(address), socket.create_connection(address)
-                loud.sendall(b"GET / HTTP/1.0\r\n\r\n" * 100)
-                plain, wrong = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-                wrong.plain_username, wrong.plain_password = b"1", b"0" * 32
-                for visitor in (plain, wrong):
-                    visitor.linger = 0
-                    visitor.connect("tcp://{}:{}".format(*address))
-                    visitor.send(b'["abort", [1, null, null, "rubbish"]]')
-                visitors += [mute, loud, plain, wrong]
-            assert in_threads(2, lambda rank: joined[rank].control.gather("t", b"")) == [[b"", b""]] * 2
-            for visitor in visitors:
-                visitor.close()
-        for turn in range(3):
-            assert (
-                in_threads(2, lambda rank, t=turn: joined[rank].control.gather("t", b"%d" % t))
-                == [[b"%d" % turn] * 2] * 2
-            )
-            for session in joined:
-                session.control.check()
-
-
-def test_strangers_that_come_first_do_not_take_a_ranks_place() -> None:
-    """A socket that rank 1 has not reached yet lets nobody else in, secret or none."""
-    from casync.gate import Gate
-
-    with zmq.Context(io_threads=2) as context:
-        gate = Gate(context)
-        gate.open("right")
-        held, port = gate.listen("127.0.0.1", "control", 1)
-        visitors = []
-        for rank, secret in ((1, "wrong"), (2, "right"), (None, None)):
-            stranger = context.socket(zmq.PAIR)
-            stranger.linger = 0
-            if rank is not None:
-                stranger.plain_username, stranger.plain_password = b"%d" % rank, secret.encode()
-            stranger.connect(f"tcp://127.0.0.1:{port}")
-            stranger.send(b"stranger")
-            visitors.append(stranger)
-        while gate.socket.poll(300):
-            gate.answer()
-        ours = gate.connect("127.0.0.1", port, "control", 1)
-        ours.send(b"rank 1")
-        while not held.poll(10):
-            gate.answer()
-        assert held.recv() == b"rank 1"
-        assert not held.poll(100)
-        for one in (*visitors, ours, held, gate.socket):
-            one.close(0)
-
-
-def test_no_socket_takes_the_port_at_which_the_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system may offer it to a rank that is on rank 0's machine, or to rank 0 itself."""
-    from casync.gate import Gate
-
-    bind = zmq.Socket.bind_to_random_port
-    spared = free_port()
-    offers = [spared]
-
-    def offer(socket: zmq.Socket[bytes], address: str) -> int:
-        if not offers:
-            return bind(socket, address)
-        socket.bind(f"{address}:{offers[0]}")
-        return offers.pop()
-
-    monkeypatch.setattr(zmq.Socket, "bind_to_random_port", offer)
-    with zmq.Context() as context:
-        gate = Gate(context, spared)
-        held, port = gate.listen("127.0.0.1", "control", 1)
-        assert port != spared
-        meeting = context.socket(zmq.ROUTER)
-        meeting.bind(f"tcp://127.0.0.1:{spared}")  # Raises where it is taken.
-        for one in (held, meeting, gate.socket):
-            one.close(0)
-
-
-def test_sockets_are_bound_to_the_launchers_address_only() -> None:
-    before = ports()
-    with sessions(3):
-        listening = new_ports(before, 6)
-        assert len(listening) == 6
-        assert {address for address, _ in listening} == {"127.0.0.1"}
-
-
 def test_a_broken_control_message_of_a_rank_names_it() -> None:
     with sessions(2) as joined:
         failed: queue.Queue[RankFailure] = queue.Queue()
@@ -286,13 +165,13 @@ def test_local_ranks_are_found_without_a_launcher() -> None:
 
 
 def test_a_single_rank_has_a_session_without_sockets() -> None:
-    before = ports()
+    before = listening()
     with connect(place=Launch()) as session:
         assert (session.rank, session.size, session.local_rank, session.local_size) == (0, 1, 0, 1)
         assert session.control.gather("t", b"x") == [b"x"]
         session.control.agree("t", {"a": "b"})
         session.control.waits(None)
-        assert ports() == before
+        assert listening() == before
         failure = RankFailure(0, "w", 1, "not finite")
         told: list[RankFailure] = []
         session.control.on_failure(told.append)

@@ -29,6 +29,10 @@ def test_own_variables_are_found_and_come_before_horovods() -> None:
     assert launch.find(HOROVOD | CASYNC) == Launch(2, 3, None, None, Rank0("node7", 4000), "")
 
 
+def test_an_ipv6_address_stands_in_brackets() -> None:
+    assert launch.find(CASYNC | {"CASYNC_ADDR": "[fd00::1]:80"}).meeting == Rank0("fd00::1", 80)
+
+
 def test_the_interface_can_be_named_whatever_the_launcher_says() -> None:
     assert launch.find(HOROVOD | {"CASYNC_IFACE": "eth7"}).interface == "eth7"
 
@@ -106,6 +110,10 @@ def test_a_rank_beyond_the_size_is_refused() -> None:
         ("CASYNC_ADDR", "nowhere"),
         ("CASYNC_ADDR", "host:99999"),
         ("CASYNC_ADDR", "::1:80"),
+        ("CASYNC_ADDR", "[::1:80"),
+        ("CASYNC_ADDR", "[node7]:80"),
+        ("CASYNC_ADDR", "[::1]"),
+        ("CASYNC_ENCRYPT", "yes"),
         ("CASYNC_LOCAL_SIZE", "0"),
     ],
 )
@@ -113,6 +121,7 @@ def test_a_wrong_value_is_refused_with_name_value_and_what_is_allowed(name: str,
     allowed = next(knob.allowed for knob in knobs.knobs() if knob.name == name)
     with pytest.raises(knobs.KnobError) as refused:
         launch.find(CASYNC | {name: wrong})
+        knobs.ENCRYPT.get({name: wrong})
     assert f"{name}={wrong!r}" in str(refused.value)
     assert allowed in str(refused.value)
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import zmq
-from casync_jobs import Store, free_port, in_threads, places
+from casync_jobs import IPV6, Store, free_port, in_threads, places
 
 from casync import launch, rendezvous
-from casync.launch import Launch, Rank0, World
-from casync.rendezvous import RendezvousError, Table
+from casync.launch import Launch, Rank0, RendezvousError
+from casync.rendezvous import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,8 @@ def meet(context: Context, where: list[Launch], timeout: float) -> list[Table | 
     )
 
 
-def at(store: Store, rank: int, size: int) -> Launch:
-    return Launch(rank, size, meeting=launch.Store("127.0.0.1", store.port))
+def at(store: Store, rank: int, size: int, host: str = "127.0.0.1") -> Launch:
+    return Launch(rank, size, meeting=launch.Store(host, store.port))
 
 
 @pytest.mark.parametrize("size", [2, 5])
@@ -52,6 +52,14 @@ def test_ranks_that_meet_at_a_store_get_all_records_and_one_secret(context: Cont
         assert isinstance(tables[0], Table), tables[0]
         assert tables == [Table(tables[0].secret, tuple(f"from {rank}" for rank in range(size)))] * size
     assert first[0] != second[0], "a later session of the same processes must not read the first one's table"
+
+
+def test_ranks_meet_by_ipv6(context: Context) -> None:
+    with Store(IPV6) as store:
+        for where in (places(3, IPV6), [at(store, rank, 3, IPV6) for rank in range(3)]):
+            tables = meet(context, where, 30)
+            assert isinstance(tables[0], Table), tables[0]
+            assert tables == [Table(tables[0].secret, ("from 0", "from 1", "from 2"))] * 3
 
 
 def test_every_rank_names_the_missing_ones_at_rank_0(context: Context) -> None:
@@ -102,16 +110,16 @@ def test_a_rank_of_a_job_of_another_size_is_refused_on_both_sides(context: Conte
 def test_strangers_at_the_meeting_point_change_nothing(context: Context) -> None:
     where = places(2)
     assert isinstance(where[0].meeting, Rank0)
-    address = ("127.0.0.1", where[0].meeting.port)
+    there = ("127.0.0.1", where[0].meeting.port)
 
     def visit(_: int) -> None:
         with socket.socket() as mute, socket.socket() as loud:
-            while loud.connect_ex(address):
+            while loud.connect_ex(there):
                 pass
-            mute.connect(address)
+            mute.connect(there)
             loud.sendall(b"GET / HTTP/1.0\r\n\r\n")
             stranger = context.socket(zmq.DEALER)
-            stranger.connect(f"tcp://{address[0]}:{address[1]}")
+            stranger.connect("tcp://{}:{}".format(*there))
             for message in (
                 [b"casync join 1"],
                 [b"casync join 1", b"x", b"2", b""],
@@ -132,36 +140,3 @@ def test_a_port_that_is_taken_is_named(context: Context) -> None:
         where = Launch(0, 2, meeting=Rank0("127.0.0.1", taken.getsockname()[1]))
         with pytest.raises(RendezvousError, match=r"cannot listen at 127\.0\.0\.1.*CASYNC_ADDR"):
             rendezvous.meet(context, where, "", 0.5)
-
-
-def test_sockets_listen_where_the_launcher_says(context: Context) -> None:
-    meeting = Rank0("127.0.0.1", free_port())
-    assert rendezvous.own_address(context, Launch(0, 2, meeting=meeting)) == "127.0.0.1"
-    assert rendezvous.own_address(context, Launch(1, 2, meeting=meeting)) == "127.0.0.1"
-    far = launch.Store("192.0.2.1", 80)  # TEST-NET-1: never reached, and nothing is sent
-    assert rendezvous.own_address(context, Launch(1, 2, meeting=far, interface="lo")) == "127.0.0.1"
-    with pytest.raises(RendezvousError, match=r"'nic9'.*has: .*lo.*CASYNC_IFACE"):
-        rendezvous.own_address(context, Launch(1, 2, meeting=far, interface="nic9"))
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_meeting_point_on_all_networks_is_refused(context: Context, rank: int) -> None:
-    with pytest.raises(RendezvousError, match="listens on one"):
-        rendezvous.own_address(context, Launch(rank, 2, meeting=Rank0("0.0.0.0", 80)))
-
-
-def test_a_host_that_has_no_address_is_named(context: Context) -> None:
-    with pytest.raises(RendezvousError, match=r"no-such-host\.invalid"):
-        rendezvous.meet(context, Launch(1, 2, meeting=Rank0("no-such-host.invalid", 80)), "", 0.5)
-
-
-def test_under_mpi_the_address_is_loopback_on_one_machine_and_else_that_of_the_way_out(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert rendezvous.own_address(context, Launch(1, 2, 1, 2, World())) == "127.0.0.1"
-    several = Launch(1, 2, 0, 1, World())
-    monkeypatch.setattr(rendezvous, "ELSEWHERE", "127.0.0.2")
-    assert rendezvous.own_address(context, several) == "127.0.0.1"
-    monkeypatch.setattr(rendezvous, "ELSEWHERE", "255.255.255.255")  # the system refuses it
-    with pytest.raises(RendezvousError, match=r"no route to other networks: .*set CASYNC_IFACE"):
-        rendezvous.own_address(context, several)

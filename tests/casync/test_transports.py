@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from casync_jobs import PATIENCE, sessions
+from casync_jobs import IPV6, PATIENCE, sessions
 
 from casync import frames
 from casync.control import RankFailure
@@ -32,6 +32,12 @@ SIZE = 3
 @contextlib.contextmanager
 def zmq_network(size: int) -> Iterator[list[Transport]]:
     with sessions(size) as joined:
+        yield [session.transport for session in joined]
+
+
+@contextlib.contextmanager
+def encrypted_zmq_network(size: int) -> Iterator[list[Transport]]:
+    with sessions(size, host=IPV6, encrypt=True) as joined:
         yield [session.transport for session in joined]
 
 
@@ -67,6 +73,7 @@ def mpi_network(size: int) -> Iterator[list[Transport]]:
 
 NETWORKS = {
     "zmq": zmq_network,
+    "zmq, encrypted, by IPv6": encrypted_zmq_network,
     "mpi": mpi_network,
     "loopback": loopback_network,
     "loopback, reordered": unruly_loopback_network,
