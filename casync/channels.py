@@ -62,6 +62,16 @@ class Channels:
         self._early: dict[int, list[tuple[int, Header, memoryview]]] = defaultdict(list)
         transport.start(self._receive)
 
+    @property
+    def ranks(self) -> Sequence[int]:
+        """The ranks that these channels connect, by the job's numbers."""
+        return self._ranks
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        """The same, but none if they are all of the job's."""
+        return () if len(self._ranks) == self._transport.size else tuple(self._ranks)
+
     def among(self, ranks: Sequence[int]) -> Channels:
         """The same for some of these ranks, whose channels number peers by their places among them."""
         made = copy.copy(self)

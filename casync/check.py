@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casync.bodies import BodyFormat
-from casync.choice import refusal
+from casync.choice import CodecError, check_down, refusal
 from casync.frames import HEADER_BYTES
-from casync.plan import GRANULE, Entry, Gradient, Plan, layout, schedule
+from casync.plan import GRANULE, Entry, Gradient, Plan, layout
 from casync.primitives import Encode, Recv, Send
 from casync.synchronizer import Spec, Synchronizer
 from casync.verify import ScheduleError, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from casync.channels import Channels
     from casync.compute import BatchCodec
@@ -54,13 +54,27 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Case:
-    """A codec in a topology; gradients smaller than a granule are left exact where no plan is given."""
+    """A codec in a topology; gradients smaller than a granule are left exact where no plan is given.
+
+    down: the codec of sums, None: the same one.
+    """
 
     codec: BatchCodec
     topology: str
     gradients: tuple[Gradient, ...]
     plan: Plan | None
     nodes: Nodes
+    down: BatchCodec | None = None
+
+    @property
+    def name(self) -> str:
+        """The codecs' names."""
+        return self.codec.info.name + (f", down={self.down.info.name}" if self.down else "")
+
+    @property
+    def codecs(self) -> Mapping[str, BatchCodec]:
+        """The codec by gradient, for those that are compressed."""
+        return {gradient.name: self.codec for gradient in self.gradients}
 
     @property
     def ranks(self) -> int:
@@ -71,14 +85,15 @@ class Case:
         """What the ranks synchronize."""
         entries = tuple(Entry(g.name, g.elements >= GRANULE, self.ranks) for g in self.gradients)
         plan = self.plan or Plan(entries, source="the check's plan")
-        return Spec(self.gradients, plan, self.codec, self.topology, seed=1, nodes=self.nodes)
+        return Spec(self.gradients, plan, self.codec, self.topology, seed=1, nodes=self.nodes, down=self.down)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came out. refused: why the codec is not allowed. faults: what is wrong. Both empty: it holds.
+    """What came out. refused: why it is not allowed. faults: what is wrong. Both empty: it holds.
 
-    messages, nbytes: of all ranks, a step; ratio: how many times fewer bytes than float32.
+    codec: the case's name. messages, nbytes: of all ranks, a step. ratio: how many times fewer bytes than
+    float32.
     """
 
     codec: str
@@ -92,28 +107,38 @@ class Verdict:
 
 def symbolic(case: Case) -> Verdict:
     """Whether the codec is allowed in the topology, and the schedule of this run computes the sum."""
-    name = case.codec.info.name
-    reason = refusal(case.codec, case.topology)
+    reason = _refusal(case)
     if reason:
-        return Verdict(name, case.topology, refused=reason)
+        return Verdict(case.name, case.topology, refused=reason)
     spec = case.spec()
     spec.plan.check(spec.gradients, spec.topology, case.ranks)
     partitions = layout(spec.plan, spec.gradients, spec.topology, case.ranks)
     try:
-        verify(schedule(partitions, spec.topology, case.ranks, case.nodes), len(partitions))
+        verify(spec.tasks(partitions, case.codecs, case.ranks), len(partitions))
     except ScheduleError as error:
-        return Verdict(name, case.topology, faults=tuple(str(fault) for fault in error.faults))
-    return Verdict(name, case.topology)
+        return Verdict(case.name, case.topology, faults=tuple(str(fault) for fault in error.faults))
+    return Verdict(case.name, case.topology)
 
 
-def traffic(tasks: Sequence[Task], partitions: Sequence[Partition], codec: BatchCodec) -> Traffic:
+def _refusal(case: Case) -> str:
+    if case.down is not None:
+        try:
+            check_down(case.down, case.topology)
+        except CodecError as error:
+            return str(error)
+    return refusal(case.codec, case.topology, down=case.down is not None)
+
+
+def traffic(tasks: Sequence[Task], partitions: Sequence[Partition], case: Case) -> Traffic:
     """What one rank sends a step, float32 gradients all present."""
     messages = nbytes = 0
     exact = True
     for task in tasks:
         if isinstance(task, Send):
             partition, made = partitions[task.partition], tasks[task.payload]
-            plain = not partition.compressed or (isinstance(made, Encode | Recv) and made.exact)
+            exactly, of_sum = (made.exact, made.down) if isinstance(made, Encode | Recv) else (False, False)
+            plain = exactly or not partition.compressed
+            codec = case.down if case.down is not None and of_sum else case.codec
             fixed = plain or codec.info.exact_size
             sizes = [4 * s.elements if plain else codec.max_bytes(s.elements) for s in partition.segments]
             messages += 1
@@ -134,8 +159,8 @@ def run(case: Case, control: Control, channels: Channels, threads: int) -> Verdi
     try:
         found, fault = _stepped(case, sync, control)
         stats = sync.stats()
-        tasks = schedule(sync.partitions, spec.topology, case.ranks, case.nodes)[control.rank]
-        expected = traffic(tasks, sync.partitions, case.codec)
+        tasks = sync.spec.tasks(sync.partitions, case.codecs, case.ranks)[control.rank]
+        expected = traffic(tasks, sync.partitions, case)
     finally:
         sync.close()
     faults = [fault] if fault else []
@@ -152,7 +177,7 @@ def run(case: Case, control: Control, channels: Channels, threads: int) -> Verdi
         faults.append(f"rank {', '.join(map(str, strays))} ended with other bits than rank 0")
     messages, nbytes, raw = (sum(each[column] for each in told) for column in (2, 3, 4))
     return Verdict(
-        case.codec.info.name,
+        case.name,
         case.topology,
         faults=tuple(faults),
         messages=messages // STEPS,

@@ -36,18 +36,19 @@ TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be checked. topologies: empty for all. plan: None for the check's own."""
+    """What is to be checked. topologies: empty for all. plan: None for the check's own. down: of sums."""
 
     codecs: tuple[BatchCodec, ...]
     topologies: tuple[str, ...]
     gradients: tuple[Gradient, ...]
     plan: Plan | None
+    down: BatchCodec | None = None
 
     def cases(self, nodes: Nodes) -> list[check.Case]:
         """Every codec in every topology."""
         chosen = self.topologies or names()
         return [
-            check.Case(codec, name, self.gradients, self.plan, nodes)
+            check.Case(codec, name, self.gradients, self.plan, nodes, self.down)
             for codec in self.codecs
             for name in chosen
         ]
@@ -197,7 +198,8 @@ def choices(wish: Wish, nodes: Nodes) -> list[str]:
     lines = []
     for codec in wish.codecs:
         try:
-            lines.append(f'topology="auto" takes {choose((codec,), wish.plan or Plan(()), nodes)}')
+            down = wish.down is not None
+            lines.append(f'topology="auto" takes {choose((codec,), wish.plan or Plan(()), nodes, down=down)}')
         except CodecError as error:
             lines.append(str(error))
     return [f"{codec.info.name}: {line}" for codec, line in zip(wish.codecs, lines, strict=True)]

@@ -134,6 +134,7 @@ def check(
     topology_: Annotated[
         list[str] | None, typer.Option("--topology", help="Again for more. [default: all]")
     ] = None,
+    down: Annotated[str | None, typer.Option(help="A codec for sums. [default: each gradient's own]")] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan that `secopa plan` wrote; needs --input.")] = None,
     input_: Annotated[
         Path | None, typer.Option("--input", help="The gradients, `name,elements` a line. [default: a few]")
@@ -153,7 +154,7 @@ def check(
     """
     console = Console()
     try:
-        wish = _wish(codec, topology_, plan, input_)
+        wish = _wish(codec, topology_, down, plan, input_)
         where = checkup.place()
         if where.size > 1 and ranks is not None:
             raise typer.BadParameter("--ranks: the launcher says how many there are; leave it out")
@@ -178,7 +179,11 @@ def check(
 
 
 def _wish(
-    codecs: list[str] | None, topologies: list[str] | None, plan: Path | None, listed: Path | None
+    codecs: list[str] | None,
+    topologies: list[str] | None,
+    down: str | None,
+    plan: Path | None,
+    listed: Path | None,
 ) -> checkup.Wish:
     """What the options of `check` ask for. Raises what reading files and compiling codecs raises."""
     if plan is not None and listed is None:
@@ -191,6 +196,7 @@ def _wish(
         tuple(topologies or ()),
         GRADIENTS if listed is None else read_gradients(listed),
         None if plan is None else Plan.load(plan),
+        None if down is None else compll.compile(down),
     )
 
 

@@ -109,7 +109,7 @@ def differences(
         for rank, held in zip(named, facts, strict=True):
             ranks.setdefault(held.get(key, "<not given>"), []).append(rank)
         if len(ranks) > 1:
-            held_by = "; ".join(f"{_ranks(who)}: {value}" for value, who in ranks.items())
+            held_by = "; ".join(f"{name_ranks(who)}: {value}" for value, who in ranks.items())
             lines.append(f"  {key}: {held_by}")
     if not lines:
         return None
@@ -127,5 +127,6 @@ def report(rank: int, failure: RankFailure) -> None:
     os.write(2, f"casync: rank {rank} reports: {failure}\n".encode())
 
 
-def _ranks(ranks: list[int]) -> str:
+def name_ranks(ranks: Sequence[int]) -> str:
+    """Write ranks for people: "rank 2", "ranks 0, 2"."""
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

@@ -18,14 +18,12 @@ from casync.broadcast import Broadcaster
 from casync.control import NO_STEP, MismatchError, RankFailure, Wait, differences
 from casync.frames import FrameError, Header, verify
 from casync.job import Job
-from casync.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from casync.channels import Channel, Channels
     from casync.control import Control
-    from casync.probe import Probe
     from casync.session import Session
 
     Frames: TypeAlias = SimpleQueue[tuple[int, Header, memoryview] | None]
@@ -111,25 +109,14 @@ class GroupControl:
 
 
 class Group(Job):
-    """A group on a rank that is in it. It ends with the job, and is in its report.
-
-    It is not in its trace, which knows an optimizer by its number: in groups that differs between ranks.
-    """
+    """A group on a rank that is in it. It ends with the job, and is in its report and its trace."""
 
     def __init__(self, job: Job, session: Session, channels: Channels) -> None:
         """Collective among the group. session: the rank's place in the group."""
-        self._job = job
         self.session, self.seed, self.channels = session, job.seed, channels
         self.broadcaster = Broadcaster(session.control, channels, session.nodes)
         self.synchronizers = job.synchronizers
-
-    def watch(self) -> Watch:
-        """What one more synchronizer is watched by."""
-        return Watch(probe=self.probe())
-
-    def probe(self) -> Probe | None:
-        """As of the job."""
-        return self._job.probe()
+        self._report, self._trace, self._advisor = job._report, job._trace, None
 
     def tell(self) -> None:
         """The job tells."""

@@ -48,7 +48,7 @@ class Job:
 
     def watch(self) -> Watch:
         """What one more synchronizer is watched by."""
-        lane = self._trace.lane() if self._trace is not None else None
+        lane = self._trace.lane(self.channels.group) if self._trace is not None else None
         return Watch(lane, self.probe(), self._advisor)
 
     def probe(self) -> Probe | None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from casync.address import endpoint, resolve, with_port
+from casync.control import name_ranks
 from casync.launch import Board, Keys, Launch, Rank0, RendezvousError, Store, World
 from casync.transports import base
 
@@ -91,8 +92,7 @@ def _secret() -> str:
 
 
 def _absent(missing: list[int], size: int, what_to_do: str) -> RendezvousError:
-    names = ("rank " if len(missing) == 1 else "ranks ") + ", ".join(map(str, missing))
-    return RendezvousError(f"{names} of {size} did not join in time: {what_to_do}")
+    return RendezvousError(f"{name_ranks(missing)} of {size} did not join in time: {what_to_do}")
 
 
 # --- Horovod's store ---------------------------------------------------------------------------------------

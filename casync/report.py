@@ -15,6 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from casync.control import name_ranks
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -47,13 +49,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """One rank's account of one optimizer."""
+    """One rank's account of one optimizer. rank: by the job's numbers, as are those of its group, if any.
+
+    ranks: how many share the optimizer.
+    """
 
     rank: int
     ranks: int
     topology: str
     totals: Stats
     lines: tuple[Line, ...]
+    group: tuple[int, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON holds it: times in seconds, sizes in bytes, over the whole run."""
@@ -66,6 +72,7 @@ class Report:
         return {
             "rank": self.rank,
             "ranks": self.ranks,
+            "group": list(self.group) or None,
             "topology": self.topology,
             "totals": asdict(self.totals) | {"ratio": self.totals.ratio},
             "gradients": gradients,
@@ -74,8 +81,9 @@ class Report:
     def table(self) -> Table:
         """The report for people: bytes and milliseconds are those of a step."""
         steps = max(1, self.totals.steps)
+        of = name_ranks(self.group) if self.group else self.ranks
         table = Table(
-            title=f"casync: rank {self.rank} of {self.ranks}, topology {self.topology}, "
+            title=f"casync: rank {self.rank} of {of}, topology {self.topology}, "
             f"{self.totals.steps} steps; a step costs:",
             title_justify="left",
             box=SIMPLE_HEAD,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from casync.control import Control
     from casync.feedback import Held
     from casync.metrics import Stats
+    from casync.primitives import Schedule as Tasks
     from casync.primitives import Task
     from casync.rows import Values
     from casync.rules import Choice, Rule
@@ -108,6 +109,17 @@ class Spec:
         for codec in self.codecs.all(self.compressible, rows=True):
             check_row_codec(codec)
 
+    def tasks(self, partitions: Sequence[Partition], codecs: Mapping[str, BatchCodec], nranks: int) -> Tasks:
+        """All ranks' tasks for a layout. codecs: of the gradients, at least of those that are compressed."""
+        through = {
+            number
+            for number, partition in enumerate(partitions)
+            if partition.compressed
+            and demands(self.topology).encodes_sums
+            and keeps_more(codecs[partition.segments[0].gradient])
+        }
+        return schedule(partitions, self.topology, nranks, self.nodes, self.exact, through)
+
     def facts(self) -> dict[str, str]:
         """The facts that ranks compare before the first step."""
         return {
@@ -163,7 +175,7 @@ class Synchronizer:
         threads: of each kernel; default: the cores that this process may use. watch: what to look at.
         """
         self.spec = spec = spec.settled(control.size)
-        self._control = control
+        self._control, self._channels = control, channels
         self._watch = watch or Watch()
         self._threads = threads or len(os.sched_getaffinity(0))
         spec.plan.check(spec.gradients, spec.topology, control.size)
@@ -205,14 +217,7 @@ class Synchronizer:
         words = {name: _described(codec) for name, codec in chosen.items()}
         partitions = layout(plan, spec.gradients, spec.topology, control.size, spec.exact, words)
         codecs = {g.name: chosen[g.name] or self._exact[g.dtype] for g in spec.gradients}
-        through = {
-            number
-            for number, partition in enumerate(partitions)
-            if demands(spec.topology).encodes_sums and keeps_more(codecs[partition.segments[0].gradient])
-        }
-        tasks = schedule(partitions, spec.topology, control.size, spec.nodes, spec.exact, through)[
-            control.rank
-        ]
+        tasks = spec.tasks(partitions, codecs, control.size)[control.rank]
         average = spec.op is Op.AVERAGE
 
         def codec_of(site: Site) -> BatchCodec:
@@ -338,7 +343,8 @@ class Synchronizer:
         """The account so far: totals, and what each gradient has cost and loses. Between steps."""
         meter = self._executor.meter
         found = lines(meter.costs(), self._compute, self._watch.probe)
-        return Report(self._control.rank, self._control.size, self.spec.topology, meter.stats(), found)
+        rank, size = self._channels.ranks[self._control.rank], self._control.size
+        return Report(rank, size, self.spec.topology, meter.stats(), found, self._channels.group)
 
     @property
     def _run(self) -> Run:

@@ -27,12 +27,18 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True)
 class RankTrace:
-    """One rank's file."""
+    """One rank's file. lanes: the names of its synchronizers, the same on all ranks that share one."""
 
     rank: int
     ranks: int
     cut: bool
+    lanes: tuple[str, ...]
     events: tuple[Event, ...]
+
+    def lane(self, event: Event) -> str:
+        """The name of the synchronizer that an event is of."""
+        number: int = event["tid"] // len(LANES)
+        return self.lanes[number]
 
 
 def read(folder: Path) -> list[RankTrace]:
@@ -43,7 +49,8 @@ def read(folder: Path) -> list[RankTrace]:
             content = json.loads(path.read_text(encoding="utf-8"))
             about = content["otherData"]
             events = tuple(content["traceEvents"])
-            traces.append(RankTrace(about["rank"], about["ranks"], about["cut off"], events))
+            lanes = tuple(about["lanes"])
+            traces.append(RankTrace(about["rank"], about["ranks"], about["cut off"], lanes, events))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise TraceError(
                 f"{path}: not a trace of casync ({error}); delete it and trace the run again"
@@ -59,18 +66,19 @@ def read(folder: Path) -> list[RankTrace]:
 def merged(traces: Sequence[RankTrace]) -> dict[str, Any]:
     """One trace of all ranks; a message that both its ends have recorded is an interval at its receiver."""
     events = [event for trace in traces for event in trace.events]
-    return {"traceEvents": [*events, *_flights(events)], "displayTimeUnit": "ms"}
+    return {"traceEvents": [*events, *_flights(traces)], "displayTimeUnit": "ms"}
 
 
-def _flights(events: Iterable[Event]) -> Iterator[Event]:
-    sent: dict[tuple[int, ...], Event] = {}
-    received: dict[tuple[int, ...], Event] = {}
-    for event in events:
-        if event.get("cat") in (SEND, RECEIVE):
-            args, here = event["args"], event["pid"]
-            source, target = (here, args["peer"]) if event["cat"] == SEND else (args["peer"], here)
-            key = (source, target, event["tid"], args["step"], args["message"])
-            (sent if event["cat"] == SEND else received)[key] = event
+def _flights(traces: Iterable[RankTrace]) -> Iterator[Event]:
+    sent: dict[tuple[str | int, ...], Event] = {}
+    received: dict[tuple[str | int, ...], Event] = {}
+    for trace in traces:
+        for event in trace.events:
+            if event.get("cat") in (SEND, RECEIVE):
+                args, here = event["args"], trace.rank
+                source, target = (here, args["peer"]) if event["cat"] == SEND else (args["peer"], here)
+                key = (trace.lane(event), source, target, args["step"], args["message"])
+                (sent if event["cat"] == SEND else received)[key] = event
     for number, message in enumerate(sorted(sent.keys() & received.keys())):
         left, came = sent[message], received[message]
         both = {
@@ -87,7 +95,7 @@ def _flights(events: Iterable[Event]) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Where the time of one optimizer's steps goes on one rank; milliseconds a step, on average.
+    """Where the time of one optimizer's steps, its `lane`, goes on one rank; milliseconds a step, on average.
 
     The training thread: before the first gradient, backward pass, wait; of the wait, how long the compute
     thread worked. The compute thread: encode (hops too), decode, merge; the rest it was idle.
@@ -95,7 +103,7 @@ class Breakdown:
     """
 
     rank: int
-    optimizer: int
+    lane: str
     steps: int
     step: float
     before: float
@@ -110,8 +118,8 @@ class Breakdown:
 
     @property
     def name(self) -> str:
-        """The rank, and the optimizer if it is not the first."""
-        return f"{self.rank}.{self.optimizer}" if self.optimizer else str(self.rank)
+        """The rank, and the lane if it is not the job's first."""
+        return f"{self.rank} ({self.lane})" if self.lane else str(self.rank)
 
     @property
     def idle(self) -> float:
@@ -121,14 +129,14 @@ class Breakdown:
 
 def breakdowns(trace: RankTrace) -> Iterator[Breakdown]:
     """One for each optimizer that has a whole step. The first step is left out if there are more."""
-    lanes: defaultdict[int, defaultdict[int, list[Event]]] = defaultdict(lambda: defaultdict(list))
+    lanes: dict[str, defaultdict[int, list[Event]]] = {lane: defaultdict(list) for lane in trace.lanes}
     for event in trace.events:
         if event["ph"] == "X":
-            lanes[event["tid"] // len(LANES)][event["args"]["step"]].append(event)
-    for optimizer, steps in sorted(lanes.items()):
+            lanes[trace.lane(event)][event["args"]["step"]].append(event)
+    for lane, steps in lanes.items():
         whole = [steps[number] for number in sorted(steps) if _is_whole(steps[number])]
         if whole:
-            yield _breakdown(trace.rank, optimizer, whole[1:] or whole)
+            yield _breakdown(trace.rank, lane, whole[1:] or whole)
 
 
 def _is_whole(events: Sequence[Event]) -> bool:
@@ -137,7 +145,7 @@ def _is_whole(events: Sequence[Event]) -> bool:
     return not unfinished and kinds[BEFORE] == kinds[BACKWARD] == kinds[WAIT] == 1
 
 
-def _breakdown(rank: int, optimizer: int, steps: Sequence[Sequence[Event]]) -> Breakdown:
+def _breakdown(rank: int, lane: str, steps: Sequence[Sequence[Event]]) -> Breakdown:
     spent: Counter[str] = Counter()
     last: Counter[str] = Counter()
     for events in steps:
@@ -159,7 +167,7 @@ def _breakdown(rank: int, optimizer: int, steps: Sequence[Sequence[Event]]) -> B
     critical, times = last.most_common(1)[0] if last else ("", 0)
     return Breakdown(
         rank,
-        optimizer,
+        lane,
         len(steps),
         ms(BEFORE, BACKWARD, WAIT),
         ms(BEFORE),

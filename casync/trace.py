@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from casync.clock import Clock, align
+from casync.control import name_ranks
 from casync.primitives import Encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from casync.control import Control
     from casync.primitives import Recv, Send, Task
@@ -37,9 +39,13 @@ _PLACE |= {SEND: MESSAGES, RECEIVE: MESSAGES, "reduce": MESSAGES}
 
 
 class Lane:
-    """The events of one synchronizer. Its training thread and its compute thread write."""
+    """The events of one synchronizer. Its training thread and its compute thread write.
 
-    def __init__(self, steps: int) -> None:
+    name: the same on all of its ranks, "" for the first one of the whole job. ranks: by the job's numbers.
+    """
+
+    def __init__(self, steps: int, name: str, ranks: Sequence[int]) -> None:
+        self.name, self._ranks = name, ranks
         self.events: list[Event] = []
         self.cut = False  # MOST_EVENTS were not enough
         self._steps = steps
@@ -86,7 +92,7 @@ class Lane:
     def _message(self, kind: str, step: int, task: Send | Recv, gradient: str, nbytes: int) -> None:
         if self._keeps(step):
             now = time.perf_counter()
-            about = {"peer": task.peer, "message": task.message, "bytes": nbytes}
+            about = {"peer": self._ranks[task.peer], "message": task.message, "bytes": nbytes}
             self.events.append((kind, step, gradient, now, now, about))
 
     def all(self) -> Iterator[Event]:
@@ -104,15 +110,19 @@ class Trace:
         self._folder, self._steps = folder, steps
         self._rank, self._size, self._clock = rank, size, clock
         self._lanes: list[Lane] = []
+        self._made: Counter[tuple[int, ...]] = Counter()
 
     @classmethod
     def start(cls, folder: str | Path, steps: int, control: Control) -> Trace:
         """Collective: compare clocks with the other ranks. `steps`: how many of each optimizer to keep."""
         return cls(Path(folder), steps, control.rank, control.size, align(control))
 
-    def lane(self) -> Lane:
-        """The lane of one more synchronizer."""
-        self._lanes.append(Lane(self._steps))
+    def lane(self, group: tuple[int, ...] = ()) -> Lane:
+        """The lane of one more synchronizer of these ranks; none: of the whole job's."""
+        number = self._made[group]
+        self._made[group] += 1
+        words = [f"optimizer {number}"] * bool(number) + [name_ranks(group)] * bool(group)
+        self._lanes.append(Lane(self._steps, " of ".join(words), group or range(self._size)))
         return self._lanes[-1]
 
     def write(self) -> Path:
@@ -134,6 +144,7 @@ class Trace:
                 "clock": "rank 0's wall clock",
                 "clock was ahead, us": 1e6 * self._clock.ahead,
                 "clock may be off, us": 1e6 * self._clock.uncertainty,
+                "lanes": [lane.name for lane in self._lanes],
                 "cut off": any(lane.cut for lane in self._lanes),
             },
         }
@@ -143,8 +154,8 @@ class Trace:
             return {"name": what, "ph": "M", "pid": self._rank, "tid": tid, "args": {"name": text}}
 
         yield name("process_name", f"rank {self._rank} ({socket.gethostname()})")
-        for number, _ in enumerate(self._lanes):
-            of = f" of optimizer {number}" if len(self._lanes) > 1 else ""
+        for number, lane in enumerate(self._lanes):
+            of = f" of {lane.name}" if lane.name else ""
             for place, what in enumerate(LANES):
                 yield name("thread_name", what + of, len(LANES) * number + place)
 

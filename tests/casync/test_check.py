@@ -182,3 +182,26 @@ def test_gradients_smaller_than_a_granule_stay_exact() -> None:
     small = (Gradient("a", (GRANULE - 1,)), Gradient("b", (GRANULE,)))
     case = check.Case(ONEBIT, "ps", small, None, even_nodes(2))
     assert [entry.compressed for entry in case.spec().plan.entries] == [False, True]
+
+
+def test_a_codec_of_sums_is_checked_where_sums_are_encoded() -> None:
+    """DGC needs one; the owners' payloads, and no others, have its length."""
+    dgc, int8 = compll.compile("dgc"), compll.compile("int8")
+    asked = checkup.Wish((dgc, ONEBIT), (), check.GRADIENTS, None, int8)
+    verdicts = {(v.codec, v.topology): v for v in checkup.alone(asked, even_nodes(4, 2))}
+    assert [v for v in verdicts.values() if v.faults] == []
+    held = {where for where, v in verdicts.items() if not v.refused}
+    assert held == {(f"{name}, down=int8", t) for name in ("dgc", "onebit") for t in ("ps", "hierarchical")}
+    assert "down=int8 has nothing to do in topology ring" in verdicts["onebit, down=int8", "ring"].refused
+    (alone,) = checkup.alone(wish(ONEBIT, topologies=("ps",)), even_nodes(4, 2))
+    assert alone.ratio > verdicts["onebit, down=int8", "ps"].ratio > 4
+
+
+def test_the_command_takes_a_codec_of_sums() -> None:
+    options = ["check", "--codec", "dgc", "--ranks", "2", "--topology", "ps"]
+    taken = CliRunner().invoke(app, [*options, "--down", "int8"])
+    assert taken.exit_code == 0, taken.output
+    assert 'dgc: topology="auto" takes ps' in taken.output
+    refused = CliRunner().invoke(app, [*options, "--down", "dgc"])
+    assert refused.exit_code == 1
+    assert "down=dgc cannot encode sums" in refused.output

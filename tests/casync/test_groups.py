@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,12 +11,15 @@ import torch
 from casync_jobs import in_threads, sessions
 from numpy_codecs import OneBit
 from torch_jobs import data, good, jobs, model_hash, new_model
+from typer.testing import CliRunner
 
 import casync.torch as casync
+from casync.cli import app
 from casync.control import MismatchError, RankFailure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from compll.codec import Item, Result
 
@@ -191,3 +196,41 @@ def test_groups_work_over_sockets() -> None:
     assert first == third != none == []
     assert one == two == three
     assert len({*first, *one}) == 4
+
+
+def test_traces_and_reports_tell_groups_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 2 is in two groups, one of them a group of a group, and each has optimizers of its own."""
+    monkeypatch.setenv("CASYNC_TRACE", str(tmp_path))
+    monkeypatch.setenv("CASYNC_REPORT", str(tmp_path / "report-{rank}.json"))
+    pair_name, inner_names = "ranks 0, 2", ["ranks 2, 3", "optimizer 1 of ranks 2, 3"]
+    lanes = [["", pair_name], [""], ["", pair_name, *inner_names], ["", *inner_names]]
+
+    def work(rank: int, job: casync.Job) -> None:
+        pair, outer = casync.new_group([0, 2], job=job), casync.new_group([1, 2, 3], job=job)
+        inner = casync.new_group([1, 2], job=outer) if outer else outer
+        for group in (job, pair, inner, inner):
+            if group:
+                train(rank, group, steps=3, topology="ring")
+        job.session.control.gather("the end", b"")
+        for synchronizer in job.synchronizers:
+            synchronizer.close()
+        job.tell()
+
+    good(jobs(4, work, **UNRULY))
+    messages = 0
+    for rank, named in enumerate(lanes):
+        events = json.loads((tmp_path / f"rank-{rank}.json").read_text())["traceEvents"]
+        names = [e["args"]["name"] for e in events if e["name"] == "thread_name"]
+        assert names[2::3] == [f"messages of {name}" if name else "messages" for name in named]
+        reports = json.loads((tmp_path / f"report-{rank}.json").read_text())
+        assert [each["rank"] for each in reports] == [rank] * len(named)
+        ranks = [re.findall(r"\d+", name.partition("ranks ")[2]) for name in named]
+        assert [each["group"] for each in reports] == [[*map(int, each)] or None for each in ranks]
+        messages += sum(each["totals"]["messages_sent"] for each in reports)
+    result = CliRunner().invoke(app, ["trace", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    for rank, named in enumerate(lanes):
+        for name in named:
+            assert f"rank {rank}{f' ({name})' if name else ''}: " in result.stdout
+    flights = [e for e in json.loads((tmp_path / "merged.json").read_text())["traceEvents"] if e["ph"] == "b"]
+    assert len(flights) == messages > 0

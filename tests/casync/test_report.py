@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -153,6 +154,11 @@ def test_a_long_table_shows_what_takes_most_time_and_json_shows_all() -> None:
     assert "49.000" in text
     assert len(some(50).as_dict()["gradients"]) == 50
     assert "more" not in str(some(report.MOST_ROWS))
+
+
+def test_a_group_is_named_by_its_ranks() -> None:
+    assert "casync: rank 0 of 2, topology ps" in str(some(1))
+    assert "casync: rank 3 of ranks 1, 3, topology ps" in str(replace(some(1), rank=3, group=(1, 3)))
 
 
 def test_rank_0_alone_delivers_unless_each_rank_has_a_file(
