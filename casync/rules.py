@@ -103,6 +103,11 @@ def at(choice: Choice, step: int) -> BatchCodec | None:
     return choice.at(step) if isinstance(choice, Schedule) else choice
 
 
+def changes(choice: Choice) -> Iterable[int]:
+    """The steps from which on a choice means another codec."""
+    return choice.stages if isinstance(choice, Schedule) else ()
+
+
 @dataclass(frozen=True)
 class Codecs:
     """What each gradient of a run is compressed by: the rules' choice, else the default."""
@@ -137,6 +142,14 @@ class Codecs:
             stages = map(choice.at, choice.stages) if isinstance(choice, Schedule) else (choice,)
             if rows in (users[id(choice)] or {False}):
                 yield from (codec for codec in stages if codec is not None)
+
+    def changes(self) -> set[int]:
+        """The steps from which on some gradient has another codec."""
+        return {step for each in (self.default, *(each for _, each in self.rules)) for step in changes(each)}
+
+    def at(self, step: int) -> Codecs:
+        """The codecs of a step."""
+        return Codecs(at(self.default, step), tuple((rule, at(choice, step)) for rule, choice in self.rules))
 
     def of_gradient(self, gradient: Gradient) -> Choice:
         """The choice for a gradient, of whatever step."""

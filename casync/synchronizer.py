@@ -25,7 +25,7 @@ from casync.plan import EXACT, Gradient, Partition, Plan, layout, schedule
 from casync.report import Report, lines
 from casync.row_compute import RowCompute
 from casync.rows import Rows, check, flat
-from casync.rules import Codecs, Schedule, at
+from casync.rules import Codecs, Schedule, at, changes
 from casync.topologies import check_nodes, even_nodes
 from casync.watch import Watch
 
@@ -61,7 +61,7 @@ class Spec:
     """What all ranks must hold alike. codec: of what no rule names; None: exact. seed: of random codecs.
 
     topology: of what is compressed; "auto" is chosen by `casync.choice`. nodes: None: each rank has its own.
-    down: the codec of compressed sums, where the topology encodes any; None: that of the gradient.
+    down: of compressed sums, where the topology encodes any; None: that of the gradient.
     exact: what sums the rest: "ring", or the name of an engine (`casync.engines`).
     """
 
@@ -73,7 +73,7 @@ class Spec:
     seed: int = 0
     nodes: Nodes | None = None
     rules: tuple[tuple[Rule, Choice], ...] = ()
-    down: BatchCodec | None = None
+    down: Choice = None
     exact: str = EXACT
 
     @property
@@ -102,12 +102,14 @@ class Spec:
 
     def check_codecs(self) -> None:
         """Raise CodecError for a codec that cannot be used for the gradients that some step gives it to."""
-        if self.down is not None:
-            check_down(self.down, self.topology)
-        for codec in self.codecs.all(self.compressible, rows=False):
-            check_codec(codec, self.topology, down=self.down is not None)
-        for codec in self.codecs.all(self.compressible, rows=True):
-            check_row_codec(codec)
+        for step in sorted({0, *self.codecs.changes(), *changes(self.down)}):
+            codecs, down = self.codecs.at(step), at(self.down, step)
+            if down is not None:
+                check_down(down, self.topology)
+            for codec in codecs.all(self.compressible, rows=False):
+                check_codec(codec, self.topology, down=down is not None)
+            for codec in codecs.all(self.compressible, rows=True):
+                check_row_codec(codec)
 
     def tasks(self, partitions: Sequence[Partition], codecs: Mapping[str, BatchCodec], nranks: int) -> Tasks:
         """All ranks' tasks for a layout. codecs: of the gradients, at least of those that are compressed."""
@@ -156,6 +158,14 @@ def _equal(a: Choice, b: Choice) -> bool:
     return a is b or _described(a) == _described(b)
 
 
+@dataclass(frozen=True)
+class InUse:
+    """The codecs of a step: of each gradient, None: exact; and of sums, None: that of the gradient."""
+
+    gradients: dict[str, BatchCodec | None]
+    down: BatchCodec | None
+
+
 class Synchronizer:
     """The synchronization of one model's gradients on one rank."""
 
@@ -184,7 +194,7 @@ class Synchronizer:
         control.agree("what is synchronized", spec.facts())  # before a kernel is compiled: that takes long
         self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         self._choices = self._chosen(spec.codecs)
-        self._codecs = {name: at(choice, 0) for name, choice in self._choices.items()}
+        self._codecs = self._at(0)
         self._gradients = {g.name: g for g in spec.gradients}
         self._left: dict[str, NDArray[np.float32]] = {}
         self._added: set[str] = set()
@@ -209,9 +219,13 @@ class Synchronizer:
         compressible = self.spec.compressible
         return {g.name: codecs.of_gradient(g) if g in compressible else None for g in self.spec.gradients}
 
-    def _built(self, chosen: Mapping[str, BatchCodec | None]) -> tuple[Sequence[Task], Compute]:
+    def _at(self, step: int) -> InUse:
+        codecs = {name: at(choice, step) for name, choice in self._choices.items()}
+        return InUse(codecs, at(self.spec.down, step))
+
+    def _built(self, in_use: InUse) -> tuple[Sequence[Task], Compute]:
         """This rank's tasks, and what executes them, with zero state."""
-        spec, control = self.spec, self._control
+        spec, control, chosen, down = self.spec, self._control, in_use.gradients, in_use.down
         entries = tuple(replace(e, compressed=chosen.get(e.gradient) is not None) for e in spec.plan.entries)
         plan = replace(spec.plan, entries=entries)
         words = {name: _described(codec) for name, codec in chosen.items()}
@@ -221,7 +235,7 @@ class Synchronizer:
         average = spec.op is Op.AVERAGE
 
         def codec_of(site: Site) -> BatchCodec:
-            return codecs[site.gradient] if spec.down is None or not site.down else spec.down
+            return codecs[site.gradient] if down is None or not site.down else down
 
         feedback = Feedback(sites(tasks, partitions, average), codec_of)
         compute = RowCompute(
@@ -229,7 +243,7 @@ class Synchronizer:
             partitions,
             codecs,
             feedback,
-            down=spec.down,
+            down=down,
             dtypes={g.name: g.dtype for g in spec.gradients},
             scale=1 / control.size if average else 1.0,
             run_seed=spec.seed,
@@ -254,7 +268,7 @@ class Synchronizer:
         seen = flat(values)
         if self._watch.probe is not None and seen.size:
             step, scale = self._executor.step, self._executor.loss_scale
-            self._watch.probe.look(step, gradient, seen, self._codecs[gradient], scale)
+            self._watch.probe.look(step, gradient, seen, self._codecs.gradients[gradient], scale)
         self._executor.submit(gradient, values)
 
     def synchronize(self) -> Outcome:
@@ -292,7 +306,7 @@ class Synchronizer:
 
     def advance(self) -> None:
         """Collective if a schedule has another codec for the coming step: use that. Between steps."""
-        self._use({name: at(choice, self.step) for name, choice in self._choices.items()})
+        self._use(self._at(self.step))
 
     def switch(self, codecs: Codecs) -> None:
         """Collective: compress by other codecs from the coming step on. Between steps.
@@ -306,8 +320,10 @@ class Synchronizer:
         self.spec, self._choices = spec, self._chosen(codecs)
         self.advance()
 
-    def _use(self, chosen: dict[str, BatchCodec | None]) -> None:
-        if all(_equal(codec, chosen[name]) for name, codec in self._codecs.items()):
+    def _use(self, chosen: InUse) -> None:
+        now = self._codecs
+        same = (_equal(codec, chosen.gradients[name]) for name, codec in now.gradients.items())
+        if all(same) and _equal(now.down, chosen.down):
             return
         tasks, compute = self._built(chosen)
         left = self._hand_over(self._compute.feedback.held(), compute.feedback, self._left)
@@ -324,7 +340,7 @@ class Synchronizer:
 
     def _install(
         self,
-        chosen: dict[str, BatchCodec | None],
+        chosen: InUse,
         tasks: Sequence[Task],
         compute: Compute,
         left: dict[str, NDArray[np.float32]],
@@ -378,10 +394,10 @@ class Synchronizer:
 
     def _resumed(
         self, checkpoint: Checkpoint
-    ) -> tuple[int, dict[str, BatchCodec | None], Sequence[Task], Compute, dict[str, NDArray[np.float32]]]:
+    ) -> tuple[int, InUse, Sequence[Task], Compute, dict[str, NDArray[np.float32]]]:
         """The step to continue from, and what to install for it; StateError if the state does not fit."""
         checkpoint.check(self._run)
-        chosen = {name: at(choice, checkpoint.step) for name, choice in self._choices.items()}
+        chosen = self._at(checkpoint.step)
         tasks, compute = self._built(chosen)
         held, left = checkpoint.parts(self._run, compute.partitions)
         return checkpoint.step, chosen, tasks, compute, self._hand_over(held, compute.feedback, left)

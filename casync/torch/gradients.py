@@ -12,7 +12,7 @@ from casync.dtypes import DTYPES
 from casync.engines.base import EngineError
 from casync.plan import EXACT, Gradient, Plan
 from casync.rows import Rows
-from casync.rules import Schedule, compiled
+from casync.rules import compiled
 from casync.synchronizer import Op, Spec, Synchronizer
 
 if TYPE_CHECKING:
@@ -38,16 +38,11 @@ class Settings:
     down: CodecLike = None
 
     def spec(self, job: Job, gradients: tuple[Gradient, ...]) -> Spec:
-        """The same of a job's gradients. Raises PlanError, TypeError, EngineError, and what `compll` does."""
+        """The same of a job's gradients. Raises PlanError, EngineError, and what `compll` does."""
         if job.session.encrypted and self.exact != EXACT:
             raise EngineError(
                 f"exact={self.exact!r}: an engine sends gradients unencrypted, and encryption is asked for "
                 f"(CASYNC_ENCRYPT=1); use exact={EXACT!r}"
-            )
-        down = compiled(self.down)
-        if isinstance(down, Schedule):
-            raise TypeError(
-                "down= is one codec for the whole run, not a schedule: give a codec, a name or a path"
             )
         plan = self.plan
         if plan is None:
@@ -63,7 +58,7 @@ class Settings:
             job.seed if self.seed is None else self.seed,
             job.session.nodes if self.nodes is None else tuple(map(tuple, self.nodes)),
             self.codecs.rules,
-            down,
+            compiled(self.down),
             self.exact,
         )
 

@@ -63,8 +63,8 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     Call `synchronize()` between `backward()` and `scaler.unscale_` or `scaler.step`.
     seed: of the random codecs; default: that of `init`.
     nodes: the ranks of each node, for the hierarchical topology; default: those that share a machine.
-    down: the codec of sums where the topology encodes them (`ps`, `hierarchical`); default: the gradient's
-    own. Codecs with state besides error feedback, such as dgc, need one there.
+    down: the codec, or `Schedule`, of sums where the topology encodes them (`ps`, `hierarchical`); default:
+    the gradient's own. Codecs with state besides error feedback, such as dgc, need one there.
     sparse: names, or patterns of names, of parameters whose gradients are sparse tensors, such as those of
     Embedding(sparse=True): of these the rows travel that a rank has touched, whatever the topology.
     sparse_as_dense: make sparse gradients dense before they travel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import compll
 from casync.choice import AUTO, CodecError, check_codec, check_down
 from casync.control import MismatchError
 from casync.plan import Plan
-from casync.rules import Codecs
+from casync.rules import Codecs, Schedule
 from casync.synchronizer import Op, Spec
 
 if TYPE_CHECKING:
@@ -129,6 +130,88 @@ def test_a_switch_keeps_the_codec_of_sums_and_its_residual() -> None:
         assert all(same_bits(a, b) and a.any() for a, b in pairs)
 
 
+# --- by schedule -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topology", ["ps", "hierarchical"])
+def test_in_each_stage_of_a_schedule_sums_have_its_codec(topology: str) -> None:
+    steps = random_steps(np.random.default_rng(4), SHAPES, 3, 6)
+
+    def results(down: Any) -> Any:
+        return run_job(spec_of(SHAPES, TERNGRAD, topology, 3, nodes=NODES[3], down=down), steps)[0].results
+
+    own, int8, scheduled = map(results, (None, INT8, Schedule({2: INT8, 4: None})))
+    for step, expected in enumerate([*own[:2], *int8[2:4], *own[4:]]):
+        assert all(same_bits(scheduled[step][name], expected[name]) for name in SHAPES)
+        assert not same_bits(own[step]["dense"], int8[step]["dense"])
+
+
+@pytest.mark.parametrize("op", Op)
+@pytest.mark.parametrize("after", [TOPK, compll.compile("identity"), None], ids=["residual", "exact", "own"])
+def test_nothing_is_lost_when_the_codec_of_sums_changes(after: Any, op: Op) -> None:
+    nranks = 3
+    down = Schedule({0: ONEBIT, 4: after})
+    steps = random_steps(np.random.default_rng(6), SHAPES, nranks, 7)
+    ran = run_job(spec_of(SHAPES, ONEBIT, "ps", nranks, op=op, down=down), steps)
+    unit = {"sum": 1, "average": nranks}
+    for name in ("conv", "dense"):
+        given = sum(g[name].astype(np.float64) for step in steps for g in step)
+        applied = sum(result[name].astype(np.float64) for result in ran[0].results)
+        kept, roles = np.zeros_like(given), set()
+        for rank in ran:
+            for entry in rank.state["feedback"]["entries"]:
+                if entry["gradient"] == name:
+                    values = entry["values"]["residual"]
+                    kept[entry["offset"] :][: values.size] += values * np.float64(unit[entry["unit"]])
+                    roles.add(entry["role"])
+        assert ("OWNER" in roles) is (after is None or after.info.stateful)
+        assert np.abs(applied * (nranks if op is Op.AVERAGE else 1) + kept - given).max() < 1e-4
+    assert not any(rank.state["left"] for rank in ran)
+
+
+def test_the_codec_of_sums_may_come_with_the_codec_that_needs_it_and_no_later() -> None:
+    codec = Schedule({0: ONEBIT, 2: DGC})
+    spec_of(SHAPES, codec, "ps", 2, down=Schedule({2: INT8})).check_codecs()
+    with pytest.raises(CodecError, match=r"codec dgc cannot be used in topology ps.*down='int8'"):
+        spec_of(SHAPES, codec, "ps", 2, down=Schedule({3: INT8})).check_codecs()
+    with pytest.raises(CodecError, match="down=dgc cannot encode sums"):
+        spec_of(SHAPES, ONEBIT, "ps", 2, down=Schedule({0: INT8, 5: DGC})).check_codecs()
+
+
+def test_a_run_resumed_within_a_schedule_has_the_codec_of_sums_of_its_step() -> None:
+    """Both changes, of the terms' codec and of the sums', at one step, as an optimizer takes them."""
+
+    def work(rank: int, job: casync.Job, resumed: Any = None) -> Any:
+        model = new_model()
+        optimizer = casync.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.05),
+            model.named_parameters(),
+            codec=Schedule({0: ONEBIT, 3: DGC}),
+            topology="ps",
+            down=Schedule({1: "terngrad", 3: "onebit"}),
+            job=job,
+        )
+        if resumed:
+            model.load_state_dict(resumed[rank][0])
+            optimizer.load_state_dict(resumed[rank][1])
+        hashes, saved = [], None
+        for step in range(4 if resumed else 0, 6):
+            if step == 4:
+                saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+            x, y = data(rank, step)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            hashes.append(model_hash(model))
+        return hashes, saved
+
+    first, second = good(jobs(2, work))
+    assert first[0] == second[0]
+    saved = [first[1], second[1]]
+    again = good(jobs(2, lambda rank, job: work(rank, job, saved)))
+    assert [hashes for hashes, _ in again] == [first[0][4:]] * 2
+
+
 # --- what is refused ---------------------------------------------------------------------------------------
 
 
@@ -188,16 +271,6 @@ def test_auto_takes_a_topology_that_encodes_sums_if_they_have_a_codec() -> None:
     assert chosen(DGC, NODES[4]) == "hierarchical"
     assert chosen(DGC, None) == chosen(compll.compile("fp16"), None) == "ps"
     assert chosen(DGC, None, None) == "allgather"
-
-
-def test_a_schedule_is_no_codec_for_sums() -> None:
-    def work(_: int, job: casync.Job) -> None:
-        p = torch.nn.Parameter(torch.zeros(4, 2))
-        down = casync.Schedule({0: "int8"})
-        casync.DistributedOptimizer(torch.optim.SGD([p], lr=1.0), [("p", p)], codec="dgc", down=down, job=job)
-
-    with pytest.raises(TypeError, match="down= is one codec for the whole run, not a schedule"):
-        good(jobs(1, work))
 
 
 def test_dgc_trains_through_a_parameter_server() -> None:
