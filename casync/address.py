@@ -29,13 +29,13 @@ def is_ipv6(address: str) -> bool:
     return ":" in address
 
 
-def with_port(host: str, port: int | str) -> str:
-    """Write host and port as URLs do: an IPv6 address in brackets (RFC 3986)."""
-    return f"[{host}]:{port}" if is_ipv6(host) else f"{host}:{port}"
+def with_port(host: str, port: int | None) -> str:
+    """Write a host, and a port if there is one, as URLs do: an IPv6 address in brackets (RFC 3986)."""
+    return (f"[{host}]" if is_ipv6(host) else host) + ("" if port is None else f":{port}")
 
 
-def endpoint(made: zmq.Socket[bytes], address: str, port: int | str) -> str:
-    """Prepare a ZeroMQ socket for `address`, and return the endpoint that it binds or connects to."""
+def endpoint(made: zmq.Socket[bytes], address: str, port: int | None = None) -> str:
+    """Prepare a ZeroMQ socket for `address`; return the endpoint that it binds or connects to."""
     made.ipv6 = is_ipv6(address)
     return f"tcp://{with_port(address, port)}"
 

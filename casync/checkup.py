@@ -107,7 +107,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Job:
-    """What was found in a real job."""
+    """What was found in a real job. transport: its name, and whether it encrypts."""
 
     transport: str
     nodes: Nodes
@@ -139,7 +139,8 @@ def _joined(wish: Wish, session: Session) -> Job:
         verdict = check.symbolic(case)
         wrong = verdict.refused or verdict.faults
         verdicts.append(verdict if wrong else check.run(case, control, channels, threads))
-    return Job(session.transport.name, session.nodes, ranks, tuple(verdicts))
+    transport = session.transport.name + ", encrypted" * session.encrypted
+    return Job(transport, session.nodes, ranks, tuple(verdicts))
 
 
 def ranks_table(job: Job) -> Table:

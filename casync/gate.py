@@ -49,7 +49,7 @@ class Gate:
         made = self._pair(service)
         self._mechanism.serve(made)
         made.zap_domain = f"{service}/{peer}".encode()
-        port = made.bind_to_random_port(endpoint(made, address, "").removesuffix(":"))
+        port = made.bind_to_random_port(endpoint(made, address))
         if port != self._spared:
             return made, port
         other = self.listen(address, service, peer)  # while this one holds the port: at another

@@ -8,12 +8,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from casync_jobs import free_port, in_threads
+from casync_jobs import IPV6, free_port, in_threads
 from torch_jobs import good
 from typer.testing import CliRunner
 
 import compll
 from casync import check, checkup, links
+from casync.address import with_port
 from casync.channels import Channels
 from casync.cli import app
 from casync.launch import Launch
@@ -148,7 +149,7 @@ def test_without_a_launcher_or_with_one_rank_of_torchrun_the_ranks_are_threads(
 
 
 def test_in_a_real_job_rank_0_shows_ranks_links_and_what_holds() -> None:
-    place = {"CASYNC_SIZE": "2", "CASYNC_ADDR": f"127.0.0.1:{free_port()}", "OMP_NUM_THREADS": "1"}
+    place = {"CASYNC_ADDR": with_port(IPV6, free_port()), "CASYNC_ENCRYPT": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "casync", "check", "--codec", "onebit"]
     processes = [
         subprocess.Popen(
@@ -163,9 +164,9 @@ def test_in_a_real_job_rank_0_shows_ranks_links_and_what_holds() -> None:
     ended = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ended
     out = ended[0][0]
-    assert "2 ranks on 1 machine, transport zmq" in out
+    assert "2 ranks on 1 machine, transport zmq, encrypted" in out
     rows = [line.split() for line in out.splitlines()]
-    assert [row[2:4] for row in rows if row[:1] in (["0"], ["1"])] == [["127.0.0.1", "1"], ["127.0.0.1", "0"]]
+    assert [row[2:4] for row in rows if row[:1] in (["0"], ["1"])] == [[IPV6, "1"], [IPV6, "0"]]
     assert {row[1] for row in rows if row[-1:] == ["ok"]} == {"allgather", "hierarchical", "ps", "ring"}
     assert ended[1][0] == "", "one rank prints"
 
