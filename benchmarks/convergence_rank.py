@@ -1,4 +1,4 @@
-"""One rank of `convergence.py`: trains one variant after the other, or takes some steps of it, as the driver says.
+"""One rank of `convergence.py`: trains variants whole, or some steps of them, as the driver says.
 
 {"do": "train", "task": "digits", "seed": 0, "variant": {"codec": "int8", ...}}
 {"do": "steps", "task": "digits", "variant": {...}, "count": 9}

@@ -36,7 +36,8 @@ of one, which were measured on the slow links with the variants in turns (median
 class Row:
     """A variant of a task. quality: final, a seed each; behind: mean loss of quality against float32.
 
-    noise: what behind must exceed to count. steps: until close to float32's end; None: never. a_step: seconds.
+    noise: what behind must exceed to count. steps: until close to float32's end; None: never.
+    a_step: seconds.
     """
 
     name: str
