@@ -40,6 +40,7 @@ ROUNDS, TURN = 7, 10
 """Turns of each variant, and steps of a turn, the first of which is not measured."""
 PORT = 29_600
 RESULTS = Path(__file__).parent / "results"
+CATALOGUE = RESULTS.parent.parent / "compll" / "algorithms" / "quality.json"
 
 console = Console(stderr=True)
 
@@ -168,6 +169,10 @@ def main() -> None:
         (options.output / "convergence.md").write_text(convergence_report.markdown(found), encoding="utf-8")
         convergence_report.plot(found, options.output / "convergence.png")
         console.print(f"wrote {options.output / 'convergence.md'}, convergence.json and convergence.png")
+        if options.output == RESULTS:
+            codecs = {variant.name: variant.codec for variant in VARIANTS}
+            CATALOGUE.write_text(json.dumps(convergence_report.quality(found, codecs), indent=1) + "\n")
+            console.print(f"wrote {CATALOGUE}; now: compll algorithms --markdown > docs/algorithms.md")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,22 @@ def _runs(found: dict[str, Any], task: str) -> dict[str, dict[str, dict[str, Any
 
 def _tasks(found: dict[str, Any]) -> list[str]:
     return [task for task in QUALITY if _runs(found, task)]
+
+
+def quality(found: dict[str, Any], codecs: Mapping[str, str | None]) -> dict[str, list[dict[str, Any]]]:
+    """What the catalogue of algorithms says of each codec (`compll.catalogue.Trained`).
+
+    codecs: of each variant.
+    """
+    of_codec: dict[str, list[dict[str, Any]]] = {}
+    for task in _tasks(found):
+        for row in rows(found, task):
+            if codec := codecs[row.name]:
+                figures = {"behind": round(row.behind, 3), "noise": round(row.noise, 3)}
+                of_codec.setdefault(codec, []).append(
+                    {"variant": row.name, "task": task, "metric": QUALITY[task], **figures}
+                )
+    return of_codec
 
 
 def markdown(found: dict[str, Any]) -> str:
