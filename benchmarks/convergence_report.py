@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ examples' own optimizers and learning rates, which were chosen for float32. Ever
 with the same parameters and sees the same batches; mean and spread (standard deviation) are over seeds.
 
 **Behind** says by how much a variant ends behind float32, seed by seed, if that is more than noise: more than
-twice the larger of float32's spread and the spread of the differences. Seconds are of the training loop on
-the slow links, evaluations left out.
+twice the larger of float32's spread and the spread of the differences. Seconds are steps times the seconds
+of one, which were measured on the slow links with the variants in turns (medians of 7), evaluations left out.
 """
 
 
@@ -36,7 +36,8 @@ the slow links, evaluations left out.
 class Row:
     """A variant of a task. quality: final, a seed each; behind: mean loss of quality against float32.
 
-    noise: what behind must exceed to count. steps, seconds: until close to float32's end; None: never.
+    noise: what behind must exceed to count. steps: until close to float32's end; None: never.
+    a_step: seconds.
     """
 
     name: str
@@ -44,14 +45,13 @@ class Row:
     behind: float
     noise: float
     steps: float | None
-    seconds: float | None
     a_step: float
     sent: float
 
 
 def final(run: dict[str, Any]) -> float:
     """The quality of a run's end."""
-    return statistics.fmean(quality for _, _, quality in run["points"][-LAST:])
+    return statistics.fmean(quality for _, quality in run["points"][-LAST:])
 
 
 def rows(found: dict[str, Any], task: str) -> Iterator[Row]:
@@ -66,24 +66,23 @@ def rows(found: dict[str, Any], task: str) -> Iterator[Row]:
         reached = [
             _reached(run, base[seed], sign, CLOSE[task]) for seed, run in of_seed.items() if seed in base
         ]
-        there = [point for point in reached if point is not None]
-        whole = len(there) == len(reached)
+        there = [step for step in reached if step is not None]
+        steps = statistics.fmean(there) if len(there) == len(reached) else None
         yield Row(
             name,
             list(quality.values()),
             statistics.fmean(behind),
             2 * max(spread, _spread(behind)),
-            statistics.fmean(step for step, _ in there) if whole else None,
-            statistics.fmean(seconds for _, seconds in there) if whole else None,
-            statistics.fmean(run["points"][-1][1] / run["points"][-1][0] for run in of_seed.values()),
+            steps,
+            found["seconds"][f"{task}/{name}"],
             statistics.fmean(run["sent"] for run in of_seed.values()),
         )
 
 
-def _reached(run: dict[str, Any], goal: float, sign: int, close: float) -> tuple[int, float] | None:
-    for step, seconds, quality in run["points"]:
+def _reached(run: dict[str, Any], goal: float, sign: int, close: float) -> int | None:
+    for step, quality in run["points"]:
         if sign * (goal - quality) <= close:
-            return step, seconds
+            return int(step)
     return None
 
 
@@ -104,6 +103,22 @@ def _tasks(found: dict[str, Any]) -> list[str]:
     return [task for task in QUALITY if _runs(found, task)]
 
 
+def quality(found: dict[str, Any], codecs: Mapping[str, str | None]) -> dict[str, list[dict[str, Any]]]:
+    """What the catalogue of algorithms says of each codec (`compll.catalogue.Trained`).
+
+    codecs: of each variant.
+    """
+    of_codec: dict[str, list[dict[str, Any]]] = {}
+    for task in _tasks(found):
+        for row in rows(found, task):
+            if codec := codecs[row.name]:
+                figures = {"behind": round(row.behind, 3), "noise": round(row.noise, 3)}
+                of_codec.setdefault(codec, []).append(
+                    {"variant": row.name, "task": task, "metric": QUALITY[task], **figures}
+                )
+    return of_codec
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The page."""
     lines = [ABOUT, *(f"- {key}: {value}" for key, value in found["environment"].items())]
@@ -120,7 +135,7 @@ def markdown(found: dict[str, Any]) -> str:
         ]
         for row in rows(found, task):
             behind = f"{row.behind:.2f}" if row.behind > row.noise else ""
-            reached = "never | " if row.steps is None else f"{row.steps:.0f} | {row.seconds:.1f}"
+            reached = "never | " if row.steps is None else f"{row.steps:.0f} | {row.steps * row.a_step:.1f}"
             lines.append(
                 f"| {row.name} | {statistics.fmean(row.quality):.2f} | {_spread(row.quality):.2f} | {behind} "
                 f"| {reached} | {row.a_step * 1e3:.0f} | {row.sent:,.0f} |"
@@ -143,8 +158,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
             colour = "black" if name == BASELINE else colours[number % 20]
             style = {"color": colour, "lw": 2.2 if name == BASELINE else 1.2, "label": name}
             style["ls"] = "--" if name.endswith("feedback") else "-"
-            of_task[0].plot(points[:, 0], points[:, 2], **style)
-            of_task[1].plot(points[:, 1], points[:, 2], **style)
+            of_task[0].plot(points[:, 0], points[:, 1], **style)
+            of_task[1].plot(points[:, 0] * found["seconds"][f"{task}/{name}"], points[:, 1], **style)
         ends = [final(run) for of_seed in runs.values() for run in of_seed.values()]
         best = max(ends) if HIGHER_IS_BETTER[task] else min(ends)
         room = 12 if task == "digits" else 1.5

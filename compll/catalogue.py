@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,32 @@ from compll.codec import Codec, algorithms
 from compll.types import written
 
 PICTURES = "pictures/algorithms"  # where those of `docs/algorithms.md` are, beside it
+MEASURED = "benchmarks/results/convergence.md"
 ELEMENTS = 2**20  # the length of gradient that sizes are given for
+TRAINED = "quality.json"  # beside the programs; `benchmarks/convergence.py` writes it
 PROPERTIES = ("unbiased", "summable", "stateful", "random", "keyed", "feedback", "hop", "sparse")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How training with a codec ended beside float32: a task's mean loss of quality over seeds.
+
+    `variant` is the codec with its parameters, perhaps with error feedback. `behind` is below 0 if it ended
+    ahead, and counts if it exceeds `noise`.
+    """
+
+    variant: str
+    task: str
+    metric: str
+    behind: float
+    noise: float
+
+    @property
+    def verdict(self) -> str:
+        """What is to be said of it."""
+        if self.behind <= self.noise:
+            return "within noise"
+        return f"**{self.behind:.2f} behind** ({self.metric})"
 
 
 @dataclass(frozen=True)
@@ -23,7 +48,7 @@ class Entry:
 
     `summary`, `source` and `when` (advice when to use it) are the header of its file; `lines` counts those
     that are neither blank nor comment; `bytes` is the payload of ELEMENTS elements, or the most that it can
-    be if not `exact_size`.
+    be if not `exact_size`. `trained`: how training ended, where that was measured.
     """
 
     name: str
@@ -38,11 +63,26 @@ class Entry:
     properties: tuple[str, ...]
     nonfinite: str
     backends: tuple[str, ...]
+    trained: tuple[Trained, ...]
 
 
 def entries() -> list[Entry]:
     """Return an entry for every shipped algorithm, by name."""
     return [_entry(name, path) for name, path in algorithms().items()]
+
+
+def _trained(path: Path) -> tuple[Trained, ...]:
+    """What was measured of the codec of a program."""
+    found = json.loads(path.with_name(TRAINED).read_text("utf-8"))
+    return tuple(Trained(**one) for one in found.get(path.stem, ()))
+
+
+def said(trained: Iterable[Trained]) -> list[str]:
+    """A line a variant: how training with it ended in each task."""
+    of_variant: dict[str, list[str]] = {}
+    for one in trained:
+        of_variant.setdefault(one.variant, []).append(f"{one.task} {one.verdict}")
+    return [f"{variant}: {', '.join(verdicts)}" for variant, verdicts in of_variant.items()]
 
 
 def code_lines(text: str) -> int:
@@ -86,6 +126,7 @@ def _entry(name: str, path: Path) -> Entry:
         properties=tuple(p for p in PROPERTIES if getattr(info, p)),
         nonfinite=info.nonfinite,
         backends=tuple(driver.BACKENDS),
+        trained=_trained(path),
     )
 
 
@@ -152,6 +193,10 @@ def markdown() -> str:
         + PICTURES
         + "`, show on the left a stretch of a",
         "gradient and what arrives of it in one step, and on the right what arrives of 4,096 elements.",
+        "",
+        "**Trained** says how two small models ended beside float32, with settings chosen for float32",
+        f"([how it was measured](../{MEASURED})), where that was measured: behind is what ended worse than",
+        "float32 by more than the noise between seeds.",
     ]
     for e in found:
         lines += [
@@ -162,5 +207,7 @@ def markdown() -> str:
             f"**When:** {e.when}",
             e.source,
         ]
+        if e.trained:
+            lines += ["", f"**Trained:** {'; '.join(said(e.trained))}."]
         lines += ["", f"![{e.name}: original and decoded values]({PICTURES}/{e.name}.png)"]
     return "\n".join([*lines, "", *ABSENT]) + "\n"
