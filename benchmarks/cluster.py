@@ -34,7 +34,7 @@ from typing import Any
 import cluster_report
 import torch
 from cluster_ablation import ABLATION, CODEC, TOPOLOGY
-from cluster_cells import REFERENCE, Sets, measure, parties
+from cluster_cells import REFERENCE, Pace, Sets, measure, parties
 from cluster_methods import METHODS, Entry, entries
 from cluster_models import MODELS, PARTS, REPLAYED, build, elements
 from cluster_network import Network, NetworkError
@@ -45,8 +45,8 @@ from rich.progress import Progress
 RATES = (100, 200, 1000, 0)
 """Mbit/s; 0: no limit."""
 ROUNDS = 7
-BUDGET = 30.0
-"""Seconds for a replayed method in a cell, those of computing alone beside it included."""
+TURN, REPLAYED_TURN, REPLAYED_BUDGET = 1.0, 0.5, 20.0
+"""Seconds (see `Pace`): replayed passes vary less than computed ones, and are there to be many models."""
 MATRIX = (("mlp", (2, 4), RATES), *((model, (4,), (200, 1000)) for model in REPLAYED))
 """Models, nodes and rates of the whole matrix."""
 RESULTS = Path(__file__).parent / "results"
@@ -121,7 +121,7 @@ def parsed() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Methods that are alive at the same time, and the rates that are left to measure. size: bytes."""
+    """Methods that are alive at the same time, and the rates that are to be measured."""
 
     model: str
     nodes: int
@@ -200,7 +200,9 @@ def results(
     """Make a cluster; for each rate, it and the elements of each gradient, and the turns."""
     if not rates:
         return
-    budget = BUDGET * len(cluster.party) if cluster.model in REPLAYED and not options.ablation else None
+    pace = Pace(options.rounds, TURN, None)
+    if cluster.model in REPLAYED and not options.ablation:
+        pace = Pace(options.rounds, REPLAYED_TURN, REPLAYED_BUDGET)
     with contextlib.ExitStack() as stack:
         start = progress.add_task(f"{cluster}: starting", total=None)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -216,7 +218,7 @@ def results(
             yield (
                 rate,
                 sets.elements,
-                measure(sets, cluster.party, options.rounds, budget, progress, title),
+                measure(sets, cluster.party, pace, progress, title),
             )
 
 

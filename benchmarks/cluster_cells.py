@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cluster_methods import METHODS, Entry
@@ -13,8 +15,6 @@ from cluster_network import Network
 from cluster_ranks import Ranks
 from rich.progress import Progress
 
-TURN = 1.0
-"""Seconds that a method's turn takes, where its iterations are short enough."""
 NOISY, TRIES = 1.3, 5
 """A round is repeated while computing alone takes so many times its least; so often at most."""
 LEAST = 3
@@ -23,6 +23,18 @@ BESIDE = 128 << 20
 """Bytes of gradients: methods with larger lists are not alive beside others, for want of memory."""
 REFERENCE = Entry("compute alone")
 PORT = 29_400
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to measure: rounds, seconds of a turn where an iteration is shorter, seconds a method.
+
+    When a party has had its methods' seconds, no round is begun after the first LEAST; None for no end.
+    """
+
+    rounds: int
+    turn: float
+    budget: float | None
 
 
 def parties(rows: Sequence[Entry], size: int) -> Iterator[list[Entry]]:
@@ -89,43 +101,38 @@ class Sets:
         }
 
 
-def measure(
-    sets: Sets, party: Sequence[Entry], rounds: int, budget: float | None, progress: Progress, title: str
-) -> dict[str, Any]:
-    """The turns of each method, and how many rounds were repeated.
-
-    budget: seconds; when they are over, no round is begun after the first LEAST. None for no end.
-    """
+def measure(sets: Sets, party: Sequence[Entry], pace: Pace, progress: Progress, title: str) -> dict[str, Any]:
+    """The turns of each method, and how many rounds were repeated."""
     usual: dict[Entry, float] = {}
     turns: dict[Entry, list[dict[str, Any]]] = {row: [] for row in (REFERENCE, *party)}
     repeated = 0
-    task = progress.add_task(title, total=rounds * len(turns))
-    begin = time.monotonic()
-    for number in range(rounds):
-        if budget is not None and number >= LEAST and time.monotonic() - begin > budget:
+    task = progress.add_task(title, total=pace.rounds * len(turns))
+    end = math.inf if pace.budget is None else time.monotonic() + pace.budget * len(party)
+    for number in range(pace.rounds):
+        if number >= LEAST and time.monotonic() > end:
             break
         for attempt in range(TRIES):
-            reference = _turn(sets, REFERENCE, usual)
+            reference = _turn(sets, REFERENCE, usual, pace.turn)
             if reference["seconds"] <= NOISY * usual[REFERENCE] or attempt == TRIES - 1:
                 break
             repeated += 1
             time.sleep(2)
         for row in turns:
-            turns[row].append(reference if row == REFERENCE else _turn(sets, row, usual))
+            turns[row].append(reference if row == REFERENCE else _turn(sets, row, usual, pace.turn))
             progress.advance(task)
     progress.remove_task(task)
     return {"rows": [[*row, taken] for row, taken in turns.items()], "repeated": repeated}
 
 
-def _turn(sets: Sets, row: Entry, usual: dict[Entry, float]) -> dict[str, Any]:
+def _turn(sets: Sets, row: Entry, usual: dict[Entry, float], seconds: float) -> dict[str, Any]:
     """Run so many iterations as a turn has room for; the first turn begins with one, to find out."""
     if row not in usual:
         found = sets.run(row, 1)
         usual[row] = found["seconds"]
-        if found["seconds"] >= TURN:
+        if found["seconds"] >= seconds:
             return found
-    if usual[row] < TURN:
+    if usual[row] < seconds:
         sets.run(row, 1)  # ranks do not begin at the same moment; caches hold another method's data
-    found = sets.run(row, max(1, min(9, round(TURN / usual[row]))))
+    found = sets.run(row, max(1, min(9, round(seconds / usual[row]))))
     usual[row] = min(usual[row], found["seconds"])
     return found

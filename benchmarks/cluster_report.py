@@ -161,7 +161,7 @@ def _clusters(found: dict[str, Any]) -> dict[str, dict[int, Cell]]:
         made = tuple(rows(cell, int(cluster.split("/")[1]), int(rate), cores))
         repeated = sum(party["repeated"] for party in cell["parties"])
         clusters.setdefault(cluster, {})[int(rate)] = Cell(made, repeated)
-    return clusters
+    return {cluster: dict(sorted(cells.items(), key=_by_rate)) for cluster, cells in clusters.items()}
 
 
 def _overview(cells: Mapping[int, Cell]) -> Iterator[str]:
@@ -229,11 +229,10 @@ def _plot(model: str, clusters: Mapping[str, Mapping[int, Cell]], path: Path) ->
     for axis in axes.flat:
         axis.set_visible(False)
     for line, (key, cells) in zip(axes, clusters.items(), strict=True):
-        for axis, (rate, cell) in zip(line, sorted(cells.items(), key=_by_rate), strict=False):
+        for axis, (rate, cell) in zip(line, cells.items(), strict=False):
             axis.set_visible(True)
             _panel(axis, cell)
             axis.set_title(f"{model}, {key.split('/')[1]} nodes, {_speed(rate)}", fontsize=11)
-    axes[0][0].invert_yaxis()
     ours, others, estimated = (
         Patch(color=OUR_COLOUR, label="casync"),
         Patch(color=OTHER_COLOUR, label="others"),
@@ -269,6 +268,7 @@ def _panel(axis: Axes, cell: Cell) -> None:
     axis.set(xscale="log", xlabel="ms an iteration")
     axis.set_yticks(places, [row.name for row in shown])
     least, most = (pick(row.seconds for row in shown) for pick in (min, max))
+    axis.set_ylim(len(shown) - 0.4, -0.6)
     axis.set_xlim(500 * least, 3500 * most)
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.spines[["top", "right"]].set_visible(False)
