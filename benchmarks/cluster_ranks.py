@@ -136,6 +136,8 @@ class Ranks:
             "GLOO_SOCKET_IFNAME": INTERFACE,
             "CASYNC_RANK": str(node),
             "CASYNC_SIZE": size,
+            "CASYNC_LOCAL_RANK": str(node),
+            "CASYNC_LOCAL_SIZE": size,  # the nodes share the cores
             "CASYNC_ADDR": f"{first}:{self._port + 1}",
             "CASYNC_TIMEOUT": str(int(PATIENCE)),  # while others run, ranks are stopped
             "OMP_NUM_THREADS": "1",
