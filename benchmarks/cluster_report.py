@@ -90,7 +90,8 @@ def rows(cell: dict[str, Any], nodes: int, rate: int, cores: int) -> Iterator[Ro
         )
         sent = entry.part * statistics.median(max(turn["sent"], turn["received"]) for turn in taken)
         network = wire_floor(ready, cell["elements"], sent, rate)
-        floor, bound = max((cpu / cores, "cores"), (network, "network" if rate else "cores"))
+        waits = "network" if network > 1.01 * max(ready) else "compute"
+        floor, bound = max((cpu / cores, "cores"), (network, waits))
         speedup = _speedup(parties, all_turns, base, entry, seconds)
         yield Row(entry.name, entry.part, len(taken), seconds, cpu / nodes, sent, floor, bound, speedup)
 
