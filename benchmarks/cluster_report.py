@@ -42,7 +42,7 @@ what the node's interface counted, headers included; they are divided among grad
 REPLAYED = """\
 VGG19, ResNet50 and Bert-base are replayed: parameters of the real shapes, a backward pass that waits for
 the time at which an accelerator would have each gradient. A method whose gradients are too large to have room
-beside others is alive alone, with computing alone between its rounds; ratios there are those of the medians.
+beside others is alive alone, with computing alone between its rounds; its ratio to another is that of the medians.
 **≈ of 1/k** marks what was measured on a part of the model, k times as short: 1/k of the compute, of the rows
 of each large gradient, and of the small gradients; time, CPU time and bytes are those measured times k.
 """
@@ -102,12 +102,12 @@ def _speedup(
     """Median of the rounds' own ratios of methods that took turns, else the ratio of the medians."""
     if base is None:
         return None
+    parts = base.part / entry.part
     for party in parties:
-        if base in party and entry in party and len(parties) == 1:
+        if base in party and entry in party:
             pairs = zip(party[base], party[entry], strict=True)
-            ratio = statistics.median(b["seconds"] / turn["seconds"] for b, turn in pairs)
-            return ratio * base.part / entry.part
-    return base.part * statistics.median(turn["seconds"] for turn in turns[base]) / seconds
+            return parts * float(statistics.median(b["seconds"] / turn["seconds"] for b, turn in pairs))
+    return base.part * float(statistics.median(turn["seconds"] for turn in turns[base])) / seconds
 
 
 def wire_floor(ready: Sequence[float], elements: Sequence[int], sent: float, rate: int) -> float:
@@ -261,7 +261,7 @@ def _panel(axis: Axes, cell: Cell) -> None:
     for place, row in zip(places, shown, strict=True):
         ms = row.seconds * 1e3
         colour = OUR_COLOUR if row.name.startswith(OURS) else OTHER_COLOUR
-        style = {"hatch": HATCH, "edgecolor": "white", "linewidth": 0} if row.part > 1 else {}
+        style: dict[str, Any] = {"hatch": HATCH, "edgecolor": "white", "linewidth": 0} if row.part > 1 else {}
         axis.barh(place, ms, color=colour, **style)
         text = f"{ms:.0f}" if row.part == 1 else f"≈ {ms:.0f}"
         axis.text(ms * 1.08, place, text, va="center", fontsize=8)
