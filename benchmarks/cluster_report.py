@@ -42,7 +42,7 @@ what the node's interface counted, headers included; they are divided among grad
 REPLAYED = """\
 VGG19, ResNet50 and Bert-base are replayed: parameters of the real shapes, a backward pass that waits for
 the time at which an accelerator would have each gradient. A method whose gradients are too large to have room
-beside others is alive alone, with computing alone between its rounds; its ratio to another is that of the medians.
+beside others has its rounds by itself, beside computing alone; its ratio to another is that of the medians.
 **≈ of 1/k** marks what was measured on a part of the model, k times as short: 1/k of the compute, of the rows
 of each large gradient, and of the small gradients; time, CPU time and bytes are those measured times k.
 """
