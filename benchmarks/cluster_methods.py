@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,11 +28,26 @@ class Work:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the results. engine: the library that moves gradients: casync, torch, horovod, or none."""
+    """A row of the results. engine: the library that moves gradients: casync, torch, horovod, or none.
+
+    wide: it sends 16 or 32 bits a value, so that a large model's iteration takes minutes.
+    """
 
     name: str
     engine: str
     make: Callable[[Work], Iterate]
+    wide: bool = False
+
+
+class Entry(NamedTuple):
+    """A method on 1/part of a model's gradients: a row of the results."""
+
+    name: str
+    part: int = 1
+
+    def __str__(self) -> str:
+        """How the results name it."""
+        return self.name if self.part == 1 else f"{self.name}, ≈ of 1/{self.part}"
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -124,11 +139,17 @@ METHODS = (
     Method("casync int8, ps", "casync", ours("int8", "ps")),
     Method("casync int8, ring", "casync", ours("int8", "ring")),
     Method("casync dgc 0.1 %, allgather", "casync", ours("dgc", "allgather", ratio=0.001)),
-    Method("casync bf16, direct", "casync", ours("bf16", "direct")),
-    Method("casync uncompressed", "casync", ours(None, "ring")),
-    Method("DDP", "torch", ddp()),
-    Method("DDP, fp16 hook", "torch", ddp("fp16")),
+    Method("casync bf16, direct", "casync", ours("bf16", "direct"), wide=True),
+    Method("casync uncompressed", "casync", ours(None, "ring"), wide=True),
+    Method("DDP", "torch", ddp(), wide=True),
+    Method("DDP, fp16 hook", "torch", ddp("fp16"), wide=True),
     Method("DDP, PowerSGD rank 4", "torch", ddp("powersgd")),
-    Method("Horovod", "horovod", horovod("none")),
-    Method("Horovod, fp16", "horovod", horovod("fp16")),
+    Method("Horovod", "horovod", horovod("none"), wide=True),
+    Method("Horovod, fp16", "horovod", horovod("fp16"), wide=True),
 )
+
+
+def entries(names: Sequence[str], parts: Sequence[int]) -> list[Entry]:
+    """The rows of a model: wide methods on these parts of its list, the others on the whole list."""
+    wide = {method.name for method in METHODS if method.wide}
+    return [Entry(name, part) for name in names for part in (parts if name in wide else (1,))]

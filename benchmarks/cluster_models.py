@@ -4,6 +4,11 @@ A replayed model has the real model's parameters, by name and shape; its backwar
 gradient's time instead of computing it, as a rank does whose accelerator computes. Times: the iteration of
 one accelerator, a third of it forward, the rest divided among the layers by their multiplications. Filling
 a gradient's memory takes the processor some time.
+
+A part of a replayed model (`thinned`) is the same iteration, shorter: 1/part of the time, of the bytes and of
+the small gradients, with the same share of the bytes ready at the same share of the time. Part times its
+iteration time estimates the whole model's; a method's fixed cost of a large gradient or of an iteration is
+counted part times, and buckets of a fixed size overlap less with the backward pass.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +25,8 @@ from torch import nn
 
 BATCH = 32
 WIDTHS = (3072, 4096, 1536, 512, 10)
+SMALL = 1 << 16
+"""Elements: a smaller gradient is whole in a thinned list, or not there."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,21 @@ class Replayed(nn.Module):
         return x
 
 
+def thinned(replay: Replay, part: int) -> Replay:
+    """1/part of the time and of each large gradient's rows; of the small gradients every part-th, whole."""
+    small = itertools.count(part // 2)
+    layers = []
+    for layer in replay.layers:
+        shapes = []
+        for name, shape in layer.shapes:
+            if math.prod(shape) >= SMALL:
+                shapes.append((name, (max(1, shape[0] // part), *shape[1:])))
+            elif next(small) % part == 0:
+                shapes.append((name, shape))
+        layers.append(replace(layer, shapes=tuple(shapes)))
+    return replace(replay, layers=tuple(layers), seconds=replay.seconds / part)
+
+
 def _dense(name: str, inputs: int, outputs: int, positions: int = 1) -> Layer:
     return Layer(name, (("weight", (outputs, inputs)), ("bias", (outputs,))), inputs * outputs * positions)
 
@@ -183,14 +205,16 @@ def bert_base() -> Replay:
 
 REPLAYED = {"vgg19": vgg19, "resnet50": resnet50, "bert-base": bert_base}
 MODELS = ("mlp", *REPLAYED)
+PARTS = {"vgg19": (8,), "resnet50": (1, 8), "bert-base": (8,)}
+"""The parts of a list on which methods are measured that send 16 or 32 bits a value; both: to compare."""
 
 
-def build(name: str) -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
-    """A model by name, and its loss."""
+def build(name: str, part: int = 1) -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
+    """A model by name, or 1/part of a replayed one, and its loss."""
     if name == "mlp":
         return mlp()
     x = torch.zeros((), requires_grad=True)
-    return Replayed(REPLAYED[name]()), lambda m: m(x)
+    return Replayed(thinned(REPLAYED[name](), part)), lambda m: m(x)
 
 
 def elements(model: nn.Module) -> Iterator[tuple[str, int]]:

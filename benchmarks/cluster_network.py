@@ -12,8 +12,6 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 
-SUBNET = "10.77.0"
-GATEWAY = f"{SUBNET}.254"
 INTERFACE = "eth0"
 
 
@@ -22,7 +20,10 @@ class NetworkError(RuntimeError):
 
 
 class Network:
-    """Nodes 0 to n - 1 with the addresses 10.77.0.1 and up; a context manager."""
+    """Nodes 0 to n - 1 with the addresses 10.x.y.1 and up; a context manager.
+
+    Names and x.y are of this process's number, so that several networks can be there at once.
+    """
 
     def __init__(self, nodes: int) -> None:
         """Raise NetworkError without root, ip or tc."""
@@ -32,7 +33,9 @@ class Network:
         if os.geteuid() != 0:
             raise NetworkError("network namespaces need root: run this with sudo")
         self.nodes = nodes
-        self._tag = f"cc{os.getpid() % 100_000}"
+        number = os.getpid()
+        self._tag = f"cc{number % 100_000}"
+        self._subnet = f"10.{64 + number // 256 % 128}.{number % 256}"
 
     def __enter__(self) -> Network:
         """Make bridge, namespaces and links, without a limit."""
@@ -68,7 +71,12 @@ class Network:
 
     def address(self, node: int) -> str:
         """A node's address."""
-        return f"{SUBNET}.{node + 1}"
+        return f"{self._subnet}.{node + 1}"
+
+    @property
+    def gateway(self) -> str:
+        """The bridge's address: where the nodes reach this process."""
+        return f"{self._subnet}.254"
 
     def _node(self, node: int) -> str:
         return f"{self._tag}n{node}"
@@ -86,7 +94,7 @@ class Network:
     def _make(self) -> None:
         bridge = f"{self._tag}br"
         _run("ip", "link", "add", bridge, "type", "bridge")
-        _run("ip", "addr", "add", f"{GATEWAY}/24", "dev", bridge)
+        _run("ip", "addr", "add", f"{self.gateway}/24", "dev", bridge)
         _run("ip", "link", "set", bridge, "up")
         hosts = "".join(f"{self.address(node)} {self._node(node)}\n" for node in range(self.nodes))
         for node in range(self.nodes):

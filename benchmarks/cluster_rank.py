@@ -1,7 +1,9 @@
 """One rank of the emulated cluster: does what the driver says, a line of JSON on standard input a command.
 
-{"do": "make", "methods": [...], "model": "mlp"}      builds the methods and warms each of them up
-{"do": "run", "method": "DDP", "iterations": 3}       runs, and replies with what it took
+{"do": "make", "entries": [["DDP", 8]], "model": "vgg19", "plan": null}
+    builds methods, each for a part of the model, and warms each of them up
+{"do": "run", "entry": ["DDP", 8], "iterations": 3}
+    runs, and replies with what it took
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 from cluster_ablation import ABLATION
-from cluster_methods import METHODS, POWERSGD_WARM, Iterate, Work, twin
+from cluster_methods import METHODS, POWERSGD_WARM, Entry, Iterate, Work, twin
 from cluster_models import build, elements
 from cluster_network import INTERFACE
 from cluster_ranks import serve
@@ -31,29 +33,30 @@ def counters() -> tuple[float, int, int]:
 
 
 class Rank:
-    """The methods that this rank has built."""
+    """The methods that this rank has built; each with its model's parameters."""
 
     def __init__(self) -> None:
-        self.methods: dict[str, Iterate] = {}
+        self.methods: dict[Entry, tuple[Iterate, list[torch.nn.Parameter]]] = {}
         self.ready: Callable[[], list[float]] = list
 
-    def make(self, methods: list[str], model: str, plan: str | None) -> dict[str, Any]:
-        """Build and warm up; replies with the elements of each gradient."""
-        join({BY_NAME[name].engine for name in methods})
-        original, loss = build(model)
-        for name in methods:
+    def make(self, entries: list[tuple[str, int]], model: str, plan: str | None) -> dict[str, Any]:
+        """Build each method for its part of the model and warm up; replies with the elements of gradients."""
+        join({BY_NAME[name].engine for name, _ in entries})
+        originals = {part: build(model, part) for part in {1, *(part for _, part in entries)}}
+        for name, part in entries:
+            original, loss = originals[part]
             made = twin(original)
             if name == "compute alone":
                 self.ready = watch(made)
-            self.methods[name] = BY_NAME[name].make(Work(made, loss, plan))
-            for _ in range(WARM_UP):
-                self.methods[name]()
+            iterate = BY_NAME[name].make(Work(made, loss, plan))
+            self.methods[Entry(name, part)] = iterate, list(made.parameters())
+            self.run((name, part), WARM_UP)
             gc.collect()
-        return {"elements": [n for _, n in elements(original)]}
+        return {"elements": [n for _, n in elements(originals[1][0])]}
 
-    def run(self, method: str, iterations: int) -> dict[str, Any]:
+    def run(self, entry: tuple[str, int], iterations: int) -> dict[str, Any]:
         """Run one method; seconds of each iteration, and CPU seconds and bytes of all of them."""
-        iterate = self.methods[method]
+        iterate, parameters = self.methods[Entry(*entry)]
         seconds = []
         before = counters()
         for _ in range(iterations):
@@ -61,7 +64,9 @@ class Rank:
             iterate()
             seconds.append(time.perf_counter() - begin)
         cpu, sent, received = (b - a for a, b in zip(before, counters(), strict=True))
-        ready = self.ready() if method == "compute alone" else []
+        for p in parameters:  # others have their turn, and need the memory
+            p.grad = None
+        ready = self.ready() if entry[0] == "compute alone" else []
         return {"seconds": seconds, "cpu": cpu, "sent": sent, "received": received, "ready": ready}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cluster_network import GATEWAY, INTERFACE, Network
+from cluster_network import INTERFACE, Network
 
 HERE = Path(__file__).parent
 PATIENCE = 900.0
@@ -136,6 +136,8 @@ class Ranks:
             "GLOO_SOCKET_IFNAME": INTERFACE,
             "CASYNC_RANK": str(node),
             "CASYNC_SIZE": size,
+            "CASYNC_LOCAL_RANK": str(node),
+            "CASYNC_LOCAL_SIZE": size,  # the nodes share the cores
             "CASYNC_ADDR": f"{first}:{self._port + 1}",
             "CASYNC_TIMEOUT": str(int(PATIENCE)),  # while others run, ranks are stopped
             "OMP_NUM_THREADS": "1",
@@ -159,7 +161,7 @@ class Ranks:
         hosts = ",".join(f"n{node}:1" for node in range(self._network.nodes))
         self._server.init(get_host_assignments(parse_hosts(hosts), self._network.nodes))
         return {
-            "HOROVOD_GLOO_RENDEZVOUS_ADDR": GATEWAY,
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": self._network.gateway,
             "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
             "HOROVOD_GLOO_IFACE": INTERFACE,
             "HOROVOD_CONTROLLER": "gloo",
