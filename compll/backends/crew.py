@@ -12,10 +12,14 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from types import ModuleType
+
+import numpy as np
 
 Job = Callable[[], object]
+ROUNDS = int(os.environ.get('XR','1500'))
 _core = ctypes.PyDLL(None).sched_getcpu
 
 
@@ -50,14 +54,55 @@ def share(jobs: Sequence[Job], threads: int) -> None:
         raise failed[0]
 
 
-def pieces(count: int, chunk: int, threads: int) -> Iterator[tuple[int, int]]:
-    """Divide the numbers below `count` into ranges of whole chunks, ever smaller ones, to end together."""
-    begin = 0
-    while begin < count:
-        chunks = -(-(count - begin) // (2 * threads * chunk))
-        end = min(count, begin + chunks * chunk)
-        yield begin, end
-        begin = end
+def share_tiles(native: ModuleType, kernel: int, job: int, tiles: int, chunk: int, threads: int) -> None:
+    """Run a kernel on all tiles, in as many threads as there are chunks for, or fewer.
+
+    Args:
+        native: the compiled `numba_team`.
+        kernel: address of a function of an address and a range of tiles.
+        job: the address that it gets.
+        tiles: how many there are.
+        chunk: how many one thread takes at least.
+        threads: so many at most.
+
+    """
+    helpers = min(threads, -(-tiles // chunk)) - 1
+    if helpers <= 0:
+        native.alone(kernel, job, tiles)
+        return
+    team = _team(native, threads - 1, os.getpid())
+    try:
+        slot = team.slots.pop()  # at once, under the GIL
+    except IndexError:  # as many callers as that keep all processors busy
+        native.alone(kernel, job, tiles)
+        return
+    try:
+        for _ in range(native.missing(team.address, helpers)):
+            core = _core()
+            _helpers(threads - 1, os.getpid()).put(functools.partial(team.serve, core))
+        native.lead(slot, kernel, job, tiles, chunk, helpers)
+    finally:
+        team.slots.append(slot)
+
+
+class _Team:
+    """The memory by which callers and helpers know of each other: see `numba_team`."""
+
+    def __init__(self, native: ModuleType) -> None:
+        self.memory = np.zeros(native.BYTES + native.LINE, np.uint8)
+        first = self.memory.ctypes.data
+        self.address = first + -first % native.LINE
+        self.slots = [self.address + native.LINE + k * native.SLOT for k in range(native.SLOTS)]
+        self.native = native
+
+    def serve(self, core: int) -> None:
+        _leave(core)
+        self.native.serve(self.address, ROUNDS)
+
+
+@functools.cache
+def _team(native: ModuleType, helpers: int, process: int) -> _Team:  # noqa: ARG001
+    return _Team(native)
 
 
 @functools.cache
