@@ -13,6 +13,8 @@ import numpy as np
 from numba import cfunc, from_dtype
 from numba.core import types
 from numba.core.sigutils import normalize_signature
+from numba.core.types.containers import Tuple
+from numba.core.types.misc import CPointer
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
@@ -23,7 +25,7 @@ Job = tuple[int, Any]
 
 
 def _compiled(function: Callable[..., None], job: Any) -> Any:
-    kind = types.void(types.CPointer(job), types.int64, types.int64)
+    kind = types.void(CPointer(job), types.int64, types.int64)
     return cfunc(kind, error_model="numpy", cache=True)(function)
 
 
@@ -47,7 +49,7 @@ class Kernel:
         for text in signatures:
             arguments = normalize_signature(text)[0]
             sizes = tuple(x.dtype.bitwidth // 8 for x in arguments if isinstance(x, types.Array))
-            self.compiled[sizes] = _compiled(function, types.Tuple(arguments))
+            self.compiled[sizes] = _compiled(function, Tuple(arguments))
 
     def __call__(self, *arguments: Any) -> Job:
         """Return the job: the arguments as words of 64 bits, as Numba lays out a tuple of them."""

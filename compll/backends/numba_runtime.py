@@ -259,7 +259,7 @@ class Kernels:
 
     frame: np.dtype[Any]
     steps: list[Callable[[Any], int]]
-    loops: list[tuple[Callable[[Any, int, int], None], int] | Selection]
+    loops: list[tuple[Any, int] | Selection]
 
 
 HEADER = (

@@ -1,8 +1,8 @@
 """Selections for Numba: kernels on vectors in scratch memory, and the functions that call them.
 
-They know no program, so `compll.backends.numba` compiles this file once and keeps it beside the codecs: it
-imports nothing of compll.  A function gets `view`, the vectors that its selection names, and `team`, which
-runs a kernel on ranges of tiles in several threads.  Keys are compared as unsigned integers; `flip` has the
+They know no program, so `compll.backends.numba` compiles this file once and keeps it beside the codecs.  A
+function gets `view`, the vectors that its selection names, and `team`, which runs a kernel's job on ranges of
+tiles in several threads.  Keys are compared as unsigned integers; `flip` has the
 sign bit where they are signed.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit
 from numba.core import types
+from numba.core.types.misc import CPointer
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
@@ -62,7 +63,7 @@ def digit_counts(_: Any) -> Any:
             counts = b.alloca(ir.ArrayType(ir.IntType(64), 256))
         return b.bitcast(counts, ir.IntType(64).as_pointer())
 
-    return signature(types.CPointer(types.int64)), emit
+    return signature(CPointer(types.int64)), emit
 
 
 @intrinsic

@@ -4,10 +4,11 @@ To wake a thread takes as long as a small loop.  So a helper that has finished l
 while, and only then goes back to Python to sleep.  This file knows no program: `compll.backends.numba`
 compiles it once and keeps it beside the codecs; it imports nothing of compll.
 
-A team is a block of memory of 64-bit words.  Its first word counts the helpers that are free or called.  Each
-of several calls at a time has a slot; its first word, the gate, holds the number of the call and how many may
-still join it.  Who joins takes one off, and the caller, when nothing is left to do, sets it to 0: both by one
-atomic operation, so that nobody joins afterwards, and the caller waits for those only who have joined before.
+A team is memory of 64-bit words.  The first counts the helpers that are free, those who were called and have
+not come yet included.  Each of several calls at a time has a slot, whose first word, the gate, holds the
+number of the call and how many may still join it.  Who joins takes one off, and the caller, when nothing is
+left to do, sets it to 0: both by one atomic operation.  So nobody joins afterwards, and the caller waits for
+those only who joined before.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from numba.core import types
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
-SLOTS, LINE = 8, 64  # calls at a time; bytes that threads hold one at a time
-KERNEL, JOB, TILES, CHUNK, HELPERS, NEXT, DONE = 8, 16, 24, 32, 40, LINE, 2 * LINE  # places in a slot, in bytes
+LINE = 64  # bytes that one processor holds at a time
+KERNEL, JOB, TILES, CHUNK, HELPERS, NEXT, DONE = 8, 16, 24, 32, 40, LINE, 2 * LINE  # where, in a slot
 SLOT = 3 * LINE
-BYTES = LINE + SLOTS * SLOT
+BYTES = LINE + 8 * SLOT  # of a team: 8 calls at a time
 PLACES = 0xFFFF  # of a gate: how many may join
-EAGER = 1000  # so often a thread looks before it lets others run, each time it looks again
+EAGER = 1000  # so often a thread looks again at once; then it lets others run before it does
 I64 = ir.IntType(64)
 ORDER = "seq_cst"
 
@@ -39,13 +40,13 @@ def place(b: Any, address: Any) -> Any:
 
 
 @intrinsic
-def load(_: Any, at: Any) -> Any:
+def load(_: Any, _at: Any) -> Any:
     """Return a word as all threads see it."""
     return signature(types.int64, types.int64), lambda _c, b, _s, v: b.load_atomic(place(b, v[0]), ORDER, 8)
 
 
 @intrinsic
-def store(_: Any, at: Any, word: Any) -> Any:
+def store(_: Any, _at: Any, _word: Any) -> Any:
     """Set a word, after all that was written before."""
 
     def emit(context: Any, b: Any, _s: Any, v: Any) -> Any:
@@ -56,21 +57,21 @@ def store(_: Any, at: Any, word: Any) -> Any:
 
 
 @intrinsic
-def add(_: Any, at: Any, word: Any) -> Any:
+def add(_: Any, _at: Any, _word: Any) -> Any:
     """Add to a word; return what it was."""
     kind = signature(types.int64, types.int64, types.int64)
     return kind, lambda _c, b, _s, v: b.atomic_rmw("add", place(b, v[0]), v[1], ORDER)
 
 
 @intrinsic
-def exchange(_: Any, at: Any, word: Any) -> Any:
+def exchange(_: Any, _at: Any, _word: Any) -> Any:
     """Set a word; return what it was."""
     kind = signature(types.int64, types.int64, types.int64)
     return kind, lambda _c, b, _s, v: b.atomic_rmw("xchg", place(b, v[0]), v[1], ORDER)
 
 
 @intrinsic
-def replace(_: Any, at: Any, old: Any, new: Any) -> Any:
+def replace(_: Any, _at: Any, _old: Any, _new: Any) -> Any:
     """Set a word if it still is `old`; return whether it was."""
 
     def emit(_c: Any, b: Any, _s: Any, v: Any) -> Any:
@@ -85,14 +86,16 @@ def relax(_: Any) -> Any:
 
     def emit(context: Any, b: Any, _s: Any, _v: Any) -> Any:
         if platform.machine() in ("x86_64", "AMD64"):
-            b.call(b.module.declare_intrinsic("llvm.x86.sse2.pause", (), ir.FunctionType(ir.VoidType(), ())), ())
+            b.call(
+                b.module.declare_intrinsic("llvm.x86.sse2.pause", (), ir.FunctionType(ir.VoidType(), ())), ()
+            )
         return context.get_dummy_value()
 
     return signature(types.none), emit
 
 
 @intrinsic
-def run(_: Any, kernel: Any, job: Any, begin: Any, end: Any) -> Any:
+def run(_: Any, _kernel: Any, _job: Any, _begin: Any, _end: Any) -> Any:
     """Call a kernel on a range of tiles."""
 
     def emit(context: Any, b: Any, _s: Any, v: Any) -> Any:
