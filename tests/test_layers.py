@@ -39,8 +39,9 @@ SEES = {
 # A framework -> the only files that may import it.
 NUMBA = {
     "compll/backends/numba.py",
-    *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "lanes", "positions")),
-    *(f"compll/backends/numba_{part}.py" for part in ("reduce", "runtime", "selection", "tiles")),
+    *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "jobs", "lanes")),
+    *(f"compll/backends/numba_{part}.py" for part in ("positions", "reduce", "runtime", "selection")),
+    *(f"compll/backends/numba_{part}.py" for part in ("team", "tiles")),
 }
 TORCH = {
     *(f"casync/engines/{name}.py" for name in ("horovod", "torch")),

@@ -1,8 +1,9 @@
 """Threads that share the work of a call: its caller, and others that help as soon as they have woken.
 
 To wake a thread takes as long as a small kernel, and on a busy machine far longer.  So nobody is given a part
-and waited for: each takes the next piece that is left, and who comes late finds nothing to do.  Pieces are
-handed out by a list's iterator, which the GIL guards; the work itself must release it.
+and waited for: each takes the next piece that is left, and who comes late finds nothing to do.  Jobs in
+Python are handed out by a list's iterator, which the GIL guards; the work itself must release it.  Tiles of
+one kernel are handed out without it (`numba_team`), and who has helped with some stays awake for a while.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from types import ModuleType
+
+import numpy as np
 
 Job = Callable[[], object]
+LOOKS = 1500  # a fifth of a millisecond or so; calls in a row follow each other in less
 _core = ctypes.PyDLL(None).sched_getcpu
 
 
@@ -50,14 +55,57 @@ def share(jobs: Sequence[Job], threads: int) -> None:
         raise failed[0]
 
 
-def pieces(count: int, chunk: int, threads: int) -> Iterator[tuple[int, int]]:
-    """Divide the numbers below `count` into ranges of whole chunks, ever smaller ones, to end together."""
-    begin = 0
-    while begin < count:
-        chunks = -(-(count - begin) // (2 * threads * chunk))
-        end = min(count, begin + chunks * chunk)
-        yield begin, end
-        begin = end
+def share_tiles(native: ModuleType, kernel: int, job: int, tiles: int, chunk: int, threads: int) -> int:
+    """Run a kernel on all tiles, in as many threads as there are chunks for, or fewer.
+
+    Args:
+        native: the compiled `numba_team`.
+        kernel: address of a function of an address and a range of tiles.
+        job: the address that it gets.
+        tiles: how many there are.
+        chunk: how many one thread takes at least.
+        threads: so many at most.
+
+    Returns:
+        how many threads have helped; none does anything more with the job.
+
+    """
+    helpers = min(threads, -(-tiles // chunk)) - 1
+    if helpers <= 0:
+        native.alone(kernel, job, tiles)
+        return 0
+    team, calls = _team(native, threads - 1, os.getpid()), _helpers(threads - 1, os.getpid())
+    try:
+        slot = team.slots.pop()
+    except IndexError:  # so many others call that all processors have work
+        native.alone(kernel, job, tiles)
+        return 0
+    try:
+        for _ in range(native.missing(team.address, helpers)):
+            calls.put(functools.partial(team.help_out, _core()))
+        return int(native.lead(slot, kernel, job, tiles, chunk, helpers))
+    finally:
+        team.slots.append(slot)
+
+
+class _Team:
+    """The memory in which callers and helpers find each other, and the slots of it that are free."""
+
+    def __init__(self, native: ModuleType) -> None:
+        self.native = native
+        self.memory = np.zeros(native.BYTES + native.LINE, np.uint8)
+        self.address = self.memory.ctypes.data + -self.memory.ctypes.data % native.LINE
+        self.slots = list(range(self.address + native.LINE, self.address + native.BYTES, native.SLOT))
+
+    def help_out(self, core: int) -> None:
+        """Help with calls while there are some; the first comes from a core."""
+        _leave(core)
+        self.native.serve(self.address, LOOKS)
+
+
+@functools.cache
+def _team(native: ModuleType, helpers: int, process: int) -> _Team:  # noqa: ARG001  # of so many helpers
+    return _Team(native)
 
 
 @functools.cache

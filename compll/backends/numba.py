@@ -8,7 +8,7 @@ import importlib.util
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,14 +20,14 @@ from compll import build as builder
 from compll import cache, knobs
 from compll.arrays import address
 from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, Call, Outcome, Unit, Values
-from compll.backends.crew import pieces, share
+from compll.backends.crew import share, share_tiles
 from compll.emit import numba as emit
 from compll.errors import BackendError
 from compll.rng import TILE
 from compll.types import Array
 
 LEAST_APART = 16  # tiles; smaller items take longer in Python than in their kernels
-PARTS = ("convert", "elementary", "lanes", "positions", "runtime", "tiles")
+PARTS = ("convert", "elementary", "jobs", "lanes", "positions", "runtime", "tiles")
 RUNTIME = tuple(f"numba_{part}.py" for part in PARTS)
 
 NEEDS_MEMORY = -4
@@ -126,6 +126,12 @@ def selections() -> ModuleType:
     return module("selection", Path(__file__).with_name("numba_selection.py").read_text("utf-8"))
 
 
+@functools.cache
+def team() -> ModuleType:
+    """Return what threads share loops by, compiled once."""
+    return module("team", Path(__file__).with_name("numba_team.py").read_text("utf-8"))
+
+
 class NumbaLibrary:
     """A loaded module.  Scratch memory is kept a thread, so kernels allocate nothing."""
 
@@ -181,7 +187,10 @@ class NumbaLibrary:
             ),
             *params,
         )
-        frame = np.zeros(1, kernels.frame)
+        memory = np.zeros(
+            kernels.frame.itemsize, np.uint8
+        )  # whose address is found in less time than a record's
+        frame, job = memory.view(kernels.frame), address(memory)
         frame[0] = given + (0,) * (len(kernels.frame.names) - len(given))
         for number, before in enumerate(kernels.steps):
             tiles = before(frame)
@@ -192,7 +201,7 @@ class NumbaLibrary:
             if tiles < 0:
                 return Outcome(tiles, call.payload.nbytes)
             if number < len(kernels.loops):
-                _work(kernels.loops[number], frame, tiles, scratch, threads)
+                _work(kernels.loops[number], frame, job, tiles, scratch, threads)
         if call.n and frame["outside"][0]:
             return Outcome(OUT_OF_RANGE, call.payload.nbytes)
         return Outcome(NOT_FINITE if frame["bad"][0] else OK, int(frame["end"][0]))
@@ -206,11 +215,11 @@ class NumbaLibrary:
         return held
 
 
-def _work(work: Any, frame: Array, tiles: int, scratch: Array, threads: int) -> None:
-    """Run a loop, or a selection on vectors in scratch memory."""
+def _work(work: Any, frame: Array, job: int, tiles: int, scratch: Array, threads: int) -> None:
+    """Run a loop on the frame, whose address is its job, or a selection on vectors in scratch memory."""
     if isinstance(work, tuple):
         loop, chunk = work
-        run_tiles(functools.partial(loop, frame), tiles, chunk, threads)
+        share_tiles(team(), loop.address, job, tiles, chunk, threads)
         return
 
     def view(number: int, count: int) -> Array:
@@ -218,17 +227,10 @@ def _work(work: Any, frame: Array, tiles: int, scratch: Array, threads: int) -> 
         first = int(frame[member][0]) - scratch.ctypes.data
         return scratch[first : first + count * int(kind[1:])].view(kind)
 
-    def team(kernel: Callable[[int, int], None], tiles: int, chunk: int) -> None:
-        run_tiles(kernel, tiles, chunk, threads)
+    def run(job: tuple[int, Array], tiles: int, chunk: int) -> None:
+        kernel, arguments = job
+        share_tiles(team(), kernel, address(arguments), tiles, chunk, threads)
 
     select = getattr(selections(), work.function)
     length, rank = int(frame["length"][0]), int(frame["rank"][0])
-    frame["result"] = select(view, length, rank, work.block, team)
-
-
-def run_tiles(work: Callable[[int, int], None], tiles: int, chunk: int, threads: int) -> None:
-    """Run a kernel over all tiles, in as many threads as there are chunks of work for, or fewer."""
-    if threads <= 1 or tiles <= chunk:
-        work(0, tiles)
-    else:
-        share([functools.partial(work, *piece) for piece in pieces(tiles, chunk, threads)], threads)
+    frame["result"] = select(view, length, rank, work.block, run)

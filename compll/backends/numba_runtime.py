@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from compll.backends.numba_convert import *  # noqa: F403
 from compll.backends.numba_convert import broadcast, splat
 from compll.backends.numba_elementary import *  # noqa: F403
+from compll.backends.numba_jobs import loop, record  # noqa: F401  # for what is generated
 from compll.backends.numba_lanes import *  # noqa: F403
 from compll.backends.numba_lanes import (
     LANES,
@@ -258,7 +259,7 @@ class Kernels:
 
     frame: np.dtype[Any]
     steps: list[Callable[[Any], int]]
-    loops: list[tuple[Callable[[Any, int, int], None], int] | Selection]
+    loops: list[tuple[Any, int] | Selection]
 
 
 HEADER = (
@@ -303,12 +304,6 @@ def frame_type(
 def step(frame: np.dtype[Any]) -> Any:
     """Return the decorator of a kernel that works on a frame: compiled at once, or taken from the cache."""
     return njit(types.int64(from_dtype(frame)[::1]), nogil=True, error_model="numpy", cache=True)
-
-
-def loop(frame: np.dtype[Any]) -> Any:
-    """Return the decorator of a kernel that works on a frame and a range of tiles."""
-    kind = types.void(from_dtype(frame)[::1], types.int64, types.int64)
-    return njit(kind, nogil=True, error_model="numpy", cache=True)
 
 
 @inner

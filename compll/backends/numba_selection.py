@@ -1,8 +1,8 @@
 """Selections for Numba: kernels on vectors in scratch memory, and the functions that call them.
 
-They know no program, so `compll.backends.numba` compiles this file once and keeps it beside the codecs: it
-imports nothing of compll.  A function gets `view`, the vectors that its selection names, and `team`, which
-runs a kernel on ranges of tiles in several threads.  Keys are compared as unsigned integers; `flip` has the
+They know no program, so `compll.backends.numba` compiles this file once and keeps it beside the codecs.  A
+function gets `view`, the vectors that its selection names, and `team`, which runs a kernel's job on ranges of
+tiles in several threads.  Keys are compared as unsigned integers; `flip` has the
 sign bit where they are signed.
 """
 
@@ -16,8 +16,11 @@ import numpy as np
 from llvmlite import ir
 from numba import njit
 from numba.core import types
+from numba.core.types.misc import CPointer
 from numba.core.typing import signature
 from numba.extending import intrinsic
+
+from compll.backends.numba_jobs import Job, kernel
 
 TILE, WORDS = 1024, 16
 BINS, PARTS = 2048, 16  # digits of 11 bits are counted in so many parts of a vector at once
@@ -25,11 +28,11 @@ SAMPLE = 16384  # keys at most that tell which are among the least
 FEW = 64  # so many elements are sorted by insertion
 
 View = Callable[[int, int], Any]
-Team = Callable[[Callable[[int, int], None], int, int], None]
+Team = Callable[[Job, int, int], None]
 
 
-def kernel(*signatures: str) -> Any:
-    """Return the decorator of a function that is compiled for these types."""
+def function(*signatures: str) -> Any:
+    """Return the decorator of a function that is compiled for these types, and called in one thread."""
     return njit(list(signatures), nogil=True, error_model="numpy", cache=True)
 
 
@@ -49,6 +52,18 @@ def ones(_: Any, word: Any) -> Any:
 def lowest(_: Any, word: Any) -> Any:
     """Return the number of the lowest bit that is set; there is one."""
     return signature(types.int64, word), lambda _c, b, _s, v: b.cttz(v[0], ir.Constant(ir.IntType(1), 1))
+
+
+@intrinsic
+def digit_counts(_: Any) -> Any:
+    """Return memory for 256 counts, of the function that asks."""
+
+    def emit(_c: Any, b: Any, _s: Any, _v: Any) -> Any:
+        with b.goto_entry_block():
+            counts = b.alloca(ir.ArrayType(ir.IntType(64), 256))
+        return b.bitcast(counts, ir.IntType(64).as_pointer())
+
+    return signature(CPointer(types.int64)), emit
 
 
 @intrinsic
@@ -88,9 +103,10 @@ def least(keys: Any, flip: Any, last: Any, at: Any) -> Any:
 # --- filter: the positions of the bits that are set, the first `limit` of them -----------------------------
 
 
-@kernel("void(uint64[::1], int64[::1], int64, int64)")
-def count_bits(words: Any, first: Any, begin: Any, end: Any) -> None:
+@kernel("void(uint64[::1], int64[::1])")
+def count_bits(job: Any, begin: Any, end: Any) -> None:
     """Count the bits of each tile."""
+    words, first = job[0]
     for tile in range(begin, end):
         count = 0
         for word in words[tile * WORDS : (tile + 1) * WORDS]:
@@ -98,9 +114,10 @@ def count_bits(words: Any, first: Any, begin: Any, end: Any) -> None:
         first[tile + 1] = count
 
 
-@kernel("void(uint64[::1], int64[::1], int64, int64[::1], int64, int64)")
-def write_positions(words: Any, first: Any, limit: Any, out: Any, begin: Any, end: Any) -> None:
+@kernel("void(uint64[::1], int64[::1], int64, int64[::1])")
+def write_positions(job: Any, begin: Any, end: Any) -> None:
     """Write the positions of each tile's bits to their places."""
+    words, first, limit, out = job[0]
     for tile in range(begin, end):
         at = first[tile]
         if at >= limit or first[tile + 1] == at:
@@ -129,21 +146,20 @@ def positions(words: Any, first: Any, limit: int, out: Callable[[int], Any], tea
     """Write the positions of the set bits, at most `limit`; `out` gives a vector of so many elements."""
     tiles = len(first) - 1
     first[0] = 0
-    team(partial(count_bits, words, first), tiles, 64)
+    team(count_bits(words, first), tiles, 64)
     np.cumsum(first[1:], out=first[1:])
     found = min(int(first[tiles]), limit)
-    team(partial(write_positions, words, first, limit, out(found)), tiles, 64)
+    team(write_positions(words, first, limit, out(found)), tiles, 64)
     return found
 
 
 # --- the key of a rank, by its digits ----------------------------------------------------------------------
 
 
-@kernel(*for_keys("void(K[::1], uint64, uint64, int64, int64", "int64[:, ::1], int64, int64, int64)"))
-def count_digits(
-    keys: Any, flip: Any, prefix: Any, left: Any, width: Any, bins: Any, parts: Any, begin: Any, end: Any
-) -> None:
+@kernel(*for_keys("void(K[::1], uint64, uint64, int64, int64", "int64[:, ::1], int64)"))
+def count_digits(job: Any, begin: Any, end: Any) -> None:
     """Count, in each part, the digits below the `left` lowest bits of the keys that begin with `prefix`."""
+    keys, flip, prefix, left, width, bins, parts = job[0]
     shift, low = np.uint64(left - width), np.uint64((1 << width) - 1)
     whole, upper = left == keys.itemsize * 8, np.uint64(left)
     for part in range(begin, end):
@@ -155,7 +171,7 @@ def count_digits(
                 own[(key >> shift) & low] += 1
 
 
-@kernel("UniTuple(int64, 2)(int64[:, ::1], int64, int64)")
+@function("UniTuple(int64, 2)(int64[:, ::1], int64, int64)")
 def find_digit(bins: Any, parts: Any, rank: Any) -> Any:
     """Return the digit of a rank, and how many keys have a lower one."""
     below = 0
@@ -175,7 +191,7 @@ def key_of_rank(keys: Any, flip: Any, rank: int, bins: Any, team: Team) -> tuple
     prefix, below, left = np.uint64(0), 0, keys.itemsize * 8
     while left > 0:
         width = min(left, 11)
-        team(partial(count_digits, keys, flip, prefix, left, width, bins, parts), parts, 1)
+        team(count_digits(keys, flip, prefix, left, width, bins, parts), parts, 1)
         digit, less = find_digit(bins, parts, rank - below)
         below += less
         left -= width
@@ -192,9 +208,10 @@ def unsigned(keys: Any) -> tuple[Any, Any]:
 # --- topk --------------------------------------------------------------------------------------------------
 
 
-@kernel(*for_keys("void(K[::1], uint64, uint64, int64[::1]", "int64[::1], int64, int64)"))
-def count_least(keys: Any, flip: Any, last: Any, below: Any, equal: Any, begin: Any, end: Any) -> None:
+@kernel(*for_keys("void(K[::1], uint64, uint64, int64[::1]", "int64[::1])"))
+def count_least(job: Any, begin: Any, end: Any) -> None:
     """Count the keys of each tile that are below the last one that is selected, and those that equal it."""
+    keys, flip, last, below, equal = job[0]
     for tile in range(begin, end):
         less, same = 0, 0
         for bits in keys[tile * TILE : (tile + 1) * TILE]:
@@ -204,11 +221,10 @@ def count_least(keys: Any, flip: Any, last: Any, below: Any, equal: Any, begin: 
         equal[tile + 1] = same
 
 
-@kernel(*for_keys("void(K[::1], uint64, uint64, int64[::1]", "int64[::1], int64, int64[::1], int64, int64)"))
-def write_least(
-    keys: Any, flip: Any, last: Any, below: Any, equal: Any, ties: Any, out: Any, begin: Any, end: Any
-) -> None:
+@kernel(*for_keys("void(K[::1], uint64, uint64, int64[::1]", "int64[::1], int64, int64[::1])"))
+def write_least(job: Any, begin: Any, end: Any) -> None:
     """Write the positions of each tile's selected keys to their places: so many `ties` with the last."""
+    keys, flip, last, below, equal, ties, out = job[0]
     for tile in range(begin, end):
         tie = equal[tile]
         at, stop = below[tile] + min(tie, ties), below[tile + 1] + min(equal[tile + 1], ties)
@@ -226,25 +242,26 @@ def write_least(
                 tie += same
 
 
-@kernel(*for_keys("void(K[::1], uint64, uint64", "uint64[::1], int64, int64)"))
-def mark_least(keys: Any, flip: Any, last: Any, words: Any, begin: Any, end: Any) -> None:
+@kernel(*for_keys("void(K[::1], uint64, uint64", "uint64[::1])"))
+def mark_least(job: Any, begin: Any, end: Any) -> None:
     """Set the bits of the keys of each tile that are no greater than the last."""
+    keys, flip, last, words = job[0]
     for word in range(begin * WORDS, min(end * WORDS, len(words))):
         words[word] = least(keys, flip, last, word * 64)
 
 
-@kernel(*for_keys("void(K[::1], int64[::1], K[::1]", "int64, int64)"))
-def take(keys: Any, at: Any, out: Any, begin: Any, end: Any) -> None:
+@kernel(*for_keys("void(K[::1], int64[::1]", "K[::1])"))
+def take(job: Any, begin: Any, end: Any) -> None:
     """Copy the keys at positions."""
+    keys, at, out = job[0]
     for j in range(begin * TILE, min(end * TILE, len(at))):
         out[j] = keys[at[j]]
 
 
-@kernel(*for_keys("void(K[::1], uint64, int64, int64, int64", "int64[::1], int64, int64)"))
-def least_of_blocks(
-    keys: Any, flip: Any, bits: Any, k: Any, block: Any, out: Any, begin: Any, end: Any
-) -> None:
+@kernel(*for_keys("void(K[::1], uint64, int64, int64, int64", "int64[::1])"))
+def least_of_blocks(job: Any, begin: Any, end: Any) -> None:
     """Write the ascending positions of the k smallest keys of each block, ties to the lower position."""
+    keys, flip, bits, k, block, out = job[0]
     for b in range(begin, end):
         some = keys[b * block : (b + 1) * block]
         most = min(k, len(some))
@@ -281,7 +298,7 @@ def select_least(view: View, length: int, k: int, block: int, team: Team) -> int
     if block:
         k, blocks = min(k, block), -(-length // block)
         out = view(1, (blocks - 1) * k + min(k, length - (blocks - 1) * block))
-        team(partial(least_of_blocks, keys, flip, keys.itemsize * 8, k, block, out), blocks, 4)
+        team(least_of_blocks(keys, flip, keys.itemsize * 8, k, block, out), blocks, 4)
         return 0
     tiles, out = -(-length // TILE), view(1, k)
     work = view(2, PARTS * BINS + 2 * (tiles + 1))
@@ -291,7 +308,7 @@ def select_least(view: View, length: int, k: int, block: int, team: Team) -> int
         select_many(keys, flip, out, bins, sums, team)
         return 0
     at, near = view(4, found), unsigned(view(5, found))[0]
-    team(partial(take, keys, at, near), -(-found // TILE), 64)
+    team(take(keys, at, near), -(-found // TILE), 64)
     select_many(near, flip, out, bins, sums, team)
     out[:] = at[out]
     return 0
@@ -310,7 +327,7 @@ def find_near(view: View, keys: Any, flip: Any, k: int, bins: Any, first: Any, t
     sample = np.ascontiguousarray(keys[:: len(keys) // size][:size])
     last, _ = key_of_rank(sample, flip, rank, bins, team)
     words = view(3, -(-len(keys) // 64))
-    team(partial(mark_least, keys, flip, last, words), len(first) - 1, 64)
+    team(mark_least(keys, flip, last, words), len(first) - 1, 64)
     return positions(words, first, len(keys) // 4, partial(view, 4), team)
 
 
@@ -320,20 +337,19 @@ def select_many(keys: Any, flip: Any, out: Any, bins: Any, sums: Any, team: Team
     sums = sums[: 2 * (tiles + 1)].reshape(2, tiles + 1)
     last, less = key_of_rank(keys, flip, k - 1, bins, team)
     sums[:, 0] = 0
-    team(partial(count_least, keys, flip, last, sums[0], sums[1]), tiles, 64)
+    team(count_least(keys, flip, last, sums[0], sums[1]), tiles, 64)
     np.cumsum(sums, axis=1, out=sums)
-    team(partial(write_least, keys, flip, last, sums[0], sums[1], k - less, out), tiles, 64)
+    team(write_least(keys, flip, last, sums[0], sums[1], k - less, out), tiles, 64)
 
 
 # --- sort: stable, by digits of 8 bits; a few elements by insertion ----------------------------------------
 
 
-@kernel(*for_keys("void(K[::1], uint64, V[::1], K[::1], V[::1]", "int64, int64, int64)", "uint32", "uint64"))
-def arrange_blocks(
-    keys: Any, flip: Any, values: Any, spare_keys: Any, spare: Any, size: Any, begin: Any, end: Any
-) -> None:
+@kernel(*for_keys("void(K[::1], uint64, V[::1], K[::1], V[::1]", "int64)", "uint32", "uint64"))
+def arrange_blocks(job: Any, begin: Any, end: Any) -> None:
     """Sort the values of each block by their keys."""
-    first = np.zeros(256, np.int64)
+    keys, flip, values, spare_keys, spare, size = job[0]
+    first = digit_counts()
     for b in range(begin, end):
         k, v = keys[b * size : (b + 1) * size], values[b * size : (b + 1) * size]
         if len(k) <= FEW:
@@ -346,7 +362,8 @@ def arrange_blocks(
             continue
         to_k, to_v = spare_keys[b * size : (b + 1) * size], spare[b * size : (b + 1) * size]
         for shift in range(0, keys.itemsize * 8, 8):  # an even number of times: they end in place
-            first[:] = 0
+            for digit in range(256):
+                first[digit] = 0
             for key in k:
                 first[((key ^ flip) >> np.uint64(shift)) & np.uint64(255)] += 1
             total = 0
@@ -371,12 +388,12 @@ def arrange(view: View, length: int, rank: int, block: int, team: Team) -> int:
         spare_keys = unsigned(view(2, length))[0]
         values, spare = (x.view(f"u{x.itemsize}") for x in (view(1, length), view(3, length)))
         size = min(block, length) if block else length
-        work = partial(arrange_blocks, keys, flip, values, spare_keys, spare, size)
+        work = arrange_blocks(keys, flip, values, spare_keys, spare, size)
         team(work, -(-length // size), 4)
     return 0
 
 
-@kernel(*for_keys("int64(K[::1], uint64", "uint64, int64)"))
+@function(*for_keys("int64(K[::1], uint64", "uint64, int64)"))
 def position_of(keys: Any, flip: Any, key: Any, before: Any) -> Any:
     """Return the position of a key that has so many equal ones before it."""
     at = 0

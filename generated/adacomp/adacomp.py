@@ -151,7 +151,7 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_top):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_top = memory(f32, 32)
     for span in range(low, high):
@@ -189,7 +189,7 @@ def encode_pass1_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -221,7 +221,7 @@ def encode_pass2_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass2(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -266,7 +266,7 @@ def encode_pass3_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass3(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -454,7 +454,7 @@ def decode_pass0_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -469,7 +469,7 @@ def decode_pass0(frame, low, high):
 
 @loop(decode_frame)
 def decode_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     if low < high:
         clear(k.gradient + low * TILE * 4, k.gradient + min(high * TILE, k.length) * 4)
 
@@ -493,7 +493,7 @@ def decode_pass2_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass2(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -622,7 +622,7 @@ def decode_add_pass0_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -656,7 +656,7 @@ def decode_add_pass1_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE

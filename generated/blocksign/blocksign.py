@@ -140,7 +140,7 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_sum, b_h0, b_h1):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_sum = memory(f32, 32)
     b_h0 = memory(f32, 32)
@@ -251,7 +251,7 @@ def decode_pass0_tile(k, tile, count, begin, block0, b_h0):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 32)
     for span in range(low, high):
@@ -358,7 +358,7 @@ def decode_add_pass0_tile(k, tile, count, begin, block0, b_h0):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 32)
     for span in range(low, high):
@@ -560,7 +560,7 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_sum, b_h2, b_h0, b_
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_sum = memory(f32, 32)
     kept0 = memory(f32, 4128)

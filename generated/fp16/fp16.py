@@ -45,7 +45,7 @@ def encode_pass0_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -117,7 +117,7 @@ def decode_pass0_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -191,7 +191,7 @@ def decode_add_pass0_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -272,7 +272,7 @@ def hop_pass0_tile(k, tile, count):
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE

@@ -140,7 +140,7 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 32)
     b_h0 = memory(f32, 32)
@@ -240,7 +240,7 @@ def decode_pass0_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -333,7 +333,7 @@ def decode_add_pass0_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -528,7 +528,7 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 32)
     kept0 = memory(f32, 4128)

@@ -72,7 +72,7 @@ def encode_pass0_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -100,7 +100,7 @@ def encode_pass1_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -133,7 +133,7 @@ def encode_pass2_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass2(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -166,7 +166,7 @@ def encode_pass3_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass3(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -199,7 +199,7 @@ def encode_pass4_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass4(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -232,7 +232,7 @@ def encode_pass5_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass5(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -338,7 +338,7 @@ def encode_pass6_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
 
 @loop(encode_frame)
 def encode_pass6(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 32)
     b_h0 = memory(f32, 32)
@@ -556,7 +556,7 @@ def decode_pass0_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -589,7 +589,7 @@ def decode_pass1_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -622,7 +622,7 @@ def decode_pass2_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass2(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -655,7 +655,7 @@ def decode_pass3_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass3(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -688,7 +688,7 @@ def decode_pass4_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass4(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -865,7 +865,7 @@ def decode_add_pass0_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -898,7 +898,7 @@ def decode_add_pass1_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -931,7 +931,7 @@ def decode_add_pass2_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass2(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -964,7 +964,7 @@ def decode_add_pass3_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass3(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -1001,7 +1001,7 @@ def decode_add_pass4_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass4(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE

@@ -120,7 +120,7 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_scale_greater, b_h0):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 32)
     b_h0 = memory(f32, 32)
@@ -210,7 +210,7 @@ def decode_pass0_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -293,7 +293,7 @@ def decode_add_pass0_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -458,7 +458,7 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_scale_greater, b_h0
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_scale_greater = memory(f32, 32)
     kept0 = memory(f32, 4128)

@@ -157,7 +157,7 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_low, b_r_high, b_h0, b_
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_low = memory(f32, 32)
     b_r_high = memory(f32, 32)
@@ -256,7 +256,7 @@ def decode_pass0_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -344,7 +344,7 @@ def decode_add_pass0_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -551,7 +551,7 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_low, b_r_high, b_h0
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_low = memory(f32, 32)
     b_r_high = memory(f32, 32)

@@ -138,7 +138,7 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater, b_h0):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 32)
     b_h0 = memory(f32, 32)
@@ -251,7 +251,7 @@ def decode_pass0_tile(k, tile, count, begin, block0, b_h0):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 32)
     for span in range(low, high):
@@ -363,7 +363,7 @@ def decode_add_pass0_tile(k, tile, count, begin, block0, b_h0):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 32)
     for span in range(low, high):
@@ -569,7 +569,7 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h1, b_
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 32)
     kept0 = memory(f32, 1056)

@@ -116,7 +116,7 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_s_greater):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 64)
     for span in range(low, high):
@@ -169,7 +169,7 @@ def encode_pass1_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -251,7 +251,7 @@ def encode_pass2_tile(k, tile, count, begin, block0, b_h0):
 
 @loop(encode_frame)
 def encode_pass2(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 64)
     for span in range(low, high):
@@ -414,7 +414,7 @@ def decode_pass0_tile(k, tile, count, begin, block0, b_h0):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 64)
     for span in range(low, high):
@@ -534,7 +534,7 @@ def decode_add_pass0_tile(k, tile, count, begin, block0, b_h0):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 64)
     for span in range(low, high):
@@ -726,7 +726,7 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_s_greater, b_h0):
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_s_greater = memory(f32, 64)
     kept0 = memory(f32, 1056)
@@ -781,7 +781,7 @@ def hop_pass1_tile(k, tile, count):
 
 @loop(hop_frame)
 def hop_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -880,7 +880,7 @@ def hop_pass2_tile(k, tile, count, begin, block0, b_h0, b_h1):
 
 @loop(hop_frame)
 def hop_pass2(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 64)
     b_h1 = memory(f32, 64)

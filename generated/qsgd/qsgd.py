@@ -129,7 +129,7 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_norm_add, b_h0):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_norm_add = memory(f32, 32)
     b_h0 = memory(f32, 32)
@@ -247,7 +247,7 @@ def decode_pass0_tile(k, tile, count, begin, block0, b_h0):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 32)
     for span in range(low, high):
@@ -362,7 +362,7 @@ def decode_add_pass0_tile(k, tile, count, begin, block0, b_h0):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_h0 = memory(f32, 32)
     for span in range(low, high):
@@ -560,7 +560,7 @@ def hop_pass0_tile(k, tile, count, begin, block0, kept0, b_r_norm_add, b_h1, b_h
 
 @loop(hop_frame)
 def hop_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     b_r_norm_add = memory(f32, 32)
     kept0 = memory(f32, 4128)

@@ -53,7 +53,7 @@ def encode_pass0_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -81,7 +81,7 @@ def encode_pass1_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -183,7 +183,7 @@ def decode_pass0_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -198,7 +198,7 @@ def decode_pass0(frame, low, high):
 
 @loop(decode_frame)
 def decode_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     if low < high:
         clear(k.gradient + low * TILE * 4, k.gradient + min(high * TILE, k.length) * 4)
 
@@ -218,7 +218,7 @@ def decode_pass2_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass2(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -338,7 +338,7 @@ def decode_add_pass0_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -368,7 +368,7 @@ def decode_add_pass1_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE

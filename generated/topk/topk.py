@@ -57,7 +57,7 @@ def encode_pass0_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -85,7 +85,7 @@ def encode_pass1_tile(k, tile, count):
 
 @loop(encode_frame)
 def encode_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -215,7 +215,7 @@ def decode_pass0_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -230,7 +230,7 @@ def decode_pass0(frame, low, high):
 
 @loop(decode_frame)
 def decode_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     if low < high:
         clear(k.gradient + low * TILE * 4, k.gradient + min(high * TILE, k.length) * 4)
 
@@ -250,7 +250,7 @@ def decode_pass2_tile(k, tile, count):
 
 @loop(decode_frame)
 def decode_pass2(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -365,7 +365,7 @@ def decode_add_pass0_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass0(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE
@@ -395,7 +395,7 @@ def decode_add_pass1_tile(k, tile, count):
 
 @loop(decode_add_frame)
 def decode_add_pass1(frame, low, high):
-    k = frame[0]
+    k = record(frame)
     flags = set_flags(KEEPS_DENORMALS)
     for tile in range(low, high):
         count = k.length - tile * TILE

@@ -8,21 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from compll.backends.crew import pieces, share
-
-
-@given(st.integers(0, 5000), st.integers(1, 70), st.integers(1, 8))
-def test_pieces_are_all_numbers_in_whole_chunks_that_do_not_grow(
-    count: int, chunk: int, threads: int
-) -> None:
-    ranges = list(pieces(count, chunk, threads))
-    assert [n for begin, end in ranges for n in range(begin, end)] == list(range(count))
-    assert all(begin % chunk == 0 for begin, _ in ranges)
-    sizes = [end - begin for begin, end in ranges]
-    assert sizes == sorted(sizes, reverse=True)
+from compll.backends.crew import share
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
