@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from casync.buffers import Pool
     from casync.control import Control
     from casync.transports.base import Receive, Transport
 
@@ -67,6 +68,10 @@ class Channels:
         made = copy.copy(self)
         made._ranks = [self._ranks[rank] for rank in ranks]
         return made
+
+    def receive_into(self, pool: Pool) -> None:
+        """Have all that arrives from now on, of any channel, lie in buffers of this pool."""
+        self._transport.pool = pool
 
     def open(self, receive: Receive, control: Control) -> Channel:
         """Collective among the ranks of `control`: a new channel, the same on all of them.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casync.channels import Channels
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
     from casync.control import Control
     from casync.plan import Partition
     from casync.primitives import Task

@@ -16,7 +16,7 @@ from compll.codec import Item
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
 
 MOST = 1 << 20
 """Elements of a gradient that are encoded for their error: the first ones."""

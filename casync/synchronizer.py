@@ -14,13 +14,15 @@ import numpy as np
 from casync.checkpoint import Checkpoint, Run, StateError
 from casync.choice import AUTO, check_codec, check_down, check_row_codec, choose, demands
 from casync.collectives import Collectives
-from casync.compute import BatchCodec, Compute
+from casync.codecs import BatchCodec
+from casync.compute import Compute
 from casync.dtypes import exact
 from casync.engines import base as engines
 from casync.events import Outcome
 from casync.executor import Executor
 from casync.feedback import Feedback, Site, keeps_more, sites
 from casync.handover import hand_over
+from casync.memory import Host
 from casync.plan import EXACT, Gradient, Partition, Plan, layout, schedule
 from casync.report import Report, lines
 from casync.row_compute import RowCompute
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from casync.channels import Channels
     from casync.control import Control
     from casync.feedback import Held
+    from casync.memory import Memory
     from casync.metrics import Stats
     from casync.primitives import Task
     from casync.rows import Values
@@ -155,20 +158,25 @@ class Synchronizer:
         *,
         threads: int | None = None,
         watch: Watch | None = None,
+        memory: Memory | None = None,
     ) -> None:
         """Collective: raises MismatchError on every rank if the ranks' specs differ.
 
         Raises PlanError, CodecError, EngineError and ValueError for a plan, a codec, an engine or nodes that
         do not fit the run.
         threads: of each kernel; default: the cores that this process may use. watch: what to look at.
+        memory: where this rank's gradients lie, closed with this; default: host memory. Ranks may differ.
         """
         self.spec = spec = spec.settled(control.size)
         self._control = control
+        self._memory = memory or Host()
         self._watch = watch or Watch()
         self._threads = threads or len(os.sched_getaffinity(0))
         spec.plan.check(spec.gradients, spec.topology, control.size)
         spec.check_codecs()
         open_engine = None if spec.exact == EXACT else engines.load(spec.exact)
+        if self._memory.on_gpu:
+            check_on_gpu(spec.gradients, spec.exact)
         control.agree("what is synchronized", spec.facts())  # before a kernel is compiled: that takes long
         self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         self._choices = self._chosen(spec.codecs)
@@ -218,12 +226,13 @@ class Synchronizer:
         def codec_of(site: Site) -> BatchCodec:
             return codecs[site.gradient] if spec.down is None or not site.down else spec.down
 
-        feedback = Feedback(sites(tasks, partitions, average), codec_of)
+        feedback = Feedback(sites(tasks, partitions, average), codec_of, self._memory)
         compute = RowCompute(
             control.rank,
             partitions,
             codecs,
             feedback,
+            self._memory,
             down=spec.down,
             dtypes={g.name: g.dtype for g in spec.gradients},
             scale=1 / control.size if average else 1.0,
@@ -238,9 +247,10 @@ class Synchronizer:
         Of a gradient of rows, `Rows`: the result is another one, with the rows of all ranks; TypeError and
         ValueError for what is not of its shape.
         """
+        self._memory.check(gradient, values)
         check(self._gradients[gradient], values)
         if gradient in self._left:
-            left = self._left[gradient] * np.float32(self._executor.loss_scale)
+            left = self._memory.upload(self._left[gradient] * np.float32(self._executor.loss_scale))
             if isinstance(values, Rows):
                 values = values.plus(left)
             else:
@@ -249,6 +259,7 @@ class Synchronizer:
         seen = flat(values)
         if self._watch.probe is not None and seen.size:
             step, scale = self._executor.step, self._executor.loss_scale
+            seen = self._memory.to_host(seen)
             self._watch.probe.look(step, gradient, seen, self._codecs[gradient], scale)
         self._executor.submit(gradient, values)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+    from casync.buffers import Pool
     from casync.control import Control
     from casync.frames import Header
     from casync.gate import Gate
@@ -43,6 +44,8 @@ class Transport(Protocol):
     name: str
     rank: int
     size: int
+    pool: Pool
+    """What frames arrive in; another may be put in its place at any time."""
 
     def start(self, receive: Receive) -> None:
         """Deliver frames from now on, each by `receive(peer, header, body)`.
