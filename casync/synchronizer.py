@@ -17,6 +17,7 @@ from casync.collectives import Collectives
 from casync.codecs import BatchCodec
 from casync.compute import Compute
 from casync.dtypes import exact
+from casync import gpu
 from casync.engines import base as engines
 from casync.events import Outcome
 from casync.executor import Executor
@@ -176,7 +177,7 @@ class Synchronizer:
         spec.check_codecs()
         open_engine = None if spec.exact == EXACT else engines.load(spec.exact)
         if self._memory.on_gpu:
-            check_on_gpu(spec.gradients, spec.exact)
+            gpu.check(spec.gradients, spec.exact)
         control.agree("what is synchronized", spec.facts())  # before a kernel is compiled: that takes long
         self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         self._choices = self._chosen(spec.codecs)

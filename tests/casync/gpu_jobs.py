@@ -1,0 +1,94 @@
+"""Jobs some of whose ranks have their gradients on the late stand-in for a GPU, the others in host memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import late_cupy
+import numpy as np
+from casync_jobs import in_threads
+from loopback_jobs import Ran
+
+from casync.channels import Channels
+from casync.gpu import Gpu
+from casync.memory import Host
+from casync.synchronizer import Spec, Synchronizer
+from casync.transports.loopback import LoopbackNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from loopback_jobs import Step
+
+    from casync.control import Control
+    from casync.transports.base import Transport
+
+HOST, GPU = "host", "gpu"
+
+
+def there(values: Any) -> Any:
+    """What memory of the GPU holds now, whatever is still to be run."""
+    return None if values is None else np.array(values.view(np.ndarray))
+
+
+def run_rank(
+    control: Control,
+    transport: Transport,
+    place: str,
+    spec: Spec,
+    steps: Sequence[Mapping[str, Any]],
+    *,
+    scales: Sequence[float] | None = None,
+    state: dict[str, Any] | None = None,
+) -> Ran:
+    """One rank's steps; results are what its memory holds when `synchronize` returns."""
+    memory = Gpu() if place == GPU else Host()
+    synchronizer = Synchronizer(control, Channels(transport, checksums=True), spec, threads=1, memory=memory)
+    if state is not None:
+        synchronizer.load_state_dict(state)
+    ran = Ran()
+    late_cupy.GPU.waits.clear()
+    try:
+        for number, step in enumerate(steps):
+            synchronizer.loss_scale = scales[number] if scales else 1.0
+            if place == GPU:
+                with late_cupy.training():
+                    for name, values in step.items():
+                        if values is not None:
+                            synchronizer.submit(name, late_cupy.of(values))
+                    outcome = synchronizer.synchronize()
+            else:
+                for name, values in step.items():
+                    if values is not None:
+                        synchronizer.submit(name, values.copy())
+                outcome = synchronizer.synchronize()
+            ran.results.append({name: there(v) for name, v in outcome.values.items()})
+            ran.finite.append(outcome.finite)
+        assert place == HOST or not late_cupy.GPU.waits, late_cupy.GPU.waits
+        control.gather("the steps' end", b"")
+        ran.state = synchronizer.state_dict()
+        ran.stats = synchronizer.stats()
+        control.gather("the end", b"")
+    finally:
+        synchronizer.close()
+    return ran
+
+
+def run_places(spec: Spec, places: Sequence[str], steps: Sequence[Step], **options: Any) -> list[Ran]:
+    """The steps on as many ranks as there are places, over the loopback network; raises what one raised."""
+    states = options.pop("states", [None] * len(places))
+    network = LoopbackNetwork(len(places), timeout=20)
+
+    def rank_main(rank: int) -> Ran:
+        mine = [step[rank] for step in steps]
+        control, transport = network.control(rank), network.transport(rank)
+        return run_rank(control, transport, places[rank], spec, mine, state=states[rank], **options)
+
+    try:
+        ran = in_threads(len(places), rank_main)
+    finally:
+        network.close()
+    for result in ran:
+        if isinstance(result, BaseException):
+            raise result
+    return ran
