@@ -258,7 +258,7 @@ class Compute:
         loss_scale: float,
         then: Callable[[bool], None],
     ) -> None:
-        """Give a compressed partition's result the loss scale back; tell whether its type can hold all of it."""
+        """Give a compressed partition's result the loss scale back; tell whether its type can hold it."""
         partition = self.partitions[task.partition]
         dtype = self._dtypes[partition.segments[0].gradient]
         fits: list[Flag] = []

@@ -114,12 +114,12 @@ class Feedback:
     ) -> None:
         """memory: where the state lies; default: host memory."""
         kept = [(site, codec_of(site)) for site in places]
-        self._memory = memory = memory or Host()
+        self._memory: Memory = memory or Host()
         self._sites = {
             (s.gradient, s.start, s.role): (s, residual_of(codec)) for s, codec in kept if codec.info.stateful
         }
         self._current = {
-            (s.gradient, s.start, s.role): memory.new_state(codec, s.stop - s.start)
+            (s.gradient, s.start, s.role): self._memory.new_state(codec, s.stop - s.start)
             for s, codec in kept
             if codec.info.stateful
         }

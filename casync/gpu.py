@@ -71,7 +71,7 @@ def check(gradients: Iterable[Gradient], exact: str) -> None:
 class Gpu:
     """The memory (`casync.memory.Memory`) of one GPU, for one `Synchronizer`."""
 
-    on_gpu = True
+    on_gpu: bool = True
 
     def __init__(self, device: int = 0) -> None:
         """Raise GpuError without CuPy, a driver, or this GPU."""
@@ -80,10 +80,11 @@ class Gpu:
         with cupy.cuda.Device(device):
             self._stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = Pool(lambda nbytes: cast("Bytes", cupy.empty(nbytes, np.uint8)))
-        self.arrivals = Pool(self._pinned)
+        self.arrivals: Pool | None = Pool(self._pinned)
         self._staging = Pool(self._pinned)
         self._held: list[Bytes] = []  # host memory that copies under way read, until the next event
-        self._marks = self._side = None
+        self._marks: Watch | None = None
+        self._side: Watch | None = None
 
     def start(self, bound: Callable[[Call], Call], put: Callable[[Call], None]) -> None:
         """Start the threads that wait for events."""
@@ -103,16 +104,22 @@ class Gpu:
         with cuda.Device(self.device), cuda.ExternalStream(pointer):
             yield
 
+    def view(self, tensor: Any) -> Vector:
+        """A tensor of another library, by DLPack; in the order of the current stream."""
+        return cast("Vector", self._cupy.from_dlpack(tensor))
+
     def check(self, gradient: str, values: object) -> None:
         """Contiguous float32 on this GPU."""
         cupy: Any = self._cupy
         if not isinstance(values, cupy.ndarray):
             found = f"{type(values).__module__}.{type(values).__name__}"
-            raise TypeError(f"{gradient} is a {found}, and this rank's gradients lie on a GPU: give a CuPy array")
+            raise TypeError(
+                f"{gradient} is a {found}, and this rank's gradients lie on a GPU: give a CuPy array"
+            )
         if (values.dtype, values.device.id, values.flags.c_contiguous) != (np.float32, self.device, True):
             raise TypeError(
-                f"{gradient} is {values.dtype} on GPU {values.device.id}, contiguous or not: give a contiguous "
-                f"float32 array on GPU {self.device}"
+                f"{gradient} is {values.dtype} on GPU {values.device.id}, with strides {values.strides}: "
+                f"give contiguous float32 on GPU {self.device}"
             )
 
     def handed_over(self, call: Call) -> None:
@@ -153,7 +160,7 @@ class Gpu:
         results: Sequence[Result | None],
         then: Encoded,
     ) -> None:
-        """Stage the payloads in pinned memory: with what became of them, if their lengths are known before."""
+        """Stage the payloads in pinned memory: at once, if their lengths are known before."""
         fate = self._fate(codec, [result for result in results if result is not None])
         parts = [None if result is None else result.value for result in results]
         if form.exact:
@@ -199,11 +206,13 @@ class Gpu:
             return cast("Vector", cast("Any", values).get())
 
     def upload(self, values: Vector) -> Vector:
-        """A copy that every stream may read."""
+        """A copy, which the current stream waits for."""
+        with self._cupy.cuda.Device(self.device):
+            current = self._cupy.cuda.get_current_stream()
         with self.here():
             there = self._cupy.empty(values.size, np.float32)
             there.set(values)
-            self._stream.synchronize()
+            current.wait_event(self._event(self._stream))
             return cast("Vector", there)
 
     def close(self) -> None:
@@ -325,13 +334,15 @@ def _cupy(device: int) -> Any:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         raise GpuError(
-            f"gradients on a GPU need CuPy, and it cannot be imported ({error}): pip install cupy-cuda12x, or "
-            "cupy-cuda13x, by the version of your driver; or keep the model on the CPU"
+            f"gradients on a GPU need CuPy, and it cannot be imported ({error}): pip install cupy-cuda12x, "
+            "or cupy-cuda13x, by the version of your driver; or keep the model on the CPU"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise GpuError(f"gradients on a GPU need an NVIDIA driver, and none is found ({error})") from error
     if device >= count:
-        raise GpuError(f"there is no GPU {device}: CuPy finds {count}; see nvidia-smi and CUDA_VISIBLE_DEVICES")
+        raise GpuError(
+            f"there is no GPU {device}: CuPy finds {count}; see nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
     return cupy

@@ -94,7 +94,7 @@ class Memory(Protocol):
         """The values in host memory, where they may be itself; waits. Between steps, any thread."""
 
     def upload(self, values: Vector) -> Vector:
-        """The same values there; waits. Any thread."""
+        """The same values there, for what follows in this thread; any thread."""
 
     def close(self) -> None:
         """End its threads. Idempotent."""
@@ -103,8 +103,8 @@ class Memory(Protocol):
 class Host:
     """Host memory: NumPy's arrays, and nothing waits."""
 
-    on_gpu = False
-    arrivals = None
+    on_gpu: bool = False
+    arrivals: Pool | None = None
 
     def __init__(self) -> None:
         self.pool = Pool()
@@ -120,8 +120,8 @@ class Host:
         """NumPy arrays, and rows."""
         if not isinstance(values, np.ndarray | Rows):
             raise TypeError(
-                f"{gradient} is a {type(values).__module__}.{type(values).__name__}, and this job's gradients "
-                "lie in host memory: give a NumPy array"
+                f"{gradient} is a {type(values).__module__}.{type(values).__name__}, and this rank's "
+                "gradients lie in host memory: give a NumPy array"
             )
 
     def handed_over(self, call: Call) -> None:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from casync import gpu
 from casync.checkpoint import Checkpoint, Run, StateError
 from casync.choice import AUTO, check_codec, check_down, check_row_codec, choose, demands
-from casync.collectives import Collectives
 from casync.codecs import BatchCodec
+from casync.collectives import Collectives
 from casync.compute import Compute
 from casync.dtypes import exact
-from casync import gpu
 from casync.engines import base as engines
 from casync.events import Outcome
 from casync.executor import Executor
@@ -170,7 +170,7 @@ class Synchronizer:
         """
         self.spec = spec = spec.settled(control.size)
         self._control = control
-        self._memory = memory or Host()
+        self._memory: Memory = memory or Host()
         self._watch = watch or Watch()
         self._threads = threads or len(os.sched_getaffinity(0))
         spec.plan.check(spec.gradients, spec.topology, control.size)

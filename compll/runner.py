@@ -12,7 +12,7 @@ from compll import backends as b
 from compll.driver import Libraries, Program
 from compll.errors import BackendError, ParameterError, PayloadError
 from compll.items import Goal, Item, Preparer, Result, as_scale
-from compll.types import widened
+from compll.types import Array, widened
 
 if TYPE_CHECKING:
     from typing import Any
@@ -231,9 +231,7 @@ class Awaited:
             IndexError, PayloadError: of the first call that failed.
 
         """
-        told = {
-            id(started): started.read(copy) for started, copy in zip(self._started, copies, strict=True)
-        }
+        told = {id(started): started.read(copy) for started, copy in zip(self._started, copies, strict=True)}
         return [
             self._runner.result(out, entry, told[id(entry.started)][entry.at])
             for out, entry in zip(self._outs, self._entries, strict=True)

@@ -46,8 +46,9 @@ TORCH = {
     *(f"casync/engines/{name}.py" for name in ("horovod", "torch")),
     *(
         f"casync/torch/{part}.py"
-        for part in ("__init__", "ddp", "gradients", "job", "optimizer", "parameters", "state", "torchrun")
+        for part in ("__init__", "ddp", "gradients", "job", "optimizer", "parameters", "places", "state")
     ),
+    "casync/torch/torchrun.py",
 }
 FRAMEWORKS = {
     "torch": TORCH,
@@ -55,7 +56,7 @@ FRAMEWORKS = {
     "mxnet": {"casync/mxnet.py"},
     "numba": NUMBA,
     "llvmlite": NUMBA,
-    "cupy": {"compll/backends/cuda.py"},
+    "cupy": {"compll/backends/cuda.py", "casync/gpu.py"},
     "mpi4py": {"casync/engines/mpi.py", "casync/transports/mpi.py"},
     "horovod": {"casync/engines/horovod.py"},
 }

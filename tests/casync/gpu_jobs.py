@@ -47,7 +47,10 @@ def run_rank(
     if state is not None:
         synchronizer.load_state_dict(state)
     ran = Ran()
-    late_cupy.GPU.waits.clear()
+    control.gather("all are set up", b"")
+    if control.rank == 0:
+        late_cupy.GPU.waits.clear()
+    control.gather("the steps begin", b"")
     try:
         for number, step in enumerate(steps):
             synchronizer.loss_scale = scales[number] if scales else 1.0

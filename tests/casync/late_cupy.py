@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import sys
 import threading
 from collections import Counter, defaultdict, deque
 from types import ModuleType, SimpleNamespace
@@ -22,6 +23,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 LOCK = threading.RLock()
 NULL = 1
@@ -77,6 +80,9 @@ class Stream:
     def synchronize(self) -> None:
         GPU.waited()
         self.run_until(lambda: not self.work)
+
+    def wait_event(self, event: Event) -> None:
+        self.put(event.synchronize)
 
     def is_capturing(self) -> bool:
         return False
@@ -212,10 +218,6 @@ def pinned(nbytes: int) -> np.ndarray:
     return memory
 
 
-def launch(kernel: str, call: Callable[[], None]) -> None:  # noqa: ARG001
-    GPU.current.put(call)
-
-
 def module() -> ModuleType:
     """Return a CuPy whose GPU has done nothing yet."""
     GPU.__init__()  # type: ignore[misc]
@@ -232,6 +234,14 @@ def module() -> ModuleType:
     Stream.null = stream_of(NULL)  # type: ignore[attr-defined]
     vars(cupy).update(ndarray=ndarray, cuda=cuda, asarray=of, empty=empty, zeros=zeros)
     cupy.from_dlpack = lambda x: x.detach().numpy().view(ndarray)
+    return cupy
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Have whoever imports CuPy, and the stand-in's kernels, use this one."""
+    cupy = module()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(cupy_stand_in.Gpu, "launch", lambda _, kernel, call: GPU.current.put(call))  # noqa: ARG005
     return cupy
 
 
