@@ -110,12 +110,18 @@ class Event:
         self.stream.run_until(lambda: self.ran)
 
 
+def poisoned(nbytes: int) -> np.ndarray:
+    memory = cupy_stand_in.cudasim.aligned_empty(nbytes)
+    memory.fill(POISON)
+    return memory
+
+
 class Block:
     """Memory of the current stream's, by NumPy's array interface."""
 
     def __init__(self, nbytes: int) -> None:
         self.home = GPU.free[GPU.current.ptr, nbytes]
-        self.raw = self.home.pop() if self.home else cupy_stand_in.cudasim.aligned_empty(nbytes)
+        self.raw = self.home.pop() if self.home else poisoned(nbytes)
         self.__array_interface__ = self.raw.__array_interface__
 
     def __del__(self) -> None:
@@ -123,9 +129,10 @@ class Block:
 
 
 def plain(x: Any) -> Any:
-    """An argument of a queued operator: an array's memory, or a number."""
+    """An argument of a queued operator: a number, or memory of an array, which work does not keep."""
     if isinstance(x, ndarray):
-        return x.view(np.ndarray)
+        memory = (ctypes.c_char * x.nbytes).from_address(x.ctypes.data)
+        return np.ndarray(x.shape, x.dtype, memory, strides=x.strides)
     assert np.ndim(x) == 0, "CuPy takes no NumPy array among its own"
     return x
 
@@ -153,7 +160,7 @@ class ndarray(cupy_stand_in.ndarray):  # noqa: N801 - CuPy's name
         return Pointer(self)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        target, value = self.view(np.ndarray), plain(value)
+        target, value = plain(self), plain(value)
         GPU.current.put(lambda: target.__setitem__(key, value))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **more: Any) -> Any:
@@ -192,15 +199,12 @@ ndarray.__module__ = "cupy"
 
 
 def empty(n: int, kind: Any) -> ndarray:
-    block = Block(int(n) * np.dtype(kind).itemsize)
-    raw = block.raw
-    GPU.current.put(lambda: raw.fill(POISON))
-    return np.asarray(block).view(kind).view(ndarray)
+    return np.asarray(Block(int(n) * np.dtype(kind).itemsize)).view(kind).view(ndarray)
 
 
 def of(host: np.ndarray) -> ndarray:
     there, copy = empty(host.size, host.dtype), host.copy()
-    target = there.view(np.ndarray)
+    target = plain(there)
     GPU.current.put(lambda: target.__setitem__(..., copy))
     return there
 
@@ -212,10 +216,8 @@ def zeros(n: int, kind: Any) -> ndarray:
 
 
 def pinned(nbytes: int) -> np.ndarray:
-    memory = cupy_stand_in.cudasim.aligned_empty(nbytes)
-    memory.fill(POISON)
-    GPU.pinned.append(memory)
-    return memory
+    GPU.pinned.append(poisoned(nbytes))
+    return GPU.pinned[-1]
 
 
 def module() -> ModuleType:
