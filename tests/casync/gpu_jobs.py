@@ -8,6 +8,7 @@ import late_cupy
 import numpy as np
 from casync_jobs import in_threads
 from loopback_jobs import Ran
+from test_transports import NETWORKS
 
 from casync.channels import Channels
 from casync.gpu import Gpu
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from loopback_jobs import Step
 
     from casync.control import Control
+    from casync.rules import Codecs
     from casync.transports.base import Transport
 
 HOST, GPU = "host", "gpu"
@@ -39,6 +41,7 @@ def run_rank(
     steps: Sequence[Mapping[str, Any]],
     *,
     scales: Sequence[float] | None = None,
+    switch: Mapping[int, Codecs] | None = None,
     state: dict[str, Any] | None = None,
 ) -> Ran:
     """One rank's steps; results are what its memory holds when `synchronize` returns."""
@@ -53,6 +56,10 @@ def run_rank(
     control.gather("the steps begin", b"")
     try:
         for number, step in enumerate(steps):
+            if switch and number in switch:
+                synchronizer.switch(switch[number])
+                late_cupy.GPU.waits.clear()  # of what moves state
+                control.gather("all have switched", b"")
             synchronizer.loss_scale = scales[number] if scales else 1.0
             if place == GPU:
                 with late_cupy.training():
@@ -77,20 +84,23 @@ def run_rank(
     return ran
 
 
-def run_places(spec: Spec, places: Sequence[str], steps: Sequence[Step], **options: Any) -> list[Ran]:
-    """The steps on as many ranks as there are places, over the loopback network; raises what one raised."""
+def run_places(
+    spec: Spec, places: Sequence[str], steps: Sequence[Step], network: str = "loopback", **options: Any
+) -> list[Ran]:
+    """The steps on as many ranks as there are places, threads all of them; raises what one raised."""
     states = options.pop("states", [None] * len(places))
-    network = LoopbackNetwork(len(places), timeout=20)
+    plane = LoopbackNetwork(len(places), timeout=20)
+    with NETWORKS[network](len(places)) as transports:
 
-    def rank_main(rank: int) -> Ran:
-        mine = [step[rank] for step in steps]
-        control, transport = network.control(rank), network.transport(rank)
-        return run_rank(control, transport, places[rank], spec, mine, state=states[rank], **options)
+        def rank_main(rank: int) -> Ran:
+            mine = [step[rank] for step in steps]
+            control = plane.control(rank)
+            return run_rank(
+                control, transports[rank], places[rank], spec, mine, state=states[rank], **options
+            )
 
-    try:
         ran = in_threads(len(places), rank_main)
-    finally:
-        network.close()
+    plane.close()
     for result in ran:
         if isinstance(result, BaseException):
             raise result

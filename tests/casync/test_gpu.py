@@ -12,6 +12,7 @@ from gpu_jobs import GPU, HOST, run_places
 from loopback_jobs import random_steps, same_bits, spec_of
 
 import compll
+from casync.rules import Codecs
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -105,3 +106,24 @@ def test_a_run_goes_on_from_a_checkpoint_in_the_other_memory() -> None:
         for meant in whole:
             meant.results, meant.finite = meant.results[-2:], meant.finite[-2:]
         assert_same(rest, whole)
+
+
+@pytest.mark.parametrize("network", ["zmq", "mpi"])
+def test_bodies_are_staged_in_pinned_memory_for_transports_of_the_host(network: str) -> None:
+    """Large ones, which these transports send without a copy. The stand-in refuses what is not pinned."""
+    shapes = {"w": (300, 200), "v": (300, 150), "b": (50,)}
+    steps = random_steps(np.random.default_rng(5), shapes, 2, 4)
+    for codec in (None, compll.compile("dgc")):
+        spec = spec_of(shapes, codec, "allgather" if codec else "ps", 2)
+        meant = run_places(spec, (HOST, HOST), steps)
+        assert_same(run_places(spec, (GPU, GPU), steps, network), meant)
+        assert_same(run_places(spec, (GPU, HOST), steps, network), meant)
+
+
+def test_what_a_codec_leaves_behind_when_it_is_replaced_is_added_to_the_next_gradients() -> None:
+    spec, _ = spec_for("ps, feedback")
+    steps = random_steps(np.random.default_rng(6), SHAPES, 2, 3)
+    switch = {2: Codecs(compll.compile("terngrad"), ())}
+    meant = run_places(spec, (HOST, HOST), steps, switch=switch)
+    assert meant[0].state["left"] == {}
+    assert_same(run_places(spec, (GPU, GPU), steps, switch=switch), meant)

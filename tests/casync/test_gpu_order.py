@@ -80,16 +80,19 @@ def test_what_has_arrived_is_kept_until_it_is_copied(runs: Runs) -> None:
 
 def test_the_side_stream_never_gets_what_the_training_was_given(runs: Runs) -> None:
     gpu = runs.gpu
-    with LOCK, late_cupy.training() as stream:
+    with gpu.here():
         kept = gpu.lasting(N)
         kept[:] = 3
+        gpu.known([], lambda _: None)
+    runs.next()
+    with late_cupy.training() as stream:
         read = late_cupy.empty(N, np.float32)
         read[:] = kept
-        del kept
-        with gpu.here():
-            mine = gpu.empty(N)
-            mine[:] = 5
-            gpu.known([], lambda _: None)
+    del kept
+    with gpu.here():
+        mine = gpu.empty(N)
+        mine[:] = 5
+        gpu.known([], lambda _: None)
     runs.next()
     stream.synchronize()
     assert (there(read) == 3).all()

@@ -97,6 +97,35 @@ def test_a_model_on_a_gpu_trains_as_on_the_cpu(on_gpu: Callable[[], None], dtype
     assert [name for name in late_cupy.GPU.waits if "compute" in name] == []
 
 
+def test_what_the_training_still_reads_of_a_result_is_not_written_over(on_gpu: Callable[[], None]) -> None:
+    """The second rank never has a gradient: its results lie in memory that the next step gets again."""
+    on_gpu()
+    reads: list[bool] = []
+
+    def work(rank: int, job: casync.Job) -> None:
+        model = torch.nn.Linear(40, 30, bias=False)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = casync.DistributedOptimizer(sgd, model.named_parameters(), codec="onebit", job=job)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            if rank == 0:
+                (model(torch.ones(1, 40)).sum() * (step + 1)).backward()
+            optimizer.synchronize()
+            optimizer.step()
+            if rank == 1:
+                grad = model.weight.grad
+                assert grad is not None
+                memory, meant = late_cupy.plain(grad.numpy().view(late_cupy.ndarray)), grad.numpy().copy()
+                stream = late_cupy.stream_of(torch.cuda.current_stream(CUDA).cuda_stream)
+                stream.put(lambda memory=memory, meant=meant: reads.append(np.array_equal(memory, meant)))
+                del grad
+        if rank == 1:
+            stream.synchronize()
+
+    good(jobs(2, work))
+    assert reads == [True] * STEPS
+
+
 def test_without_cupy_a_model_on_a_gpu_is_refused_and_told_what_to_install(
     on_gpu: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
