@@ -93,11 +93,8 @@ def run_places(
     with NETWORKS[network](len(places)) as transports:
 
         def rank_main(rank: int) -> Ran:
-            mine = [step[rank] for step in steps]
-            control = plane.control(rank)
-            return run_rank(
-                control, transports[rank], places[rank], spec, mine, state=states[rank], **options
-            )
+            ends = plane.control(rank), transports[rank], places[rank]
+            return run_rank(*ends, spec, [step[rank] for step in steps], state=states[rank], **options)
 
         ran = in_threads(len(places), rank_main)
     plane.close()
