@@ -30,19 +30,14 @@ if TYPE_CHECKING:
     Receive = Callable[[int, Header, memoryview], None]
 
 
-UNWRITTEN = {
-    "nccl": "it would need a GPU a rank and gradients there, and casync synchronizes gradients on the CPU; "
-    "use 'zmq', or 'mpi' under mpirun, with the model on the CPU"
-}
-"""What is asked for by names that other systems have, and what to use instead."""
-
-
 class Transport(Protocol):
     """Framed messages between two ranks; completion by callback. Messages may arrive in any order."""
 
     name: str
     rank: int
     size: int
+    device: bool
+    """Whether bodies are arrays on a GPU (of CuPy); else they are in the host's memory."""
 
     def start(self, receive: Receive) -> None:
         """Deliver frames from now on, each by `receive(peer, header, body)`.
@@ -122,8 +117,7 @@ def load(name: str) -> ModuleType:
     Raises ValueError that lists the names when there is none, or names the package that it needs.
     """
     if name not in names():
-        why = f": {UNWRITTEN[name]}" if name in UNWRITTEN else ""
-        raise ValueError(f"no transport {name!r}{why}; there are: {', '.join(names())} (casync/transports/)")
+        raise ValueError(f"no transport {name!r}; there are: {', '.join(names())} (casync/transports/)")
     try:
         return importlib.import_module(f"casync.transports.{name}")
     except ModuleNotFoundError as error:
