@@ -65,8 +65,8 @@ class Channels:
     def __init__(self, transport: Transport, *, checksums: bool = False) -> None:
         if checksums and transport.device:
             raise ValueError(
-                f"checksums are made of bodies in the host's memory, and transport {transport.name!r} keeps them "
-                "on the GPU: leave checksums away, or use transport 'zmq'"
+                f"checksums are made of bodies in the host's memory, and transport {transport.name!r} keeps "
+                "them on the GPU: leave checksums away, or use transport 'zmq'"
             )
         self._transport, self._checksums = transport, checksums
         self._ranks: Sequence[int] = range(transport.size)

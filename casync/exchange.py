@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -72,8 +73,10 @@ class Device:
     device = True
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
+        self._torch: Any = torch  # no types where GPUs are concerned
+        self._cupy: Any = importlib.import_module("cupy")
         self._device = device
+        self.stream = self._torch.cuda.Stream(device)
 
     def holds(self, body: Body) -> bool:
         """Whatever is no buffer of the host."""
@@ -82,18 +85,16 @@ class Device:
     def tensor(self, header: Header, body: Any) -> torch.Tensor:
         """From now on `stream` waits for what the caller's stream of CuPy has under way (DLPack)."""
         with torch.cuda.stream(self.stream):
-            tensor: torch.Tensor = torch.from_dlpack(body).reshape(-1).view(torch.uint8)
+            tensor: torch.Tensor = self._torch.from_dlpack(body).reshape(-1).view(torch.uint8)
         if tensor.nbytes != header.nbytes:
             raise ValueError(f"the header announces {header.nbytes} bytes, the body has {tensor.nbytes}")
         return tensor
 
     def room(self, nbytes: int) -> tuple[torch.Tensor, Any]:
-        """Of torch's allocator, to which it returns when nothing refers to it."""
-        import cupy
-
+        """Of torch's allocator, which lends it again as soon as nothing refers to it."""
         with torch.cuda.stream(self.stream):
             tensor = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-        return tensor, cupy.from_dlpack(tensor)
+        return tensor, self._cupy.from_dlpack(tensor)
 
 
 class Group(Protocol):
@@ -111,7 +112,7 @@ class TorchGroup:
     def __init__(self, backend: str, device: torch.device) -> None:
         """Collective; blocks. device: a GPU, for NCCL, or the CPU, for gloo."""
         self._device = device
-        self.memory = Host() if device.type == "cpu" else Device(device)
+        self.memory: Memory = Host() if device.type == "cpu" else Device(device)
         with self._current():
             self._group: Any = distributed.new_group(backend=backend)
             # torch lets some ranks exchange among themselves once all have been in a collective
@@ -141,6 +142,6 @@ class TorchGroup:
     def _settle(self) -> None:
         """Wait for the GPU, without taking a core."""
         if self._device.type == "cuda":
-            ended = torch.cuda.Event(blocking=True)
+            ended: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             ended.record()
             ended.synchronize()

@@ -37,7 +37,11 @@ class Transport(Protocol):
     rank: int
     size: int
     device: bool
-    """Whether bodies are arrays on a GPU (of CuPy); else they are in the host's memory."""
+    """Whether bodies may be arrays on a GPU, of CuPy; bodies in the host's memory always may be.
+
+    Such a body arrives as such an array, flat uint8 at a multiple of 16. What is sent may still be under way
+    in CuPy's current stream. What has arrived is to be held until the last kernel that reads it has run.
+    """
 
     def start(self, receive: Receive) -> None:
         """Deliver frames from now on, each by `receive(peer, header, body)`.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import struct
 import threading
 from enum import IntEnum
@@ -80,9 +81,13 @@ def open(wire: Wire) -> NcclTransport:  # noqa: A001  (the name that casync.tran
     """
     if not (torch.cuda.is_available() and distributed.is_nccl_available()):
         raise NcclError(
-            "transport 'nccl' carries gradients between GPUs, and this torch finds none (torch.cuda."
-            "is_available()) or is built without NCCL (torch.distributed.is_nccl_available()): run where every "
-            "rank has a GPU, with a torch for CUDA, or use transport 'zmq'"
+            "transport 'nccl' carries gradients between GPUs, and this torch finds none, or is built without "
+            "NCCL: run where every rank has a GPU, with a torch for CUDA, or use transport 'zmq'"
+        )
+    if importlib.util.find_spec("cupy") is None:
+        raise NcclError(
+            "transport 'nccl' needs CuPy, whose arrays payloads on a GPU are: pip install cupy-cuda12x, or "
+            "cupy-cuda13x, by the version of your driver; or use transport 'zmq'"
         )
     return join(wire, "nccl", torch.device("cuda", torch.cuda.current_device()))
 
@@ -162,7 +167,8 @@ class NcclTransport:
             raise ValueError(f"rank {self.rank} has no connection to rank {peer} of {self.size}")
         head, memory, done = frames.pack(header), self._group.memory, done or _nothing
         if body is None or not header.nbytes or not memory.holds(body):
-            self._tell(peer, Kind.WHOLE, 0, b"".join((head, body_bytes(header, body))))
+            view = body_bytes(header, body if header.nbytes else None)
+            self._tell(peer, Kind.WHOLE, 0, b"".join((head, view)))
         else:
             message = _Message(header, memory.tensor(header, body), done)
             with self._changed:
@@ -260,9 +266,10 @@ class NcclTransport:
         try:
             self._group.exchange(transfers)
         except Exception:
-            if self._ended.wait(GRACE):  # a dead rank breaks connections here, too: the control plane names it
+            if self._ended.wait(
+                GRACE
+            ):  # a dead rank breaks connections here, too: the control plane names it
                 return
             raise
         for call in calls:
             call()
-

@@ -13,17 +13,17 @@ from casync.exchange import Host
 from casync.transports.nccl import NcclTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from casync.control import Control
-    from casync.exchange import Transfer
+    from casync.exchange import Memory, Transfer
 
 
 class ThreadGroup:
     """Exchanges by gloo, whose groups torch.distributed does not know: it has one rank a process."""
 
-    def __init__(self, group: Any) -> None:
-        self.memory = Host()
+    def __init__(self, group: Any, memory: Memory) -> None:
+        self.memory = memory
         self._group = group
 
     def exchange(self, transfers: Sequence[Transfer]) -> None:
@@ -35,14 +35,16 @@ class ThreadGroup:
 
 
 @contextlib.contextmanager
-def nccl_network(size: int) -> Iterator[list[tuple[Control, NcclTransport]]]:
+def nccl_network(
+    size: int, memory: Callable[[], Memory] = Host
+) -> Iterator[list[tuple[Control, NcclTransport]]]:
     """The control plane and the transport of each rank."""
     store: Any = distributed.HashStore()  # type: ignore[attr-defined]
     gloo: Any = distributed.ProcessGroupGloo  # type: ignore[attr-defined]
     groups = in_threads(size, lambda rank: gloo(store, rank, size, timedelta(minutes=5)))
     with sessions(size) as joined:
         made = [
-            (it.control, NcclTransport(it.transport, ThreadGroup(group), it.control))
+            (it.control, NcclTransport(it.transport, ThreadGroup(group, memory()), it.control))
             for it, group in zip(joined, groups, strict=True)
         ]
         yield made

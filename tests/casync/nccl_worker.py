@@ -122,8 +122,6 @@ def main(job: str, rank: int, size: int, ports: tuple[int, int], folder: Path) -
             session.control.gather("the end", b"")
 
 
-
-
 if __name__ == "__main__":
     jobs = {f"{size} ranks": size for size in SIZES} | dict.fromkeys(FAULTS, 3)
     processes: dict[str, int] = {}

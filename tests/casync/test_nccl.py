@@ -8,25 +8,31 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from casync_jobs import PATIENCE
 from loopback_jobs import run_job
+from nccl_jobs import nccl_network
 from nccl_worker import CASES, FAULTS, SHAPES, SIZES, STEPS, VICTIM, gradients, hash_of, spec
 from torch import distributed
 
 from casync import frames
 from casync.channels import Channels
 from casync.control import RankFailure
-from casync.exchange import Host
+from casync.exchange import Device, Host
 from casync.frames import Header
 from casync.transports import base, nccl
 from casync.transports.loopback import LoopbackNetwork
 from casync.transports.nccl import NcclTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WORKER = str(Path(__file__).with_name("nccl_worker.py"))
 
@@ -44,7 +50,11 @@ class Jobs:
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     folder = tmp_path_factory.mktemp("nccl")
     done = subprocess.run(
-        [sys.executable, WORKER, str(folder)], capture_output=True, text=True, timeout=2 * PATIENCE, check=False
+        [sys.executable, WORKER, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return Jobs(folder, json.loads(done.stdout), done.stderr)
@@ -80,8 +90,21 @@ def wire(rank: int = 0, size: int = 2) -> Any:
     return base.Wire(rank, size, ("127.0.0.1",) * size, LoopbackNetwork(size).control(rank), None)  # type: ignore[arg-type]
 
 
-def test_without_a_gpu_it_says_what_it_needs_and_what_to_use() -> None:
-    with pytest.raises(nccl.NcclError, match=r"between GPUs, and this torch finds none .*use transport 'zmq'"):
+@pytest.mark.parametrize(
+    ("gpu", "built", "named"),
+    [
+        (False, True, r"this torch finds none, or is built without NCCL: .* or use transport 'zmq'"),
+        (True, False, r"this torch finds none, or is built without NCCL: .* or use transport 'zmq'"),
+        (True, True, r"needs CuPy, .* pip install cupy-cuda12x, .* or use transport 'zmq'"),
+    ],
+)
+def test_it_says_what_it_needs_and_what_to_use(
+    gpu: bool, built: bool, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(distributed, "is_nccl_available", lambda: built)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(nccl.NcclError, match=named):
         base.load("nccl").open(wire())
 
 
@@ -89,17 +112,21 @@ def test_without_a_process_group_or_in_another_place_it_says_how_to_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cpu = torch.device("cpu")
-    with pytest.raises(nccl.NcclError, match=r"init_process_group\('nccl'\) before casync.init, under torchrun"):
+    with pytest.raises(
+        nccl.NcclError, match=r"init_process_group\('nccl'\) before casync.init, under torchrun"
+    ):
         nccl.join(wire(), "nccl", cpu)
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
-    with pytest.raises(nccl.NcclError, match="rank 0 of 1, the job as rank 0 of 2: start both by one launcher"):
+    with pytest.raises(
+        nccl.NcclError, match="rank 0 of 1, the job as rank 0 of 2: start both by one launcher"
+    ):
         nccl.join(wire(), "nccl", cpu)
 
 
 def test_a_group_that_is_not_made_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It hangs, since another rank has failed; or it is broken, and the control plane says by whom, or not."""
+    """It hangs, since another rank has failed; or it breaks, and the control plane says by whom, or not."""
     network = LoopbackNetwork(2)
     monkeypatch.setattr(nccl, "GRACE", 0.1)
 
@@ -128,6 +155,7 @@ def over_loopback(network: LoopbackNetwork, rank: int, group: Any) -> NcclTransp
     return NcclTransport(network.transport(rank), group, network.control(rank))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("told", [True, False])
 def test_of_an_exchange_that_fails_the_dead_rank_is_blamed_if_there_is_one(
     told: bool, monkeypatch: pytest.MonkeyPatch
@@ -154,7 +182,11 @@ def test_of_an_exchange_that_fails_the_dead_rank_is_blamed_if_there_is_one(
     ("kind", "body", "named"),
     [
         (nccl.Kind.WHOLE, b"short", "32 bytes"),
-        (nccl.Kind.WHOLE, frames.pack(Header(0, 0, 0, 0, 5)) + b"four", "a body of 5 bytes, in a message of 36"),
+        (
+            nccl.Kind.WHOLE,
+            frames.pack(Header(0, 0, 0, 0, 5)) + b"four",
+            "a body of 5 bytes, in a message of 36",
+        ),
         (nccl.Kind.ASK, b"HTTP" + bytes(28), "HTTP"),
         (nccl.Kind.ANSWER, bytes(8), "an answer to 7, which was not asked"),
         (nccl.Kind.ANSWER, b"short", "of kind 2 with 5 bytes"),
@@ -175,29 +207,35 @@ def test_a_broken_signal_fails_the_job_and_names_its_sender(kind: int, body: byt
     network.close()
 
 
-class Elsewhere(Host):
-    """Memory of a GPU, which no body of this process is in."""
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[NcclTransport]]:
+    """Two ranks whose GPU is the CPU, without streams; torch's tensors stand in for CuPy's arrays."""
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(from_dlpack=torch.from_dlpack))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    with nccl_network(2, lambda: Device(torch.device("cpu"))) as ends:
+        yield [transport for _, transport in ends]
 
-    device = True
 
-    def holds(self, body: Any) -> bool:  # noqa: ARG002
-        return False
-
-
-def test_bodies_of_the_host_travel_with_their_headers_where_the_group_is_of_gpus() -> None:
-    """So broadcasts and groups need no GPU; checksums are made on the host, and are refused."""
-    network = LoopbackNetwork(2)
-    group = Broken()
-    group.memory = Elsewhere()
-    ends = [over_loopback(network, rank, group) for rank in range(2)]
-    got: queue.Queue[tuple[int, Header, bytes]] = queue.Queue()
-    with pytest.raises(ValueError, match="checksums are made of bodies in the host's memory, and transport 'nccl'"):
-        Channels(ends[1], checksums=True)
-    ends[1].start(lambda peer, header, body: got.put((peer, header, bytes(body))))
-    ends[0].start(lambda *_: None)
+def test_bodies_travel_from_where_they_are_to_the_same_place(device: list[NcclTransport]) -> None:
+    """So broadcasts and collectives of groups need no GPU. Checksums do not go there, and are refused."""
+    with pytest.raises(ValueError, match=r"checksums are made .* transport 'nccl' keeps them on the GPU"):
+        Channels(device[1], checksums=True)
+    got: queue.Queue[tuple[int, Header, Any]] = queue.Queue()
+    done: queue.Queue[str] = queue.Queue()
+    device[0].start(lambda *_: None)
+    device[1].start(lambda *frame: got.put(frame))
+    there: Any = torch.arange(25_000, dtype=torch.int32)
+    here = there.numpy().tobytes()
     header = Header(3, 4, 0, 0, 100_000)
-    ends[0].send(1, header, bytes(100_000))
-    assert got.get(timeout=PATIENCE) == (0, header, bytes(100_000))
-    for end in ends:
-        end.close()
-    network.close()
+    with pytest.raises(ValueError, match="announces 100000 bytes, the body has 4"):
+        device[0].send(1, header, there[:1])
+    for body in (here, there):
+        device[0].send(1, header, body, lambda: done.put("done"))
+        peer, told, arrived = got.get(timeout=PATIENCE)
+        assert (peer, told) == (0, header)
+        assert type(arrived) is (torch.Tensor if body is there else memoryview)
+        assert bytes(arrived.numpy() if body is there else arrived) == here
+        assert done.get(timeout=PATIENCE) == "done"
+    device[0].send(1, Header(3, 4, 1, 0, 0), there[:0])
+    assert got.get(timeout=PATIENCE)[1] == Header(3, 4, 1, 0, 0)

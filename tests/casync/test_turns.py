@@ -110,7 +110,7 @@ class Hasty(Turns[Message]):
 
 
 def stuck(world: World) -> int:
-    """Follow all that can happen; returns in how many ways it ends with bodies that are not there, or mixed up."""
+    """Follow all that can happen; returns in how many ways it ends with bodies missing or mixed up."""
     total = len(world.ready)
     seen: set[str] = set()
     found, worlds = 0, [world]
@@ -122,7 +122,10 @@ def stuck(world: World) -> int:
             if not after.happen(event):
                 continue
             moves += 1
-            key = repr([vars(it) for it in after.turns] + [sorted(map(repr, after.signals)), after.rounds, after.taken])
+            key = repr(
+                [vars(it) for it in after.turns]
+                + [sorted(map(repr, after.signals)), after.rounds, after.taken]
+            )
             if key not in seen:
                 seen.add(key)
                 worlds.append(after)
@@ -148,10 +151,8 @@ def test_without_waiting_for_answers_ranks_may_wait_in_a_circle() -> None:
     assert stuck(World(3, list(CIRCLES[0]), Hasty)) > 0
 
 
-
-
 class Step(World):
-    """A step of a schedule: a task may run as soon as what it needs is there, a body is ready when it is sent."""
+    """A step of a schedule: a task may run as soon as what it needs is there; what is sent is ready."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__(len(schedule), [])
@@ -162,7 +163,9 @@ class Step(World):
         for rank, task in tasks:
             for before in task.after:
                 self.behind[rank, before].append((rank, task.id))
-        self.recvs = {(it.peer, rank, it.message): (rank, it.id) for rank, it in tasks if isinstance(it, Recv)}
+        self.recvs = {
+            (it.peer, rank, it.message): (rank, it.id) for rank, it in tasks if isinstance(it, Recv)
+        }
         self.runnable = [node for node, needs in self.needs.items() if not needs]
         self.ran = 0
 
