@@ -6,10 +6,11 @@ import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from casync_jobs import in_threads, sessions
+from casync_jobs import in_threads
 from torch import distributed
 
 from casync.exchange import Host
+from casync.transports.loopback import LoopbackNetwork
 from casync.transports.nccl import NcclTransport
 
 if TYPE_CHECKING:
@@ -42,10 +43,11 @@ def nccl_network(
     store: Any = distributed.HashStore()  # type: ignore[attr-defined]
     gloo: Any = distributed.ProcessGroupGloo  # type: ignore[attr-defined]
     groups = in_threads(size, lambda rank: gloo(store, rank, size, timedelta(minutes=5)))
-    with sessions(size) as joined:
-        made = [
-            (it.control, NcclTransport(it.transport, ThreadGroup(group, memory()), it.control))
-            for it, group in zip(joined, groups, strict=True)
-        ]
-        yield made
-        in_threads(size, lambda rank: made[rank][1].close())
+    network = LoopbackNetwork(size)
+    made = [
+        NcclTransport(network.transport(rank), ThreadGroup(group, memory()), network.control(rank))
+        for rank, group in enumerate(groups)
+    ]
+    yield [(network.control(rank), transport) for rank, transport in enumerate(made)]
+    in_threads(size, lambda rank: made[rank].close())
+    network.close()

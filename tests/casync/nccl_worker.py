@@ -34,7 +34,8 @@ from casync.transports import nccl
 
 SIZES = (2, 3, 4)
 FAULTS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-CASES = ("none:ps", "onebit:ps", "terngrad:ring", "onebit:hierarchical", "topk:allgather", "bf16:direct")
+CASES = ("none:ps", "terngrad:ring", "onebit:hierarchical", "topk:allgather", "bf16:direct")
+CODECS = {name: compll.compile(name) for name in ("onebit", "terngrad", "topk", "bf16")}
 SHAPES = {"conv": (90, 100), "fc": (40, 500), "rare": (3, 5000), "bias": (300,), "nobody's": (10,)}
 STEPS, VICTIM = 4, 1
 
@@ -42,8 +43,7 @@ STEPS, VICTIM = 4, 1
 def spec(case: str, size: int) -> Any:
     codec, topology = case.split(":")
     plan = even_plan([Gradient(name, shape) for name, shape in SHAPES.items()], size)
-    chosen = None if codec == "none" else compll.compile(codec, "interp")
-    return spec_of(SHAPES, chosen, topology, size, plan=plan, seed=5, nodes=halves(size))
+    return spec_of(SHAPES, CODECS.get(codec), topology, size, plan=plan, seed=5, nodes=halves(size))
 
 
 def halves(size: int) -> tuple[tuple[int, ...], ...]:

@@ -109,11 +109,11 @@ class Hasty(Turns[Message]):
         return taken
 
 
-def stuck(world: World) -> int:
-    """Follow all that can happen; returns in how many ways it ends with bodies missing or mixed up."""
+def stuck(world: World) -> bool:
+    """Follow all that can happen; returns whether it may end with bodies missing or mixed up."""
     total = len(world.ready)
     seen: set[str] = set()
-    found, worlds = 0, [world]
+    worlds = [world]
     while worlds:
         now = worlds.pop()
         moves = 0
@@ -129,26 +129,22 @@ def stuck(world: World) -> int:
             if key not in seen:
                 seen.add(key)
                 worlds.append(after)
-        if not moves:
-            found += len(now.done) < total or not now.matched
-    return found
+        if not moves and (len(now.done) < total or not now.matched):
+            return True
+    return False
 
 
-CIRCLES = [
-    [(0, 1, 0), (1, 2, 0), (2, 0, 0)],
-    [(0, 1, 0), (1, 2, 0), (0, 2, 0)],
-    [(0, 1, 0), (0, 1, 1), (1, 0, 0)],
-]
+CIRCLE = [(0, 1, 0), (1, 2, 0), (2, 0, 0)]
 
 
-@pytest.mark.parametrize("messages", CIRCLES, ids=str)
+@pytest.mark.parametrize("messages", [CIRCLE, [(0, 1, 0), (0, 1, 1), (1, 0, 0)]], ids=str)
 def test_whatever_happens_first_all_bodies_arrive(messages: list[Message]) -> None:
-    assert stuck(World(3, list(messages))) == 0
+    assert not stuck(World(3, list(messages)))
 
 
 def test_without_waiting_for_answers_ranks_may_wait_in_a_circle() -> None:
     """So the simulation can tell."""
-    assert stuck(World(3, list(CIRCLES[0]), Hasty)) > 0
+    assert stuck(World(3, list(CIRCLE), Hasty))
 
 
 class Step(World):
