@@ -34,6 +34,11 @@ class Channel:
         self._transport, self._ranks = transport, ranks
         self._number, self._checksums = number, checksums
 
+    @property
+    def device(self) -> bool:
+        """Whether bodies are arrays on a GPU; else they are in the host's memory."""
+        return self._transport.device
+
     def send(
         self,
         peer: int,
@@ -53,9 +58,17 @@ class Channel:
 
 
 class Channels:
-    """Owns a transport's receiving end. `checksums`: every frame carries the CRC32C of its body."""
+    """Owns a transport's receiving end.
+
+    checksums: every frame carries the CRC32C of its body; ValueError where bodies are on a GPU.
+    """
 
     def __init__(self, transport: Transport, *, checksums: bool = False) -> None:
+        if checksums and transport.device:
+            raise ValueError(
+                f"checksums are made of bodies in the host's memory, and transport {transport.name!r} keeps "
+                "them on the GPU: leave checksums away, or use transport 'zmq'"
+            )
         self._transport, self._checksums = transport, checksums
         self._ranks: Sequence[int] = range(transport.size)
         self._lock = threading.Lock()

@@ -83,6 +83,7 @@ class Executor:
         if self._memory.arrivals is not None:
             channels.receive_into(self._memory.arrivals)
         self._channel: Channel = channels.open(self._arrived, control)
+        self._memory.direct = self._channel.device
         self._thread = threading.Thread(target=self._run, name=f"casync-compute-{control.rank}", daemon=True)
         self._thread.start()
         control.on_failure(self._failed)
@@ -273,7 +274,7 @@ class Executor:
         del step.missing[task]
         self.meter.received(number, received, body.nbytes)
         step.payloads[task] = Payload(
-            np.frombuffer(body, np.uint8),
+            np.frombuffer(body, np.uint8) if isinstance(body, memoryview) else body,
             bool(header.flags & ABSENT),
             not header.flags & NOT_FINITE,
             exact=received.exact,

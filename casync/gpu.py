@@ -72,6 +72,7 @@ class Gpu:
     """The memory (`casync.memory.Memory`) of one GPU, for one `Synchronizer`."""
 
     on_gpu: bool = True
+    direct: bool = False
 
     def __init__(self, device: int = 0) -> None:
         """Raise GpuError without CuPy, a driver, or this GPU."""
@@ -146,6 +147,8 @@ class Gpu:
         if payload.parts is not None:
             return payload.parts
         body = payload.body
+        if isinstance(body, self._cupy.ndarray):
+            return form.split(body, payload.absent)
         there = self._cupy.empty(body.size, np.uint8)
         if body.size:
             there.data.copy_from_host_async(_pointer(body), body.size, self._stream)
@@ -160,11 +163,11 @@ class Gpu:
         results: Sequence[Result | None],
         then: Encoded,
     ) -> None:
-        """Stage the payloads in pinned memory: at once, if their lengths are known before."""
+        """Make what travels: at once, if the payloads' lengths are known before."""
         fate = self._fate(codec, [result for result in results if result is not None])
         parts = [None if result is None else result.value for result in results]
         if form.exact:
-            body = self._stage(form, lease, parts)
+            body = self._body(form, lease, parts)
             self._after(lambda: then(body, parts, all(result.finite for result in fate())))
             return
 
@@ -172,7 +175,7 @@ class Gpu:
             found = fate()
             values = iter(found)
             parts = [None if result is None else next(values).value for result in results]
-            body, finite = self._stage(form, lease, parts), all(result.finite for result in found)
+            body, finite = self._body(form, lease, parts), all(result.finite for result in found)
             self._after(lambda: then(body, parts, finite))
 
         self._after(measured)
@@ -236,8 +239,13 @@ class Gpu:
         held, self._held = self._held, []
         self._side.add(self._event(self._stream), self._bound(call), held)
 
-    def _stage(self, form: BodyFormat, lease: Lease, parts: Sequence[Bytes | None]) -> Bytes:
-        """Begin to copy payloads to where they lie in the body."""
+    def _body(self, form: BodyFormat, lease: Lease, parts: Sequence[Bytes | None]) -> Bytes:
+        """Begin to make a body: of pinned memory, or, if it travels from GPU to GPU, where the payloads lie.
+
+        One with a table of lengths is of the host's memory, where its receiver reads that.
+        """
+        if self.direct and (len(parts) == 1 or (form.exact and all(part is not None for part in parts))):
+            return form.pack(lease.buffer, parts)
         room = lease.also(self._staging, form.capacity)
         body, places = form.spread(room, [0 if part is None else part.size for part in parts])
         for part, place in zip(parts, places, strict=True):

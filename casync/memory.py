@@ -46,6 +46,8 @@ class Memory(Protocol):
     """Buffers where gradients lie."""
     arrivals: Pool | None
     """Buffers that frames are to arrive in; None: any."""
+    direct: bool
+    """Whether the transport takes bodies that lie on a GPU; set before the first."""
 
     def start(self, bound: Callable[[Call], Call], put: Callable[[Call], None]) -> None:
         """Make calls that wait by `put`, from any thread, as `bound` made them when they were handed over."""
@@ -104,6 +106,7 @@ class Host:
     """Host memory: NumPy's arrays, and nothing waits."""
 
     on_gpu: bool = False
+    direct: bool = False
     arrivals: Pool | None = None
 
     def __init__(self) -> None:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Payload:
     """A body on its way. absent: some segment is; finite: all that was merged into it is.
 
-    body: as it travels, in host memory. parts: the payloads by segment where gradients lie, if they are known
-    to lie there, too; else they are found in the body. exact: float32. down: of the codec of sums.
+    body: as it travels: in host memory, or on a GPU, between ranks that all have one. parts: the payloads by
+    segment where gradients lie, if they are known to lie there, too; else they are found in the body.
+    exact: float32. down: of the codec of sums.
     """
 
     body: Bytes

@@ -70,6 +70,7 @@ class SoloTransport:
     """The transport of a single rank: no schedule of one rank sends."""
 
     name = "solo"
+    device = False
     rank = 0
     size = 1
 

@@ -43,6 +43,8 @@ NUMBA = {
     *(f"compll/backends/numba_{part}.py" for part in ("reduce", "runtime", "selection", "tiles")),
 }
 TORCH = {
+    "casync/exchange.py",
+    "casync/transports/nccl.py",
     *(f"casync/engines/{name}.py" for name in ("horovod", "torch")),
     *(
         f"casync/torch/{part}.py"
@@ -56,7 +58,7 @@ FRAMEWORKS = {
     "mxnet": {"casync/mxnet.py"},
     "numba": NUMBA,
     "llvmlite": NUMBA,
-    "cupy": {"compll/backends/cuda.py", "casync/gpu.py"},
+    "cupy": {"casync/exchange.py", "casync/gpu.py", "compll/backends/cuda.py"},
     "mpi4py": {"casync/engines/mpi.py", "casync/transports/mpi.py"},
     "horovod": {"casync/engines/horovod.py"},
 }

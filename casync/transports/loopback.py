@@ -84,6 +84,7 @@ class LoopbackTransport:
     """One rank's end; its I/O thread delivers what others sent when it is due."""
 
     name = "loopback"
+    device = False
 
     def __init__(self, network: LoopbackNetwork, rank: int) -> None:
         self.rank, self.size = rank, network.size

@@ -97,6 +97,7 @@ class MpiTransport:
     """The transport (`casync.transports.base.Transport`) over MPI. A message's tag is its sender's rank."""
 
     name = "mpi"
+    device = False
 
     def __init__(self, rank: int, ways: Sequence[Way], control: Control) -> None:
         """`ways`: one a rank; this rank's own says where its frames arrive."""

@@ -70,6 +70,7 @@ class ZmqTransport:
     """The transport (`casync.transports.base.Transport`) over ZeroMQ."""
 
     name = "zmq"
+    device = False
 
     def __init__(self, wire: Wire, sockets: dict[int, Socket]) -> None:
         """Take over `sockets`, one a peer, each connected."""

@@ -12,6 +12,7 @@ import pytest
 from casync_jobs import in_threads, sessions
 from hypothesis import given
 from hypothesis import strategies as st
+from nccl_jobs import nccl_network
 
 import compll
 from casync.buffers import ALIGN, Pool
@@ -86,7 +87,7 @@ def mpi(size: int) -> Iterator[Ends]:
     network.close()
 
 
-NETWORKS = {"loopback": loopback, "zmq": zmq, "mpi": mpi}
+NETWORKS = {"loopback": loopback, "zmq": zmq, "mpi": mpi, "nccl, by gloo": nccl_network}
 ELEMENTS = 1_000_000
 CASES = ("int8 ps", "terngrad ring", "bf16 direct", "topk allgather")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import late_cupy
 import numpy as np
 import pytest
-from gpu_jobs import GPU, HOST, run_places
+from gpu_jobs import GPU, HOST, SENT, run_places
 from loopback_jobs import random_steps, same_bits, spec_of
 
 import compll
@@ -118,6 +118,16 @@ def test_bodies_are_staged_in_pinned_memory_for_transports_of_the_host(network: 
         meant = run_places(spec, (HOST, HOST), steps)
         assert_same(run_places(spec, (GPU, GPU), steps, network), meant)
         assert_same(run_places(spec, (GPU, HOST), steps, network), meant)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bodies_go_from_gpu_to_gpu_where_the_transport_can_do_that(case: str) -> None:
+    spec, nranks = spec_for(case)
+    steps = random_steps(np.random.default_rng(7), SHAPES, nranks, 3)
+    steps[1][0]["w"] = None
+    meant = run_places(spec, (HOST,) * nranks, steps)
+    assert_same(run_places(spec, (GPU,) * nranks, steps, "direct"), meant)
+    assert sum(SENT) > sum(ran.stats.bytes_sent for ran in meant if ran.stats) / 2
 
 
 def test_what_a_codec_leaves_behind_when_it_is_replaced_is_added_to_the_next_gradients() -> None:
