@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -260,8 +261,8 @@ class Synchronizer:
         seen = flat(values)
         if self._watch.probe is not None and seen.size:
             step, scale = self._executor.step, self._executor.loss_scale
-            seen = self._memory.to_host(seen)
-            self._watch.probe.look(step, gradient, seen, self._codecs[gradient], scale)
+            there = partial(self._memory.to_host, seen)
+            self._watch.probe.look(step, gradient, there, self._codecs[gradient], scale)
         self._executor.submit(gradient, values)
 
     def synchronize(self) -> Outcome:
