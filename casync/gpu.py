@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import importlib
 import threading
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -102,7 +103,10 @@ class Gpu:
     def on_stream(self, pointer: int) -> Iterator[None]:
         """What this thread hands over is put on this stream before: a `cudaStream_t` of another library."""
         cuda = self._cupy.cuda
-        with cuda.Device(self.device), cuda.ExternalStream(pointer):
+        # CuPy 14 calls ExternalStream deprecated, and those before have nothing else
+        from_external = getattr(cuda.Stream, "from_external", None)
+        stream = from_external(_Foreign(pointer)) if from_external else cuda.ExternalStream(pointer)
+        with cuda.Device(self.device), stream:
             yield
 
     def view(self, tensor: Any) -> Vector:
@@ -291,6 +295,16 @@ class Gpu:
             ]
 
         return fate
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """A stream of another library, by CUDA's protocol of streams."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
 
 
 class Watch:

@@ -126,7 +126,7 @@ def run_places(
 ) -> list[Ran]:
     """The steps on as many ranks as there are places, threads all of them; raises what one raised."""
     states = options.pop("states", [None] * len(places))
-    plane = LoopbackNetwork(len(places), timeout=20)
+    plane = LoopbackNetwork(len(places), timeout=options.pop("timeout", 20))
     with {**NETWORKS, "direct": direct_network}[network](len(places)) as transports:
 
         def rank_main(rank: int) -> Ran:

@@ -61,6 +61,12 @@ def stream_of(pointer: int) -> Stream:
     return GPU.streams[pointer]
 
 
+def by_protocol(stream: Any) -> Stream:
+    version, pointer = stream.__cuda_stream__()
+    assert version == 0
+    return stream_of(pointer)
+
+
 class Stream:
     def __init__(self, *, non_blocking: bool = False, pointer: int = 0) -> None:
         assert non_blocking or pointer

@@ -5,6 +5,7 @@ While a test holds the stand-in's lock nothing that was queued runs.
 
 from __future__ import annotations
 
+import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +167,41 @@ def test_a_payload_that_a_kernel_refuses_is_blamed_on_the_rank_that_sent_it(
     spec = spec_of(shapes, compll.compile("dgc"), "allgather", 2)
     with pytest.raises(RankFailure, match=r"rank 0.*w.*step 1.*its payload cannot be decoded"):
         run_places(spec, (HOST, GPU), steps)
+
+
+def test_a_rank_whose_gpu_comes_to_no_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    synchronize, ended = late_cupy.Event.synchronize, threading.Event()
+
+    def hangs(self: late_cupy.Event) -> None:
+        if threading.current_thread().name == "casync-gpu-side":
+            ended.wait(30)
+        synchronize(self)
+
+    monkeypatch.setattr(late_cupy.Event, "synchronize", hangs)
+    shapes = {"w": (60, 50)}
+    steps = random_steps(np.random.default_rng(1), shapes, 3, 1)
+    with pytest.raises(RankFailure) as failed:
+        run_places(spec_of(shapes, compll.compile("onebit"), "ring", 3), (HOST, GPU, HOST), steps, timeout=1)
+    ended.set()
+    assert failed.value.rank == 1
+
+
+@pytest.mark.parametrize("version", [13, 14])
+def test_a_stream_of_another_library_is_taken_by_what_cupy_has_for_it(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """Since version 14 by CUDA's protocol, before by its pointer alone."""
+    if version == 14:
+        monkeypatch.setattr(late_cupy.Stream, "from_external", late_cupy.by_protocol, raising=False)
+        monkeypatch.delattr(runs.gpu._cupy.cuda, "ExternalStream")
+    stream, done = late_cupy.Stream(non_blocking=True), threading.Event()
+    with LOCK, runs.gpu.on_stream(stream.ptr):
+        values = filled(3)
+        runs.gpu.handed_over(done.set)
+        assert not done.wait(0.05)
+        assert not (there(values) == 3).any()
+    assert done.wait(10)
+    assert (there(values) == 3).all()
 
 
 def test_without_a_driver_or_that_gpu_the_error_says_so(

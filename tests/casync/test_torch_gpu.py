@@ -15,7 +15,7 @@ from torch_jobs import good, jobs, model_hash
 
 import casync.torch as casync
 from casync.gpu import GpuError
-from casync.torch import gradients, places
+from casync.torch import ddp, gradients, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,3 +141,14 @@ def test_a_device_of_another_kind_and_several_devices_are_refused() -> None:
         places.place_of(parameters)
     with pytest.raises(RuntimeError, match="v is on meta: casync synchronizes gradients on CPUs and NVIDIA"):
         places.place_of({"v": parameters["v"]})
+
+
+def test_a_ddp_model_on_a_gpu_is_refused_and_told_what_to_use(on_gpu: Callable[[], None]) -> None:
+    on_gpu()
+    p = torch.nn.Parameter(torch.zeros(3))
+    state = casync.State(codec="onebit")
+    state._open = [ddp._Bucket(torch.zeros(3), torch.futures.Future(), ((p, torch.zeros(3)),))]
+    (refused,) = jobs(1, lambda _, job: state._build(job))
+    assert isinstance(refused, RuntimeError)
+    assert "the DDP model is on a GPU" in str(refused)
+    assert "wrap its optimizer by DistributedOptimizer" in str(refused)
