@@ -68,7 +68,6 @@ class Executor:
         self._outcomes: SimpleQueue[Outcome | None] = SimpleQueue()
         self._ready: deque[tuple[Step, Task]] = deque()
         self._running: tuple[Step, Task] | None = None
-        self._launched = 0  # calls that a GPU is still to make
         self._steps: dict[int, Step] = {}
         self._next = 0  # the first step that is not finished; compute thread only
         self._current = 0  # the step that is being filled; training thread only
@@ -183,7 +182,7 @@ class Executor:
                 self._control.waits(None)  # a rank that computes waits for nobody, however long it takes
                 self._execute(step, task)
             self._running = None
-            if self._events.empty() and not self._launched:
+            if self._events.empty():
                 self._control.waits(self._waiting_for())
             event = self._events.get()
             if isinstance(event, Stop):
@@ -349,10 +348,8 @@ class Executor:
     def _bound(self, call: Callable[[], object]) -> Callable[[], object]:
         """A call that waits for a GPU: made later, it is of the task that runs now."""
         running = self._running
-        self._launched += 1
 
         def later() -> object:
-            self._launched -= 1
             self._running = running
             return call()
 
