@@ -32,7 +32,7 @@ CASES = (  # codec, topology, that of sums
     *(("onebit", "ps", None), ("terngrad", "ps", None), ("dgc", "ps", "onebit"), ("int8", "ring", None)),
     *(("onebit", "ring", None), ("dgc", "allgather", None), ("fp16", "direct", None), (None, "ps", None)),
 )
-SHAPES = {"w": (700, 300), "v": (64, 64), "b": (300,)}
+SHAPES = {"w": (300, 150), "v": (64, 64), "b": (300,)}
 RANKS = 2
 PLACES = {"GPU and GPU": (Gpu, Gpu), "GPU and host": (Gpu, Host)}
 Step = list[dict[str, Any]]
@@ -117,11 +117,11 @@ def on_tensors() -> Iterator[str]:
         found = []
         for device in ("cpu", "cuda"):
             casync.init()
-            p = torch.nn.Parameter(torch.zeros(700, 300, dtype=dtype, device=device))
+            p = torch.nn.Parameter(torch.zeros(300, 150, dtype=dtype, device=device))
             optimizer = casync.DistributedOptimizer(torch.optim.SGD([p], lr=0.1), [("p", p)], codec="onebit")
             rng, results = np.random.default_rng(2), []
             for _ in range(4):
-                g = torch.from_numpy(rng.standard_normal((700, 300), np.float32)).to(device, dtype)
+                g = torch.from_numpy(rng.standard_normal((300, 150), np.float32)).to(device, dtype)
                 optimizer.zero_grad()
                 (p * g).sum().backward()
                 optimizer.synchronize()

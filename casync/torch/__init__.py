@@ -15,6 +15,7 @@ from casync.checkpoint import StateError
 from casync.choice import CodecError
 from casync.control import MismatchError, RankFailure
 from casync.engines.base import EngineError
+from casync.gpu import GpuError
 from casync.job import Job
 from casync.plan import Plan, PlanError
 from casync.rules import Rule, Schedule, warm_up
@@ -30,6 +31,7 @@ __all__ = [
     "CodecError",
     "DistributedOptimizer",
     "EngineError",
+    "GpuError",
     "Job",
     "MismatchError",
     "Plan",

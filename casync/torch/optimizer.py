@@ -74,7 +74,8 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
 
     Adds `synchronize()`, `skip_synchronize()`, `switch()`, `stats()` and `report()`; `state_dict()` holds
     this rank's residuals too. Raises ValueError and TypeError (parameters, rules, nodes), PlanError,
-    CodecError, EngineError, and what `compll.compile` raises.
+    CodecError, EngineError, GpuError (parameters on a GPU, without what that needs), RuntimeError (on several
+    devices), and what `compll.compile` raises.
     """
     if isinstance(optimizer, _Distributed):
         raise ValueError("the optimizer is distributed already")

@@ -22,7 +22,7 @@ def test_it_compares_and_times(
     gpu_runtime: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     late_cupy.install(monkeypatch)
-    gpu_runtime.main(["--codecs", "onebit", "--elements", "65536"])
+    gpu_runtime.main(["--codecs", "onebit", "--elements", "4096"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "onebit in ps: compared, 0 differ so far"
     assert any(line.startswith("onebit in ring: ") and "ms a step on the GPU" in line for line in lines)
@@ -46,5 +46,6 @@ def test_it_tells_what_differs_and_where_there_is_no_gpu(
         return found
 
     monkeypatch.setattr(gpu_runtime, "job", wrong)
+    monkeypatch.setattr(gpu_runtime, "CASES", gpu_runtime.CASES[:1])
     with pytest.raises(SystemExit, match=r"onebit in ps, GPU and host: rank 1: b of step 3"):
-        gpu_runtime.main(["--codecs", "onebit", "--elements", "65536"])
+        gpu_runtime.main(["--codecs", "onebit", "--elements", "4096"])
