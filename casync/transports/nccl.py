@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from casync.transports.base import Body, Receive, Transport, Wire
     from casync.turns import Turn
 
+ENCRYPTS = False
+"""Only what goes by ZeroMQ could be encrypted."""
 LINGER = 5.0
 """Seconds that what was sent may still take after `close`, and twice that if some of it is not answered."""
 
