@@ -40,8 +40,11 @@ class Memory(Protocol):
     def tensor(self, header: Header, body: Body) -> torch.Tensor:
         """The body's bytes, uncopied. ValueError if they are not what the header announces."""
 
-    def room(self, nbytes: int) -> tuple[torch.Tensor, Any]:
-        """Room for a body: as a tensor, and as the body that the receiver gets."""
+    def room(self, nbytes: int) -> torch.Tensor:
+        """Room for a body."""
+
+    def body(self, arrived: torch.Tensor) -> Any:
+        """What was made room for, and has come, as the receiver gets it."""
 
 
 class Host:
@@ -61,10 +64,13 @@ class Host:
         view = body_bytes(header, body)
         return torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)
 
-    def room(self, nbytes: int) -> tuple[torch.Tensor, memoryview]:
-        """A buffer of the pool."""
-        lent = self._pool.lend(nbytes)
-        return torch.frombuffer(lent, dtype=torch.uint8), lent
+    def room(self, nbytes: int) -> torch.Tensor:
+        """A buffer of the pool, which gets it back when nothing refers to the tensor or its body."""
+        return torch.frombuffer(self._pool.lend(nbytes), dtype=torch.uint8)
+
+    def body(self, arrived: torch.Tensor) -> memoryview:
+        """The same bytes."""
+        return arrived.numpy().data
 
 
 class Device:
@@ -90,11 +96,15 @@ class Device:
             raise ValueError(f"the header announces {header.nbytes} bytes, the body has {tensor.nbytes}")
         return tensor
 
-    def room(self, nbytes: int) -> tuple[torch.Tensor, Any]:
+    def room(self, nbytes: int) -> torch.Tensor:
         """Of torch's allocator, which lends it again as soon as nothing refers to it."""
         with torch.cuda.stream(self.stream):
-            tensor = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-        return tensor, self._cupy.from_dlpack(tensor)
+            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+
+    def body(self, arrived: torch.Tensor) -> Any:
+        """The same memory, for CuPy. It has come, so that no stream is made to wait for `stream`."""
+        with torch.cuda.stream(self.stream):
+            return self._cupy.from_dlpack(arrived)
 
 
 class Group(Protocol):
@@ -126,8 +136,8 @@ class TorchGroup:
                 distributed.P2POp(
                     distributed.isend if it.sends else distributed.irecv,
                     it.tensor,
-                    group=self._group,
-                    group_peer=it.peer,
+                    it.peer,
+                    self._group,
                 )
                 for it in transfers
             ]

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from casync.transports.base import Body, Receive, Transport, Wire
     from casync.turns import Turn
 
+ENCRYPTS = False
+"""Only what goes by ZeroMQ could be encrypted."""
 LINGER = 5.0
 """Seconds that what was sent may still take after `close`, and twice that if some of it is not answered."""
 
@@ -264,22 +266,21 @@ class NcclTransport:
         return []
 
     def _exchange(self, taken: Sequence[tuple[Turn, _Message]], receive: Receive) -> None:
-        transfers, calls = [], []
-        for turn, message in taken:
-            if message.tensor is not None:
-                transfers.append(Transfer(turn.target, True, message.tensor))
-                calls.append(message.done)
-            else:
-                tensor, body = self._group.memory.room(message.header.nbytes)
-                transfers.append(Transfer(turn.source, False, tensor))
-                calls.append(partial(receive, turn.source, message.header, body))
+        memory = self._group.memory
+        transfers = [
+            Transfer(turn.source, False, memory.room(message.header.nbytes))
+            if message.tensor is None
+            else Transfer(turn.target, True, message.tensor)
+            for turn, message in taken
+        ]
         try:
             self._group.exchange(transfers)
         except Exception:
-            if self._ended.wait(
-                GRACE
-            ):  # a dead rank breaks connections here, too: the control plane names it
+            if self._ended.wait(GRACE):  # a dead rank breaks connections, too: the control plane names it
                 return
             raise
-        for call in calls:
-            call()
+        for transfer, (_, message) in zip(transfers, taken, strict=True):
+            if transfer.sends:
+                message.done()
+            else:
+                receive(transfer.peer, message.header, memory.body(transfer.tensor))

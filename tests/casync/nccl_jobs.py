@@ -1,4 +1,4 @@
-"""The transport nccl in one process: ranks are threads, each with a gloo group of its own."""
+"""The transport nccl by gloo: in processes, and in one process, whose threads are ranks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 from casync_jobs import in_threads
 from torch import distributed
 
 from casync.exchange import Host
+from casync.transports import nccl
 from casync.transports.loopback import LoopbackNetwork
 from casync.transports.nccl import NcclTransport
 
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 
     from casync.control import Control
     from casync.exchange import Memory, Transfer
+
+
+def by_gloo(rank: int, size: int, port: int) -> None:
+    """Collective: from now on `nccl` names the transport over gloo groups, in this process."""
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=size, rank=rank)
+    nccl.open = lambda wire: nccl.join(wire, "gloo", torch.device("cpu"))
 
 
 class ThreadGroup:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from casync_jobs import free_port
 from loopback_jobs import even_plan, spec_of
-from torch import distributed
+from nccl_jobs import by_gloo
 
 import compll
 from casync.channels import Channels
@@ -30,7 +30,6 @@ from casync.launch import Launch, Rank0
 from casync.plan import Gradient
 from casync.session import Session, connect
 from casync.synchronizer import Synchronizer
-from casync.transports import nccl
 
 SIZES = (2, 3, 4)
 FAULTS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
@@ -107,8 +106,7 @@ def for_ever(session: Session, number: int) -> None:
 def main(job: str, rank: int, size: int, ports: tuple[int, int], folder: Path) -> None:
     os.environ["CASYNC_TIMEOUT"] = "3" if job in FAULTS else "60"
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{ports[0]}", world_size=size, rank=rank)
-    nccl.open = lambda wire: nccl.join(wire, "gloo", torch.device("cpu"))
+    by_gloo(rank, size, ports[0])
     with connect("nccl", place=Launch(rank, size, meeting=Rank0("127.0.0.1", ports[1]))) as session:
         file = folder / f"{job}.{rank}"
         if job in FAULTS:

@@ -175,6 +175,8 @@ def test_of_an_exchange_that_fails_the_dead_rank_is_blamed_if_there_is_one(
     assert ("gone" if told else "its I/O thread failed: ConnectionError") in failure.reason
     for end in ends:
         end.close()
+        assert end._thread is not None
+        end._thread.join(PATIENCE)
     network.close()
 
 
