@@ -29,7 +29,8 @@ from casync.channels import Channels
 from casync.launch import Launch, Rank0
 from casync.plan import Gradient, Plan
 from casync.session import Session, connect
-from casync.synchronizer import Spec, Synchronizer
+from casync.spec import Spec
+from casync.synchronizer import Synchronizer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES = {"embed": (100, 60), "hidden": (60, 150), "norm": (60,), "head": (60, 10), "bias": (10,)}

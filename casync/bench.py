@@ -17,7 +17,8 @@ from casync.job import Job
 from casync.launch import Launch, Rank0
 from casync.plan import GRANULE, PART, Entry, Gradient, Plan
 from casync.session import Session, connect
-from casync.synchronizer import Spec, Synchronizer
+from casync.spec import Spec
+from casync.synchronizer import Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 
 if TYPE_CHECKING:

@@ -72,12 +72,33 @@ class BodyFormat:
         buffer[: 4 * len(lengths)].view("<u4")[:] = lengths
         return buffer[:end]
 
-    def split(self, body: Bytes, absent: bool) -> list[Bytes | None]:
-        """The payloads in a body, None for an absent segment; PayloadError if the lengths cannot be."""
+    def spread(self, buffer: Bytes, lengths: Sequence[int]) -> tuple[Bytes, list[Bytes]]:
+        """The body of payloads that lie elsewhere, of these lengths (0: absent), and where each is to go.
+
+        The rest of it is written, at the beginning of `buffer`, of `capacity` bytes.
+        """
+        whole = len(lengths) == 1 or not any(lengths) or (self.exact and all(lengths))
+        begin = 0 if whole else self._table
+        body = buffer[: _end(begin, lengths)]
+        if begin:
+            body[:begin] = 0
+            body[: 4 * len(lengths)].view("<u4")[:] = lengths
+        places = _views(body, begin, lengths)
+        for length in lengths:
+            body[begin + length : begin + aligned(length)] = 0
+            begin += aligned(length)
+        return body, places
+
+    def split(self, body: Bytes, absent: bool, copy: Bytes | None = None) -> list[Bytes | None]:
+        """The payloads in a body, None for an absent segment; PayloadError if the lengths cannot be.
+
+        copy: of the body, in other memory, where the payloads are wanted instead.
+        """
+        there = body if copy is None else copy
         if absent and not body.size:
             return [None] * len(self.sizes)
         if len(self.sizes) == 1:
-            return [body]
+            return [there]
         if self.exact and not absent:
             lengths, begin = list(self.sizes), 0
         else:
@@ -89,7 +110,7 @@ class BodyFormat:
             raise PayloadError(f"lengths {lengths} exceed what the segments can have, {list(self.sizes)}")
         if body.size != _end(begin, lengths):
             raise PayloadError(f"the payloads need {_end(begin, lengths)} bytes, the body has {body.size}")
-        views = _views(body, begin, lengths)
+        views = _views(there, begin, lengths)
         return [view if length else None for view, length in zip(views, lengths, strict=True)]
 
 

@@ -10,25 +10,36 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
+    Bytes = NDArray[np.uint8]
+
 ALIGN = 64
+
+
+def aligned_empty(nbytes: int) -> Bytes:
+    """So many bytes of host memory, aligned to 64."""
+    whole = np.empty(nbytes + ALIGN, np.uint8)
+    begin = -whole.ctypes.data % ALIGN
+    return whole[begin : begin + nbytes]
 
 
 class Pool:
     """Free buffers by size. Thread-safe: a list's append and pop are atomic."""
 
-    def __init__(self) -> None:
-        self._free: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+    def __init__(self, allocate: Callable[[int], Bytes] = aligned_empty) -> None:
+        """`allocate`: a new buffer of so many bytes, aligned to 64, in the memory that this is a pool of."""
+        self._allocate = allocate
+        self._free: dict[int, list[Bytes]] = defaultdict(list)
 
-    def take(self, nbytes: int) -> NDArray[np.uint8]:
+    def take(self, nbytes: int) -> Bytes:
         """A buffer of so many bytes, aligned to 64, with any contents."""
         try:
             return self._free[nbytes].pop()
         except IndexError:
-            whole = np.empty(nbytes + ALIGN, np.uint8)
-            begin = -whole.ctypes.data % ALIGN
-            return whole[begin : begin + nbytes]
+            return self._allocate(nbytes)
 
     def lend(self, nbytes: int) -> memoryview:
         """So many bytes, with any contents, that come back by themselves when nothing refers to them.
@@ -41,19 +52,25 @@ class Pool:
         weakref.finalize(lent, self.give, buffer).atexit = False
         return lent.data  # not the array, whose slices would refer to the buffer behind it
 
-    def give(self, buffer: NDArray[np.uint8]) -> None:
+    def give(self, buffer: Bytes) -> None:
         """Give back what `take` returned."""
         self._free[buffer.nbytes].append(buffer)
 
 
 class Lease:
-    """A pooled buffer with several readers: the last one to release it gives it back."""
+    """Pooled buffers with several readers: the last one to release them gives them back."""
 
     def __init__(self, pool: Pool, nbytes: int, readers: int) -> None:
         self.buffer = pool.take(nbytes)
-        self._pool = pool
+        self._held = [(pool, self.buffer)]
         self._readers = readers
         self._lock = threading.Lock()
+
+    def also(self, pool: Pool, nbytes: int) -> Bytes:
+        """Another buffer, for the same readers; before any of them begins."""
+        buffer = pool.take(nbytes)
+        self._held.append((pool, buffer))
+        return buffer
 
     def release(self) -> None:
         """One reader is done; called in any thread."""
@@ -61,4 +78,9 @@ class Lease:
             self._readers -= 1
             last = self._readers == 0
         if last:
-            self._pool.give(self.buffer)
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Nobody reads them."""
+        for pool, buffer in self._held:
+            pool.give(buffer)

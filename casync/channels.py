@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from casync.buffers import Pool
     from casync.control import Control
     from casync.transports.base import Receive, Transport
 
@@ -32,6 +33,11 @@ class Channel:
     def __init__(self, transport: Transport, ranks: Sequence[int], number: int, checksums: bool) -> None:
         self._transport, self._ranks = transport, ranks
         self._number, self._checksums = number, checksums
+
+    @property
+    def device(self) -> bool:
+        """Whether bodies are arrays on a GPU; else they are in the host's memory."""
+        return self._transport.device
 
     def send(
         self,
@@ -52,9 +58,17 @@ class Channel:
 
 
 class Channels:
-    """Owns a transport's receiving end. `checksums`: every frame carries the CRC32C of its body."""
+    """Owns a transport's receiving end.
+
+    checksums: every frame carries the CRC32C of its body; ValueError where bodies are on a GPU.
+    """
 
     def __init__(self, transport: Transport, *, checksums: bool = False) -> None:
+        if checksums and transport.device:
+            raise ValueError(
+                f"checksums are made of bodies in the host's memory, and transport {transport.name!r} keeps "
+                "them on the GPU: leave checksums away, or use transport 'zmq'"
+            )
         self._transport, self._checksums = transport, checksums
         self._ranks: Sequence[int] = range(transport.size)
         self._lock = threading.Lock()
@@ -77,6 +91,10 @@ class Channels:
         made = copy.copy(self)
         made._ranks = [self._ranks[rank] for rank in ranks]
         return made
+
+    def receive_into(self, pool: Pool) -> None:
+        """Have all that arrives from now on, of any channel, lie in buffers of this pool."""
+        self._transport.pool = pool
 
     def open(self, receive: Receive, control: Control) -> Channel:
         """Collective among the ranks of `control`: a new channel, the same on all of them.

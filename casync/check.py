@@ -18,14 +18,15 @@ from casync.choice import CodecError, check_down, refusal
 from casync.frames import HEADER_BYTES
 from casync.plan import GRANULE, Entry, Gradient, Plan, layout
 from casync.primitives import Encode, Recv, Send
-from casync.synchronizer import Spec, Synchronizer
+from casync.spec import Spec
+from casync.synchronizer import Synchronizer
 from casync.verify import ScheduleError, verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from casync.channels import Channels
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
     from casync.control import Control
     from casync.plan import Partition
     from casync.primitives import Task

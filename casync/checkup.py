@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casync.check import Verdict
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
     from casync.links import Link
     from casync.plan import Gradient
     from casync.session import Session

@@ -29,7 +29,7 @@ from casync.topologies import even_nodes, names, topology
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
     from casync.plan import Plan
     from casync.topologies import Nodes
 

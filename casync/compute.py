@@ -2,19 +2,21 @@
 
 A segment is absent (None) on a rank whose gradient did not fire. A compressed payload that is not finite has
 no body: nobody decodes it, and its partition ends as NaN on every rank. Uncompressed values pass as they are.
+
+Where the values lie, and when what becomes of them is known, is the memory's affair (`casync.memory`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casync.bodies import BodyFormat
-from casync.buffers import Lease, Pool
+from casync.buffers import Lease
 from casync.dtypes import DTYPES
 from casync.fields import PayloadFields
+from casync.payload import Payload, Sum
 from casync.plain import Plain, all_finite
 from casync.primitives import Role
 from casync.rows import Rows, flat
@@ -23,11 +25,13 @@ from casync.terms import Terms
 from compll.codec import Item
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
     from numpy.typing import NDArray
 
+    from casync.codecs import BatchCodec
     from casync.feedback import Feedback
+    from casync.memory import Flag, Memory
     from casync.plan import Partition, Segment
     from casync.primitives import Decode, Encode, Merge
     from casync.rows import Values
@@ -35,82 +39,6 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.float32]
     Bytes = NDArray[np.uint8]
-
-
-class CodecInfo(Protocol):
-    """The properties of a codec that the runtime uses; `compll.codec.Codec.info` has them."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def exact_size(self) -> bool: ...  # noqa: D102
-    @property
-    def stateful(self) -> bool: ...  # noqa: D102
-    @property
-    def random(self) -> bool: ...  # noqa: D102
-    @property
-    def keyed(self) -> bool: ...  # noqa: D102
-    @property
-    def feedback(self) -> bool: ...  # noqa: D102
-    @property
-    def hop(self) -> bool: ...  # noqa: D102
-    @property
-    def sparse(self) -> bool: ...  # noqa: D102
-    @property
-    def summable(self) -> bool: ...  # noqa: D102
-    @property
-    def fingerprint(self) -> str: ...  # noqa: D102
-    @property
-    def params(self) -> Mapping[str, Any]: ...  # noqa: D102
-    @property
-    def why(self) -> Mapping[str, str]: ...  # noqa: D102
-
-
-class BatchCodec(Protocol):
-    """The part of `compll.codec.Codec` that the runtime uses."""
-
-    @property
-    def info(self) -> CodecInfo:
-        """The codec's properties."""
-
-    def max_bytes(self, n: int) -> int:
-        """The most bytes of a payload of n elements."""
-
-    def fields(self, n: int) -> Sequence[tuple[str, int, int | None]]:
-        """Type, offset in bytes and number of elements of each field of the payload of n elements."""
-
-    def new_state(self, n: int) -> dict[str, Any]:
-        """Zero state of n elements."""
-
-    def batch(self, op: Operation, items: Sequence[Item], threads: int | None = None) -> list[Result]:
-        """Run one operation on many items."""
-
-
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """A body on its way. absent: some segment is; finite: all that was merged into it is.
-
-    exact: float32. down: of the codec of sums.
-    """
-
-    body: Bytes
-    absent: bool
-    finite: bool
-    lease: Lease | None = None
-    exact: bool = False
-    down: bool = False
-
-
-@dataclass(slots=True)
-class Sum:
-    """The terms merged so far of one partition, by segment; None where every term was absent.
-
-    values: of the gradient, or, where payloads are added directly, of the payload.
-    """
-
-    values: list[Vector | None]
-    finite: bool = True
-    whole: Vector | None = None  # the buffer of the pool in which all values lie, if they lie in one
 
 
 class Compute:
@@ -126,6 +54,7 @@ class Compute:
         partitions: Sequence[Partition],
         codecs: Mapping[str, BatchCodec],
         feedback: Feedback,
+        memory: Memory,
         *,
         down: BatchCodec | None = None,
         dtypes: Mapping[str, str],
@@ -136,6 +65,7 @@ class Compute:
         self.rank = rank
         self.partitions = partitions
         self.feedback = feedback
+        self.memory = memory
         self.codecs = codecs
         self._down = down
         self._dtypes = dtypes
@@ -144,7 +74,7 @@ class Compute:
         self._scale = np.float32(scale)
         self._run_seed = run_seed
         self._threads = threads
-        self._pool = Pool()
+        self._pool = memory.pool
         self.terms = Terms(partitions, self._pool)
         self._formats: dict[tuple[int, bool, bool], BodyFormat] = {}
         self._fields: dict[tuple[str, int], PayloadFields] = {}
@@ -183,16 +113,21 @@ class Compute:
         received: Payload | None,
         total: Sum | None,
         readers: int,
-    ) -> Payload:
-        """Encode the gradient, the sum, or gradient and received payload; `readers` tasks read the result."""
+        then: Callable[[Payload], None],
+    ) -> None:
+        """Encode the gradient, the sum, or gradient and received payload; `readers` tasks read the result.
+
+        `then` is called with it.
+        """
         partition, form = self.partitions[task.partition], self._format(task.partition, task)
         codec = self._of(partition, task)
         before = total.finite if total else received.finite if received else True
         if partition.compressed and not before:
             if total:
                 self._give_back(total)
-            return Payload(np.empty(0, np.uint8), False, False, exact=task.exact, down=task.down)
-        parts = form.split(received.body, received.absent) if received else [None] * len(partition.segments)
+            then(_lost(task))
+            return
+        parts = self.memory.parts(form, received) if received else [None] * len(partition.segments)
         scale = self._scale if task.final else np.float32(1)
         lease = Lease(self._pool, form.capacity, readers)
         encodes: list[tuple[int, Item]] = []
@@ -202,7 +137,9 @@ class Compute:
         ):
             own = total.values[i] if total else _slice(gradients, segment)
             if part is not None:
-                own = np.zeros(segment.elements, np.float32) if own is None else own
+                if own is None:
+                    own = self.memory.empty(segment.elements)
+                    own[:] = 0
                 item = Item(grad=own, out=slot, payload=part, scale=float(scale))
                 hops.append((i, self._with_seeds_and_state(item, codec, segment, task, step)))
             elif own is not None:
@@ -212,26 +149,30 @@ class Compute:
                 if not task.direct:
                     item = self._with_seeds_and_state(item, codec, segment, task, step)
                 encodes.append((i, item))
-        payloads: list[Bytes | None] = [None] * len(parts)
-        finite = before
+        results: list[Result | None] = [None] * len(parts)
         ops: tuple[Operation, Operation] = ("encode", "hop")
         for op, chosen in zip(ops, (encodes, hops), strict=True):
             if chosen:
-                results = (
-                    [self._fields_of(partition.segments[i]).write(item, self._threads) for i, item in chosen]
+                found = (
+                    [self._fields_of(partition.segments[i]).write(item, self._run) for i, item in chosen]
                     if task.direct
                     else self._batch(codec, op, chosen)
                 )
-                for (i, _), result in zip(chosen, results, strict=True):
-                    payloads[i] = result.value
-                    finite = finite and bool(result.finite)
+                for (i, _), result in zip(chosen, found, strict=True):
+                    results[i] = result
         if total:
             self._give_back(total)
-        if partition.compressed and not finite:
-            self._pool.give(lease.buffer)
-            return Payload(np.empty(0, np.uint8), False, False, exact=task.exact, down=task.down)
-        absent = any(payload is None for payload in payloads)
-        return Payload(form.pack(lease.buffer, payloads), absent, finite, lease, task.exact, task.down)
+
+        def known(body: Bytes, there: Sequence[Bytes | None] | None, finite: bool) -> None:
+            finite = finite and before
+            if partition.compressed and not finite:
+                lease.give_back()
+                then(_lost(task))
+                return
+            absent = any(result is None for result in results)
+            then(Payload(body, absent, finite, lease, task.exact, task.down, there))
+
+        self.memory.encoded(codec, form, lease, results, known)
 
     def merge(
         self,
@@ -255,7 +196,7 @@ class Compute:
             total.finite = False
             return total
         total.finite = total.finite and received.finite
-        parts = self._format(task.partition, received).split(received.body, received.absent)
+        parts = self.memory.parts(self._format(task.partition, received), received)
         stores: list[tuple[int, Item]] = []
         adds: list[tuple[int, Item]] = []
         for i, (segment, part) in enumerate(zip(partition.segments, parts, strict=True)):
@@ -268,7 +209,7 @@ class Compute:
                 elements = self._fields_of(segment).elements if task.direct else segment.elements
                 value = total.values[i] = self._vector(elements)
             if task.direct:
-                self._fields_of(segment).add(part, value, first, self._threads)
+                self._fields_of(segment).add(part, value, first, self._run)
             elif first:
                 stores.append((i, Item(payload=part, out=value, shared_seed=shared)))
             else:
@@ -289,7 +230,7 @@ class Compute:
             for segment in partition.segments:
                 self._result(results, segment)[:] = np.nan
             return
-        parts = self._format(task.partition, payload).split(payload.body, payload.absent)
+        parts = self.memory.parts(self._format(task.partition, payload), payload)
         items = [
             Item(
                 payload=part,
@@ -300,7 +241,7 @@ class Compute:
             if part is not None
         ]
         if items:
-            codec.batch("decode", items, threads=self._threads)
+            self._run(codec, "decode", items)
 
     def unscale(self, gradient: str, values: Values, loss_scale: float) -> None:
         """Divide a gradient by the loss scale, in place, if it has partitions that are compressed.
@@ -310,45 +251,62 @@ class Compute:
         if gradient in self._compressed:
             np.multiply(flat(values), np.float32(1 / loss_scale), out=flat(values))
 
-    def settle(self, task: Decode, results: Mapping[str, Values | None], loss_scale: float) -> bool:
-        """Give a compressed partition's result the loss scale back; whether its type can hold all of it."""
+    def settle(
+        self,
+        task: Decode,
+        results: Mapping[str, Values | None],
+        loss_scale: float,
+        then: Callable[[bool], None],
+    ) -> None:
+        """Give a compressed partition's result the loss scale back; tell whether its type can hold it."""
         partition = self.partitions[task.partition]
         dtype = self._dtypes[partition.segments[0].gradient]
-        if loss_scale == 1 and dtype == "float32":
-            return True
-        fits = True
-        for segment in partition.segments:
+        fits: list[Flag] = []
+        for segment in partition.segments if loss_scale != 1 or dtype != "float32" else ():
             values = _slice(results, segment)
             if values is None or not values.size:
                 continue
             if partition.compressed:
                 values *= np.float32(loss_scale)
             largest = DTYPES[dtype].largest
-            fits = fits and bool(values.max() <= largest and values.min() >= -largest)
-        return fits
+            fits.append((values.max() <= largest) & (values.min() >= -largest))
+        self.memory.known(fits, then)
 
     def raw_bytes(self, partition: int, payload: Payload) -> int:  # noqa: ARG002  (rows ask the payload)
         """What a payload would take as float32."""
         return 4 * self.partitions[partition].elements
 
-    def finish(self, task: Decode, total: Sum, results: MutableMapping[str, Values | None]) -> bool:
-        """Write the scaled sum over the gradient, in place of a payload; returns whether all is finite."""
+    def finish(
+        self,
+        task: Decode,
+        total: Sum,
+        results: MutableMapping[str, Values | None],
+        then: Callable[[bool], None],
+    ) -> None:
+        """Write the scaled sum over the gradient, in place of a payload; tell whether all is finite."""
         partition = self.partitions[task.partition]
-        finite = total.finite
+        flags: list[Flag] = [total.finite]
         for value in total.values:
             if value is not None:
                 value *= self._scale
-                finite = finite and all_finite(value)
-        for segment, value in zip(partition.segments, total.values, strict=True):
-            if partition.compressed and not finite:
-                self._result(results, segment)[:] = np.nan
-            elif value is not None:
-                self._result(results, segment)[:] = value
-        self._give_back(total)
-        return finite
+                flags.append(all_finite(value))
+
+        def known(finite: bool) -> None:
+            for segment, value in zip(partition.segments, total.values, strict=True):
+                if partition.compressed and not finite:
+                    self._result(results, segment)[:] = np.nan
+                elif value is not None:
+                    self._result(results, segment)[:] = value
+            self._give_back(total)
+            then(finite)
+
+        self.memory.known(flags, known)
+
+    def _run(self, codec: BatchCodec, op: Operation, items: Sequence[Item]) -> list[Result]:
+        return self.memory.run(codec, op, items, self._threads)
 
     def _batch(self, codec: BatchCodec, op: Operation, chosen: Sequence[tuple[int, Item]]) -> list[Result]:
-        return codec.batch(op, [item for _, item in chosen], threads=self._threads)
+        return self._run(codec, op, [item for _, item in chosen])
 
     def _merge_own(self, total: Sum, i: int, own: Vector, segment: Segment, feedback: bool) -> None:
         term = self._vector(segment.elements)
@@ -403,7 +361,7 @@ class Compute:
             elements = max(
                 s.stop for p in self.partitions for s in p.segments if s.gradient == segment.gradient
             )
-            whole = results[segment.gradient] = np.empty(elements, np.float32)
+            whole = results[segment.gradient] = self.memory.lasting(elements)
         assert not isinstance(whole, Rows)
         return whole[segment.start : segment.stop]
 
@@ -414,3 +372,8 @@ def _slice(gradients: Mapping[str, Values | None], segment: Segment) -> Vector |
     if isinstance(whole, Rows):
         return whole.values.reshape(-1)
     return None if whole is None else whole[segment.start : segment.stop]
+
+
+def _lost(task: Encode) -> Payload:
+    """What is sent of values that are not finite: no body."""
+    return Payload(np.empty(0, np.uint8), False, False, exact=task.exact, down=task.down)

@@ -13,7 +13,7 @@ import compll
 from casync.plain import Plain
 
 if TYPE_CHECKING:
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
 
 
 @dataclass(frozen=True, slots=True)

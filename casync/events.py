@@ -53,6 +53,13 @@ class Replace:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """Event: what a call waited for on a GPU is done; the compute thread makes it."""
+
+    call: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived:
     """Event: a frame."""
 
@@ -79,4 +86,4 @@ class Stop:
     """Event: end the compute thread."""
 
 
-Event: TypeAlias = Ready | Close | Replace | Arrived | Reduced | Stop
+Event: TypeAlias = Ready | Close | Replace | Called | Arrived | Reduced | Stop

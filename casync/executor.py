@@ -16,26 +16,27 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from casync.collectives import Collectives, Request
-from casync.compute import Compute, Payload, Sum
 from casync.control import RankFailure, Wait
-from casync.events import Arrived, Close, Event, Outcome, Ready, Reduced, Replace, Stop
+from casync.events import Arrived, Called, Close, Event, Outcome, Ready, Reduced, Replace, Stop
 from casync.frames import ABSENT, NOT_FINITE, FrameError, Header, verify
 from casync.metrics import Meter
+from casync.payload import Payload, Sum
 from casync.primitives import Decode, Encode, Merge, Recv, Reduce, Send, Task
 from casync.program import Program
+from casync.step import Step
 from compll.codec import PayloadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from casync.channels import Channel, Channels
+    from casync.compute import Compute
     from casync.control import Control
     from casync.rows import Values
     from casync.trace import Lane
@@ -44,24 +45,6 @@ log = logging.getLogger("casync")
 
 LAST = 1 << 32
 """The order of the wait for an engine, on which no message depends: behind those for messages."""
-
-
-@dataclass(slots=True)
-class Step:
-    """How far one step is."""
-
-    number: int
-    needs: list[int]
-    gradients_needed: list[int]
-    missing: dict[int, None]  # what other ranks have not sent or added yet, in the schedule's order
-    left: int
-    gradients: dict[str, Values | None] = field(default_factory=dict)
-    results: dict[str, Values | None] = field(default_factory=dict)
-    payloads: dict[int, Payload] = field(default_factory=dict)
-    sums: dict[int, Sum] = field(default_factory=dict)
-    loss_scale: float = 1.0
-    done: Callable[[Outcome | None], None] | None = None  # known once the step is closed
-    finite: bool = True
 
 
 class Executor:
@@ -94,7 +77,12 @@ class Executor:
         """What this step's gradients are multiplied by, the same on all ranks; training thread only."""
         self.first_step = 0
         """Added to a step's number for seeds and reports, which count from the run's begin."""
+        self._memory = compute.memory
+        self._memory.start(self._bound, lambda call: self._events.put(Called(call)))
+        if self._memory.arrivals is not None:
+            channels.receive_into(self._memory.arrivals)
         self._channel: Channel = channels.open(self._arrived, control)
+        self._memory.direct = self._channel.device
         self._thread = threading.Thread(target=self._run, name=f"casync-compute-{control.rank}", daemon=True)
         self._thread.start()
         control.on_failure(self._failed)
@@ -104,7 +92,8 @@ class Executor:
     def submit(self, gradient: str, values: Values) -> None:
         """Hand over a gradient, flat and contiguous; its memory is ours until `synchronize` returns."""
         self.meter.submitted()
-        self._events.put(Ready(self._current, gradient, values, self.loss_scale))
+        event = Ready(self._current, gradient, values, self.loss_scale)
+        self._memory.handed_over(lambda: self._events.put(event))
 
     def synchronize(self) -> Outcome:
         """Wait until all gradients of this step are synchronized; raise the job's RankFailure if it fails."""
@@ -123,7 +112,8 @@ class Executor:
         self._told = done
         self._control.check()
         self.meter.closed(self.first_step + self._current)
-        self._events.put(Close(self._current, self.loss_scale, done))
+        event = Close(self._current, self.loss_scale, done)
+        self._memory.handed_over(lambda: self._events.put(event))
         self._current += 1
 
     def replace(self, tasks: Sequence[Task], compute: Compute) -> None:
@@ -145,6 +135,7 @@ class Executor:
             self._thread.join()
         if self._collectives is not None:
             self._collectives.close()
+        self._memory.close()
 
     # Other threads
 
@@ -165,7 +156,7 @@ class Executor:
     def _run(self) -> None:
         """Work until stopped; whatever is raised fails the job, naming the rank that is to blame."""
         try:
-            with np.errstate(all="ignore"):  # infinities are data here
+            with np.errstate(all="ignore"), self._memory.here():  # infinities are data here
                 self._loop()
         except RankFailure as failure:
             self._control.abort(failure)
@@ -241,6 +232,8 @@ class Executor:
                 self._program, self._compute = program, compute
                 self.meter.lay_out(compute)
                 self._outcomes.put(Outcome({}, True))
+            case Called(call):
+                call()
             case Arrived(peer, header, body):
                 self._receive(peer, header, body)
             case Reduced(number, task, values, begin):
@@ -280,7 +273,7 @@ class Executor:
         del step.missing[task]
         self.meter.received(number, received, body.nbytes)
         step.payloads[task] = Payload(
-            np.frombuffer(body, np.uint8),
+            np.frombuffer(body, np.uint8) if isinstance(body, memoryview) else body,
             bool(header.flags & ABSENT),
             not header.flags & NOT_FINITE,
             exact=received.exact,
@@ -309,13 +302,22 @@ class Executor:
             return
         begin = time.perf_counter()
         compute, number = self._compute, self._number(step)
+
+        def ran() -> None:
+            self.meter.ran(number, task, begin)
+            self._done(step, task)
+
         match task:
             case Encode():
                 received = None if task.received is None else step.payloads[task.received]
                 total = step.sums.pop(task.partition) if task.of_sum else None
-                step.payloads[task.id] = compute.encode(
-                    task, number, step.gradients, received, total, self._program.readers[task.id]
-                )
+
+                def encoded(payload: Payload) -> None:
+                    step.payloads[task.id] = payload
+                    ran()
+
+                readers = self._program.readers[task.id]
+                compute.encode(task, number, step.gradients, received, total, readers, encoded)
             case Merge():
                 term = None if task.payload is None else step.payloads[task.payload]
                 step.sums[task.partition] = compute.merge(
@@ -323,19 +325,35 @@ class Executor:
                 )
                 if term is not None and term.lease is not None:
                     term.lease.release()
-            case Decode(payload=None):
-                finite = compute.finish(task, step.sums.pop(task.partition), step.results)
-                fits = compute.settle(task, step.results, step.loss_scale)
-                step.finite = step.finite and finite and fits
-            case Decode(payload=int(number_read)):
-                payload = step.payloads[number_read]
+                ran()
+            case Decode():
+
+                def settled(fits: bool) -> None:
+                    step.finite = step.finite and fits
+                    ran()
+
+                def decoded(finite: bool) -> None:
+                    step.finite = step.finite and finite
+                    compute.settle(task, step.results, step.loss_scale, settled)
+
+                if task.payload is None:
+                    compute.finish(task, step.sums.pop(task.partition), step.results, decoded)
+                    return
+                payload = step.payloads[task.payload]
                 compute.decode(task, number, payload, step.results)
-                fits = compute.settle(task, step.results, step.loss_scale)
-                step.finite = step.finite and payload.finite and fits
                 if payload.lease is not None:
                     payload.lease.release()
-        self.meter.ran(number, task, begin)
-        self._done(step, task)
+                decoded(payload.finite)
+
+    def _bound(self, call: Callable[[], object]) -> Callable[[], object]:
+        """A call that waits for a GPU: made later, it is of the task that runs now."""
+        running = self._running
+
+        def later() -> object:
+            self._running = running
+            return call()
+
+        return later
 
     def _reduce(self, step: Step, task: Reduce) -> None:
         """Give the engine's thread this rank's term; `Reduced` tells of the sum."""

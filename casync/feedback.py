@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from casync.memory import Host
 from casync.primitives import Encode, Merge, Role
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
+    from casync.memory import Memory
     from casync.plan import Partition, Segment
     from casync.primitives import Task
 
@@ -104,13 +106,20 @@ def factor(unit: str, other: str, size: int) -> np.float32:
 class Feedback:
     """The state of all sites of one rank, zero at first. Not thread-safe: the compute thread owns it."""
 
-    def __init__(self, places: Iterable[Site], codec_of: Callable[[Site], BatchCodec]) -> None:
+    def __init__(
+        self,
+        places: Iterable[Site],
+        codec_of: Callable[[Site], BatchCodec],
+        memory: Memory | None = None,
+    ) -> None:
+        """memory: where the state lies; default: host memory."""
         kept = [(site, codec_of(site)) for site in places]
+        self._memory: Memory = memory or Host()
         self._sites = {
             (s.gradient, s.start, s.role): (s, residual_of(codec)) for s, codec in kept if codec.info.stateful
         }
         self._current = {
-            (s.gradient, s.start, s.role): codec.new_state(s.stop - s.start)
+            (s.gradient, s.start, s.role): self._memory.new_state(codec, s.stop - s.start)
             for s, codec in kept
             if codec.info.stateful
         }
@@ -127,7 +136,9 @@ class Feedback:
         key = (segment.gradient, segment.start, role)
         self._written.add(key)
         if key not in self._next:
-            self._next[key] = {name: np.empty_like(values) for name, values in self._current[key].items()}
+            self._next[key] = {
+                name: self._memory.empty(values.size) for name, values in self._current[key].items()
+            }
         return self._next[key]
 
     def rows(self, segment: Segment, role: Role, indices: NDArray[np.int64], width: int) -> State:
@@ -141,9 +152,16 @@ class Feedback:
         return held
 
     def held(self) -> Iterator[Held]:
-        """The current state of every site: itself, not a copy; it may be written between steps."""
+        """The current state of every site, in host memory: if it lies there, itself, not a copy."""
         for key, (site, residual) in self._sites.items():
-            yield Held(site.gradient, site.start, site.role, site.unit, self._current[key], residual)
+            values = {name: self._memory.to_host(vector) for name, vector in self._current[key].items()}
+            yield Held(site.gradient, site.start, site.role, site.unit, values, residual)
+
+    def put(self, state: Iterable[Held]) -> None:
+        """Take what was written to what `held` gave, between steps."""
+        for held in state:
+            key = (held.gradient, held.offset, held.role)
+            self._current[key] = {name: self._memory.upload(v) for name, v in held.values.items()}
 
     def commit(self) -> None:
         """Make what was written current. What was not written stays."""

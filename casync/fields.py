@@ -16,11 +16,15 @@ from casync.plain import Plain, all_finite
 from compll.codec import Item, PayloadError, Result
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
+    from compll.codec import Operation
 
     Vector = NDArray[np.float32]
+    Run = Callable[[BatchCodec, Operation, Sequence[Item]], list[Result]]
 
 CASTS = {"half": "fp16", "bfloat16": "bf16"}
 """A field's type -> the shipped codec whose payload is one vector of that type."""
@@ -44,8 +48,11 @@ class PayloadFields:
             self._fields.append((cast, offset, cast.max_bytes(count), count))
         self.elements = sum(count for *_, count in self._fields)
 
-    def add(self, payload: NDArray[np.uint8], total: Vector, first: bool, threads: int) -> None:
-        """Add a payload's values to `total`; the first one's are stored. PayloadError on a wrong length."""
+    def add(self, payload: NDArray[np.uint8], total: Vector, first: bool, run: Run) -> None:
+        """Add a payload's values to `total`; the first one's are stored. PayloadError on a wrong length.
+
+        run: runs an operation of a codec where the values lie.
+        """
         if payload.size != self._nbytes:
             raise PayloadError(
                 f"a payload of {self._name} for {self._n} elements has {self._nbytes} bytes, "
@@ -54,16 +61,16 @@ class PayloadFields:
         begin = 0
         for cast, offset, nbytes, count in self._fields:
             item = Item(payload=payload[offset : offset + nbytes], out=total[begin : begin + count])
-            cast.batch("decode" if first else "decode_add", [item], threads)
+            run(cast, "decode" if first else "decode_add", [item])
             begin += count
 
-    def write(self, item: Item, threads: int) -> Result:
+    def write(self, item: Item, run: Run) -> Result:
         """Write the payload of the values `item.grad` into `item.out`, each rounded to its field's type."""
         payload = item.out[: self._nbytes]
         payload[:] = 0  # gaps between fields
         begin = 0
         for cast, offset, nbytes, count in self._fields:
             values = item.grad[begin : begin + count]
-            cast.batch("encode", [Item(grad=values, out=payload[offset : offset + nbytes])], threads)
+            run(cast, "encode", [Item(grad=values, out=payload[offset : offset + nbytes])])
             begin += count
         return Result(payload, all_finite(item.grad))

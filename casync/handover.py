@@ -39,7 +39,8 @@ def hand_over(
     """
     left: dict[str, Vector] = {}
     places: dict[tuple[str, Role], list[Held]] = defaultdict(list)
-    for place in new.held():
+    fresh = list(new.held())
+    for place in fresh:
         places[place.gradient, place.role].append(place)
     for held in old:
         rest = None
@@ -63,6 +64,7 @@ def hand_over(
         if rest is not None and rest.any():
             whole = left.setdefault(held.gradient, np.zeros(elements[held.gradient], np.float32))
             whole[held.offset : held.stop] += rest
+    new.put(fresh)
     return left
 
 

@@ -49,12 +49,22 @@ class Plain:
         """One vector."""
         return (("float", 0, n),)
 
-    def new_state(self, n: int) -> dict[str, Any]:  # noqa: ARG002  (a codec's signature)
+    def new_state(self, n: int, like: Any = None) -> dict[str, Any]:  # noqa: ARG002  (a codec's signature)
         """Nothing is kept."""
         return {}
 
-    def batch(self, op: str, items: Sequence[Item], threads: int | None = None) -> list[Result]:  # noqa: ARG002
-        """Run `encode`, `hop`, `decode` or `decode_add` on each item; PayloadError on a wrong length."""
+    def batch(
+        self,
+        op: str,
+        items: Sequence[Item],
+        threads: int | None = None,  # noqa: ARG002
+        *,
+        wait: bool = True,  # noqa: ARG002
+    ) -> list[Result]:
+        """Run `encode`, `hop`, `decode` or `decode_add` on each item; PayloadError on a wrong length.
+
+        On a GPU `finite` of a result is an array of one bool there.
+        """
         return [getattr(self, f"_{op}")(item) for item in items]
 
     def _encode(self, item: Item) -> Result:
@@ -82,9 +92,12 @@ class Plain:
 def _values(payload: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
     if payload.nbytes != 4 * n:
         raise PayloadError(f"a payload of {n} float32 has {4 * n} bytes, this one {payload.nbytes}")
-    return np.frombuffer(payload, np.float32)
+    return payload.view(np.float32)
 
 
-def all_finite(values: NDArray[np.float32]) -> bool:
-    """Return whether no element is NaN or infinite: both extremes are finite (NaN propagates into them)."""
-    return not values.size or bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+def all_finite(values: NDArray[np.float32]) -> Any:
+    """Whether no element is NaN or infinite, of values on a GPU as an array of one bool there.
+
+    Then both extremes are finite: NaN propagates into them.
+    """
+    return not values.size or np.isfinite(values.min()) & np.isfinite(values.max())

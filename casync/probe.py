@@ -14,9 +14,11 @@ import numpy as np
 from compll.codec import Item
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
 
 MOST = 1 << 20
 """Elements of a gradient that are encoded for their error: the first ones."""
@@ -53,15 +55,24 @@ class Probe:
         self,
         step: int,
         gradient: str,
-        values: NDArray[np.float32],
+        values: Callable[[], NDArray[np.float32]],
         codec: BatchCodec | None,
         loss_scale: float,
     ) -> None:
-        """Look at a gradient before it travels, if its time has come. step: from 0; codec: None for exact."""
+        """Look at a gradient before it travels, if its time has come; only then are its values asked for.
+
+        step: from 0; codec: None for exact.
+        """
         key = (gradient, "" if codec is None else codec.info.name)
         if step & (step + 1) and key in self._seen:
             return
         self._seen.add(key)
+        self._measure(key, values(), codec, loss_scale)
+
+    def _measure(
+        self, key: tuple[str, str], values: NDArray[np.float32], codec: BatchCodec | None, loss_scale: float
+    ) -> None:
+        gradient, _ = key
         self.norms[gradient] = float(np.linalg.norm(values)) / loss_scale
         if codec is not None and not codec.info.stateful:
             error = payload_error(codec, values[:MOST])

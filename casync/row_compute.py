@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casync.buffers import Lease
-from casync.compute import Compute, Payload, Sum
+from casync.compute import Compute
+from casync.payload import Payload, Sum
 from casync.plain import all_finite
 from casync.rows import Rows, add, body_of, count, split, write_head
 from compll.codec import Item
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from casync.primitives import Decode, Encode, Merge
     from casync.rows import Values
@@ -42,15 +43,18 @@ class RowCompute(Compute):
         received: Payload | None,
         total: Sum | None,
         readers: int,
-    ) -> Payload:
+        then: Callable[[Payload], None],
+    ) -> None:
         """Encode the rows that are there: their indices, and their values by the codec."""
         partition = self.partitions[task.partition]
         if not partition.width:
-            return super().encode(task, step, gradients, received, total, readers)
+            super().encode(task, step, gradients, received, total, readers, then)
+            return
         (segment,) = partition.segments
         rows = gradients[segment.gradient]
         if rows is None:
-            return Payload(np.empty(0, np.uint8), True, True)
+            then(Payload(np.empty(0, np.uint8), True, True))
+            return
         assert isinstance(rows, Rows)
         codec = self.codecs[segment.gradient]
         begin = body_of(rows.indices.size)
@@ -58,16 +62,17 @@ class RowCompute(Compute):
         lease = Lease(self._pool, _room(most), readers)
         write_head(lease.buffer, rows.indices)
         if not rows.indices.size:
-            return Payload(lease.buffer[:4], False, True, lease)
+            then(Payload(lease.buffer[:4], False, True, lease))
+            return
         item = Item(grad=rows.values.reshape(-1), out=lease.buffer[begin:most])
         item = self._with_seeds(item, codec, segment, task, step)
         if codec.info.stateful:
             state = self.feedback.rows(segment, task.role, rows.indices, partition.width)
             item = item._replace(state=state, new_state=state)
-        (result,) = codec.batch("encode", [item], threads=self._threads)
+        (result,) = self._run(codec, "encode", [item])
         finite = bool(result.finite)
         end = begin + result.value.size if finite or not partition.compressed else begin
-        return Payload(lease.buffer[:end], False, finite, lease)
+        then(Payload(lease.buffer[:end], False, finite, lease))
 
     def merge(
         self,
@@ -95,26 +100,34 @@ class RowCompute(Compute):
             memory[:n] = np.nan
         elif n:
             shared = self._shared(codec, segment, step)
-            codec.batch("decode", [Item(payload=payload, out=memory[:n], shared_seed=shared)], self._threads)
+            self._run(codec, "decode", [Item(payload=payload, out=memory[:n], shared_seed=shared)])
         total.values.append(memory)
         total.terms.append(Rows(indices, memory[:n].reshape(-1, partition.width)))
         return total
 
-    def finish(self, task: Decode, total: Sum, results: MutableMapping[str, Values | None]) -> bool:
-        """Make the scaled sum the result, of all rows that some rank has; returns whether all is finite."""
+    def finish(
+        self,
+        task: Decode,
+        total: Sum,
+        results: MutableMapping[str, Values | None],
+        then: Callable[[bool], None],
+    ) -> None:
+        """Make the scaled sum the result, of all rows that some rank has; tell whether all is finite."""
         if not isinstance(total, RowSum):
-            return super().finish(task, total, results)
+            super().finish(task, total, results, then)
+            return
         partition = self.partitions[task.partition]
         if not total.terms:
-            return True
+            then(True)
+            return
         rows = add(total.terms, partition.width)
         np.multiply(rows.values, self._scale, out=rows.values)
-        finite = all_finite(rows.values)
+        finite = bool(all_finite(rows.values))
         if partition.compressed and not finite:
             rows.values.fill(np.nan)
         results[partition.segments[0].gradient] = rows
         self._give_back(total)
-        return finite
+        then(finite)
 
     def raw_bytes(self, partition: int, payload: Payload) -> int:
         """What the payload's rows would take with values of float32."""

@@ -18,7 +18,7 @@ from casync.plan import Entry, Gradient, Plan
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from casync.compute import BatchCodec
+    from casync.codecs import BatchCodec
 
     CodecLike: TypeAlias = "str | Path | BatchCodec | Schedule | None"
     Choice: TypeAlias = "BatchCodec | Schedule | None"

@@ -86,7 +86,7 @@ def connect(
     """Join the job and return the session. Collective.
 
     transport: the name of a file in casync/transports/ (default: CASYNC_TRANSPORT, else mpi where MPI started
-    the ranks, else zmq).
+    the ranks, else zmq; nccl is never taken unnamed).
     timeout: T in seconds, at least 3 (default: CASYNC_TIMEOUT, 60): of silence, or of no progress.
     place: this process's place in the job (default: from the environment, `casync.launch.find`).
     start_timeout: seconds that ranks wait for others to start (default: CASYNC_START_TIMEOUT, 60).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from casync.buffers import Pool
 from casync.control import RankFailure, Wait, report
 
 if TYPE_CHECKING:
@@ -69,8 +70,12 @@ class SoloTransport:
     """The transport of a single rank: no schedule of one rank sends."""
 
     name = "solo"
+    device = False
     rank = 0
     size = 1
+
+    def __init__(self) -> None:
+        self.pool = Pool()
 
     def start(self, receive: Receive) -> None:
         """Nothing will arrive."""

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from enum import Enum
-from hashlib import sha256
-from importlib.metadata import version
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from casync import gpu
 from casync.checkpoint import Checkpoint, Run, StateError
-from casync.choice import AUTO, check_codec, check_down, check_row_codec, choose, demands
+from casync.codecs import BatchCodec
 from casync.collectives import Collectives
-from casync.compute import BatchCodec, Compute
+from casync.compute import Compute
 from casync.dtypes import exact
 from casync.engines import base as engines
 from casync.events import Outcome
 from casync.executor import Executor
-from casync.feedback import Feedback, Site, keeps_more, sites
+from casync.feedback import Feedback, Site, sites
 from casync.handover import hand_over
-from casync.plan import EXACT, Gradient, Partition, Plan, layout, schedule
+from casync.memory import Host
+from casync.plan import EXACT, Partition, layout
 from casync.report import Report, lines
 from casync.row_compute import RowCompute
 from casync.rows import Rows, check, flat
-from casync.rules import Codecs, Schedule, at, changes
-from casync.topologies import check_nodes, even_nodes
+from casync.rules import Codecs, at
+from casync.spec import InUse, Op, Spec, described, equal
 from casync.watch import Watch
 
 if TYPE_CHECKING:
@@ -37,133 +37,14 @@ if TYPE_CHECKING:
     from casync.channels import Channels
     from casync.control import Control
     from casync.feedback import Held
+    from casync.memory import Memory
     from casync.metrics import Stats
-    from casync.primitives import Schedule as Tasks
     from casync.primitives import Task
     from casync.rows import Values
-    from casync.rules import Choice, Rule
-    from casync.topologies import Nodes
-
+    from casync.rules import Choice
 
 MOST_SAID = 2000
 """Characters of a reason that other ranks are told."""
-
-
-class Op(Enum):
-    """What the ranks' gradients become."""
-
-    AVERAGE = "average"
-    SUM = "sum"
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What all ranks must hold alike. codec: of what no rule names; None: exact. seed: of random codecs.
-
-    topology: of what is compressed; "auto" is chosen by `casync.choice`. nodes: None: each rank has its own.
-    down: of compressed sums, where the topology encodes any; None: that of the gradient.
-    exact: what sums the rest: "ring", or the name of an engine (`casync.engines`).
-    """
-
-    gradients: tuple[Gradient, ...]
-    plan: Plan
-    codec: Choice
-    topology: str
-    op: Op = Op.AVERAGE
-    seed: int = 0
-    nodes: Nodes | None = None
-    rules: tuple[tuple[Rule, Choice], ...] = ()
-    down: Choice = None
-    exact: str = EXACT
-
-    @property
-    def codecs(self) -> Codecs:
-        """What each gradient is compressed by."""
-        return Codecs(self.codec, self.rules)
-
-    @property
-    def compressible(self) -> frozenset[Gradient]:
-        """The gradients that the plan compresses."""
-        planned = {entry.gradient for entry in self.plan.entries if entry.compressed}
-        return frozenset(g for g in self.gradients if g.name in planned)
-
-    def settled(self, nranks: int) -> Spec:
-        """The same with the topology chosen and the nodes in order; ValueError for nodes that cannot be.
-
-        One rank needs no engine.
-        """
-        nodes = even_nodes(nranks) if self.nodes is None else check_nodes(self.nodes, nranks)
-        topology = self.topology
-        if topology == AUTO:
-            codecs = tuple(self.codecs.all(self.compressible, rows=False))
-            topology = choose(codecs, self.plan, nodes, down=self.down is not None)
-        exact = EXACT if nranks == 1 else self.exact
-        return replace(self, topology=topology, nodes=nodes, exact=exact)
-
-    def check_codecs(self) -> None:
-        """Raise CodecError for a codec that cannot be used for the gradients that some step gives it to."""
-        for step in sorted({0, *self.codecs.changes(), *changes(self.down)}):
-            codecs, down = self.codecs.at(step), at(self.down, step)
-            if down is not None:
-                check_down(down, self.topology)
-            for codec in codecs.all(self.compressible, rows=False):
-                check_codec(codec, self.topology, down=down is not None)
-            for codec in codecs.all(self.compressible, rows=True):
-                check_row_codec(codec)
-
-    def tasks(self, partitions: Sequence[Partition], codecs: Mapping[str, BatchCodec], nranks: int) -> Tasks:
-        """All ranks' tasks for a layout. codecs: of the gradients, at least of those that are compressed."""
-        through = {
-            number
-            for number, partition in enumerate(partitions)
-            if partition.compressed
-            and demands(self.topology).encodes_sums
-            and keeps_more(codecs[partition.segments[0].gradient])
-        }
-        return schedule(partitions, self.topology, nranks, self.nodes, self.exact, through)
-
-    def facts(self) -> dict[str, str]:
-        """The facts that ranks compare before the first step."""
-        return {
-            "casync": version("compll"),
-            **{
-                f"gradient {g.name}": f"{'rows of ' * g.rows}shape {list(g.shape)}, {g.dtype}"
-                for g in self.gradients
-            },
-            "order of gradients": sha256("\n".join(g.name for g in self.gradients).encode()).hexdigest(),
-            "plan": self.plan.fingerprint,
-            "codec": _described(self.codec),
-            **{f"rule {i}, {rule}": _described(c) for i, (rule, c) in enumerate(self.rules)},
-            "down": _described(self.down),
-            "topology": self.topology,
-            "exact": self.exact,
-            "nodes": str(self.nodes),
-            "op": self.op.value,
-            "seed": str(self.seed),
-        }
-
-
-def _described(choice: Choice) -> str:
-    """A codec, and the values of its parameters: run-time ones are not in the fingerprint."""
-    if choice is None:
-        return "none"
-    if isinstance(choice, Schedule):
-        return "; ".join(f"from step {step}: {_described(choice.at(step))}" for step in choice.stages)
-    values = ", ".join(f"{name}={parameter.value}" for name, parameter in choice.info.params.items())
-    return f"{choice.info.name}({values}) {choice.info.fingerprint}"
-
-
-def _equal(a: Choice, b: Choice) -> bool:
-    """Whether two codecs are the same one; a rank may have compiled it twice."""
-    return a is b or _described(a) == _described(b)
-
-
-@dataclass(frozen=True)
-class InUse:
-    """The codecs of a step: of each gradient, None: exact; and of sums, None: that of the gradient."""
-
-    gradients: dict[str, BatchCodec | None]
-    down: BatchCodec | None
 
 
 class Synchronizer:
@@ -177,20 +58,25 @@ class Synchronizer:
         *,
         threads: int | None = None,
         watch: Watch | None = None,
+        memory: Memory | None = None,
     ) -> None:
         """Collective: raises MismatchError on every rank if the ranks' specs differ.
 
         Raises PlanError, CodecError, EngineError and ValueError for a plan, a codec, an engine or nodes that
         do not fit the run.
         threads: of each kernel; default: the cores that this process may use. watch: what to look at.
+        memory: where this rank's gradients lie, closed with this; default: host memory. Ranks may differ.
         """
         self.spec = spec = spec.settled(control.size)
         self._control, self._channels = control, channels
+        self._memory: Memory = memory or Host()
         self._watch = watch or Watch()
         self._threads = threads or len(os.sched_getaffinity(0))
         spec.plan.check(spec.gradients, spec.topology, control.size)
         spec.check_codecs()
         open_engine = None if spec.exact == EXACT else engines.load(spec.exact)
+        if self._memory.on_gpu:
+            gpu.check(spec.gradients, spec.exact)
         control.agree("what is synchronized", spec.facts())  # before a kernel is compiled: that takes long
         self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         self._choices = self._chosen(spec.codecs)
@@ -228,7 +114,7 @@ class Synchronizer:
         spec, control, chosen, down = self.spec, self._control, in_use.gradients, in_use.down
         entries = tuple(replace(e, compressed=chosen.get(e.gradient) is not None) for e in spec.plan.entries)
         plan = replace(spec.plan, entries=entries)
-        words = {name: _described(codec) for name, codec in chosen.items()}
+        words = {name: described(codec) for name, codec in chosen.items()}
         partitions = layout(plan, spec.gradients, spec.topology, control.size, spec.exact, words)
         codecs = {g.name: chosen[g.name] or self._exact[g.dtype] for g in spec.gradients}
         tasks = spec.tasks(partitions, codecs, control.size)[control.rank]
@@ -237,12 +123,13 @@ class Synchronizer:
         def codec_of(site: Site) -> BatchCodec:
             return codecs[site.gradient] if down is None or not site.down else down
 
-        feedback = Feedback(sites(tasks, partitions, average), codec_of)
+        feedback = Feedback(sites(tasks, partitions, average), codec_of, self._memory)
         compute = RowCompute(
             control.rank,
             partitions,
             codecs,
             feedback,
+            self._memory,
             down=down,
             dtypes={g.name: g.dtype for g in spec.gradients},
             scale=1 / control.size if average else 1.0,
@@ -257,9 +144,10 @@ class Synchronizer:
         Of a gradient of rows, `Rows`: the result is another one, with the rows of all ranks; TypeError and
         ValueError for what is not of its shape.
         """
+        self._memory.check(gradient, values)
         check(self._gradients[gradient], values)
         if gradient in self._left:
-            left = self._left[gradient] * np.float32(self._executor.loss_scale)
+            left = self._memory.upload(self._left[gradient] * np.float32(self._executor.loss_scale))
             if isinstance(values, Rows):
                 values = values.plus(left)
             else:
@@ -268,7 +156,8 @@ class Synchronizer:
         seen = flat(values)
         if self._watch.probe is not None and seen.size:
             step, scale = self._executor.step, self._executor.loss_scale
-            self._watch.probe.look(step, gradient, seen, self._codecs.gradients[gradient], scale)
+            there = partial(self._memory.to_host, seen)
+            self._watch.probe.look(step, gradient, there, self._codecs.gradients[gradient], scale)
         self._executor.submit(gradient, values)
 
     def synchronize(self) -> Outcome:
@@ -322,8 +211,8 @@ class Synchronizer:
 
     def _use(self, chosen: InUse) -> None:
         now = self._codecs
-        same = (_equal(codec, chosen.gradients[name]) for name, codec in now.gradients.items())
-        if all(same) and _equal(now.down, chosen.down):
+        same = (equal(codec, chosen.gradients[name]) for name, codec in now.gradients.items())
+        if all(same) and equal(now.down, chosen.down):
             return
         tasks, compute = self._built(chosen)
         left = self._hand_over(self._compute.feedback.held(), compute.feedback, self._left)

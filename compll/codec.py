@@ -15,10 +15,11 @@ from compll.items import Item, Result, integer, length
 from compll.knobs import threads as default_threads
 from compll.payload import extents, most_counts
 from compll.properties import Info
-from compll.runner import OPERATIONS, Operation, Runner
+from compll.runner import OPERATIONS, Awaited, Operation, Runner
 from compll.types import written
 
 __all__ = [
+    "Awaited",
     "BackendError",
     "Codec",
     "CompileError",
@@ -298,6 +299,19 @@ class Codec:
         """
         if out not in self._library.pending:
             raise ParameterError("out is no array that a call of this codec on a GPU has returned")
-        entry, outcome = self._runner.wait_for(out)
-        value = out[: outcome.length] if entry.op in ("encode", "hop") else out
-        return Result(value, outcome.status == b.OK)
+        return self._runner.result(out, *self._runner.wait_for(out))
+
+    def awaited(self, outs: Sequence[Any]) -> Awaited:
+        """Return where calls on a GPU that were not waited for leave their results, for several at once.
+
+        Nothing waits: the caller copies the records to the host after the calls, when it suits him, and asks
+        `results` of them.
+
+        Args:
+            outs: the very arrays that calls returned, or were given as `out`.
+
+        Raises:
+            ParameterError: no call of this codec on a GPU has written one of them.
+
+        """
+        return Awaited(self._runner, outs)

@@ -12,7 +12,7 @@ from compll import backends as b
 from compll.driver import Libraries, Program
 from compll.errors import BackendError, ParameterError, PayloadError
 from compll.items import Goal, Item, Preparer, Result, as_scale
-from compll.types import widened
+from compll.types import Array, widened
 
 if TYPE_CHECKING:
     from typing import Any
@@ -129,8 +129,18 @@ class Runner:
         entry = self.library.pending.entries[id(out)]
         with arrays.beside(out):
             outcome = entry.wait()
+        self._judge(entry, outcome)
+        return entry, outcome
+
+    def result(self, out: Any, entry: Entry, outcome: b.Outcome) -> Result:
+        """Return what a call would have returned had it waited; raise its error."""
+        self._judge(entry, outcome)
+        value = out[: outcome.length] if entry.op in ("encode", "hop") else out
+        return Result(value, outcome.status == b.OK)
+
+    def _judge(self, entry: Entry, outcome: b.Outcome) -> None:
         if outcome.status >= 0:
-            return entry, outcome
+            return
         if entry.op == "encode" or (entry.op == "hop" and outcome.status == b.OUT_OF_RANGE):
             raise self._out_of_range(entry.n)
         raise PayloadError(
@@ -193,3 +203,36 @@ class Runner:
 def _of_item(e: Exception, at: int, count: int) -> Exception:
     """Return an error that says which item of a batch it is about; of one item nothing need be said."""
     return e if count == 1 else type(e)(f"item {at} of {count}: {e}")
+
+
+class Awaited:
+    """What calls on a GPU that were not waited for have left there: for who copies it to the host himself.
+
+    records: arrays of uint8 on the GPU, written when the calls have run; one for each batch.
+    """
+
+    def __init__(self, runner: Runner, outs: Sequence[Any]) -> None:
+        """Find the last call that wrote each of these very arrays."""
+        self._runner, self._outs = runner, outs
+        pending = runner.library.pending
+        if any(out not in pending for out in outs):
+            raise ParameterError("outs has an array that no call of this codec on a GPU has returned")
+        self._entries = [pending.entries[id(out)] for out in outs]
+        self._started = list({id(entry.started): entry.started for entry in self._entries}.values())
+        self.records = tuple(started.items for started in self._started)
+
+    def results(self, copies: Sequence[Array]) -> list[Result]:
+        """Return for each array what its call would have returned had it waited.
+
+        Args:
+            copies: NumPy arrays, the records' contents.
+
+        Raises:
+            IndexError, PayloadError: of the first call that failed.
+
+        """
+        told = {id(started): started.read(copy) for started, copy in zip(self._started, copies, strict=True)}
+        return [
+            self._runner.result(out, entry, told[id(entry.started)][entry.at])
+            for out, entry in zip(self._outs, self._entries, strict=True)
+        ]

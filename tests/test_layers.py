@@ -44,11 +44,14 @@ NUMBA = {
     *(f"compll/backends/numba_{part}.py" for part in ("team", "tiles")),
 }
 TORCH = {
+    "casync/exchange.py",
+    "casync/transports/nccl.py",
     *(f"casync/engines/{name}.py" for name in ("horovod", "torch")),
     *(
         f"casync/torch/{part}.py"
-        for part in ("__init__", "ddp", "gradients", "job", "optimizer", "parameters", "state", "torchrun")
+        for part in ("__init__", "ddp", "gradients", "job", "optimizer", "parameters", "places", "state")
     ),
+    "casync/torch/torchrun.py",
 }
 FRAMEWORKS = {
     "torch": TORCH,
@@ -56,7 +59,7 @@ FRAMEWORKS = {
     "mxnet": {"casync/mxnet.py"},
     "numba": NUMBA,
     "llvmlite": NUMBA,
-    "cupy": {"compll/backends/cuda.py"},
+    "cupy": {"casync/exchange.py", "casync/gpu.py", "compll/backends/cuda.py"},
     "mpi4py": {"casync/engines/mpi.py", "casync/transports/mpi.py"},
     "horovod": {"casync/engines/horovod.py"},
 }

@@ -15,10 +15,11 @@ from casync.checkpoint import StateError
 from casync.choice import CodecError
 from casync.control import MismatchError, RankFailure
 from casync.engines.base import EngineError
+from casync.gpu import GpuError
 from casync.job import Job
 from casync.plan import Plan, PlanError
 from casync.rules import Rule, Schedule, warm_up
-from casync.synchronizer import Op
+from casync.spec import Op
 from casync.torch.ddp import State, hook
 from casync.torch.job import init, local_rank, local_size, new_group, rank, session, shutdown, size
 from casync.torch.optimizer import DistributedOptimizer
@@ -30,6 +31,7 @@ __all__ = [
     "CodecError",
     "DistributedOptimizer",
     "EngineError",
+    "GpuError",
     "Job",
     "MismatchError",
     "Plan",

@@ -21,9 +21,10 @@ from torch.futures import Future
 
 from casync.control import RankFailure
 from casync.rules import Codecs, Rule
-from casync.synchronizer import Op
+from casync.spec import Op
 from casync.torch.gradients import Lender, Loan, Settings, loss_scale_of, synchronizer_of, tensor_of
 from casync.torch.job import current
+from casync.torch.places import CPU, place_of
 from casync.torch.state import to_tensors
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class State:
                 if values is not None and (loan := loans.get(self._name(p))) is not None:
                     loan.bring_home(values)
                 elif values is not None:  # zero here, not on another rank
-                    grad.copy_(tensor_of(values, grad))
+                    grad.copy_(tensor_of(values, grad, CPU))
             bucket.future.set_result(bucket.buffer)
 
     def _failure(self) -> Exception:
@@ -206,7 +207,12 @@ class State:
             for p, grad in bucket.gradients
             if grad.layout == torch.sparse_coo
         }
-        made = synchronizer_of(job, ordered, self._settings, sparse)
+        if place_of(ordered) != CPU:
+            raise RuntimeError(
+                "the DDP model is on a GPU, and casync's hook synchronizes models on the CPU: wrap its "
+                "optimizer by DistributedOptimizer instead, which takes gradients on a GPU"
+            )
+        made = synchronizer_of(job, ordered, self._settings, CPU, sparse)
         made.load_state_dict(self._saved)
         return made
 

@@ -13,7 +13,9 @@ from casync.engines.base import EngineError
 from casync.plan import EXACT, Gradient, Plan
 from casync.rows import Rows
 from casync.rules import compiled
-from casync.synchronizer import Op, Spec, Synchronizer
+from casync.spec import Op, Spec
+from casync.synchronizer import Synchronizer
+from casync.torch.places import CPU, Place, device_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -64,11 +66,15 @@ class Settings:
 
 
 def synchronizer_of(
-    job: Job, parameters: Mapping[str, torch.Tensor], settings: Settings, sparse: Collection[str] = ()
+    job: Job,
+    parameters: Mapping[str, torch.Tensor],
+    settings: Settings,
+    place: Place,
+    sparse: Collection[str] = (),
 ) -> Synchronizer:
     """Collective: what synchronizes the gradients of these parameters. Raises what `Synchronizer` raises.
 
-    sparse: the names of those whose gradients are sparse tensors.
+    place: where they lie. sparse: the names of those whose gradients are sparse tensors.
     """
     for name, p in parameters.items():
         if _name(p.dtype) not in DTYPES:
@@ -86,6 +92,7 @@ def synchronizer_of(
         settings.spec(job, gradients),
         threads=max(1, cores // job.session.local_size),
         watch=job.watch(),
+        memory=place.memory,
     )
     job.synchronizers.append(made)
     return made
@@ -100,10 +107,10 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def tensor_of(result: Values, like: torch.Tensor) -> torch.Tensor:
+def tensor_of(result: Values, like: torch.Tensor, place: Place) -> torch.Tensor:
     """A result as a float32 tensor of the shape of `like`: of rows, a sparse one without duplicates."""
     if not isinstance(result, Rows):
-        return torch.from_numpy(result).view(like.shape)
+        return place.tensor(result).view(like.shape)
     indices = torch.from_numpy(result.indices).unsqueeze(0)
     values = torch.from_numpy(result.values).view(-1, *like.shape[1:])
     return torch.sparse_coo_tensor(indices, values, like.shape, is_coalesced=True, check_invariants=False)
@@ -115,17 +122,19 @@ class Loan:
 
     home: torch.Tensor
     given: Values
+    place: Place
 
     def bring_home(self, result: Values) -> None:
         """Write the result where it belongs, rounded to its type, unless it lies there already."""
-        if isinstance(result, Rows) or result.ctypes.data != self.home.data_ptr():
-            self.home.copy_(tensor_of(result, self.home))
+        if isinstance(result, Rows) or self.place.begins_at(result) != self.home.data_ptr():
+            self.home.copy_(tensor_of(result, self.home, self.place))
 
 
 class Lender:
     """Lends gradients by name. What must be widened or gathered has a float32 copy, kept for later steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place = CPU) -> None:
+        self._place = place
         self._copies: dict[str, torch.Tensor] = {}
 
     def lend(self, name: str, grad: torch.Tensor, *, sparse: bool) -> Loan:
@@ -143,18 +152,18 @@ class Lender:
             fault = "is not a sparse tensor of rows, as sparse= says: take its name out there"
         elif _name(grad.dtype) not in DTYPES:
             fault = f"has dtype {grad.dtype}: casync synchronizes {', '.join(DTYPES)}"
-        elif grad.device.type != "cpu":
-            fault = f"is on {grad.device}: casync synchronizes gradients on the CPU so far"
+        elif device_of(grad) != self._place.device:
+            fault = f"is on {grad.device}, and was on {self._place.device} when this was distributed"
         if fault:
             raise RuntimeError(f"the gradient of {name} {fault}")
         home = grad.detach()
         if sparse:
             values = home._values().reshape(-1, home.numel() // home.shape[0]).float()
-            return Loan(grad, Rows.of(home._indices()[0].numpy(), values.numpy()))
+            return Loan(grad, Rows.of(home._indices()[0].numpy(), values.numpy()), self._place)
         if home.dtype == torch.float32 and home.is_contiguous():
-            return Loan(home, home.view(-1).numpy())
+            return Loan(home, self._place.array(home.view(-1)), self._place)
         if name not in self._copies:
-            self._copies[name] = torch.empty(home.numel())
+            self._copies[name] = torch.empty(home.numel(), device=home.device)
         flat = self._copies[name]
         flat.view(home.shape).copy_(home)
-        return Loan(home, flat.numpy())
+        return Loan(home, self._place.array(flat), self._place)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from casync.rules import Codecs, Rule
-from casync.synchronizer import Op
+from casync.spec import Op
 from casync.torch.gradients import Lender, Loan, Settings, loss_scale_of, synchronizer_of, tensor_of
 from casync.torch.job import current
+from casync.torch.places import place_of
 from casync.torch.state import to_tensors
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from casync.report import Report
     from casync.rules import CodecLike
     from casync.synchronizer import Synchronizer
+    from casync.torch.places import Place
 
 
 def DistributedOptimizer(  # noqa: N802  (Horovod's name)
@@ -72,7 +74,8 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
 
     Adds `synchronize()`, `skip_synchronize()`, `switch()`, `stats()` and `report()`; `state_dict()` holds
     this rank's residuals too. Raises ValueError and TypeError (parameters, rules, nodes), PlanError,
-    CodecError, EngineError, and what `compll.compile` raises.
+    CodecError, EngineError, GpuError (parameters on a GPU, without what that needs), RuntimeError (on several
+    devices), and what `compll.compile` raises.
     """
     if isinstance(optimizer, _Distributed):
         raise ValueError("the optimizer is distributed already")
@@ -86,10 +89,11 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     parameters = _parameters(optimizer, named_parameters)
     of_rows = _matching(sparse, parameters)
     settings = Settings(Codecs.of(codec, rules), topology, exact, plan, op, seed, nodes, down)
-    synchronizer = synchronizer_of(job, parameters, settings, of_rows)
+    place = place_of(parameters)
+    synchronizer = synchronizer_of(job, parameters, settings, place, of_rows)
     kind = type(optimizer)
     optimizer.__class__ = type(f"Distributed{kind.__name__}", (_Distributed, kind), {})
-    hooks = _Hooks(parameters, synchronizer, job.session.control, backward_passes_per_step, scaler)
+    hooks = _Hooks(parameters, synchronizer, place, job.session.control, backward_passes_per_step, scaler)
     hooks.sparse, hooks.sparse_as_dense = of_rows, sparse_as_dense
     hooks.frozen = [p for group in optimizer.param_groups for p in group["params"] if not p.requires_grad]
     optimizer._casync = hooks  # type: ignore[attr-defined]
@@ -143,12 +147,14 @@ class _Hooks:
         self,
         parameters: dict[str, torch.nn.Parameter],
         synchronizer: Synchronizer,
+        place: Place,
         control: Control,
         passes: int,
         scaler: Any,
     ) -> None:
         self.parameters = parameters
         self.synchronizer = synchronizer
+        self.place = place
         self.control = control
         self.passes = passes
         self.scaler = scaler
@@ -156,7 +162,7 @@ class _Hooks:
         self.sparse: frozenset[str] = frozenset()
         self.sparse_as_dense = False
         self.fired: dict[str, int] = {}
-        self.lender = Lender()
+        self.lender = Lender(place)
         self.in_flight: dict[str, Loan] = {}
         self.synchronized = False
         self.skip = False
@@ -187,8 +193,9 @@ class _Hooks:
             self.synchronizer.loss_scale = loss_scale_of(self.scaler)
         if self.sparse_as_dense:
             p.grad = p.grad.to_dense()  # itself, if it is that already
-        loan = self.in_flight[name] = self.lender.lend(name, p.grad, sparse=name in self.sparse)
-        self.synchronizer.submit(name, loan.given)
+        with self.place.in_order():
+            loan = self.in_flight[name] = self.lender.lend(name, p.grad, sparse=name in self.sparse)
+            self.synchronizer.submit(name, loan.given)
 
     def synchronize(self) -> None:
         if any(p.requires_grad for p in self.frozen):
@@ -201,7 +208,8 @@ class _Hooks:
                 self._submit(name, self.parameters[name])
         if not self.in_flight:
             self.synchronizer.loss_scale = loss_scale_of(self.scaler)
-        outcome = self.synchronizer.synchronize()
+        with self.place.in_order():
+            outcome = self.synchronizer.synchronize()
         for name, values in outcome.values.items():
             if values is None:
                 continue
@@ -209,7 +217,7 @@ class _Hooks:
             if loan is not None:
                 loan.bring_home(values)
             else:  # absent here, not on another rank
-                p.grad = tensor_of(values, p).to(p.dtype)
+                p.grad = tensor_of(values, p, self.place).to(p.dtype)
         self.fired.clear()
         self.in_flight.clear()
         self.synchronized = True

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+    from casync.buffers import Pool
     from casync.control import Control
     from casync.frames import Header
     from casync.gate import Gate
@@ -31,19 +32,20 @@ if TYPE_CHECKING:
     Receive = Callable[[int, Header, memoryview], None]
 
 
-UNWRITTEN = {
-    "nccl": "it would need a GPU a rank and gradients there, and casync synchronizes gradients on the CPU; "
-    "use 'zmq', or 'mpi' under mpirun, with the model on the CPU"
-}
-"""What is asked for by names that other systems have, and what to use instead."""
-
-
 class Transport(Protocol):
     """Framed messages between two ranks; completion by callback. Messages may arrive in any order."""
 
     name: str
     rank: int
     size: int
+    pool: Pool
+    """What bodies of the host's memory arrive in; another may be put in its place at any time."""
+    device: bool
+    """Whether bodies may be arrays on a GPU, of CuPy; bodies in the host's memory always may be.
+
+    Such a body arrives as such an array, flat uint8 at a multiple of 16. What is sent may still be under way
+    in CuPy's current stream. What has arrived is to be held until the last kernel that reads it has run.
+    """
 
     def start(self, receive: Receive) -> None:
         """Deliver frames from now on, each by `receive(peer, header, body)`.
@@ -123,8 +125,7 @@ def load(name: str) -> ModuleType:
     Raises ValueError that lists the names when there is none, or names the package that it needs.
     """
     if name not in names():
-        why = f": {UNWRITTEN[name]}" if name in UNWRITTEN else ""
-        raise ValueError(f"no transport {name!r}{why}; there are: {', '.join(names())} (casync/transports/)")
+        raise ValueError(f"no transport {name!r}; there are: {', '.join(names())} (casync/transports/)")
     try:
         return importlib.import_module(f"casync.transports.{name}")
     except ModuleNotFoundError as error:

@@ -84,6 +84,7 @@ class LoopbackTransport:
     """One rank's end; its I/O thread delivers what others sent when it is due."""
 
     name = "loopback"
+    device = False
 
     def __init__(self, network: LoopbackNetwork, rank: int) -> None:
         self.rank, self.size = rank, network.size
@@ -96,7 +97,7 @@ class LoopbackTransport:
         self._last = [0.0] * network.size  # when the latest message to each peer is due
         self._random = random.Random(f"{network.seed} {rank}")
         self._sending = threading.Lock()
-        self._pool = Pool()
+        self.pool = Pool()
         self._thread = threading.Thread(target=self._deliver, name=f"loopback-{rank}", daemon=True)
 
     def start(self, receive: Receive) -> None:
@@ -108,7 +109,7 @@ class LoopbackTransport:
         self, peer: int, header: Header, body: Body | None, done: Callable[[], None] | None = None
     ) -> None:
         """Copy one frame to `peer`; `done()` is called before this returns."""
-        copy = self._pool.lend(header.nbytes)
+        copy = self._network.transport(peer).pool.lend(header.nbytes)
         copy[:] = body_bytes(header, body)
         faults = self._network.faults
         with self._sending:

@@ -99,6 +99,7 @@ class MpiTransport:
     """The transport (`casync.transports.base.Transport`) over MPI. A message's tag is its sender's rank."""
 
     name = "mpi"
+    device = False
 
     def __init__(self, rank: int, ways: Sequence[Way], control: Control) -> None:
         """`ways`: one a rank; this rank's own says where its frames arrive."""
@@ -107,7 +108,7 @@ class MpiTransport:
         self._control = control
         self._queue: SimpleQueue[_Message | None] = SimpleQueue()
         self._sends, self._receipts = _Requests(), _Requests()  # the I/O thread's own
-        self._pool = Pool()
+        self.pool = Pool()
         self._thread: threading.Thread | None = None
         self._closing = False
 
@@ -171,7 +172,7 @@ class MpiTransport:
         message = own.frames.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
         if message is None:
             return False
-        data = self._pool.lend(status.Get_count(MPI.BYTE))
+        data = self.pool.lend(status.Get_count(MPI.BYTE))
         message.Recv([data, MPI.BYTE])  # matched and small, so it is here; the next header comes after it
         peer = status.Get_tag()
         try:
@@ -184,7 +185,7 @@ class MpiTransport:
         if header.nbytes < COPY_BELOW:
             receive(peer, header, data[HEADER_BYTES:])
         else:
-            body = self._pool.lend(header.nbytes)
+            body = self.pool.lend(header.nbytes)
             request = own.bodies.Irecv([body, MPI.BYTE], status.Get_source(), peer)
             self._receipts.add(request, body, partial(receive, peer, header, body))
         return True

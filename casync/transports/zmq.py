@@ -72,6 +72,7 @@ class ZmqTransport:
     """The transport (`casync.transports.base.Transport`) over ZeroMQ."""
 
     name = "zmq"
+    device = False
 
     def __init__(self, wire: Wire, sockets: dict[int, Socket]) -> None:
         """Take over `sockets`, one a peer, each connected."""
@@ -79,7 +80,7 @@ class ZmqTransport:
         self._control = wire.control
         self._sockets = sockets
         self._mail: Mailbox[_Message] = Mailbox()
-        self._pool = Pool()
+        self.pool = Pool()
         self._thread: threading.Thread | None = None
         self._closing = False
 
@@ -166,7 +167,7 @@ class ZmqTransport:
             except ValueError as error:
                 self._control.abort(RankFailure(peer, None, None, f"it sent a broken frame: {error}"))
                 return
-            aligned = self._pool.lend(header.nbytes)
+            aligned = self.pool.lend(header.nbytes)
             np.copyto(np.frombuffer(aligned, np.uint8), np.frombuffer(body.buffer, np.uint8))
             receive(peer, header, aligned)
 

@@ -39,7 +39,8 @@ from casync.dtypes import exact
 from casync.launch import RendezvousError
 from casync.plan import Gradient
 from casync.session import connect
-from casync.synchronizer import Op, Spec, Synchronizer
+from casync.spec import Op, Spec
+from casync.synchronizer import Synchronizer
 from casync.transports import base as transports
 
 if TYPE_CHECKING:

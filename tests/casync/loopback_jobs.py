@@ -13,7 +13,8 @@ from casync.buffers import Pool
 from casync.channels import Channels
 from casync.plan import Entry, Gradient, Plan
 from casync.rows import Rows
-from casync.synchronizer import Op, Spec, Synchronizer
+from casync.spec import Op, Spec
+from casync.synchronizer import Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 
 if TYPE_CHECKING:

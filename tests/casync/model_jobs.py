@@ -10,13 +10,13 @@ from loopback_jobs import same_bits
 
 from casync.plan import layout
 from casync.primitives import Role
-from casync.synchronizer import Op
+from casync.spec import Op
 from casync.topologies import even_nodes
 
 if TYPE_CHECKING:
     from loopback_jobs import Ran, Step
 
-    from casync.synchronizer import Spec
+    from casync.spec import Spec
 
 NODES = {nranks: even_nodes(nranks, 2) for nranks in (1, 2, 3, 4, 5)}
 

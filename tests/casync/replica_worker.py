@@ -9,6 +9,7 @@ A step is two backward passes, of which a part of the model has one, two or none
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import TextIO
 
 import numpy as np
 import torch
+from nccl_jobs import by_gloo
 
 import casync.torch as casync
 from casync.plan import Entry
@@ -84,6 +86,8 @@ def train(case: str, steps: int, perturbation: int, report: TextIO) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if os.environ.get("CASYNC_TRANSPORT") == "nccl":
+        by_gloo(*(int(os.environ[name]) for name in ("CASYNC_RANK", "CASYNC_SIZE", "MASTER_PORT")))
     casync.init()
     folder, steps, perturbation, *cases = sys.argv[1:]
     with (Path(folder) / str(casync.rank())).open("w") as report:

@@ -12,12 +12,14 @@ import pytest
 from casync_jobs import in_threads, sessions
 from hypothesis import given
 from hypothesis import strategies as st
+from nccl_jobs import nccl_network
 
 import compll
 from casync.buffers import ALIGN, Pool
 from casync.channels import Channels
 from casync.plan import Entry, Gradient, Plan
-from casync.synchronizer import Spec, Synchronizer
+from casync.spec import Spec
+from casync.synchronizer import Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def mpi(size: int) -> Iterator[Ends]:
     network.close()
 
 
-NETWORKS = {"loopback": loopback, "zmq": zmq, "mpi": mpi}
+NETWORKS = {"loopback": loopback, "zmq": zmq, "mpi": mpi, "nccl, by gloo": nccl_network}
 ELEMENTS = 1_000_000
 CASES = ("int8 ps", "terngrad ring", "bf16 direct", "topk allgather")
 

@@ -16,7 +16,7 @@ import casync.topologies
 import compll
 from casync.choice import CodecError, check_codec
 from casync.cli import app
-from casync.synchronizer import Op
+from casync.spec import Op
 from casync.topologies import names, topology
 from casync.verify import verify
 

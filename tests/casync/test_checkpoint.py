@@ -21,7 +21,8 @@ from casync.checkpoint import StateError, merge_states
 from casync.control import MismatchError
 from casync.plan import Entry, Gradient, Plan, layout
 from casync.rules import Schedule
-from casync.synchronizer import Op, Spec, Synchronizer
+from casync.spec import Op, Spec
+from casync.synchronizer import Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from casync.choice import AUTO, CodecError, check_codec, check_down
 from casync.control import MismatchError
 from casync.plan import Plan
 from casync.rules import Codecs, Schedule
-from casync.synchronizer import Op, Spec
+from casync.spec import Op, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -30,7 +30,8 @@ from casync.picture import draw
 from casync.plan import Entry, Gradient, Partition, Plan, Segment, layout, reduced, schedule
 from casync.primitives import Reduce, join
 from casync.solo import SoloControl
-from casync.synchronizer import Op, Synchronizer
+from casync.spec import Op
+from casync.synchronizer import Synchronizer
 from casync.terms import Terms
 from casync.topologies import topology
 from casync.trace import MESSAGES, Trace

@@ -16,7 +16,7 @@ from real_codecs import REAL, SPARSE, SUMMABLE
 
 from casync.plan import Entry, Gradient, Partition, Plan, Segment, layout, schedule
 from casync.primitives import Role, Send
-from casync.synchronizer import Op, Spec
+from casync.spec import Op, Spec
 
 if TYPE_CHECKING:
     from loopback_jobs import Step

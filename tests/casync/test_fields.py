@@ -9,6 +9,7 @@ import pytest
 
 import compll
 from casync.fields import PayloadFields, narrow
+from casync.memory import Host
 from compll.codec import Item, PayloadError
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ void SplitDecode(uint8* compressed, float* gradient) {
     gradient = coarse * 0.5 + rest * 0.5 + twice * 0.25;
 }
 """
+
+
+def run(codec: Any, op: Any, items: Any) -> Any:
+    return Host().run(codec, op, items, 1)
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +68,20 @@ def test_the_sum_of_payloads_is_a_payload_of_the_sum(split: Any) -> None:
     gradients = [rng.standard_normal(n).astype(np.float32) for _ in range(ranks)]
     total = np.full(fields.elements, np.nan, np.float32)
     for rank, gradient in enumerate(gradients):
-        fields.add(split.encode(gradient), total, rank == 0, 1)
+        fields.add(split.encode(gradient), total, rank == 0, run)
     coarse = [g.astype(np.float16).astype(np.float32) for g in gradients]
     assert np.array_equal(total[:n], (coarse[0] + coarse[1]) + coarse[2])
     out = np.full(split.max_bytes(n), 255, np.uint8)
-    result = fields.write(Item(grad=total, out=out), 1)
+    result = fields.write(Item(grad=total, out=out), run)
     assert result.finite
     assert not out[2 * n : 80].any()  # between the fields of halves and of floats
     assert np.array_equal(out[: 2 * n].view(np.float16), total[:n].astype(np.float16))
     assert np.allclose(split.decode(result.value, n), sum(gradients), rtol=0.01, atol=0.01)
     total[5] = np.inf
-    assert not fields.write(Item(grad=total, out=out), 1).finite
+    assert not fields.write(Item(grad=total, out=out), run).finite
 
 
 def test_a_payload_of_another_length_is_refused(split: Any) -> None:
     fields = PayloadFields(split, 37)
     with pytest.raises(PayloadError, match="a payload of split for 37 elements has 314 bytes, this one 313"):
-        fields.add(np.zeros(313, np.uint8), np.zeros(111, np.float32), True, 1)
+        fields.add(np.zeros(313, np.uint8), np.zeros(111, np.float32), True, run)

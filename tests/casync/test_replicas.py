@@ -35,12 +35,12 @@ Hashes = list[dict[str, list[str]]]  # by rank and case
 
 
 @contextmanager
-def job(commands: list[list[str]], timeout: float) -> Iterator[list[subprocess.Popen[str]]]:
+def job(commands: list[list[str]], timeout: float, **more: str) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes, each with its number as a rank if it needs one; none is left behind."""
     place = (
         {"CASYNC_SIZE": str(RANKS), "CASYNC_ADDR": f"127.0.0.1:{free_port()}"} if len(commands) > 1 else {}
     )
-    common = os.environ | place | {"OMP_NUM_THREADS": "1", "CASYNC_TIMEOUT": str(timeout)}
+    common = os.environ | place | {"OMP_NUM_THREADS": "1", "CASYNC_TIMEOUT": str(timeout)} | more
     processes = [
         subprocess.Popen(
             command,
@@ -78,7 +78,8 @@ def run(
     """What each rank of a job wrote."""
     command = [sys.executable, str(WORKER), str(folder), str(steps), str(perturbation), *cases]
     commands = [mpirun(RANKS, *command)] if transport == "mpi" else [command] * RANKS
-    with job(commands, 60) as processes:
+    more = {"CASYNC_TRANSPORT": "nccl", "MASTER_PORT": str(free_port())} if transport == "nccl" else {}
+    with job(commands, 60, **more) as processes:
         ended = [process.communicate(timeout=900) for process in processes]
     for process, (out, _) in zip(processes, ended, strict=True):
         assert process.returncode == 0, out
@@ -120,7 +121,7 @@ def test_every_codec_in_every_topology_keeps_replicas_identical_on_each_transpor
     cases = all_cases()
     assert len(cases) > 60
     found = {}
-    for transport, perturbation in (("zmq", 0), ("zmq", 1), ("mpi", 2)):
+    for transport, perturbation in (("zmq", 0), ("zmq", 1), ("mpi", 2), ("nccl", 3)):
         folder = tmp_path / f"{transport}{perturbation}"
         folder.mkdir()
         found[transport, perturbation] = run(folder, perturbation, transport, cases, ALL_STEPS)

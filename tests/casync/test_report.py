@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casync.report import Line, Report
-    from casync.synchronizer import Spec
+    from casync.spec import Spec
 
 SHAPES = {"weight": (90, 100), "bias": (100,), "head": (64, 80)}
 TERNGRAD, TOPK = compll.compile("terngrad"), compll.compile("topk", ratio=0.05, error_feedback=True)

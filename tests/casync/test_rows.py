@@ -25,7 +25,8 @@ from casync.primitives import Role
 from casync.rows import Rows, split
 from casync.rules import Rule, Schedule
 from casync.seeds import private_seed, shared_seed
-from casync.synchronizer import Op, Spec, Synchronizer
+from casync.spec import Op, Spec
+from casync.synchronizer import Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 from casync.verify import verify
 from compll.codec import Item, PayloadError

@@ -15,7 +15,8 @@ from casync.choice import AUTO, CodecError
 from casync.control import MismatchError
 from casync.plan import Entry, Gradient, Plan
 from casync.rules import Codecs, Rule, Schedule, warm_up
-from casync.synchronizer import Op, Spec, Synchronizer
+from casync.spec import Op, Spec
+from casync.synchronizer import Synchronizer
 from casync.transports.loopback import LoopbackNetwork
 
 if TYPE_CHECKING:

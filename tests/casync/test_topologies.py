@@ -16,7 +16,7 @@ from casync.choice import CodecError, check_codec, choose, refusal
 from casync.frames import HEADER_BYTES
 from casync.plan import GRANULE, Entry, Gradient, Plan, layout, schedule
 from casync.primitives import Encode, Recv, Send
-from casync.synchronizer import Op, Spec
+from casync.spec import Op, Spec
 from casync.topologies import check_nodes, even_nodes, names
 
 if TYPE_CHECKING:

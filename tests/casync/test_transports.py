@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from casync_jobs import IPV6, PATIENCE, sessions
+from nccl_jobs import nccl_network
 
 from casync import frames
 from casync.control import RankFailure
 from casync.frames import Header
-from casync.launch import Launch
-from casync.session import connect
 from casync.transports import base
 from casync.transports.loopback import LoopbackNetwork
 
@@ -71,9 +70,16 @@ def mpi_network(size: int) -> Iterator[list[Transport]]:
     network.close()
 
 
+@contextlib.contextmanager
+def gloo_network(size: int) -> Iterator[list[Transport]]:
+    with nccl_network(size) as ends:
+        yield [transport for _, transport in ends]
+
+
 NETWORKS = {
     "zmq": zmq_network,
     "zmq, encrypted, by IPv6": encrypted_zmq_network,
+    "nccl, by gloo": gloo_network,
     "mpi": mpi_network,
     "loopback": loopback_network,
     "loopback, reordered": unruly_loopback_network,
@@ -236,6 +242,7 @@ class TestTransport:
     ) -> None:
         monkeypatch.setattr("casync.transports.zmq.LINGER", 200)  # nobody will read what is sent late
         monkeypatch.setattr("casync.transports.mpi.LINGER", 0.2)
+        monkeypatch.setattr("casync.transports.nccl.LINGER", 0.2)
         for left, rank in enumerate(order):
             inboxes[rank].transport.close()
             for still in order[left + 1 :]:
@@ -297,8 +304,3 @@ def test_a_transport_is_found_by_its_file() -> None:
     assert base.load("zmq").open
     with pytest.raises(ValueError, match=r"no transport 'tin'; there are: .*zmq"):
         base.load("tin")
-
-
-def test_nccl_is_refused_with_what_it_would_need_and_what_to_use() -> None:
-    with pytest.raises(ValueError, match=r"no transport 'nccl': it would need a GPU .*use 'zmq', or"):
-        connect("nccl", place=Launch())
