@@ -31,6 +31,7 @@ def one_by_one(work: Work) -> Iterate:
     from casync.rules import Codecs
     from casync.torch.gradients import Settings, synchronizer_of
     from casync.torch.job import current
+    from casync.torch.places import CPU
 
     parameters = [(name, p) for name, p in work.model.named_parameters() if p.numel()]
     synchronizers = [
@@ -40,6 +41,8 @@ def one_by_one(work: Work) -> Iterate:
             Settings(
                 Codecs.of(CODEC, ()), TOPOLOGY, plan=Plan((Entry(name, compressed=True, partitions=1),))
             ),
+            CPU,
+            maker=work,
         )
         for name, p in parameters
     ]

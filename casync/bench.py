@@ -77,7 +77,7 @@ def measure(case: Case) -> Cost:
     def work(rank: int, session: Session) -> None:
         job = Job(session)
         synchronizer = Synchronizer(session.control, job.channels, spec, threads=1)
-        job.synchronizers.append(synchronizer)
+        job.keep(synchronizer, maker=job)
         values = np.random.default_rng(rank).standard_normal((case.gradients, case.elements), np.float32)
         for step in range(WARM_UP + case.steps):
             if step == WARM_UP:

@@ -30,9 +30,18 @@ MESSAGE = (1 << SHIFT) - 1
 class Channel:
     """One user's frames; `open` of `Channels` makes it."""
 
-    def __init__(self, transport: Transport, ranks: Sequence[int], number: int, checksums: bool) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        ranks: Sequence[int],
+        number: int,
+        checksums: bool,
+        close: Callable[[], None],
+    ) -> None:
         self._transport, self._ranks = transport, ranks
         self._number, self._checksums = number, checksums
+        self.close = close
+        """Receive no more; the number may be another channel's then. When all that is awaited has come."""
 
     @property
     def device(self) -> bool:
@@ -113,7 +122,12 @@ class Channels:
             for early in self._early.pop(number, ()):
                 received(*early)
             self._receivers[number] = received
-        return Channel(self._transport, self._ranks, number, self._checksums)
+
+        def close() -> None:
+            with self._lock:
+                self._receivers.pop(number, None)
+
+        return Channel(self._transport, self._ranks, number, self._checksums, close)
 
     def _receive(self, peer: int, header: Header, body: memoryview) -> None:
         number = header.task >> SHIFT

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -85,7 +86,8 @@ class Executor:
         self._memory.direct = self._channel.device
         self._thread = threading.Thread(target=self._run, name=f"casync-compute-{control.rank}", daemon=True)
         self._thread.start()
-        control.on_failure(self._failed)
+        failed = weakref.WeakMethod(self._failed)  # the job outlives executors
+        control.on_failure(lambda failure: (call := failed()) and call(failure))
 
     # The training thread
 
@@ -135,6 +137,7 @@ class Executor:
             self._thread.join()
         if self._collectives is not None:
             self._collectives.close()
+        self._channel.close()
         self._memory.close()
 
     # Other threads

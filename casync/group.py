@@ -115,7 +115,7 @@ class Group(Job):
         """Collective among the group. session: the rank's place in the group."""
         self.session, self.seed, self.channels = session, job.seed, channels
         self.broadcaster = Broadcaster(session.control, channels, session.nodes)
-        self.synchronizers = job.synchronizers
+        self.kept = job.kept
         self._report, self._trace, self._advisor = job._report, job._trace, None
 
     def tell(self) -> None:

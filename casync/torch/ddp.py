@@ -212,7 +212,7 @@ class State:
                 "the DDP model is on a GPU, and casync's hook synchronizes models on the CPU: wrap its "
                 "optimizer by DistributedOptimizer instead, which takes gradients on a GPU"
             )
-        made = synchronizer_of(job, ordered, self._settings, CPU, sparse)
+        made = synchronizer_of(job, ordered, self._settings, CPU, sparse, maker=self)
         made.load_state_dict(self._saved)
         return made
 

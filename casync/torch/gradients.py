@@ -71,10 +71,13 @@ def synchronizer_of(
     settings: Settings,
     place: Place,
     sparse: Collection[str] = (),
+    *,
+    maker: object,
 ) -> Synchronizer:
     """Collective: what synchronizes the gradients of these parameters. Raises what `Synchronizer` raises.
 
     place: where they lie. sparse: the names of those whose gradients are sparse tensors.
+    maker: what it is for: when that is gone, so is this.
     """
     for name, p in parameters.items():
         if _name(p.dtype) not in DTYPES:
@@ -94,7 +97,7 @@ def synchronizer_of(
         watch=job.watch(),
         memory=place.memory,
     )
-    job.synchronizers.append(made)
+    job.keep(made, maker)
     return made
 
 

@@ -189,7 +189,7 @@ def test_groups_work_over_sockets() -> None:
                 hashes = train(rank, group, 2) if group else []
                 return hashes, train(rank, job, 2)
             finally:
-                for synchronizer in job.synchronizers:
+                for _, synchronizer in job.kept.alive:
                     synchronizer.close()
 
         (first, one), (none, two), (third, three) = good(in_threads(3, work))
@@ -212,7 +212,7 @@ def test_traces_and_reports_tell_groups_apart(tmp_path: Path, monkeypatch: pytes
             if group:
                 train(rank, group, steps=3, topology="ring")
         job.session.control.gather("the end", b"")
-        for synchronizer in job.synchronizers:
+        for _, synchronizer in job.kept.alive:
             synchronizer.close()
         job.tell()
 

@@ -50,7 +50,7 @@ def jobs(size: int, work: Callable[[int, casync.Job], Any], **network: Any) -> l
         try:
             return work(rank, job)
         finally:
-            for synchronizer in job.synchronizers:
+            for _, synchronizer in job.kept.alive:
                 synchronizer.close()
 
     try:
