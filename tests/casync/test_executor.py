@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +14,11 @@ from model_jobs import NODES, check_against_model, model_of
 from numpy_codecs import CODECS as NUMPY_CODECS
 from real_codecs import REAL, SPARSE, SUMMABLE
 
-from casync.channels import Channels
 from casync.plan import Entry, Gradient, Partition, Plan, Segment, layout, schedule
 from casync.primitives import Role, Send
-from casync.synchronizer import Op, Spec, Synchronizer
-from casync.transports.loopback import LoopbackNetwork
+from casync.synchronizer import Op, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from loopback_jobs import Step
 
 SHAPES = {"conv": (90, 100), "bias": (10,), "dense": (17, 1000), "norm": (300,), "tail": (5, 5)}
@@ -292,36 +287,3 @@ def test_a_bucket_of_compressed_gradients_travels_in_one_message(
         expected = model.step(number, step)
         for result in ran:
             assert all(same_bits(expected[name], result.results[number][name]) for name in SHAPES)
-
-
-class Watched:
-    """A codec that tells its operations; the first waits until it may begin."""
-
-    def __init__(self, codec: Any) -> None:
-        self._codec = codec
-        self.operations: list[str] = []
-        self.begin = threading.Event()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._codec, name)
-
-    def batch(self, op: str, items: Sequence[Any], threads: int | None = None) -> Any:
-        assert self.begin.wait(20)
-        self.operations.append(op)
-        return self._codec.batch(op, items, threads)
-
-
-def test_a_decode_waits_for_encodes_though_these_come_later() -> None:
-    codec = Watched(NUMPY_CODECS[0])
-    plan = Plan(tuple(Entry(name, True, 2) for name in ("first", "second")))
-    shapes = dict.fromkeys(("first", "second"), (2, 4096))
-    net = LoopbackNetwork(1)
-    sync = Synchronizer(
-        net.control(0), Channels(net.transport(0)), spec_of(shapes, codec, "ps", 1, plan=plan)
-    )
-    for name in shapes:
-        sync.submit(name, np.ones(8192, np.float32))
-    codec.begin.set()
-    sync.synchronize()
-    sync.close()
-    assert codec.operations == ["encode"] * 4 + ["decode"] * 4
