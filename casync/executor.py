@@ -5,9 +5,10 @@
     frames (I/O thread) ------+                    |
     synchronize() <---- outcome of the step -------+
 
-A task is ready when the tasks before it are done and, if it reads the gradient, when that is known. Ready
-work runs first come, first served; sends leave at once. Frames of the next step may arrive early (a rank is
-at most one step ahead): they start what they can, and nothing of a step is mixed with another's.
+A task is ready when the tasks before it are done and, if it reads the gradient, when that is known. Sends
+leave at once; of the others those that other ranks wait for run first come, first served, and decodes, which
+only this rank waits for, when there are none of these. Frames of the next step may arrive early (a rank is at
+most one step ahead): they start what they can, and nothing of a step is mixed with another's.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Executor:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._outcomes: SimpleQueue[Outcome | None] = SimpleQueue()
         self._ready: deque[tuple[Step, Task]] = deque()
+        self._decodes: deque[tuple[Step, Task]] = deque()  # ready, too
         self._running: tuple[Step, Task] | None = None
         self._steps: dict[int, Step] = {}
         self._next = 0  # the first step that is not finished; compute thread only
@@ -179,18 +181,29 @@ class Executor:
         self._control.abort(RankFailure(rank, label, number, reason))
 
     def _loop(self) -> None:
+        stopping = False
         while True:
-            while self._ready:
-                self._running = step, task = self._ready.popleft()
+            work = self._work()
+            if work and (stopping or self._events.empty()):  # an event may bring work that goes first
+                self._running = step, task = work.popleft()
                 self._control.waits(None)  # a rank that computes waits for nobody, however long it takes
                 self._execute(step, task)
+                continue
             self._running = None
-            if self._events.empty():
+            if stopping:
+                return
+            if not work and self._events.empty():
                 self._control.waits(self._waiting_for())
             event = self._events.get()
-            if isinstance(event, Stop):
-                return
+            stopping = isinstance(event, Stop)
             self._handle(event)
+
+    def _work(self) -> deque[tuple[Step, Task]]:
+        """Where the next task is: what other ranks wait for goes first, but not before an earlier step."""
+        if self._ready and self._decodes:
+            later = self._ready[0][0].number > self._decodes[0][0].number
+            return self._decodes if later else self._ready
+        return self._ready or self._decodes
 
     def _label(self, task: Task) -> str:
         return self._compute.partitions[task.partition].label
@@ -296,6 +309,8 @@ class Executor:
                 self._done(step, task)
             case Recv():
                 self._done(step, task)
+            case Decode():
+                self._decodes.append((step, task))
             case _:
                 self._ready.append((step, task))
 

@@ -38,6 +38,10 @@ PART = 2**18
 The default plan cuts a gradient into no smaller parts, and whole compressed gradients share buckets up to it.
 """
 
+LARGE, ROUNDS = 2**20, 4
+"""Elements of a part at the least, and parts a rank at the most, where the default plan cuts finer than one
+for each rank: while one part travels, another is merged or decoded. Each part costs its tasks."""
+
 PLANNED = ("PS", "RING")
 """The topologies that `secopa plan` plans for."""
 
@@ -138,9 +142,9 @@ class Plan:
 
     @classmethod
     def default(cls, gradients: Sequence[Gradient], nranks: int) -> Plan:
-        """Compress every gradient of two or more dimensions, in a part for each rank, none below PART."""
+        """Compress every gradient of two or more dimensions, in as many parts as `default_parts` says."""
         entries = tuple(
-            Entry(g.name, len(g.shape) >= 2, max(1, min(nranks, -(-g.elements // PART)))) for g in gradients
+            Entry(g.name, len(g.shape) >= 2, default_parts(g.elements, nranks)) for g in gradients
         )
         return cls(entries, source="the default plan")
 
@@ -248,6 +252,12 @@ def _parse_entry(line: str) -> Entry:
     if not (count.isascii() and count.isdigit() and int(count) >= 1):
         raise PlanError(f"`{count}` is not a number of partitions, 1 or more; {form}")
     return Entry(name, compressed == "y", int(count))
+
+
+def default_parts(elements: int, nranks: int) -> int:
+    """A part for each rank, none below PART; of a large gradient several, as LARGE and ROUNDS say."""
+    ranks = max(1, min(nranks, -(-elements // PART)))
+    return ranks * max(1, min(ROUNDS, elements // (ranks * LARGE)))
 
 
 def cut(elements: int, partitions: int) -> list[tuple[int, int]]:

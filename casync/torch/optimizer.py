@@ -58,8 +58,8 @@ def DistributedOptimizer(  # noqa: N802  (Horovod's name)
     exact: what sums the uncompressed ones: "ring", casync's own, or an engine's all-reduce: "mpi", "torch"
     (needs a process group), or "horovod" (needs `hvd.init()`).
     plan: a file of `secopa plan`, a Plan, or None: every gradient of two or more dimensions, and what a rule
-    names, is compressed, in a partition for each rank, none below 2^18 elements, and small ones together.
-    What a plan leaves exact, no rule changes.
+    names, is compressed, in a partition for each rank, none below 2^18 elements, or several of 2^20 or more,
+    and small ones together. What a plan leaves exact, no rule changes.
     backward_passes_per_step: gradients are summed over so many backward passes before they travel.
     scaler: the GradScaler that scales the loss: codecs and residuals then see gradients in their own units.
     Call `synchronize()` between `backward()` and `scaler.unscale_` or `scaler.step`.

@@ -9,7 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casync.plan import GRANULE, PART, Entry, Gradient, Partition, Plan, PlanError, cut, layout, schedule
+from casync.plan import (
+    GRANULE,
+    LARGE,
+    PART,
+    ROUNDS,
+    Entry,
+    Gradient,
+    Partition,
+    Plan,
+    PlanError,
+    cut,
+    default_parts,
+    layout,
+    schedule,
+)
 from casync.verify import verify
 
 if TYPE_CHECKING:
@@ -114,6 +128,18 @@ def test_the_default_compresses_what_has_two_or_more_dimensions_in_parts_that_ar
     compressed, parts = zip(*((e.compressed, e.partitions) for e in plan.entries), strict=True)
     assert compressed == (True, False, False, True, True, True)
     assert parts == (1, 1, 1, 2, 2, 3)
+
+
+def test_the_default_gives_each_rank_several_parts_of_a_large_gradient() -> None:
+    each = 3 * LARGE
+    assert [default_parts(n, 3) for n in (2 * each - 1, 2 * each, 4 * each, 99 * each)] == [3, 6, 12, 12]
+
+
+@given(st.integers(1, 10**9), st.integers(1, 200))
+def test_default_parts_are_equally_many_for_all_ranks_or_one_for_some(elements: int, nranks: int) -> None:
+    parts = default_parts(elements, nranks)
+    assert parts <= nranks or (parts % nranks == 0 and parts <= ROUNDS * nranks)
+    assert parts <= nranks or elements // parts >= LARGE
 
 
 @given(st.integers(1, 10**7), st.integers(1, 40))
