@@ -17,12 +17,12 @@ import logging
 import threading
 import time
 import weakref
-from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from casync.backlog import Backlog
 from casync.collectives import Collectives, Request
 from casync.control import RankFailure, Wait
 from casync.events import Arrived, Called, Close, Event, Outcome, Ready, Reduced, Replace, Stop
@@ -68,8 +68,7 @@ class Executor:
         self._program = Program(tasks, compute.partitions)
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._outcomes: SimpleQueue[Outcome | None] = SimpleQueue()
-        self._ready: deque[tuple[Step, Task]] = deque()
-        self._decodes: deque[tuple[Step, Task]] = deque()  # ready, too
+        self._ready = Backlog()
         self._running: tuple[Step, Task] | None = None
         self._steps: dict[int, Step] = {}
         self._next = 0  # the first step that is not finished; compute thread only
@@ -183,27 +182,19 @@ class Executor:
     def _loop(self) -> None:
         stopping = False
         while True:
-            work = self._work()
-            if work and (stopping or self._events.empty()):  # an event may bring work that goes first
-                self._running = step, task = work.popleft()
+            if self._ready and (stopping or self._events.empty()):  # an event may bring what goes first
+                self._running = step, task = self._ready.take()
                 self._control.waits(None)  # a rank that computes waits for nobody, however long it takes
                 self._execute(step, task)
                 continue
             self._running = None
             if stopping:
                 return
-            if not work and self._events.empty():
+            if not self._ready and self._events.empty():
                 self._control.waits(self._waiting_for())
             event = self._events.get()
             stopping = isinstance(event, Stop)
             self._handle(event)
-
-    def _work(self) -> deque[tuple[Step, Task]]:
-        """Where the next task is: what other ranks wait for goes first, but not before an earlier step."""
-        if self._ready and self._decodes:
-            later = self._ready[0][0].number > self._decodes[0][0].number
-            return self._decodes if later else self._ready
-        return self._ready or self._decodes
 
     def _label(self, task: Task) -> str:
         return self._compute.partitions[task.partition].label
@@ -309,10 +300,8 @@ class Executor:
                 self._done(step, task)
             case Recv():
                 self._done(step, task)
-            case Decode():
-                self._decodes.append((step, task))
             case _:
-                self._ready.append((step, task))
+                self._ready.add(step, task)
 
     def _execute(self, step: Step, task: Task) -> None:
         if isinstance(task, Reduce):
