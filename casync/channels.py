@@ -76,6 +76,11 @@ class Channels:
         self._early: dict[int, list[tuple[int, Header, memoryview]]] = defaultdict(list)
         transport.start(self._receive)
 
+    @property
+    def device(self) -> bool:
+        """Whether bodies may be arrays on a GPU: see `Transport`."""
+        return self._transport.device
+
     def among(self, ranks: Sequence[int]) -> Channels:
         """The same for some of these ranks, whose channels number peers by their places among them."""
         made = copy.copy(self)
