@@ -95,6 +95,11 @@ class Channels:
         """The same, but none if they are all of the job's."""
         return () if len(self._ranks) == self._transport.size else tuple(self._ranks)
 
+    @property
+    def device(self) -> bool:
+        """Whether bodies may be arrays on a GPU: see `Transport`."""
+        return self._transport.device
+
     def among(self, ranks: Sequence[int]) -> Channels:
         """The same for some of these ranks, whose channels number peers by their places among them."""
         made = copy.copy(self)

@@ -77,7 +77,10 @@ class Synchronizer:
         open_engine = None if spec.exact == EXACT else engines.load(spec.exact)
         if self._memory.on_gpu:
             gpu.check(spec.gradients, spec.exact)
-        control.agree("what is synchronized", spec.facts())  # before a kernel is compiled: that takes long
+        facts = spec.facts()
+        if channels.device:  # a body arrives where it was sent from
+            facts["the gradients lie"] = "on a GPU" if self._memory.on_gpu else "in host memory"
+        control.agree("what is synchronized", facts)  # before a kernel is compiled: that takes long
         self._exact = {dtype: exact(dtype) for dtype in {g.dtype for g in spec.gradients}}
         self._choices = self._chosen(spec.codecs)
         self._codecs = self._at(0)

@@ -12,6 +12,7 @@ from gpu_jobs import GPU, HOST, SENT, run_places
 from loopback_jobs import random_steps, same_bits, spec_of
 
 import compll
+from casync.control import MismatchError
 from casync.rules import Codecs
 
 if TYPE_CHECKING:
@@ -128,6 +129,13 @@ def test_bodies_go_from_gpu_to_gpu_where_the_transport_can_do_that(case: str) ->
     meant = run_places(spec, (HOST,) * nranks, steps)
     assert_same(run_places(spec, (GPU,) * nranks, steps, "direct"), meant)
     assert sum(SENT) > sum(ran.stats.bytes_sent for ran in meant if ran.stats) / 2
+
+
+def test_between_gpus_no_rank_may_have_its_gradients_in_host_memory() -> None:
+    spec, nranks = spec_for("ps, feedback")
+    steps = random_steps(np.random.default_rng(8), SHAPES, nranks, 1)
+    with pytest.raises(MismatchError, match=r"the gradients lie.*on a GPU.*in host memory"):
+        run_places(spec, (GPU, HOST), steps, "direct")
 
 
 def test_what_a_codec_leaves_behind_when_it_is_replaced_is_added_to_the_next_gradients() -> None:
