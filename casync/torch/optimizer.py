@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -171,20 +172,27 @@ class _Hooks:
                 p.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
 
     def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
+        # a parameter and its hook are no cycle that Python's collector sees
+        hooks = weakref.ref(self)
+
         def accumulated(p: torch.Tensor) -> None:
-            self.control.check()
-            count = self.fired[name] = self.fired.get(name, 0) + 1
-            if self.synchronized and self.scaler is not None:
-                self.synchronized = False  # the scaler has skipped a step whose gradients overflowed
-            if self.synchronized or count > self.passes:
-                raise RuntimeError(
-                    f"{name} has had more than {self.passes} backward passes since the last step(): call "
-                    "step() after them, or set backward_passes_per_step to their number"
-                )
-            if count == self.passes:
-                self._submit(name, p)
+            if (alive := hooks()) is not None:
+                alive._accumulated(name, p)
 
         return accumulated
+
+    def _accumulated(self, name: str, p: torch.Tensor) -> None:
+        self.control.check()
+        count = self.fired[name] = self.fired.get(name, 0) + 1
+        if self.synchronized and self.scaler is not None:
+            self.synchronized = False  # the scaler has skipped a step whose gradients overflowed
+        if self.synchronized or count > self.passes:
+            raise RuntimeError(
+                f"{name} has had more than {self.passes} backward passes since the last step(): call "
+                "step() after them, or set backward_passes_per_step to their number"
+            )
+        if count == self.passes:
+            self._submit(name, p)
 
     def _submit(self, name: str, p: torch.Tensor) -> None:
         if p.grad is None:
