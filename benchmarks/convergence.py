@@ -86,7 +86,12 @@ def one(ranks: Ranks, task: str, seed: int, variant: Variant) -> dict[str, Any]:
     """A run: the mean loss of each step, evaluations, and bytes that rank 0 sent a step."""
     replies = ranks.ask(do="train", task=task, seed=seed, variant=asdict(variant))
     losses = [statistics.fmean(column) for column in zip(*(r["losses"] for r in replies), strict=True)]
-    return {"losses": losses, "points": replies[0]["points"], "sent": replies[0]["sent"]}
+    points = [(step, round(quality, 4)) for step, quality in replies[0]["points"]]
+    return {
+        "losses": [round(loss, 4) for loss in losses],
+        "points": points,
+        "sent": replies[0]["sent"],
+    }
 
 
 def train(ranks: Ranks, progress: Progress, options: argparse.Namespace, found: dict[str, Any]) -> None:
