@@ -13,7 +13,7 @@ from loopback_jobs import random_steps, run_job, same_bits, spec_of
 from numpy_codecs import CODECS
 from real_codecs import REAL, SPARSE, SUMMABLE
 
-from casync import executor
+from casync import backlog
 from casync.topologies import even_nodes
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def check(run: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = run % len(PAIRS)
     expected = calm(pair)
     codec, topology = PAIRS[pair]
-    monkeypatch.setattr(executor, "deque", Shuffled)
+    monkeypatch.setattr(backlog, "deque", Shuffled)
     chance = random.Random(run)
     Shuffled.chance = random.Random(chance.random())
 

@@ -272,8 +272,9 @@ def test_a_report_tells_what_rows_cost_and_lose_against_rows_of_float32(
 def one_rank(**options: Any) -> None:
     def work(_: int, job: casync.Job) -> None:
         model = Words(sparse=options.pop("is_sparse", True))
-        distributed(model, sgd(model), job, **options)
+        optimizer = distributed(model, sgd(model), job, **options)
         loss_of(model, 0, 0).backward()
+        del optimizer  # not before
 
     good(jobs(1, work))
 
