@@ -32,7 +32,7 @@ from fault_jobs import CHECKPOINT, FAILED, LAST, MISMATCH, PAUSE, SHAPES, STEP, 
 from loopback_jobs import even_plan
 
 import compll
-from casync import frames, knobs, launch, plane, rendezvous, synchronizer
+from casync import frames, knobs, launch, plane, rendezvous, spec
 from casync.channels import Channels
 from casync.control import MismatchError, RankFailure
 from casync.dtypes import exact
@@ -117,7 +117,7 @@ class Worker:
         """Be of another release, if that is the fault."""
         if self.victim and self.case.fault == "other":
             if self.case.moment == "release":
-                synchronizer.version = lambda _: "0.0.1"  # type: ignore[assignment]
+                spec.version = lambda _: "0.0.1"  # type: ignore[assignment]
             elif self.case.moment == "control version":
                 plane.VERSION += 1
             elif self.case.moment == "frame version":
