@@ -43,12 +43,8 @@ def share(jobs: Sequence[Job], threads: int) -> None:
             else:
                 ends.put(None)
 
-    def help_out() -> None:
-        _leave(core)
-        work()
-
     for _ in range(min(threads, len(jobs)) - 1):
-        _helpers(threads - 1, os.getpid()).put(help_out)
+        _helpers(threads - 1, os.getpid()).put((work, core))
     work()
     failed = [e for e in [ends.get() for _ in jobs] if e is not None]
     if failed:
@@ -82,7 +78,7 @@ def share_tiles(native: ModuleType, kernel: int, job: int, tiles: int, chunk: in
         return 0
     try:
         for _ in range(native.missing(team.address, helpers)):
-            calls.put(functools.partial(team.help_out, _core()))
+            calls.put((team.help_out, _core()))
         return int(native.lead(slot, kernel, job, tiles, chunk, helpers))
     finally:
         team.slots.append(slot)
@@ -97,9 +93,8 @@ class _Team:
         self.address = self.memory.ctypes.data + -self.memory.ctypes.data % native.LINE
         self.slots = list(range(self.address + native.LINE, self.address + native.BYTES, native.SLOT))
 
-    def help_out(self, core: int) -> None:
-        """Help with calls while there are some; the first comes from a core."""
-        _leave(core)
+    def help_out(self) -> None:
+        """Help with calls while there are some."""
         self.native.serve(self.address, LOOKS)
 
 
@@ -109,28 +104,32 @@ def _team(native: ModuleType, helpers: int, process: int) -> _Team:  # noqa: ARG
 
 
 @functools.cache
-def _helpers(threads: int, process: int) -> SimpleQueue[Job]:
-    """Return where so many threads wait for calls, each process its own: a fork takes none along."""
-    calls: SimpleQueue[Job] = SimpleQueue()
+def _helpers(threads: int, process: int) -> SimpleQueue[tuple[Job, int]]:
+    """Return where so many threads wait for calls, each process its own: a fork takes none along.
+
+    A call comes with the core of its caller, which is at work there.  Helpers keep off that core while they
+    wake: kernels of virtual machines may wake them there to keep another processor asleep, and leave them for
+    milliseconds.  Two threads then took 3.9 ms for what they did in 2.6 ms apart (2^24 elements).
+    """
+    calls: SimpleQueue[tuple[Job, int]] = SimpleQueue()
 
     def serve() -> None:
+        allowed = os.sched_getaffinity(0)
         while True:
-            calls.get()()
+            job, core = calls.get()
+            if _core() == core:
+                _keep_to(allowed - {core})
+            _keep_to(allowed)
+            job()
+            _keep_to(allowed - {core})  # from where the next call will come, most likely
 
     for number in range(threads):
         threading.Thread(target=serve, name=f"compll-{process}-{number}", daemon=True).start()
     return calls
 
 
-def _leave(core: int) -> None:
-    """Move this thread off the core of its caller, which is at work, if it may run on another one.
-
-    Kernels of virtual machines may wake it there to keep another processor asleep, and leave it for
-    milliseconds: two threads then took 3.9 ms for what they did in 2.6 ms apart (2^24 elements).
-    """
-    if _core() == core:
-        allowed = os.sched_getaffinity(0)
-        with contextlib.suppress(OSError):  # of a process that may not do so
-            if len(allowed) > 1:
-                os.sched_setaffinity(0, allowed - {core})
-                os.sched_setaffinity(0, allowed)
+def _keep_to(cores: set[int]) -> None:
+    """Have this thread run on these cores only, if there are any and the process may say so."""
+    if cores:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores)

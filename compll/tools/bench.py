@@ -238,7 +238,8 @@ def measure(
                 beside["fill"] = filling
             if others:
                 beside["other"] = others[operation]
-            taken = timing.rounds({"kernel": run[operation], **ways, **drawing, **beside}, budget)
+            functions = {"kernel": run[operation], **ways, **drawing, **beside}
+            taken = timing.rounds(functions, budget, rest=timing.REST if threads > 1 else 0.0)
             for what in ("words", "halves"):
                 if names := [name for name in drawing if name.startswith(what)]:
                     taken = taken.with_least(what, *names)

@@ -15,6 +15,7 @@ from compll.types import Array
 
 SHORTEST = 1e-3  # seconds: what is faster is called several times a round
 LEAST = 5  # rounds
+REST = 0.012  # seconds: libgomp's threads were at work for 7 ms after a call
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,15 @@ class Rounds:
         return Rounds({**self.seconds, name: least})
 
 
-def rounds(functions: Mapping[str, Callable[[], object]], budget: float, least: int = LEAST) -> Rounds:
-    """Call each function once a round for `budget` seconds, and for at least so many rounds."""
+def rounds(
+    functions: Mapping[str, Callable[[], object]], budget: float, least: int = LEAST, *, rest: float = 0.0
+) -> Rounds:
+    """Call each function once a round for `budget` seconds, and for at least so many rounds.
+
+    `rest`: seconds before each one's turn, in which the threads of others go to sleep: OpenMP's look for work
+    for some milliseconds after a call, on a core that the next function may need.  What is called several
+    times is called as often before, unmeasured, for its own threads to wake.
+    """
     repeats = {}
     for name, function in functions.items():
         function()  # the first call touches memory and makes threads
@@ -52,6 +60,10 @@ def rounds(functions: Mapping[str, Callable[[], object]], budget: float, least: 
     while done < least or time.perf_counter() - begin < budget:
         done += 1
         for name, function in functions.items():
+            if rest:
+                time.sleep(rest)
+                for _ in range(repeats[name] if repeats[name] > 1 else 0):
+                    function()
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 function()
