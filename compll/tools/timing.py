@@ -15,6 +15,7 @@ from compll.types import Array
 
 SHORTEST = 1e-3  # seconds: what is faster is called several times a round
 LEAST = 5  # rounds
+WAKING = 0.03  # seconds: ten times what a thread was seen to wait for a core
 REST = 0.012  # seconds: libgomp's threads were at work for 7 ms after a call
 
 
@@ -45,15 +46,17 @@ def rounds(
     """Call each function once a round for `budget` seconds, and for at least so many rounds.
 
     `rest`: seconds before each one's turn, in which the threads of others go to sleep: OpenMP's look for work
-    for some milliseconds after a call, on a core that the next function may need.  What is called several
-    times is called as often before, unmeasured, for its own threads to wake.
+    for some milliseconds after a call, on a core that the next function may need.  What takes no longer than
+    its own threads may take to wake is called as often before, unmeasured.
     """
-    repeats = {}
+    repeats, wakes = {}, {}
     for name, function in functions.items():
         function()  # the first call touches memory and makes threads
         start = time.perf_counter()
         function()
-        repeats[name] = max(1, round(SHORTEST / max(time.perf_counter() - start, 1e-9)))
+        took = max(time.perf_counter() - start, 1e-9)
+        repeats[name] = max(1, round(SHORTEST / took))
+        wakes[name] = repeats[name] if rest and took < WAKING else 0
     taken: dict[str, list[float]] = {name: [] for name in functions}
     begin = time.perf_counter()
     done = 0
@@ -62,7 +65,7 @@ def rounds(
         for name, function in functions.items():
             if rest:
                 time.sleep(rest)
-                for _ in range(repeats[name] if repeats[name] > 1 else 0):
+                for _ in range(wakes[name]):
                     function()
             start = time.perf_counter()
             for _ in range(repeats[name]):
