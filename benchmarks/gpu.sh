@@ -6,8 +6,8 @@
 #     benchmarks/gpu.sh [--elements 1048576 16777216] [--seconds 0.3] [--limit 540] [--results FOLDER]
 #
 # Where there is no network, PYTHON names an interpreter that has NumPy and CuPy, and WHEELS a folder with
-# wheels of what else it lacks (lark, pyzmq, crc32c, say). Nothing is installed then: a copy is put together in a temporary
-# folder.
+# wheels of what else it lacks (lark, pyzmq, crc32c, say). Nothing is installed then: a copy is put together in a
+# temporary folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if ! gpus=$(nvidia-smi -L 2>/dev/null) || [ -z "$gpus" ]; then

@@ -24,6 +24,8 @@ from casync.spec import Op, Spec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loopback_jobs import Ran, Step
+
 SHAPES = {"conv": (90, 100), "bias": (10,), "dense": (17, 1000)}
 ONEBIT, TERNGRAD, _ = REAL
 DGC, TOPK = SPARSE
@@ -69,6 +71,19 @@ def test_timing_changes_no_bit_where_sums_have_a_codec(codec: Any, down: Any, to
                 assert all(same_bits(a[name], b[name]) for name in SHAPES)
 
 
+def account(ran: list[Ran], steps: list[Step], name: str, op: Op) -> tuple[Any, Any, Any, list[Any]]:
+    """Of a gradient, in units of a sum: given, applied and kept, and the entries that keep."""
+    unit = {"sum": 1, "average": len(ran)}
+    given = sum(g[name].astype(np.float64) for step in steps for g in step)
+    applied = sum(result[name].astype(np.float64) for result in ran[0].results)
+    entries = [e for rank in ran for e in rank.state["feedback"]["entries"] if e["gradient"] == name]
+    kept = np.zeros_like(given)
+    for entry in entries:
+        values = entry["values"].get("v", entry["values"].get("residual"))  # DGC's is in v
+        kept[entry["offset"] :][: values.size] += values * np.float64(unit[entry["unit"]])
+    return given, applied * (len(ran) if op is Op.AVERAGE else 1), kept, entries
+
+
 @pytest.mark.parametrize("op", Op)
 @pytest.mark.parametrize("topology", ["ps", "hierarchical"])
 def test_nothing_is_lost_between_a_codec_s_own_state_and_the_residual_of_sums(topology: str, op: Op) -> None:
@@ -78,20 +93,11 @@ def test_nothing_is_lost_between_a_codec_s_own_state_and_the_residual_of_sums(to
     spec = spec_of(SHAPES, codec, topology, nranks, op=op, nodes=NODES[nranks], down=ONEBIT)
     steps = random_steps(np.random.default_rng(5), SHAPES, nranks, steps_run)
     ran = run_job(spec, steps)
-    unit = {"sum": 1, "average": nranks}
     for name in ("conv", "dense"):
-        given = sum(g[name].astype(np.float64) for step in steps for g in step)
-        applied = sum(result[name].astype(np.float64) for result in ran[0].results)
-        kept, roles = np.zeros_like(given), set()
-        for rank in ran:
-            for entry in rank.state["feedback"]["entries"]:
-                if entry["gradient"] == name:
-                    values = entry["values"].get("v", entry["values"].get("residual"))
-                    kept[entry["offset"] :][: values.size] += values * np.float64(unit[entry["unit"]])
-                    roles.add((entry["role"], *entry["values"], entry["residual"]))
+        given, applied, kept, entries = account(ran, steps, name, op)
+        roles = {(entry["role"], *entry["values"], entry["residual"]) for entry in entries}
         assert roles == {("WORKER", "u", "v", None), ("OWNER", "residual", "residual")}
-        total = applied * (nranks if op is Op.AVERAGE else 1) + kept
-        assert np.abs(total - given).max() < 1e-4
+        assert np.abs(applied + kept - given).max() < 1e-4
         assert np.abs(kept).max() > 0.01
 
 
@@ -153,19 +159,11 @@ def test_nothing_is_lost_when_the_codec_of_sums_changes(after: Any, op: Op) -> N
     down = Schedule({0: ONEBIT, 4: after})
     steps = random_steps(np.random.default_rng(6), SHAPES, nranks, 7)
     ran = run_job(spec_of(SHAPES, ONEBIT, "ps", nranks, op=op, down=down), steps)
-    unit = {"sum": 1, "average": nranks}
     for name in ("conv", "dense"):
-        given = sum(g[name].astype(np.float64) for step in steps for g in step)
-        applied = sum(result[name].astype(np.float64) for result in ran[0].results)
-        kept, roles = np.zeros_like(given), set()
-        for rank in ran:
-            for entry in rank.state["feedback"]["entries"]:
-                if entry["gradient"] == name:
-                    values = entry["values"]["residual"]
-                    kept[entry["offset"] :][: values.size] += values * np.float64(unit[entry["unit"]])
-                    roles.add(entry["role"])
+        given, applied, kept, entries = account(ran, steps, name, op)
+        roles = {entry["role"] for entry in entries}
         assert ("OWNER" in roles) is (after is None or after.info.stateful)
-        assert np.abs(applied * (nranks if op is Op.AVERAGE else 1) + kept - given).max() < 1e-4
+        assert np.abs(applied + kept - given).max() < 1e-4
     assert not any(rank.state["left"] for rank in ran)
 
 

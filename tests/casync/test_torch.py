@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy_codecs import CODECS
-from torch_jobs import data, good, jobs, model_hash, new_model, start, train_steps
+from torch_jobs import data, good, jobs, new_model, start, train_steps
 
 import casync.torch as casync
 
@@ -32,16 +32,12 @@ def train(
         topology=topology,
         job=job,
     )
-    hashes = []
+    hashes: list[str] = []
     for step in range(steps):
         if perturbed:
             model.order = rng.permutation(4).tolist()
             time.sleep(rng.random() * 0.005)
-        x, y = data(rank, step)
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        hashes.append(model_hash(model))
+        hashes += train_steps(model, optimizer, rank, range(step, step + 1))
     return hashes
 
 
