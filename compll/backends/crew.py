@@ -66,20 +66,42 @@ def share_tiles(native: ModuleType, kernel: int, job: int, tiles: int, chunk: in
         how many threads have helped; none does anything more with the job.
 
     """
-    helpers = min(threads, -(-tiles // chunk)) - 1
-    if helpers <= 0:
-        native.alone(kernel, job, tiles)
-        return 0
-    team, calls = _team(native, threads - 1, os.getpid()), _helpers(threads - 1, os.getpid())
+    return -_with_helpers(native, functools.partial(native.spread, kernel, job, tiles, chunk), threads)
+
+
+def share_steps(native: ModuleType, frame: int, table: int, steps: int, threads: int) -> int:
+    """Do the steps that are left of an operation, its loops in so many threads at most.
+
+    Args:
+        native: the compiled `numba_team`.
+        frame: the address that the steps get; what it begins with says where to go on.
+        table: the address of the steps, a row each.
+        steps: how many there are.
+        threads: so many at most.
+
+    Returns:
+        0 at the end, else a status: what stopped it, or that Python has to do a step.
+
+    """
+    return _with_helpers(native, functools.partial(native.go_on, frame, table, steps), threads)
+
+
+def _with_helpers(native: ModuleType, run: Callable[[int, int, int, bool], int], threads: int) -> int:
+    """Call what shares loops with a team; above 0, it says how many helpers to call, and is called again."""
+    if threads <= 1:
+        return run(0, 0, 0, False)
+    team = _team(native, threads - 1, os.getpid())
     try:
         slot = team.slots.pop()
     except IndexError:  # so many others call that all processors have work
-        native.alone(kernel, job, tiles)
-        return 0
+        return run(0, 0, 0, False)
     try:
-        for _ in range(native.missing(team.address, helpers)):
-            calls.put((team.help_out, _core()))
-        return int(native.lead(slot, kernel, job, tiles, chunk, helpers))
+        lacking = run(team.address, slot, threads - 1, False)
+        while lacking > 0:
+            for _ in range(lacking):
+                _helpers(threads - 1, os.getpid()).put((team.help_out, _core()))
+            lacking = run(team.address, slot, threads - 1, True)
+        return lacking
     finally:
         team.slots.append(slot)
 

@@ -20,14 +20,14 @@ from compll import build as builder
 from compll import cache, knobs
 from compll.arrays import address
 from compll.backends import NO_LAUNCHES, NOT_FINITE, OK, OUT_OF_RANGE, Call, Outcome, Unit, Values
-from compll.backends.crew import share, share_tiles
+from compll.backends.crew import share, share_steps, share_tiles
 from compll.emit import numba as emit
 from compll.errors import BackendError
 from compll.rng import TILE
 from compll.types import Array
 
 LEAST_APART = 16  # tiles; smaller items take longer in Python than in their kernels
-PARTS = ("convert", "elementary", "jobs", "lanes", "positions", "runtime", "tiles")
+PARTS = ("convert", "elementary", "jobs", "kept", "lanes", "positions", "reduce", "runtime", "tiles")
 RUNTIME = tuple(f"numba_{part}.py" for part in PARTS)
 
 NEEDS_MEMORY = -4
@@ -133,7 +133,7 @@ def team() -> ModuleType:
 
 
 class NumbaLibrary:
-    """A loaded module.  Scratch memory is kept a thread, so kernels allocate nothing."""
+    """A loaded module."""
 
     backend, launches = "numba", NO_LAUNCHES
 
@@ -142,7 +142,7 @@ class NumbaLibrary:
         self.states = unit.functions[0].states
         self.params = [p.name for p in unit.params if not p.static]
         self.operations = module.OPERATIONS
-        self.local = threading.local()
+        self.memory = Memory()
 
     def run(self, op: str, calls: Sequence[Call], values: Values, threads: int) -> list[Outcome]:
         """Run one operation on every item; the GIL is released.
@@ -150,23 +150,27 @@ class NumbaLibrary:
         Items of some size, but no more than a quarter of a thread's share, are spread over the threads;
         the others are run here one after the other, their loops in all threads.
         """
-        kernels = self.operations[op]
         params = tuple(values[name] for name in self.params)
+        if threads == 1 or len(calls) == 1:
+            return [self._run(op, call, params, threads) for call in calls]
         outcomes: dict[int, Outcome] = {}
         least, most = LEAST_APART * TILE, sum(call.n for call in calls) // (4 * threads)
-        apart = [at for at, call in enumerate(calls) if threads > 1 and least <= call.n <= most]
+        apart = [at for at, call in enumerate(calls) if least <= call.n <= most]
         for at in sorted(set(range(len(calls))).difference(apart)):
-            outcomes[at] = self._run(kernels, calls[at], params, threads)
+            outcomes[at] = self._run(op, calls[at], params, threads)
 
         def alone(at: int) -> None:
-            outcomes[at] = self._run(kernels, calls[at], params, 1)
+            outcomes[at] = self._run(op, calls[at], params, 1)
 
         share([functools.partial(alone, at) for at in apart], threads)
         return [outcomes[at] for at in range(len(calls))]
 
-    def _run(self, kernels: Any, call: Call, params: tuple[Any, ...], threads: int) -> Outcome:
-        scratch = self._scratch(0)
+    def _run(self, op: str, call: Call, params: tuple[Any, ...], threads: int) -> Outcome:
+        kernels, scratch = self.operations[op], self.memory.scratch
+        frame, job = self.memory.frame(op, kernels.frame)
         given = (
+            0,
+            -1,
             call.n,
             call.seed,
             call.shared_seed,
@@ -176,7 +180,7 @@ class NumbaLibrary:
             address(call.payload),
             call.payload.nbytes,
             *((0, 0) if call.source is None else (address(call.source), call.source.nbytes)),
-            scratch.ctypes.data,
+            address(scratch),
             scratch.nbytes,
             *(0,) * 5,
             *(
@@ -187,43 +191,49 @@ class NumbaLibrary:
             ),
             *params,
         )
-        memory = np.zeros(
-            kernels.frame.itemsize, np.uint8
-        )  # whose address is found in less time than a record's
-        frame, job = memory.view(kernels.frame), address(memory)
         frame[0] = given + (0,) * (len(kernels.frame.names) - len(given))
-        for number, before in enumerate(kernels.steps):
-            tiles = before(frame)
-            if tiles == NEEDS_MEMORY:
-                scratch = self._scratch(int(frame["room"][0]))
-                frame["scratch"], frame["room"] = scratch.ctypes.data, scratch.nbytes
-                tiles = before(frame)
-            if tiles < 0:
-                return Outcome(tiles, call.payload.nbytes)
-            if number < len(kernels.loops):
-                _work(kernels.loops[number], frame, job, tiles, scratch, threads)
+        native, table = team(), kernels.table
+        while status := share_steps(native, job, address(table), len(table), threads):
+            if status == NEEDS_MEMORY:
+                scratch = self.memory.grow(int(frame["room"][0]))
+                frame["scratch"], frame["room"] = address(scratch), scratch.nbytes
+            elif status == native.SELECTS:
+                number = int(frame["step"][0])
+                _select(kernels.loops[number], frame, scratch, threads)
+                frame["step"], frame["tiles"] = number + 1, -1
+            else:
+                return Outcome(status, call.payload.nbytes)
         if call.n and frame["outside"][0]:
             return Outcome(OUT_OF_RANGE, call.payload.nbytes)
         return Outcome(NOT_FINITE if frame["bad"][0] else OK, int(frame["end"][0]))
 
-    def _scratch(self, size: int) -> Array:
-        """Return memory of the thread, of at least so many bytes, that begins at a multiple of 64."""
-        held: Array | None = getattr(self.local, "scratch", None)
-        if held is None or len(held) < size:
-            whole = np.empty(size + 64, np.uint8)
-            held = self.local.scratch = whole[-whole.ctypes.data % 64 :][:size]
-        return held
+
+class Memory(threading.local):
+    """What a thread works in, so that calls allocate nothing: scratch memory, and a frame an operation."""
+
+    def __init__(self) -> None:
+        self.scratch = self.grow(64)
+        self.frames: dict[str, tuple[Array, int]] = {}
+
+    def grow(self, size: int) -> Array:
+        """Return scratch memory of so many bytes, which begins at a multiple of 64."""
+        whole = np.empty(size + 64, np.uint8)
+        self.scratch = whole[-address(whole) % 64 :][:size]
+        return self.scratch
+
+    def frame(self, op: str, kind: np.dtype[Any]) -> tuple[Array, int]:
+        """Return the frame of an operation, an array of one record, and its address."""
+        if op not in self.frames:
+            memory = np.zeros(1, kind)
+            self.frames[op] = memory, memory.ctypes.data
+        return self.frames[op]
 
 
-def _work(work: Any, frame: Array, job: int, tiles: int, scratch: Array, threads: int) -> None:
-    """Run a loop on the frame, whose address is its job, or a selection on vectors in scratch memory."""
-    if isinstance(work, tuple):
-        loop, chunk = work
-        share_tiles(team(), loop.address, job, tiles, chunk, threads)
-        return
+def _select(selection: Any, frame: Array, scratch: Array, threads: int) -> None:
+    """Run a selection on vectors in scratch memory."""
 
     def view(number: int, count: int) -> Array:
-        member, kind = work.vectors[number]
+        member, kind = selection.vectors[number]
         first = int(frame[member][0]) - scratch.ctypes.data
         return scratch[first : first + count * int(kind[1:])].view(kind)
 
@@ -231,6 +241,6 @@ def _work(work: Any, frame: Array, job: int, tiles: int, scratch: Array, threads
         kernel, arguments = job
         share_tiles(team(), kernel, address(arguments), tiles, chunk, threads)
 
-    select = getattr(selections(), work.function)
+    select = getattr(selections(), selection.function)
     length, rank = int(frame["length"][0]), int(frame["rank"][0])
-    frame["result"] = select(view, length, rank, work.block, run)
+    frame["result"] = select(view, length, rank, selection.block, run)

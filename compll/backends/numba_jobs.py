@@ -34,6 +34,12 @@ def loop(frame: np.dtype[Any]) -> Any:
     return lambda function: _compiled(function, from_dtype(frame))
 
 
+def step(frame: np.dtype[Any]) -> Any:
+    """Return the decorator of what runs before a loop: it gets a frame, and returns a number."""
+    kind = types.int64(CPointer(from_dtype(frame)))
+    return lambda function: cfunc(kind, error_model="numpy", cache=True)(function)
+
+
 @intrinsic
 def record(_: Any, job: Any) -> Any:
     """Return the frame that a job is."""

@@ -5,14 +5,15 @@ Philox4x32-10 (Salmon et al., SC'11), keyed by the seed, counted by element and 
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import from_dtype, njit
 from numba.core import types
 from numba.core.typing import signature
 from numba.extending import intrinsic
@@ -20,7 +21,8 @@ from numba.extending import intrinsic
 from compll.backends.numba_convert import *  # noqa: F403
 from compll.backends.numba_convert import broadcast, splat
 from compll.backends.numba_elementary import *  # noqa: F403
-from compll.backends.numba_jobs import loop, record  # noqa: F401  # for what is generated
+from compll.backends.numba_jobs import loop, record, step  # noqa: F401  # for what is generated
+from compll.backends.numba_kept import *  # noqa: F403
 from compll.backends.numba_lanes import *  # noqa: F403
 from compll.backends.numba_lanes import (
     LANES,
@@ -258,11 +260,25 @@ class Kernels:
     """
 
     frame: np.dtype[Any]
-    steps: list[Callable[[Any], int]]
+    steps: list[Any]
     loops: list[tuple[Any, int] | Selection]
+
+    @functools.cached_property
+    def table(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Rows for `numba_team.go_on`: what runs before, the loop, the tiles that a thread takes at least.
+
+        Without a loop that address is 0, and the number behind it says whether Python has something to do.
+        """
+        rows = []
+        for before, work in zip_longest(self.steps, self.loops):
+            kernel, least = work if isinstance(work, tuple) else (None, int(work is not None))
+            rows.append((before.address, kernel.address if kernel else 0, least))
+        return np.array(rows, np.int64)
 
 
 HEADER = (
+    ("step", "i8"),  # the number of the next one
+    ("tiles", "i8"),  # of its loop; below 0: not known yet
     ("n", "i8"),
     ("seed", "u8"),
     ("shared_seed", "u8"),
@@ -299,11 +315,6 @@ def frame_type(
     places = [*(f"at_{x}" for x in fields), *(f"f_{x}" for x in (*fields, *received)), *vectors]
     given = [*HEADER, *((x, "i8") for x in addresses), *params]
     return np.dtype([*given, *((x, "i8") for x in places), *scalars], align=True)
-
-
-def step(frame: np.dtype[Any]) -> Any:
-    """Return the decorator of a kernel that works on a frame: compiled at once, or taken from the cache."""
-    return njit(types.int64(from_dtype(frame)[::1]), nogil=True, error_model="numpy", cache=True)
 
 
 @inner

@@ -21,6 +21,7 @@ from numba.core.typing import signature
 from numba.extending import intrinsic
 
 from compll.backends.numba_jobs import Job, kernel
+from compll.backends.numba_kept import lowest, ones
 
 TILE, WORDS = 1024, 16
 BINS, PARTS = 2048, 16  # digits of 11 bits are counted in so many parts of a vector at once
@@ -40,18 +41,6 @@ def for_keys(before: str, after: str, *others: str) -> list[str]:
     """Return signatures: for either size of key, `K` in a text, and of other elements, `V`."""
     texts = [f"{before}, {after}".replace("K", key) for key in ("uint32", "uint64")]
     return [text.replace("V", other) for text in texts for other in others or ("",)]
-
-
-@intrinsic
-def ones(_: Any, word: Any) -> Any:
-    """Return how many bits are set."""
-    return signature(types.int64, word), lambda _c, b, _s, v: b.ctpop(v[0])
-
-
-@intrinsic
-def lowest(_: Any, word: Any) -> Any:
-    """Return the number of the lowest bit that is set; there is one."""
-    return signature(types.int64, word), lambda _c, b, _s, v: b.cttz(v[0], ir.Constant(ir.IntType(1), 1))
 
 
 @intrinsic
@@ -100,7 +89,7 @@ def least(keys: Any, flip: Any, last: Any, at: Any) -> Any:
     return word
 
 
-# --- filter: the positions of the bits that are set, the first `limit` of them -----------------------------
+# --- the positions of the bits that are set, the first `limit` of them --------------------------------------
 
 
 @kernel("void(uint64[::1], int64[::1])")
@@ -130,16 +119,6 @@ def write_positions(job: Any, begin: Any, end: Any) -> None:
                 at += 1
                 word &= word - np.uint64(1)
             base += 64
-
-
-def compact(view: View, length: int, limit: int, block: int, team: Team) -> int:
-    """Select the set bits of `mask` into `out`; `first` is memory.  Return how many there are."""
-    del block
-    length = max(length, 0)
-    words, first = view(0, -(-length // 64)), view(2, -(-length // TILE) + 1)
-    if length % 64:
-        words[-1] &= np.uint64((1 << length % 64) - 1)
-    return positions(words, first, min(max(limit, 0), length), partial(view, 1), team)
 
 
 def positions(words: Any, first: Any, limit: int, out: Callable[[int], Any], team: Team) -> int:

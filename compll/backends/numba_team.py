@@ -1,4 +1,4 @@
-"""Loops that threads share without the GIL: what their caller runs, and what the threads that help it run.
+"""Operations in steps, whose loops threads share without the GIL: what their caller runs, and what helps it.
 
 To wake a thread takes as long as a small loop.  So a helper that has finished looks for the next call for a
 while, and only then goes back to Python to sleep.  This file knows no program: `compll.backends.numba`
@@ -9,6 +9,10 @@ not come yet included.  Each of several calls at a time has a slot, whose first 
 number of the call and how many may still join it.  Who joins takes one off, and the caller, when nothing is
 left to do, sets it to 0: both by one atomic operation.  So nobody joins afterwards, and the caller waits for
 those only who joined before.
+
+An operation works on a frame, memory that begins with the number of its next step and how many tiles that
+step's loop has (below 0: not known yet).  So it can return to Python between any two of its loops, for what
+only Python can do, and go on afterwards.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ LINE = 64  # bytes that one processor holds at a time
 KERNEL, JOB, TILES, CHUNK, HELPERS, NEXT, DONE = 8, 16, 24, 32, 40, LINE, 2 * LINE  # where, in a slot
 SLOT = 3 * LINE
 BYTES = LINE + 8 * SLOT  # of a team: 8 calls at a time
+STEP, FRAME_TILES = 0, 8  # where, in a frame
+BEFORE, LOOP, LEAST, ROW = 0, 8, 16, 24  # where, in a row of an operation's table
+SELECTS = -5  # what an operation says before a step whose work Python does
 PLACES = 0xFFFF  # of a gate: how many may join
 EAGER = 1000  # so often a thread looks again at once; then it lets others run before it does
 I64 = ir.IntType(64)
@@ -106,6 +113,17 @@ def run(_: Any, _kernel: Any, _job: Any, _begin: Any, _end: Any) -> Any:
     return signature(types.none, *[types.int64] * 4), emit
 
 
+@intrinsic
+def ready(_: Any, _before: Any, _frame: Any) -> Any:
+    """Do what stands before a loop; return its number of tiles, or below 0 a status."""
+
+    def emit(_c: Any, b: Any, _s: Any, v: Any) -> Any:
+        kind = ir.FunctionType(I64, [ir.IntType(8).as_pointer()])
+        return b.call(b.inttoptr(v[0], kind.as_pointer()), [b.inttoptr(v[1], kind.args[0])])
+
+    return signature(types.int64, types.int64, types.int64), emit
+
+
 @njit(nogil=True, error_model="numpy")
 def wait(rounds: Any) -> Any:
     """Wait a moment, having done so a number of times."""
@@ -134,12 +152,6 @@ def work(slot: Any, kernel: Any, job: Any, tiles: Any, chunk: Any, threads: Any)
             run(kernel, job, begin, end)
 
 
-@njit("void(int64, int64, int64)", nogil=True, error_model="numpy", cache=True)
-def alone(kernel: Any, job: Any, tiles: Any) -> Any:
-    """Run a kernel on all tiles in this thread."""
-    run(kernel, job, 0, tiles)
-
-
 @njit("int64(int64, int64, int64, int64, int64, int64)", nogil=True, error_model="numpy", cache=True)
 def lead(slot: Any, kernel: Any, job: Any, tiles: Any, chunk: Any, helpers: Any) -> Any:
     """Run a kernel on all tiles, with up to so many helpers; return how many have joined.
@@ -162,6 +174,66 @@ def lead(slot: Any, kernel: Any, job: Any, tiles: Any, chunk: Any, helpers: Any)
         wait(rounds)
         rounds += 1
     return joined
+
+
+@njit("int64(int64, int64)", nogil=True, error_model="numpy", cache=True)
+def missing(team: Any, helpers: Any) -> Any:
+    """Count as called how many are missing of so many free helpers; return that number."""
+    while True:
+        free = load(team)
+        if free >= helpers:
+            return 0
+        if replace(team, free, helpers):
+            return helpers - free
+
+
+@njit(
+    "int64(int64, int64, int64, int64, int64, int64, int64, boolean)",
+    nogil=True,
+    error_model="numpy",
+    cache=True,
+)
+def spread(
+    kernel: Any, job: Any, tiles: Any, chunk: Any, team: Any, slot: Any, helpers: Any, called: Any
+) -> Any:
+    """Run a kernel on all tiles, with helpers as far as there are chunks for them.
+
+    Above 0, it has not begun, and so many helpers are to be called first, unless they are `called` already.
+    Below 0, so many have helped.
+    """
+    useful = min(helpers, (tiles + chunk - 1) // chunk - 1)
+    if useful <= 0:
+        run(kernel, job, 0, tiles)
+        return 0
+    lacking = 0 if called else missing(team, useful)
+    return lacking if lacking > 0 else -lead(slot, kernel, job, tiles, chunk, useful)
+
+
+@njit("int64(int64, int64, int64, int64, int64, int64, boolean)", nogil=True, error_model="numpy", cache=True)
+def go_on(frame: Any, table: Any, steps: Any, team: Any, slot: Any, helpers: Any, called: Any) -> Any:
+    """Do the steps that are left of an operation.
+
+    Return 0 at its end; above 0 how many helpers are to be called first, unless they are `called` already;
+    below 0 the status of what stands before a loop, or SELECTS.
+    """
+    while load(frame + STEP) < steps:
+        row = table + load(frame + STEP) * ROW
+        tiles, kernel, chunk = load(frame + FRAME_TILES), load(row + LOOP), load(row + LEAST)
+        if tiles < 0:
+            tiles = ready(load(row + BEFORE), frame)
+            if tiles < 0:
+                return tiles
+            store(frame + FRAME_TILES, tiles)
+        if kernel != 0:
+            lacking = spread(kernel, frame, tiles, chunk, team, slot, helpers, called)
+            if lacking > 0:
+                return lacking
+            called = False
+        elif chunk != 0:
+            return SELECTS
+        store(frame + FRAME_TILES, -1)
+        store(frame + STEP, load(frame + STEP) + 1)
+    return 0
 
 
 @njit(nogil=True, error_model="numpy")
@@ -193,14 +265,3 @@ def serve(team: Any, most: Any) -> Any:
                 helped += 1
     add(team, -1)
     return helped
-
-
-@njit("int64(int64, int64)", nogil=True, error_model="numpy", cache=True)
-def missing(team: Any, helpers: Any) -> Any:
-    """Count as called how many are missing of so many free helpers; return that number."""
-    while True:
-        free = load(team)
-        if free >= helpers:
-            return 0
-        if replace(team, free, helpers):
-            return helpers - free

@@ -14,7 +14,7 @@ from compll.emit import render
 from compll.emit.cpp import Emitter
 from compll.emit.expressions import LANES, Dialect, LaneWriter
 from compll.emit.numba_selections import NumbaSelections
-from compll.emit.pieces import Combine, FieldText, Load, Operation, PassText, Reduction, Step
+from compll.emit.pieces import CHUNK, Combine, FieldText, Load, Operation, PassText, Reduction, Step
 from compll.emit.positions import Bits
 from compll.emit.ranges import Interval
 from compll.types import BOOL, FLOAT, INT, Elem, alignment, arithmetic, dtype, scalar_bytes
@@ -34,7 +34,6 @@ class Python(Dialect):
     """How the functions of `compll.backends.numba_runtime` are called."""
 
     backend = "numba"
-    without = ("carry_selected",)
     clears = False
     width = 32
 
@@ -144,12 +143,17 @@ def source(unit: Unit) -> str:
 
 @dataclass(frozen=True)
 class Segment:
-    """What one step does: it ends the loop before, goes on, and begins a loop or a selection."""
+    """What one step does: it ends the loop before, goes on, and says how many tiles its own `work` has.
+
+    That is the text of a loop, over memory if it has a `loop`, with the tiles that one thread takes at least;
+    or of a selection.
+    """
 
     folds: tuple[Reduction, ...]
     steps: tuple[Step, ...]
     loop: PassText | None = None
-    selection: str = ""
+    work: str = ""
+    tiles: str = "OK"
 
 
 class NumbaEmitter(NumbaSelections, Emitter):
@@ -160,7 +164,7 @@ class NumbaEmitter(NumbaSelections, Emitter):
     def __init__(self, typed: ir.Function) -> None:
         """Begin with no functions to combine by, and no trees to search."""
         super().__init__(typed)
-        self.trees = {}
+        self.trees, self.joins = {}, []
         self.functors: list[tuple[ir.Combine, bool, str]] = []
 
     def pieces(self) -> tuple[NumbaEmitter, Operation, list[FieldText], list[tuple[str, str]], list[Segment]]:
@@ -181,7 +185,12 @@ class NumbaEmitter(NumbaSelections, Emitter):
                 if folds or lines:
                     yield Segment(folds, tuple(lines))
                 return
-            yield Segment(folds, tuple(lines), step.loop, step.text)
+            work, tiles = step.text, "tiles_of(k.length)"
+            if step.loop:
+                block = step.loop.block
+                work = f"({step.loop.name}, {block.chunk if block else CHUNK})"
+                tiles = f"(max(k.length, 0) + {block.span - 1}) // {block.span}" if block else tiles
+            yield Segment(folds, tuple(lines), step.loop, work, tiles)
             before, lines = step.loop, []
 
     def loop(self, b: ir.Pass) -> PassText:

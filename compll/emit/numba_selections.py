@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from compll import ir
 from compll.emit.pieces import Buffer, Step
@@ -16,20 +17,36 @@ POSITIONS = "i8"
 FEW = 2  # entries that are compared one by one
 
 
+@dataclass(frozen=True)
+class Join:
+    """The loop that joins what a pass kept, in parts of `granule` tiles: positions, and values there."""
+
+    name: str
+    kept: str
+    granule: int
+    index: str
+    carried: tuple[tuple[str, str], ...]
+
+
 class NumbaSelections(Selections):
     """Spells scratch vectors and what works on them.  A vector is its address, a member of the frame `k`."""
 
     trees: dict[str, tuple[ir.Expr, ...]]
+    joins: list[Join]
 
     def lowered(self, b: ir.Lowered) -> Iterator[Step]:
         """Yield the steps of what a selection became: what it needs and gives is in the frame."""
         match b:
-            case ir.Compact(name, count, mask, length, limit):
-                first = self.memory(f"{name}_first", one_more(self.tiles_of(length)))
-                vectors = [(f"v_{mask.vector}", "u8"), (f"v_{name}", POSITIONS), first]
-                yield from self.selection("compact", vectors, length, limit or length)
+            case ir.Compact(name, count, kept, length, limit, carried):
+                granule = self.granules[kept.vector]
+                values = tuple((vector, read.vector) for vector, read in carried)
+                join = Join(f"{self.f.op}_join{len(self.joins)}", kept.vector, granule, name, values)
+                self.joins.append(join)
+                yield from self.asked(length, limit or length)
+                yield Step("line", f"k.result = sums_before(k.{kept.vector}_found, k.length, {granule})")
+                yield Step("selection", f"({join.name}, {granule})")
                 self.scalars.append(self.member(count, INT))
-                yield Step("line", f"k.{count}_ = k.result")
+                yield Step("line", f"k.{count}_ = kept_in_all(k)")
                 yield from self.counted(count)
             case ir.Select(name, keys, length, k, _, block):
                 tiles = ir.apply("*", one_more(self.tiles_of(length)), ir.const(2, INT))
@@ -62,10 +79,14 @@ class NumbaSelections(Selections):
         self, function: str, vectors: Vectors, length: ir.Expr, rank: ir.Expr, block: int = 0
     ) -> Iterator[Step]:
         """Yield the steps of a call of a function on members of the frame with NumPy types."""
-        yield Step("line", f"k.length = native({self.scalar.text(length)})")
-        yield Step("line", f"k.rank = native({self.scalar.text(rank)})")
+        yield from self.asked(length, rank)
         named = ", ".join(f'("{v}", "{t}")' for v, t in vectors)
         yield Step("selection", f'Selection("{function}", ({named}), {block})')
+
+    def asked(self, length: ir.Expr, rank: ir.Expr) -> Iterator[Step]:
+        """Yield the steps that tell a selection of how many elements it is to select how many, or which."""
+        yield Step("line", f"k.length = native({self.scalar.text(length)})")
+        yield Step("line", f"k.rank = native({self.scalar.text(rank)})")
 
     def held(self, e: ir.Read) -> tuple[str, str]:
         """Return member and type of a vector that a pass has stored."""

@@ -11,7 +11,7 @@ from compll.emit.expressions import Dialect, ScalarWriter
 from compll.emit.pieces import CHUNK, TILE, Buffer, Step
 from compll.emit.positions import Bits
 from compll.emit.ranges import scalar_type
-from compll.types import BOOL, INT, UINT8, Elem, arithmetic
+from compll.types import BOOL, INT, UINT8, UINT32, Elem, arithmetic
 
 BINS = 2048
 PARTS = 16
@@ -74,8 +74,8 @@ class Selections(ABC):
         span = math.lcm(block or TILE, TILE)
         granule = self.granules[s.name] = max(CHUNK * TILE // span, 1) * span // TILE
         parts, room = self.parts_of(s.length, granule)
-        self.reserve(f"{s.name}_found", "int64_t", parts)
-        self.reserve(f"{s.name}_at", "uint32_t", room)
+        self.reserve(f"{s.name}_found", self.dialect.stored(INT), parts)
+        self.reserve(f"{s.name}_at", self.dialect.stored(UINT32), room)
         for name, e in s.carried:
             self.reserve(f"{name}_kept", self.dialect.scalar(e.type), room)
 

@@ -22,15 +22,17 @@ OPERATIONS = {}
 #     top: float[((n + 511) / 512)] = reduce[n] by 512 ((abs((gradient[i] + residual[i])) < inf) ? abs((gradient[i] + residual[i])) : 0x0.0p+0) from 0x0.0p+0
 #       by greater, where greater(a, b) = max(a, b)
 #     store vector top_stored: float[((n + 511) / 512)] = top[i]
-#     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
+#     keep index_filter_kept[n] where (((abs(((gradient[i] + residual[i]) + gradient[i])) >= top[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf))
+#       and index_filter_kept0_all: float = (gradient[i] + residual[i])
 #     check[n] gradient[i] is finite
-#   index_filter: int[index_filter_count] = positions of index_filter_mask
+#   index_filter: int[index_filter_count] = positions of index_filter_kept
+#     index_filter_kept0: float[index_filter_count] = index_filter_kept0_all there
 #   pass[((n + 511) / 512)]
 #     scale: float = reduce[((n + 511) / 512)] (top_stored[i] / float(max(((n + 511) / 512), 1))) from 0x0.0p+0 by add
 #       where add(a, b) = (a + b)
 #   pass[index_filter_count]
 #     store field index: uint32[index_filter_count] = uint32(index_filter[i])
-#     store field negative: uint<1>[index_filter_count] = uint<1>(((gradient[index_filter[i]] + residual[index_filter[i]]) < 0x0.0p+0))
+#     store field negative: uint<1>[index_filter_count] = uint<1>((index_filter_kept0[i] < 0x0.0p+0))
 #   put scale: float = scale
 #   pass[n]
 #     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - ((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top_stored[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)) ? (((gradient[i] + residual[i]) < 0x0.0p+0) ? neg(scale) : scale) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - ((((abs(((gradient[i] + residual[i]) + gradient[i])) >= top_stored[(i / 512)]) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)) ? (((gradient[i] + residual[i]) < 0x0.0p+0) ? neg(scale) : scale) : 0x0.0p+0)) : 0x0.0p+0)
@@ -39,7 +41,7 @@ encode_frame = frame_type(
     params=[],
     states=['residual'],
     fields=["scale", "index", "negative", ],
-    vectors=["v_top_stored", "v_index_filter_mask", "v_index_filter", "index_filter_first", "scale_tiles", ],
+    vectors=["v_top_stored", "index_filter_kept_found", "index_filter_kept_at", "index_filter_kept0_all_kept", "v_index_filter", "v_index_filter_kept0", "scale_tiles", ],
     received=[],
     scalars=[("index_filter_count_", "int64"), ("scale_", "float32")],
 )
@@ -126,6 +128,9 @@ def encode_pass0_blocks(k, stop, begin, block0, b_r_top):
 def encode_pass0_tile(k, tile, count, begin, block0, b_r_top):
     start = tile * TILE
     widest = splat(UInt32, 0)
+    part_index_filter_kept = tile // 64
+    begin_index_filter_kept = begin_of(part_index_filter_kept, 64)
+    count_index_filter_kept = kept_before(k.index_filter_kept_found, tile, 64)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -142,9 +147,13 @@ def encode_pass0_tile(k, tile, count, begin, block0, b_r_top):
             t7 = both(t4, t6)
             t8 = lt(t5, splat(Float, inf))
             t9 = both(t7, t8)
-            t10 = widen(Int32, bit(t9))
             widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
-            pack(1, k.v_index_filter_mask, start + at, t10, live)
+            some = bits_where(t9, live)
+            if some != 0:
+                put(k.index_filter_kept_at, begin_index_filter_kept + count_index_filter_kept, some, numbered(Int32, tile % 64 * TILE + at, -1, 0))
+                put(k.index_filter_kept0_all_kept, begin_index_filter_kept + count_index_filter_kept, some, t0)
+                count_index_filter_kept += ones(some)
+    store(i64, k.index_filter_kept_found, part_index_filter_kept, splat(i64, count_index_filter_kept), WHOLE)
     if any_(not_finite(widest)):
         k.bad = 1
 
@@ -209,14 +218,12 @@ def encode_pass2_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index_filter = stream(Int64, i64, k.v_index_filter, start + at, live)
+            v_index_filter_kept0 = stream(Float, f32, k.v_index_filter_kept0, start + at, live)
             t0 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t1 = gather(Float, f32, k.gradient, native(one(k.n)), v_index_filter, first_lanes(live), k)
-            t2 = gather(Float, f32, k.s_residual, native(one(k.n)), v_index_filter, first_lanes(live), k)
-            t3 = t1 + t2
-            t4 = lt(t3, splat(Float, 0.0))
-            t5 = widen(Int32, bit(t4))
+            t1 = lt(v_index_filter_kept0, splat(Float, 0.0))
+            t2 = widen(Int32, bit(t1))
             store(u32, k.f_index, start + at, t0, live)
-            pack(1, k.f_negative, start + at, t5, live)
+            pack(1, k.f_negative, start + at, t2, live)
 
 
 @loop(encode_frame)
@@ -278,6 +285,15 @@ def encode_pass3(frame, low, high):
 
 
 
+@loop(encode_frame)
+def encode_join0(frame, low, high):
+    k = record(frame)
+    for part in range(low // 64, (high + 63) // 64):
+        at, count = kept_of(k.index_filter_kept_found, part, 64, k)
+        join_places(k.v_index_filter, at, k.index_filter_kept_at, part, 64, count)
+        join_values(k.v_index_filter_kept0, at, k.index_filter_kept0_all_kept, part, 64, count)
+
+
 @inner
 def encode_before0(k):
     k.index_filter_count_ = min(k.n, max(0, native(one(k.n))))
@@ -300,12 +316,16 @@ def encode_before0(k):
     end = k.scratch
     k.v_top_stored = end
     end = align(end + max(0, native((divide((one(k.n) + splat(i64, 511)), splat(i64, 512))))) * 4, 64)
-    k.v_index_filter_mask = end
-    end = align(end + max(0, native(((divide(((one(k.n) * splat(i64, 1)) + splat(i64, 63)), splat(i64, 64))) * splat(i64, 8)))) * 1, 64)
+    k.index_filter_kept_found = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))))) * 8, 64)
+    k.index_filter_kept_at = end
+    end = align(end + max(0, native(((greater(one(k.n), splat(i64, 0))) + ((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))) * splat(i64, 32))))) * 4, 64)
+    k.index_filter_kept0_all_kept = end
+    end = align(end + max(0, native(((greater(one(k.n), splat(i64, 0))) + ((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))) * splat(i64, 32))))) * 4, 64)
     k.v_index_filter = end
     end = align(end + max(0, native(one(k.n))) * 8, 64)
-    k.index_filter_first = end
-    end = align(end + max(0, native(((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))) + splat(i64, 1)))) * 8, 64)
+    k.v_index_filter_kept0 = end
+    end = align(end + max(0, native(one(k.n))) * 4, 64)
     k.scale_tiles = end
     end = align(end + max(0, native((divide(((greater((divide((one(k.n) + splat(i64, 511)), splat(i64, 512))), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
     if end - k.scratch > k.room:
@@ -318,7 +338,7 @@ def encode_before0(k):
 @step(encode_frame)
 def encode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before0(frame[0])
+    status = encode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -327,20 +347,21 @@ def encode_step0(frame):
 def encode_before1(k):
     k.length = native(one(k.n))
     k.rank = native(one(k.n))
-    return OK
+    k.result = sums_before(k.index_filter_kept_found, k.length, 64)
+    return tiles_of(k.length)
 
 
 @step(encode_frame)
 def encode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before1(frame[0])
+    status = encode_before1(record(frame))
     set_flags(flags)
     return status
 
 
 @inner
 def encode_before2(k):
-    k.index_filter_count_ = k.result
+    k.index_filter_count_ = kept_in_all(k)
     end = 1 * count_bytes(k.n)
     k.at_scale = align(end, 4)
     k.f_scale = k.payload + k.at_scale
@@ -366,7 +387,7 @@ def encode_before2(k):
 @step(encode_frame)
 def encode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before2(frame[0])
+    status = encode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -384,7 +405,7 @@ def encode_before3(k):
 @step(encode_frame)
 def encode_step3(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before3(frame[0])
+    status = encode_before3(record(frame))
     set_flags(flags)
     return status
 
@@ -401,7 +422,7 @@ def encode_before4(k):
 @step(encode_frame)
 def encode_step4(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before4(frame[0])
+    status = encode_before4(record(frame))
     set_flags(flags)
     return status
 
@@ -409,7 +430,7 @@ def encode_step4(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, ],
-    [(encode_pass0, 16), Selection("compact", (("v_index_filter_mask", "u8"), ("v_index_filter", "i8"), ("index_filter_first", "i8")), 0), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), ],
+    [(encode_pass0, 16), (encode_join0, 64), (encode_pass1, 64), (encode_pass2, 64), (encode_pass3, 64), ],
 )
 
 
@@ -541,7 +562,7 @@ def decode_before0(k):
 @step(decode_frame)
 def decode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before0(frame[0])
+    status = decode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -555,7 +576,7 @@ def decode_before1(k):
 @step(decode_frame)
 def decode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before1(frame[0])
+    status = decode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -571,7 +592,7 @@ def decode_before2(k):
 @step(decode_frame)
 def decode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before2(frame[0])
+    status = decode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -704,7 +725,7 @@ def decode_add_before0(k):
 @step(decode_add_frame)
 def decode_add_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before0(frame[0])
+    status = decode_add_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -720,7 +741,7 @@ def decode_add_before1(k):
 @step(decode_add_frame)
 def decode_add_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before1(frame[0])
+    status = decode_add_before1(record(frame))
     set_flags(flags)
     return status
 

@@ -24,15 +24,16 @@ OPERATIONS = {}
 #   s_sort_nth: float = element int((drop * float(min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)))) of s_sort_values in the order of s_sort_keys[min(max(int(max(ceil((sampling * float(n))), ceil((0x1.0000000000000p+4 / (0x1.0000000000000p+0 - drop))))), 0), n)]
 #   threshold: float = s_sort_nth
 #   pass[n]
-#     store vector filter_mask: uint<1>[n] = uint<1>((((abs((gradient[i] + residual[i])) >= threshold) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf)))
+#     keep filter_kept[n] where (((abs((gradient[i] + residual[i])) >= threshold) && (0x0.0p+0 < abs((gradient[i] + residual[i])))) && (abs((gradient[i] + residual[i])) < inf))
+#       and filter_kept0_all: float = (gradient[i] + residual[i])
+#     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - 0x0.0p+0)) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - 0x0.0p+0) : 0x0.0p+0)
 #     check[n] gradient[i] is finite
-#   filter: int[filter_count] = positions of filter_mask, the first int((0x1.0000000000000p+1 * ceil(((0x1.0000000000000p+0 - drop) * float(n)))))
+#   filter: int[filter_count] = positions of filter_kept, the first int((0x1.0000000000000p+1 * ceil(((0x1.0000000000000p+0 - drop) * float(n)))))
+#     filter_kept0: float[filter_count] = filter_kept0_all there
 #   pass[filter_count]
 #     store field index: uint32[filter_count] = uint32(filter[i])
-#     store field field1: float[filter_count] = (gradient[filter[i]] + residual[filter[i]])
-#     store vector residual_patch: float[filter_count] = ((abs(((gradient[filter[i]] + residual[filter[i]]) - (gradient[filter[i]] + residual[filter[i]]))) <= 0x1.fffffe0000000p+127) ? ((gradient[filter[i]] + residual[filter[i]]) - (gradient[filter[i]] + residual[filter[i]])) : 0x0.0p+0)
-#   pass[n]
-#     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - 0x0.0p+0)) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - 0x0.0p+0) : 0x0.0p+0)
+#     store field field1: float[filter_count] = filter_kept0[i]
+#     store vector residual_patch: float[filter_count] = ((abs((filter_kept0[i] - filter_kept0[i])) <= 0x1.fffffe0000000p+127) ? (filter_kept0[i] - filter_kept0[i]) : 0x0.0p+0)
 #   pass[filter_count]
 #     patch state residual: float[filter_count] at filter[i] = residual_patch[i]
 
@@ -40,7 +41,7 @@ encode_frame = frame_type(
     params=[("p_drop", "float32"), ("p_sampling", "float32"), ],
     states=['residual'],
     fields=["index", "field1", ],
-    vectors=["v_s_sort_keys", "v_s_sort_values", "v_filter_mask", "v_filter", "v_residual_patch", "s_sort_nth_bins", "filter_first", ],
+    vectors=["v_s_sort_keys", "v_s_sort_values", "filter_kept_found", "filter_kept_at", "filter_kept0_all_kept", "v_filter", "v_filter_kept0", "v_residual_patch", "s_sort_nth_bins", ],
     received=[],
     scalars=[("s_sort_nth_", "float32"), ("threshold_", "float32"), ("filter_count_", "int64")],
 )
@@ -100,6 +101,9 @@ def encode_pass1_tile(k, tile, count):
     start = tile * TILE
     u_threshold = splat(Float, one(k.threshold_))
     widest = splat(UInt32, 0)
+    part_filter_kept = tile // 64
+    begin_filter_kept = begin_of(part_filter_kept, 64)
+    count_filter_kept = kept_before(k.filter_kept_found, tile, 64)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -113,9 +117,18 @@ def encode_pass1_tile(k, tile, count):
             t4 = both(t2, t3)
             t5 = lt(t1, splat(Float, inf))
             t6 = both(t4, t5)
-            t7 = widen(Int32, bit(t6))
+            t7 = t0 - splat(Float, 0.0)
+            t8 = absolute(t7)
+            t9 = le(t8, splat(Float, 3.4028234663852886e+38))
+            t10 = select(t9, t7, splat(Float, 0.0))
             widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
-            pack(1, k.v_filter_mask, start + at, t7, live)
+            store(f32, k.new_residual, start + at, t10, live)
+            some = bits_where(t6, live)
+            if some != 0:
+                put(k.filter_kept_at, begin_filter_kept + count_filter_kept, some, numbered(Int32, tile % 64 * TILE + at, -1, 0))
+                put(k.filter_kept0_all_kept, begin_filter_kept + count_filter_kept, some, t0)
+                count_filter_kept += ones(some)
+    store(i64, k.filter_kept_found, part_filter_kept, splat(i64, count_filter_kept), WHOLE)
     if any_(not_finite(widest)):
         k.bad = 1
 
@@ -142,23 +155,15 @@ def encode_pass2_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_filter = stream(Int64, i64, k.v_filter, start + at, live)
+            v_filter_kept0 = stream(Float, f32, k.v_filter_kept0, start + at, live)
             t0 = saturate(UInt32, v_filter, 0, 4294967295)
-            t1 = gather(Float, f32, k.gradient, native(one(k.n)), v_filter, first_lanes(live), k)
-            t2 = gather(Float, f32, k.s_residual, native(one(k.n)), v_filter, first_lanes(live), k)
-            t3 = t1 + t2
-            t4 = t3 - t3
-            t5 = absolute(t4)
-            t6 = le(t5, splat(Float, 3.4028234663852886e+38))
-            t7 = both(first_lanes(live), t6)
-            t8 = gather(Float, f32, k.gradient, native(one(k.n)), v_filter, t7, k)
-            t9 = gather(Float, f32, k.s_residual, native(one(k.n)), v_filter, t7, k)
-            t10 = t8 + t9
-            t11 = t10 - t10
-            t12 = both(first_lanes(live), negation(t6))
-            t13 = select(t6, t11, splat(Float, 0.0))
+            t1 = v_filter_kept0 - v_filter_kept0
+            t2 = absolute(t1)
+            t3 = le(t2, splat(Float, 3.4028234663852886e+38))
+            t4 = select(t3, t1, splat(Float, 0.0))
             store(u32, k.f_index, start + at, t0, live)
-            store(u32, k.f_field1, start + at, float_bits(t3), live)
-            store(f32, k.v_residual_patch, start + at, t13, live)
+            store(u32, k.f_field1, start + at, float_bits(v_filter_kept0), live)
+            store(f32, k.v_residual_patch, start + at, t4, live)
 
 
 @loop(encode_frame)
@@ -182,14 +187,9 @@ def encode_pass3_tile(k, tile, count):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            t0 = v_gradient + v_residual
-            t1 = t0 - splat(Float, 0.0)
-            t2 = absolute(t1)
-            t3 = le(t2, splat(Float, 3.4028234663852886e+38))
-            t4 = select(t3, t1, splat(Float, 0.0))
-            store(f32, k.new_residual, start + at, t4, live)
+            v_residual_patch = stream(Float, f32, k.v_residual_patch, start + at, live)
+            v_filter = stream(Int64, i64, k.v_filter, start + at, live)
+            scatter(f32, k.new_residual, v_filter, v_residual_patch, live)
 
 
 @loop(encode_frame)
@@ -206,30 +206,13 @@ def encode_pass3(frame, low, high):
 
 
 
-@inner
-def encode_pass4_tile(k, tile, count):
-    start = tile * TILE
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            v_residual_patch = stream(Float, f32, k.v_residual_patch, start + at, live)
-            v_filter = stream(Int64, i64, k.v_filter, start + at, live)
-            scatter(f32, k.new_residual, v_filter, v_residual_patch, live)
-
-
 @loop(encode_frame)
-def encode_pass4(frame, low, high):
+def encode_join0(frame, low, high):
     k = record(frame)
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass4_tile(k, tile, WHOLE)
-        else:
-            encode_pass4_tile(k, tile, count)
-    set_flags(flags)
-
+    for part in range(low // 64, (high + 63) // 64):
+        at, count = kept_of(k.filter_kept_found, part, 64, k)
+        join_places(k.v_filter, at, k.filter_kept_at, part, 64, count)
+        join_values(k.v_filter_kept0, at, k.filter_kept0_all_kept, part, 64, count)
 
 
 @inner
@@ -252,16 +235,20 @@ def encode_before0(k):
     end = align(end + max(0, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 4, 64)
     k.v_s_sort_values = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 4, 64)
-    k.v_filter_mask = end
-    end = align(end + max(0, native(((divide(((one(k.n) * splat(i64, 1)) + splat(i64, 63)), splat(i64, 64))) * splat(i64, 8)))) * 1, 64)
+    k.filter_kept_found = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))))) * 8, 64)
+    k.filter_kept_at = end
+    end = align(end + max(0, native(((greater(one(k.n), splat(i64, 0))) + ((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))) * splat(i64, 32))))) * 4, 64)
+    k.filter_kept0_all_kept = end
+    end = align(end + max(0, native(((greater(one(k.n), splat(i64, 0))) + ((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))) * splat(i64, 32))))) * 4, 64)
     k.v_filter = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
+    k.v_filter_kept0 = end
+    end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 4, 64)
     k.v_residual_patch = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 4, 64)
     k.s_sort_nth_bins = end
     end = align(end + max(0, native(splat(i64, 2048))) * 8, 64)
-    k.filter_first = end
-    end = align(end + max(0, native(((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))) + splat(i64, 1)))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
         return NEEDS_MEMORY
@@ -272,7 +259,7 @@ def encode_before0(k):
 @step(encode_frame)
 def encode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before0(frame[0])
+    status = encode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -281,13 +268,13 @@ def encode_step0(frame):
 def encode_before1(k):
     k.length = native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))
     k.rank = native(saturate(i64, (one(k.p_drop) * widen(f32, (smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))), -9223372036854775808, 9223372036854775807))
-    return OK
+    return tiles_of(k.length)
 
 
 @step(encode_frame)
 def encode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before1(frame[0])
+    status = encode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -296,6 +283,8 @@ def encode_step1(frame):
 def encode_before2(k):
     k.s_sort_nth_ = native(read_at(f32, f32, k.v_s_sort_values, native((smaller((greater(saturate(i64, (greater((ceil_((one(k.p_sampling) * widen(f32, one(k.n))))), (ceil_((divide(splat(f32, 16.0), (splat(f32, 1.0) - one(k.p_drop)))))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n)))), one(k.result), k))
     k.threshold_ = native(one(k.s_sort_nth_))
+    if k.outside != 0 and k.n > 0:
+        return OUT_OF_RANGE
     k.length = native(one(k.n))
     return tiles_of(k.length)
 
@@ -303,7 +292,7 @@ def encode_before2(k):
 @step(encode_frame)
 def encode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before2(frame[0])
+    status = encode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -312,20 +301,21 @@ def encode_step2(frame):
 def encode_before3(k):
     k.length = native(one(k.n))
     k.rank = native(saturate(i64, (splat(f32, 2.0) * (ceil_(((splat(f32, 1.0) - one(k.p_drop)) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807))
-    return OK
+    k.result = sums_before(k.filter_kept_found, k.length, 64)
+    return tiles_of(k.length)
 
 
 @step(encode_frame)
 def encode_step3(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before3(frame[0])
+    status = encode_before3(record(frame))
     set_flags(flags)
     return status
 
 
 @inner
 def encode_before4(k):
-    k.filter_count_ = k.result
+    k.filter_count_ = kept_in_all(k)
     end = 1 * count_bytes(k.n)
     k.at_index = align(end, 16)
     k.f_index = k.payload + k.at_index
@@ -346,45 +336,29 @@ def encode_before4(k):
 @step(encode_frame)
 def encode_step4(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before4(frame[0])
+    status = encode_before4(record(frame))
     set_flags(flags)
     return status
 
 
 @inner
 def encode_before5(k):
-    if k.outside != 0 and k.n > 0:
-        return OUT_OF_RANGE
-    k.length = native(one(k.n))
+    k.length = native(one(k.filter_count_))
     return tiles_of(k.length)
 
 
 @step(encode_frame)
 def encode_step5(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before5(frame[0])
-    set_flags(flags)
-    return status
-
-
-@inner
-def encode_before6(k):
-    k.length = native(one(k.filter_count_))
-    return tiles_of(k.length)
-
-
-@step(encode_frame)
-def encode_step6(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before6(frame[0])
+    status = encode_before5(record(frame))
     set_flags(flags)
     return status
 
 
 OPERATIONS["encode"] = Kernels(
     encode_frame,
-    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, encode_step6, ],
-    [(encode_pass0, 64), Selection("nth", (("v_s_sort_keys", "u4"), ("s_sort_nth_bins", "i8")), 0), (encode_pass1, 64), Selection("compact", (("v_filter_mask", "u8"), ("v_filter", "i8"), ("filter_first", "i8")), 0), (encode_pass2, 64), (encode_pass3, 64), (encode_pass4, 64), ],
+    [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, encode_step5, ],
+    [(encode_pass0, 64), Selection("nth", (("v_s_sort_keys", "u4"), ("s_sort_nth_bins", "i8")), 0), (encode_pass1, 64), (encode_join0, 64), (encode_pass2, 64), (encode_pass3, 64), ],
 )
 
 
@@ -507,7 +481,7 @@ def decode_before0(k):
 @step(decode_frame)
 def decode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before0(frame[0])
+    status = decode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -521,7 +495,7 @@ def decode_before1(k):
 @step(decode_frame)
 def decode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before1(frame[0])
+    status = decode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -537,7 +511,7 @@ def decode_before2(k):
 @step(decode_frame)
 def decode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before2(frame[0])
+    status = decode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -661,7 +635,7 @@ def decode_add_before0(k):
 @step(decode_add_frame)
 def decode_add_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before0(frame[0])
+    status = decode_add_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -677,7 +651,7 @@ def decode_add_before1(k):
 @step(decode_add_frame)
 def decode_add_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before1(frame[0])
+    status = decode_add_before1(record(frame))
     set_flags(flags)
     return status
 

@@ -394,7 +394,7 @@ def encode_before0(k):
 @step(encode_frame)
 def encode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before0(frame[0])
+    status = encode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -408,7 +408,7 @@ def encode_before1(k):
 @step(encode_frame)
 def encode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before1(frame[0])
+    status = encode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -422,7 +422,7 @@ def encode_before2(k):
 @step(encode_frame)
 def encode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before2(frame[0])
+    status = encode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -436,7 +436,7 @@ def encode_before3(k):
 @step(encode_frame)
 def encode_step3(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before3(frame[0])
+    status = encode_before3(record(frame))
     set_flags(flags)
     return status
 
@@ -450,7 +450,7 @@ def encode_before4(k):
 @step(encode_frame)
 def encode_step4(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before4(frame[0])
+    status = encode_before4(record(frame))
     set_flags(flags)
     return status
 
@@ -464,7 +464,7 @@ def encode_before5(k):
 @step(encode_frame)
 def encode_step5(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before5(frame[0])
+    status = encode_before5(record(frame))
     set_flags(flags)
     return status
 
@@ -478,7 +478,7 @@ def encode_before6(k):
 @step(encode_frame)
 def encode_step6(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before6(frame[0])
+    status = encode_before6(record(frame))
     set_flags(flags)
     return status
 
@@ -731,7 +731,7 @@ def decode_before0(k):
 @step(decode_frame)
 def decode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before0(frame[0])
+    status = decode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -745,7 +745,7 @@ def decode_before1(k):
 @step(decode_frame)
 def decode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before1(frame[0])
+    status = decode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -759,7 +759,7 @@ def decode_before2(k):
 @step(decode_frame)
 def decode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before2(frame[0])
+    status = decode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -773,7 +773,7 @@ def decode_before3(k):
 @step(decode_frame)
 def decode_step3(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before3(frame[0])
+    status = decode_before3(record(frame))
     set_flags(flags)
     return status
 
@@ -787,7 +787,7 @@ def decode_before4(k):
 @step(decode_frame)
 def decode_step4(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before4(frame[0])
+    status = decode_before4(record(frame))
     set_flags(flags)
     return status
 
@@ -1044,7 +1044,7 @@ def decode_add_before0(k):
 @step(decode_add_frame)
 def decode_add_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before0(frame[0])
+    status = decode_add_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -1058,7 +1058,7 @@ def decode_add_before1(k):
 @step(decode_add_frame)
 def decode_add_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before1(frame[0])
+    status = decode_add_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -1072,7 +1072,7 @@ def decode_add_before2(k):
 @step(decode_add_frame)
 def decode_add_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before2(frame[0])
+    status = decode_add_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -1086,7 +1086,7 @@ def decode_add_before3(k):
 @step(decode_add_frame)
 def decode_add_step3(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before3(frame[0])
+    status = decode_add_before3(record(frame))
     set_flags(flags)
     return status
 
@@ -1100,7 +1100,7 @@ def decode_add_before4(k):
 @step(decode_add_frame)
 def decode_add_step4(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before4(frame[0])
+    status = decode_add_before4(record(frame))
     set_flags(flags)
     return status
 

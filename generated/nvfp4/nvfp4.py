@@ -305,7 +305,7 @@ def encode_before0(k):
 @step(encode_frame)
 def encode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before0(frame[0])
+    status = encode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -325,7 +325,7 @@ def encode_before1(k):
 @step(encode_frame)
 def encode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before1(frame[0])
+    status = encode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -339,7 +339,7 @@ def encode_before2(k):
 @step(encode_frame)
 def encode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before2(frame[0])
+    status = encode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -455,7 +455,7 @@ def decode_before0(k):
 @step(decode_frame)
 def decode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before0(frame[0])
+    status = decode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -575,7 +575,7 @@ def decode_add_before0(k):
 @step(decode_add_frame)
 def decode_add_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before0(frame[0])
+    status = decode_add_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -939,7 +939,7 @@ def hop_before0(k):
 @step(hop_frame)
 def hop_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = hop_before0(frame[0])
+    status = hop_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -959,7 +959,7 @@ def hop_before1(k):
 @step(hop_frame)
 def hop_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = hop_before1(frame[0])
+    status = hop_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -973,7 +973,7 @@ def hop_before2(k):
 @step(hop_frame)
 def hop_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = hop_before2(frame[0])
+    status = hop_before2(record(frame))
     set_flags(flags)
     return status
 

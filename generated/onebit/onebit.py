@@ -184,7 +184,7 @@ def encode_before0(k):
 @step(encode_frame)
 def encode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before0(frame[0])
+    status = encode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -216,7 +216,7 @@ def encode_before1(k):
 @step(encode_frame)
 def encode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before1(frame[0])
+    status = encode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -302,7 +302,7 @@ def decode_before0(k):
 @step(decode_frame)
 def decode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before0(frame[0])
+    status = decode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -392,7 +392,7 @@ def decode_add_before0(k):
 @step(decode_add_frame)
 def decode_add_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before0(frame[0])
+    status = decode_add_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -605,7 +605,7 @@ def hop_before0(k):
 @step(hop_frame)
 def hop_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = hop_before0(frame[0])
+    status = hop_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -637,7 +637,7 @@ def hop_before1(k):
 @step(hop_frame)
 def hop_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = hop_before1(frame[0])
+    status = hop_before1(record(frame))
     set_flags(flags)
     return status
 

@@ -33,17 +33,19 @@ OPERATIONS = {}
 #   threshold_1: float = (threshold - (log((false ? max((ratio / (true ? max(ratio, 0x1.0000000000000p-2) : ratio)), 0x1.0000000000000p-2) : (ratio / (true ? max(ratio, 0x1.0000000000000p-2) : ratio)))) * over))
 #   threshold_2: float = min(threshold_1, threshold_greater)
 #   pass[n]
-#     store vector index_filter_mask: uint<1>[n] = uint<1>((((abs(gradient[i]) >= threshold_2) && (0x0.0p+0 < abs(gradient[i]))) && (abs(gradient[i]) < inf)))
-#   index_filter: int[index_filter_count] = positions of index_filter_mask, the first int((0x1.0000000000000p+1 * ceil((ratio * float(n)))))
+#     keep index_filter_kept[n] where (((abs(gradient[i]) >= threshold_2) && (0x0.0p+0 < abs(gradient[i]))) && (abs(gradient[i]) < inf))
+#       and index_filter_kept0_all: float = gradient[i]
+#   index_filter: int[index_filter_count] = positions of index_filter_kept, the first int((0x1.0000000000000p+1 * ceil((ratio * float(n)))))
+#     index_filter_kept0: float[index_filter_count] = index_filter_kept0_all there
 #   pass[index_filter_count]
 #     store field index: uint32[index_filter_count] = uint32(index_filter[i])
-#     store field field1: float[index_filter_count] = gradient[index_filter[i]]
+#     store field field1: float[index_filter_count] = index_filter_kept0[i]
 
 encode_frame = frame_type(
     params=[("p_ratio", "float32"), ],
     states=[],
     fields=["index", "field1", ],
-    vectors=["v_index_filter_mask", "v_index_filter", "threshold_add_tiles", "threshold_greater_tiles", "over_add_tiles", "over_add_1_tiles", "index_filter_first", ],
+    vectors=["index_filter_kept_found", "index_filter_kept_at", "index_filter_kept0_all_kept", "v_index_filter", "v_index_filter_kept0", "threshold_add_tiles", "threshold_greater_tiles", "over_add_tiles", "over_add_1_tiles", ],
     received=[],
     scalars=[("threshold_add_", "float32"), ("threshold_greater_", "float32"), ("threshold_", "float32"), ("over_add_", "float32"), ("over_add_1_", "int64"), ("over_", "float32"), ("threshold_1_", "float32"), ("threshold_2_", "float32"), ("index_filter_count_", "int64")],
 )
@@ -159,6 +161,9 @@ def encode_pass1(frame, low, high):
 def encode_pass2_tile(k, tile, count):
     start = tile * TILE
     u_threshold_2 = splat(Float, one(k.threshold_2_))
+    part_index_filter_kept = tile // 64
+    begin_index_filter_kept = begin_of(part_index_filter_kept, 64)
+    count_index_filter_kept = kept_before(k.index_filter_kept_found, tile, 64)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -170,8 +175,12 @@ def encode_pass2_tile(k, tile, count):
             t3 = both(t1, t2)
             t4 = lt(t0, splat(Float, inf))
             t5 = both(t3, t4)
-            t6 = widen(Int32, bit(t5))
-            pack(1, k.v_index_filter_mask, start + at, t6, live)
+            some = bits_where(t5, live)
+            if some != 0:
+                put(k.index_filter_kept_at, begin_index_filter_kept + count_index_filter_kept, some, numbered(Int32, tile % 64 * TILE + at, -1, 0))
+                put(k.index_filter_kept0_all_kept, begin_index_filter_kept + count_index_filter_kept, some, v_gradient)
+                count_index_filter_kept += ones(some)
+    store(i64, k.index_filter_kept_found, part_index_filter_kept, splat(i64, count_index_filter_kept), WHOLE)
 
 
 @loop(encode_frame)
@@ -196,10 +205,10 @@ def encode_pass3_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index_filter = stream(Int64, i64, k.v_index_filter, start + at, live)
+            v_index_filter_kept0 = stream(Float, f32, k.v_index_filter_kept0, start + at, live)
             t0 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t1 = gather(Float, f32, k.gradient, native(one(k.n)), v_index_filter, first_lanes(live), k)
             store(u32, k.f_index, start + at, t0, live)
-            store(u32, k.f_field1, start + at, float_bits(t1), live)
+            store(u32, k.f_field1, start + at, float_bits(v_index_filter_kept0), live)
 
 
 @loop(encode_frame)
@@ -214,6 +223,15 @@ def encode_pass3(frame, low, high):
             encode_pass3_tile(k, tile, count)
     set_flags(flags)
 
+
+
+@loop(encode_frame)
+def encode_join0(frame, low, high):
+    k = record(frame)
+    for part in range(low // 64, (high + 63) // 64):
+        at, count = kept_of(k.index_filter_kept_found, part, 64, k)
+        join_places(k.v_index_filter, at, k.index_filter_kept_at, part, 64, count)
+        join_values(k.v_index_filter_kept0, at, k.index_filter_kept0_all_kept, part, 64, count)
 
 
 @inner
@@ -232,10 +250,16 @@ def encode_before0(k):
     if k.capacity < end:
         return BAD_BUFFER
     end = k.scratch
-    k.v_index_filter_mask = end
-    end = align(end + max(0, native(((divide(((one(k.n) * splat(i64, 1)) + splat(i64, 63)), splat(i64, 64))) * splat(i64, 8)))) * 1, 64)
+    k.index_filter_kept_found = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))))) * 8, 64)
+    k.index_filter_kept_at = end
+    end = align(end + max(0, native(((greater(one(k.n), splat(i64, 0))) + ((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))) * splat(i64, 32))))) * 4, 64)
+    k.index_filter_kept0_all_kept = end
+    end = align(end + max(0, native(((greater(one(k.n), splat(i64, 0))) + ((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))) * splat(i64, 32))))) * 4, 64)
     k.v_index_filter = end
     end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_((one(k.p_ratio) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 8, 64)
+    k.v_index_filter_kept0 = end
+    end = align(end + max(0, native((smaller((greater(saturate(i64, (splat(f32, 2.0) * (ceil_((one(k.p_ratio) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807), splat(i64, 0))), one(k.n))))) * 4, 64)
     k.threshold_add_tiles = end
     end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
     k.threshold_greater_tiles = end
@@ -244,8 +268,6 @@ def encode_before0(k):
     end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 4, 64)
     k.over_add_1_tiles = end
     end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))))) * 8, 64)
-    k.index_filter_first = end
-    end = align(end + max(0, native(((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))) + splat(i64, 1)))) * 8, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
         return NEEDS_MEMORY
@@ -256,7 +278,7 @@ def encode_before0(k):
 @step(encode_frame)
 def encode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before0(frame[0])
+    status = encode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -279,7 +301,7 @@ def encode_before1(k):
 @step(encode_frame)
 def encode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before1(frame[0])
+    status = encode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -304,7 +326,7 @@ def encode_before2(k):
 @step(encode_frame)
 def encode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before2(frame[0])
+    status = encode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -313,20 +335,21 @@ def encode_step2(frame):
 def encode_before3(k):
     k.length = native(one(k.n))
     k.rank = native(saturate(i64, (splat(f32, 2.0) * (ceil_((one(k.p_ratio) * widen(f32, one(k.n)))))), -9223372036854775808, 9223372036854775807))
-    return OK
+    k.result = sums_before(k.index_filter_kept_found, k.length, 64)
+    return tiles_of(k.length)
 
 
 @step(encode_frame)
 def encode_step3(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before3(frame[0])
+    status = encode_before3(record(frame))
     set_flags(flags)
     return status
 
 
 @inner
 def encode_before4(k):
-    k.index_filter_count_ = k.result
+    k.index_filter_count_ = kept_in_all(k)
     end = 1 * count_bytes(k.n)
     k.at_index = align(end, 16)
     k.f_index = k.payload + k.at_index
@@ -347,7 +370,7 @@ def encode_before4(k):
 @step(encode_frame)
 def encode_step4(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before4(frame[0])
+    status = encode_before4(record(frame))
     set_flags(flags)
     return status
 
@@ -355,7 +378,7 @@ def encode_step4(frame):
 OPERATIONS["encode"] = Kernels(
     encode_frame,
     [encode_step0, encode_step1, encode_step2, encode_step3, encode_step4, ],
-    [(encode_pass0, 64), (encode_pass1, 64), (encode_pass2, 64), Selection("compact", (("v_index_filter_mask", "u8"), ("v_index_filter", "i8"), ("index_filter_first", "i8")), 0), (encode_pass3, 64), ],
+    [(encode_pass0, 64), (encode_pass1, 64), (encode_pass2, 64), (encode_join0, 64), (encode_pass3, 64), ],
 )
 
 
@@ -478,7 +501,7 @@ def decode_before0(k):
 @step(decode_frame)
 def decode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before0(frame[0])
+    status = decode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -492,7 +515,7 @@ def decode_before1(k):
 @step(decode_frame)
 def decode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before1(frame[0])
+    status = decode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -508,7 +531,7 @@ def decode_before2(k):
 @step(decode_frame)
 def decode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before2(frame[0])
+    status = decode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -632,7 +655,7 @@ def decode_add_before0(k):
 @step(decode_add_frame)
 def decode_add_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before0(frame[0])
+    status = decode_add_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -648,7 +671,7 @@ def decode_add_before1(k):
 @step(decode_add_frame)
 def decode_add_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before1(frame[0])
+    status = decode_add_before1(record(frame))
     set_flags(flags)
     return status
 

@@ -18,20 +18,21 @@ OPERATIONS = {}
 #   field index: uint32[index_filter_count]
 #   field field1: float[index_filter_count]
 #   pass[n]
-#     store vector index_filter_mask: uint<1>[n] = uint<1>(((abs((gradient[i] + residual[i])) >= threshold) && (abs((gradient[i] + residual[i])) < inf)))
+#     keep index_filter_kept[n] where ((abs((gradient[i] + residual[i])) >= threshold) && (abs((gradient[i] + residual[i])) < inf))
+#       and index_filter_kept0_all: float = (gradient[i] + residual[i])
+#     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - (((abs((gradient[i] + residual[i])) >= threshold) && (abs((gradient[i] + residual[i])) < inf)) ? (gradient[i] + residual[i]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - (((abs((gradient[i] + residual[i])) >= threshold) && (abs((gradient[i] + residual[i])) < inf)) ? (gradient[i] + residual[i]) : 0x0.0p+0)) : 0x0.0p+0)
 #     check[n] gradient[i] is finite
-#   index_filter: int[index_filter_count] = positions of index_filter_mask
+#   index_filter: int[index_filter_count] = positions of index_filter_kept
+#     index_filter_kept0: float[index_filter_count] = index_filter_kept0_all there
 #   pass[index_filter_count]
 #     store field index: uint32[index_filter_count] = uint32(index_filter[i])
-#     store field field1: float[index_filter_count] = (gradient[index_filter[i]] + residual[index_filter[i]])
-#   pass[n]
-#     store state residual: float[n] = ((abs(((gradient[i] + residual[i]) - (((abs((gradient[i] + residual[i])) >= threshold) && (abs((gradient[i] + residual[i])) < inf)) ? (gradient[i] + residual[i]) : 0x0.0p+0))) <= 0x1.fffffe0000000p+127) ? ((gradient[i] + residual[i]) - (((abs((gradient[i] + residual[i])) >= threshold) && (abs((gradient[i] + residual[i])) < inf)) ? (gradient[i] + residual[i]) : 0x0.0p+0)) : 0x0.0p+0)
+#     store field field1: float[index_filter_count] = index_filter_kept0[i]
 
 encode_frame = frame_type(
     params=[("p_threshold", "float32"), ],
     states=['residual'],
     fields=["index", "field1", ],
-    vectors=["v_index_filter_mask", "v_index_filter", "index_filter_first", ],
+    vectors=["index_filter_kept_found", "index_filter_kept_at", "index_filter_kept0_all_kept", "v_index_filter", "v_index_filter_kept0", ],
     received=[],
     scalars=[("index_filter_count_", "int64")],
 )
@@ -43,6 +44,9 @@ def encode_pass0_tile(k, tile, count):
     start = tile * TILE
     u_threshold = splat(Float, one(k.p_threshold))
     widest = splat(UInt32, 0)
+    part_index_filter_kept = tile // 64
+    begin_index_filter_kept = begin_of(part_index_filter_kept, 64)
+    count_index_filter_kept = kept_before(k.index_filter_kept_found, tile, 64)
     for block in range(1):
         for row in range(TILE // WIDTH):
             at = row * WIDTH + block * WIDTH
@@ -54,9 +58,19 @@ def encode_pass0_tile(k, tile, count):
             t2 = ge(t1, u_threshold)
             t3 = lt(t1, splat(Float, inf))
             t4 = both(t2, t3)
-            t5 = widen(Int32, bit(t4))
+            t5 = select(t4, t0, splat(Float, 0.0))
+            t6 = t0 - t5
+            t7 = absolute(t6)
+            t8 = le(t7, splat(Float, 3.4028234663852886e+38))
+            t9 = select(t8, t6, splat(Float, 0.0))
             widest = keep(live, greater(widest, magnitude(v_gradient)), widest)
-            pack(1, k.v_index_filter_mask, start + at, t5, live)
+            store(f32, k.new_residual, start + at, t9, live)
+            some = bits_where(t4, live)
+            if some != 0:
+                put(k.index_filter_kept_at, begin_index_filter_kept + count_index_filter_kept, some, numbered(Int32, tile % 64 * TILE + at, -1, 0))
+                put(k.index_filter_kept0_all_kept, begin_index_filter_kept + count_index_filter_kept, some, t0)
+                count_index_filter_kept += ones(some)
+    store(i64, k.index_filter_kept_found, part_index_filter_kept, splat(i64, count_index_filter_kept), WHOLE)
     if any_(not_finite(widest)):
         k.bad = 1
 
@@ -83,12 +97,10 @@ def encode_pass1_tile(k, tile, count):
             at = row * WIDTH + block * WIDTH
             live = left(count, at)
             v_index_filter = stream(Int64, i64, k.v_index_filter, start + at, live)
+            v_index_filter_kept0 = stream(Float, f32, k.v_index_filter_kept0, start + at, live)
             t0 = saturate(UInt32, v_index_filter, 0, 4294967295)
-            t1 = gather(Float, f32, k.gradient, native(one(k.n)), v_index_filter, first_lanes(live), k)
-            t2 = gather(Float, f32, k.s_residual, native(one(k.n)), v_index_filter, first_lanes(live), k)
-            t3 = t1 + t2
             store(u32, k.f_index, start + at, t0, live)
-            store(u32, k.f_field1, start + at, float_bits(t3), live)
+            store(u32, k.f_field1, start + at, float_bits(v_index_filter_kept0), live)
 
 
 @loop(encode_frame)
@@ -105,41 +117,13 @@ def encode_pass1(frame, low, high):
 
 
 
-@inner
-def encode_pass2_tile(k, tile, count):
-    start = tile * TILE
-    u_threshold = splat(Float, one(k.p_threshold))
-    for block in range(1):
-        for row in range(TILE // WIDTH):
-            at = row * WIDTH + block * WIDTH
-            live = left(count, at)
-            v_gradient = stream(Float, f32, k.gradient, start + at, live)
-            v_residual = stream(Float, f32, k.s_residual, start + at, live)
-            t0 = v_gradient + v_residual
-            t1 = absolute(t0)
-            t2 = ge(t1, u_threshold)
-            t3 = lt(t1, splat(Float, inf))
-            t4 = both(t2, t3)
-            t5 = select(t4, t0, splat(Float, 0.0))
-            t6 = t0 - t5
-            t7 = absolute(t6)
-            t8 = le(t7, splat(Float, 3.4028234663852886e+38))
-            t9 = select(t8, t6, splat(Float, 0.0))
-            store(f32, k.new_residual, start + at, t9, live)
-
-
 @loop(encode_frame)
-def encode_pass2(frame, low, high):
+def encode_join0(frame, low, high):
     k = record(frame)
-    flags = set_flags(KEEPS_DENORMALS)
-    for tile in range(low, high):
-        count = k.length - tile * TILE
-        if count >= TILE:
-            encode_pass2_tile(k, tile, WHOLE)
-        else:
-            encode_pass2_tile(k, tile, count)
-    set_flags(flags)
-
+    for part in range(low // 64, (high + 63) // 64):
+        at, count = kept_of(k.index_filter_kept_found, part, 64, k)
+        join_places(k.v_index_filter, at, k.index_filter_kept_at, part, 64, count)
+        join_values(k.v_index_filter_kept0, at, k.index_filter_kept0_all_kept, part, 64, count)
 
 
 @inner
@@ -158,15 +142,21 @@ def encode_before0(k):
     if k.capacity < end:
         return BAD_BUFFER
     end = k.scratch
-    k.v_index_filter_mask = end
-    end = align(end + max(0, native(((divide(((one(k.n) * splat(i64, 1)) + splat(i64, 63)), splat(i64, 64))) * splat(i64, 8)))) * 1, 64)
+    k.index_filter_kept_found = end
+    end = align(end + max(0, native((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))))) * 8, 64)
+    k.index_filter_kept_at = end
+    end = align(end + max(0, native(((greater(one(k.n), splat(i64, 0))) + ((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))) * splat(i64, 32))))) * 4, 64)
+    k.index_filter_kept0_all_kept = end
+    end = align(end + max(0, native(((greater(one(k.n), splat(i64, 0))) + ((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 65535)), splat(i64, 65536))) * splat(i64, 32))))) * 4, 64)
     k.v_index_filter = end
     end = align(end + max(0, native(one(k.n))) * 8, 64)
-    k.index_filter_first = end
-    end = align(end + max(0, native(((divide(((greater(one(k.n), splat(i64, 0))) + splat(i64, 1023)), splat(i64, 1024))) + splat(i64, 1)))) * 8, 64)
+    k.v_index_filter_kept0 = end
+    end = align(end + max(0, native(one(k.n))) * 4, 64)
     if end - k.scratch > k.room:
         k.room = end - k.scratch
         return NEEDS_MEMORY
+    if k.outside != 0 and k.n > 0:
+        return OUT_OF_RANGE
     k.length = native(one(k.n))
     return tiles_of(k.length)
 
@@ -174,7 +164,7 @@ def encode_before0(k):
 @step(encode_frame)
 def encode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before0(frame[0])
+    status = encode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -183,20 +173,21 @@ def encode_step0(frame):
 def encode_before1(k):
     k.length = native(one(k.n))
     k.rank = native(one(k.n))
-    return OK
+    k.result = sums_before(k.index_filter_kept_found, k.length, 64)
+    return tiles_of(k.length)
 
 
 @step(encode_frame)
 def encode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before1(frame[0])
+    status = encode_before1(record(frame))
     set_flags(flags)
     return status
 
 
 @inner
 def encode_before2(k):
-    k.index_filter_count_ = k.result
+    k.index_filter_count_ = kept_in_all(k)
     end = 1 * count_bytes(k.n)
     k.at_index = align(end, 16)
     k.f_index = k.payload + k.at_index
@@ -217,31 +208,15 @@ def encode_before2(k):
 @step(encode_frame)
 def encode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before2(frame[0])
-    set_flags(flags)
-    return status
-
-
-@inner
-def encode_before3(k):
-    if k.outside != 0 and k.n > 0:
-        return OUT_OF_RANGE
-    k.length = native(one(k.n))
-    return tiles_of(k.length)
-
-
-@step(encode_frame)
-def encode_step3(frame):
-    flags = set_flags(KEEPS_DENORMALS)
-    status = encode_before3(frame[0])
+    status = encode_before2(record(frame))
     set_flags(flags)
     return status
 
 
 OPERATIONS["encode"] = Kernels(
     encode_frame,
-    [encode_step0, encode_step1, encode_step2, encode_step3, ],
-    [(encode_pass0, 64), Selection("compact", (("v_index_filter_mask", "u8"), ("v_index_filter", "i8"), ("index_filter_first", "i8")), 0), (encode_pass1, 64), (encode_pass2, 64), ],
+    [encode_step0, encode_step1, encode_step2, ],
+    [(encode_pass0, 64), (encode_join0, 64), (encode_pass1, 64), ],
 )
 
 
@@ -363,7 +338,7 @@ def decode_before0(k):
 @step(decode_frame)
 def decode_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before0(frame[0])
+    status = decode_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -377,7 +352,7 @@ def decode_before1(k):
 @step(decode_frame)
 def decode_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before1(frame[0])
+    status = decode_before1(record(frame))
     set_flags(flags)
     return status
 
@@ -393,7 +368,7 @@ def decode_before2(k):
 @step(decode_frame)
 def decode_step2(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_before2(frame[0])
+    status = decode_before2(record(frame))
     set_flags(flags)
     return status
 
@@ -516,7 +491,7 @@ def decode_add_before0(k):
 @step(decode_add_frame)
 def decode_add_step0(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before0(frame[0])
+    status = decode_add_before0(record(frame))
     set_flags(flags)
     return status
 
@@ -532,7 +507,7 @@ def decode_add_before1(k):
 @step(decode_add_frame)
 def decode_add_step1(frame):
     flags = set_flags(KEEPS_DENORMALS)
-    status = decode_add_before1(frame[0])
+    status = decode_add_before1(record(frame))
     set_flags(flags)
     return status
 

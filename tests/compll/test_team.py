@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numba import cfunc, types
 from numba.core.types.misc import CPointer
 
-from compll.backends.crew import LOOKS, share_tiles
+from compll.backends.crew import LOOKS, share_steps, share_tiles
 from compll.backends.numba import team
 
 TILES, NATIVE = 64, team()
@@ -59,6 +59,26 @@ def shared(tiles: int, threads: int, chunk: int = 1) -> np.ndarray:
     return job[:TILES]
 
 
+def before(function: Any) -> int:
+    """Compile what runs before a loop; return its address."""
+    function.compiled = cfunc(types.int64(CPointer(types.int64)))(function)
+    return int(function.compiled.address)
+
+
+@before
+def all_tiles(frame: Any) -> int:
+    """Say how many tiles a frame has, and count the call."""
+    frame[2] += 1
+    return int(frame[3])
+
+
+@kernel
+def count_in_frame(frame: Any, begin: int, end: int) -> None:
+    """Count each tile behind a frame's head."""
+    for tile in range(begin, end):
+        frame[4 + tile] += 1
+
+
 class Fresh:
     """A team without threads: tests do what its callers and helpers do."""
 
@@ -90,6 +110,33 @@ def test_every_tile_is_run_once(threads: int) -> None:
     for tiles in (0, 1, 7, TILES):
         for chunk in (1, 4, 100):
             assert shared(tiles, threads, chunk).tolist() == [1] * tiles + [0] * (TILES - tiles)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_an_operation_goes_on_where_python_had_something_to_do(threads: int) -> None:
+    table = np.array(
+        [[all_tiles, count_in_frame, 1], [all_tiles, 0, 1], [all_tiles, count_in_frame, 4], [all_tiles, 0, 0]]
+    )
+    frame = np.zeros(4 + TILES, np.int64)
+    frame[:4] = 0, -1, 0, TILES
+    args = NATIVE, frame.ctypes.data, table.ctypes.data, len(table), threads
+    assert share_steps(*args) == NATIVE.SELECTS
+    assert frame.tolist() == [1, TILES, 2, TILES] + [1] * TILES
+    frame[:2] = 2, -1
+    assert share_steps(*args) == 0
+    assert frame.tolist() == [4, -1, 4, TILES] + [2] * TILES
+
+
+def test_an_operation_stops_at_a_status_and_begins_its_step_anew() -> None:
+    table = np.array([[all_tiles, count_in_frame, 1]])
+    frame = np.zeros(4 + TILES, np.int64)
+    frame[:4] = 0, -1, 0, -3
+    args = NATIVE, frame.ctypes.data, table.ctypes.data, 1, 2
+    assert share_steps(*args) == -3
+    assert frame.tolist() == [0, -1, 1, -3] + [0] * TILES
+    frame[3] = TILES
+    assert share_steps(*args) == 0
+    assert frame.tolist() == [1, -1, 2, TILES] + [1] * TILES
 
 
 def test_a_helper_that_is_awake_joins_a_call() -> None:
