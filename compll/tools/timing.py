@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from compll.types import Array
 
 SHORTEST = 1e-3  # seconds: what is faster is called several times a round
 LEAST = 5  # rounds
-WAKING = 0.03  # seconds: ten times what a thread was seen to wait for a core
+WAKING = 3e-3  # seconds that a thread was seen to wait for a core
 REST = 0.012  # seconds: libgomp's threads were at work for 7 ms after a call
 
 
@@ -46,8 +47,8 @@ def rounds(
     """Call each function once a round for `budget` seconds, and for at least so many rounds.
 
     `rest`: seconds before each one's turn, in which the threads of others go to sleep: OpenMP's look for work
-    for some milliseconds after a call, on a core that the next function may need.  What takes no longer than
-    its own threads may take to wake is called as often before, unmeasured.
+    for some milliseconds after a call, on a core that the next function may need.  What takes less than ten
+    times as long as its own threads may take to wake is called for that long before, unmeasured.
     """
     repeats, wakes = {}, {}
     for name, function in functions.items():
@@ -56,7 +57,7 @@ def rounds(
         function()
         took = max(time.perf_counter() - start, 1e-9)
         repeats[name] = max(1, round(SHORTEST / took))
-        wakes[name] = repeats[name] if rest and took < WAKING else 0
+        wakes[name] = math.ceil(WAKING / took) if rest and took < 10 * WAKING else 0
     taken: dict[str, list[float]] = {name: [] for name in functions}
     begin = time.perf_counter()
     done = 0
