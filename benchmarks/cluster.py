@@ -162,6 +162,7 @@ def measured(cell: dict[str, Any] | None, party: Sequence[Entry]) -> bool:
 def main() -> None:
     """Measure what the options say, and write the report."""
     options = parsed()
+    options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{options.name}.json"
     found: dict[str, Any] = {"environment": environment(), "runs": [], "cells": {}}
     if options.resume and path.is_file():
