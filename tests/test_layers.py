@@ -39,7 +39,7 @@ SEES = {
 # A framework -> the only files that may import it.
 NUMBA = {
     "compll/backends/numba.py",
-    *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "jobs", "lanes")),
+    *(f"compll/backends/numba_{part}.py" for part in ("convert", "elementary", "jobs", "kept", "lanes")),
     *(f"compll/backends/numba_{part}.py" for part in ("positions", "reduce", "runtime", "selection")),
     *(f"compll/backends/numba_{part}.py" for part in ("team", "tiles")),
 }
