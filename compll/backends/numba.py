@@ -169,7 +169,7 @@ class NumbaLibrary:
         kernels, scratch = self.operations[op], self.memory.scratch
         frame, job = self.memory.frame(op, kernels.frame)
         given = (
-            0,
+            0,  # the first step, and how many tiles its loop has: not known yet
             -1,
             call.n,
             call.seed,

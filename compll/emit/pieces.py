@@ -226,7 +226,8 @@ class Step:
     """One statement of an operation.
 
     `kind` is line, guard, refusal (a condition and the status that it gives), layout (from here on the places
-    of the payload's fields are known) or pass; on CUDA also tiles, check and block: see `emit.cuda.Kernel`.
+    of the payload's fields are known) or pass; for Numba also selection: what its `text` names works between
+    two loops; on CUDA also tiles, check and block: see `emit.cuda.Kernel`.
     """
 
     kind: str
